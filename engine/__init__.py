@@ -1,0 +1,1 @@
+"""The static-graph runtime: ops, plans and executors. Knows nothing of JanusFlow."""

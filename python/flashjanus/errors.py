@@ -1,0 +1,40 @@
+"""The errors a user can meet. All derive from `FlashJanusError`; the CLI prints them without a traceback."""
+
+from flashjanus.engine.errors import (
+    DeviceError,
+    FlashJanusError,
+    GraphError,
+    NativeError,
+    PlanError,
+    SchemaError,
+)
+
+
+class CheckpointError(FlashJanusError, ValueError):
+    """A checkpoint cannot be read: files missing or damaged, tensors missing, left over or misshapen."""
+
+
+class ConfigError(CheckpointError):
+    """config.json (or a processor file) is not valid or describes an impossible model."""
+
+
+class InputError(FlashJanusError, ValueError):
+    """A request is outside what the model accepts: prompt, image, option or tensor."""
+
+
+class OutputError(FlashJanusError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "FlashJanusError",
+    "GraphError",
+    "InputError",
+    "NativeError",
+    "OutputError",
+    "PlanError",
+    "SchemaError",
+]
