@@ -1,0 +1,48 @@
+// The checks of each kernel's arguments, and what a status means. Host only.
+#pragma once
+
+#include "params.h"
+
+namespace flashjanus {
+
+inline const char* message(Status status) {
+    switch (status) {
+        case Status::ok: return "ok";
+        case Status::bad_rows: return "expected rows >= 1 and 0 <= unconditional <= rows";
+        case Status::bad_grid: return "expected height, width, channels and patch >= 1";
+        case Status::too_large: return "expected fewer than 2^31 elements in a row of z";
+        case Status::patch_too_large: return "expected channels * patch * patch <= 4096";
+        case Status::bad_dtype: return "expected v_dtype 0 (float32) or 1 (bfloat16)";
+        case Status::null_pointer: return "expected non-null pointers to v, z, guidance, step and steps";
+        case Status::misaligned_v: return "expected v aligned to 4 elements (16 bytes in float32, 8 in bfloat16)";
+        case Status::misaligned_z: return "expected z aligned to 8 bytes";
+        case Status::misaligned_rows: return "expected guidance, step and steps aligned to 4 bytes";
+        case Status::isa_unavailable: return "expected an instruction set that this build and this machine have";
+        case Status::launch_failed: return "the CUDA runtime refused the launch";
+    }
+    return "unknown status";
+}
+
+inline bool aligned(const void* pointer, uintptr_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+inline Status check(const CfgEulerParams& p) {
+    if (p.rows < 1 || p.unconditional < 0 || p.unconditional > p.rows) return Status::bad_rows;
+    if (p.height < 1 || p.width < 1 || p.channels < 1 || p.patch < 1) return Status::bad_grid;
+    int64_t elements = 1;
+    const int64_t sizes[] = {p.height, p.width, p.channels, p.patch, p.patch};
+    for (const int64_t size : sizes) {
+        elements *= size;
+        if (elements > INT32_MAX) return Status::too_large;
+    }
+    if (p.channels * p.patch * p.patch > kMaxPatchValues) return Status::patch_too_large;
+    if (p.v_dtype != Dtype::f32 && p.v_dtype != Dtype::bf16) return Status::bad_dtype;
+    if (!p.v || !p.z || !p.guidance || !p.step || !p.steps) return Status::null_pointer;
+    if (!aligned(p.v, p.v_dtype == Dtype::f32 ? 16 : 8)) return Status::misaligned_v;
+    if (!aligned(p.z, 8)) return Status::misaligned_z;
+    if (!aligned(p.guidance, 4) || !aligned(p.step, 4) || !aligned(p.steps, 4)) return Status::misaligned_rows;
+    return Status::ok;
+}
+
+}  // namespace flashjanus

@@ -1,0 +1,158 @@
+"""The compiled kernels, behind checks on torch tensors: the only place that imports `flashjanus._C`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from ..errors import NativeError
+
+_V_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in csrc/params.h
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The module, or why it is absent."""
+    try:
+        import flashjanus._C as module
+    except ModuleNotFoundError:
+        return (
+            "flashjanus._C is not built: the installation found no C++ compiler, cmake, ninja or Python headers. "
+            "Install them and reinstall (`pip install -v` names what is missing)"
+        )
+    except ImportError as error:
+        return f"flashjanus._C is built but does not load on this machine ({error}). Reinstall it here"
+    return module
+
+
+def available() -> str | None:
+    """None where the native module loads, else the reason in words."""
+    module = _load()
+    return module if isinstance(module, str) else None
+
+
+def cuda_available() -> str | None:
+    """None where the native module has CUDA kernels (a GPU is not looked for), else the reason in words."""
+    module = _load()
+    if isinstance(module, str):
+        return module
+    if module.build_info()["cuda"] is None:
+        return "flashjanus._C was built without CUDA kernels: put nvcc on PATH and reinstall with FLASHJANUS_CUDA=on"
+    return None
+
+
+def _module() -> ModuleType:
+    module = _load()
+    if isinstance(module, str):
+        raise NativeError(module)
+    return module
+
+
+def build_info() -> dict[str, object]:
+    """`compiler`, `cuda` (version or None), `cuda_architectures`, `instruction_sets_built` and `instruction_sets`
+    (those of them that this machine executes). Raises NativeError where the module is absent."""
+    return dict(_module().build_info())
+
+
+def instruction_sets() -> list[str]:
+    """The CPU variants that this build and this machine have, narrowest first: names for `isa`."""
+    return list(_module().build_info()["instruction_sets"])
+
+
+def _tensor(op: str, name: str, tensor: torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.device != device:
+        raise NativeError(f"{op}: expected {name} on {device}, got {tensor.device}; move it with .to()")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype) for dtype in dtypes)
+        raise NativeError(f"{op}: expected {name} in {wanted}, got {tensor.dtype}; convert it with .to()")
+    if not tensor.is_contiguous():
+        raise NativeError(f"{op}: expected {name} contiguous, got strides {tensor.stride()}; call .contiguous()")
+
+
+def _cfg_euler_arguments(
+    op: str,
+    v: torch.Tensor,
+    z: torch.Tensor,
+    guidance: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+) -> dict[str, int]:
+    """Addresses and sizes of one call, checked. Raises NativeError, naming op and argument."""
+    _tensor(op, "v", v, z.device, tuple(_V_DTYPES))
+    _tensor(op, "z", z, z.device, (torch.float32,))
+    _tensor(op, "guidance", guidance, z.device, (torch.float32,))
+    _tensor(op, "step", step, z.device, (torch.int32,))
+    _tensor(op, "steps", steps, z.device, (torch.int32,))
+    shapes = f"got v {tuple(v.shape)} and z {tuple(z.shape)}"
+    if v.dim() != 4 or z.dim() != 4 or 0 in v.shape or 0 in z.shape:
+        raise NativeError(f"{op}: expected v [B, H, W, C*p*p] and z [R, C, H*p, W*p], none empty, {shapes}")
+    (branches, height, width, values), (rows, channels) = v.shape, z.shape[:2]
+    patch = z.shape[2] // height
+    if z.shape[2:] != (height * patch, width * patch) or values != channels * patch * patch:
+        raise NativeError(f"{op}: expected v [B, H, W, C*p*p] for z [R, C, H*p, W*p], {shapes}")
+    if not rows <= branches <= 2 * rows:
+        raise NativeError(f"{op}: expected R <= B <= 2R (B in v, R in z), {shapes}")
+    for name, tensor in (("guidance", guidance), ("step", step), ("steps", steps)):
+        if tensor.shape != (rows,):
+            raise NativeError(f"{op}: expected {name} of shape ({rows},), got {tuple(tensor.shape)}")
+    return {
+        "v": v.data_ptr(),
+        "z": z.data_ptr(),
+        "guidance": guidance.data_ptr(),
+        "step": step.data_ptr(),
+        "steps": steps.data_ptr(),
+        "v_dtype": _V_DTYPES[v.dtype],
+        "rows": rows,
+        "unconditional": branches - rows,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "patch": patch,
+    }
+
+
+def _call(function: Callable[..., None], arguments: dict[str, int], **options: int | str) -> None:
+    try:
+        function(**arguments, **options)
+    except (ValueError, RuntimeError) as error:
+        raise NativeError(str(error)) from error
+
+
+def cfg_euler(
+    v: torch.Tensor,
+    z: torch.Tensor,
+    guidance: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+    *,
+    isa: str | None = None,
+) -> None:
+    """z[r] += (g v[r] - (g - 1) v[R + r]) / steps[r], then step[r] += 1, where step[r] < steps[r]; in place, on a CPU.
+
+    v [B, H, W, C*p*p] float32 or bfloat16 (patches in PixelShuffle order: rows 0..R-1 conditional, the others
+    unconditional for image rows 0..B-R-1, whose absence means v[r] itself); z [R, C, H*p, W*p] float32;
+    guidance [R] float32; step and steps [R] int32. `isa` forces one of `instruction_sets()`; None takes the widest.
+    Raises NativeError. Kernel: csrc/cpu/cfg_euler.cpp.
+    """
+    if z.device.type != "cpu":
+        raise NativeError(f"cfg_euler: expected CPU tensors, got z on {z.device}; use cfg_euler_cuda")
+    arguments = _cfg_euler_arguments("cfg_euler", v, z, guidance, step, steps)
+    _call(_module().cfg_euler, arguments, isa=isa or "")
+
+
+def cfg_euler_cuda(
+    v: torch.Tensor,
+    z: torch.Tensor,
+    guidance: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+) -> None:
+    """`cfg_euler` on CUDA tensors, on the current stream of their device. Kernel: csrc/cuda/cfg_euler.cu."""
+    if z.device.type != "cuda":
+        raise NativeError(f"cfg_euler_cuda: expected CUDA tensors, got z on {z.device}; use cfg_euler")
+    arguments = _cfg_euler_arguments("cfg_euler_cuda", v, z, guidance, step, steps)
+    with torch.cuda.device(z.device):
+        _call(_module().cfg_euler_cuda, arguments, stream=torch.cuda.current_stream(z.device).cuda_stream)
