@@ -1,0 +1,92 @@
+"""Where a command's words go: results to stdout, everything said along the way to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flashjanus.errors import OutputError
+
+
+class Console:
+    """stdout carries results only (text, or one JSON object with `json`); stderr carries notes and progress."""
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def text(self, text: str, end: str = "\n") -> None:
+        """`text` on stdout at once, so that a stream is seen as it comes; nothing when the result is JSON."""
+        if not self.json:
+            _write(text + end)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """`value` as one line of JSON on stdout; nothing when the result is text."""
+        if self.json:
+            _write(json.dumps(value, allow_nan=False) + "\n")
+
+    def note(self, message: str) -> None:
+        """Something the user should know even in a pipe, on stderr."""
+        if not self.quiet:
+            print(f"flashjanus: {message}", file=sys.stderr, flush=True)
+
+    def status(self, message: str) -> None:
+        """What happens now, on a terminal only."""
+        if self.interactive:
+            self.note(message)
+
+    def error(self, kind: str, message: str) -> None:
+        """One line on stderr; with `json` also {"error": {"type", "message"}} on stdout."""
+        line = " ".join(message.split("\n"))
+        prefix = "" if kind == "Interrupted" else "error: "
+        if sys.stderr is not None:
+            print(f"flashjanus: {prefix}{line}", file=sys.stderr, flush=True)
+        self.result({"error": {"type": kind, "message": message}})
+
+    @property
+    def interactive(self) -> bool:
+        return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
+
+    @contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
+        """A function that takes the number of steps done so far and draws them on a terminal."""
+        if not self.interactive:
+            yield lambda done: None
+            return
+        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+        with tqdm(total=total, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+            yield lambda done: bar.update(done - bar.n) and None
+
+    def flush(self) -> None:
+        _write("")
+
+
+def silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit has nothing to complain about."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:  # started with stdout closed
+        return
+    try:
+        sys.stdout.write(_encodable(text, sys.stdout.encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    """`text` with \\escapes for what the terminal's encoding cannot hold."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,87 @@
+"""Where images are written: names that overwrite nothing, checked before the long work starts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from flashjanus.errors import InputError, OutputError
+
+# save_png writes beside the target under a longer temporary name first; most file systems allow 255 bytes.
+LONGEST_NAME = 200
+SLUG_CHARACTERS = 40
+
+
+class Destination:
+    """`out` is FILE.png for one image, else a folder that receives <slug>-<seed>.png.
+
+    InputError: several images for one file, or another file type. OutputError: it cannot be written.
+    """
+
+    def __init__(self, out: str, images: int, overwrite: bool) -> None:
+        if not out:
+            raise InputError("--out is empty: expected a folder or FILE.png")
+        self.overwrite = overwrite
+        self._taken: set[Path] = set()
+        path = Path(out)
+        is_folder = out.endswith(("/", os.sep)) or os.path.isdir(path)
+        if not is_folder and path.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
+            raise InputError(f"--out {out}: only PNG is written; use {path.with_suffix('.png')}")
+        self.file = path if not is_folder and path.suffix.lower() == ".png" else None
+        self.folder = path.parent if self.file else path
+        if self.file is not None and images > 1:
+            raise InputError(f"--out {out} is one file for {images} images; expected a folder, such as {path.stem}/")
+        self._check()
+
+    def path(self, prompt: str, seed: int) -> Path:
+        """A file for the image of `prompt` and `seed`: free, or with overwrite as named; never given twice."""
+        first = self.file or self.folder / f"{slug(prompt)}-{seed}.png"
+        path, number = first, 1
+        while path in self._taken or (not self.overwrite and os.path.lexists(path)):
+            number += 1
+            path = first.with_stem(f"{first.stem}-{number}")
+        self._taken.add(path)
+        return path
+
+    def make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+
+    def _check(self) -> None:
+        """Probe without leaving a trace: the nearest existing folder must take a (nameless) file."""
+        if self.file is not None and len(os.fsencode(self.file.name)) > LONGEST_NAME:
+            raise OutputError(
+                f"{self.file.name[:40]}...: file name longer than {LONGEST_NAME} bytes; use a shorter one"
+            )
+        try:
+            existing = self.folder
+            while not _exists(existing):
+                existing = existing.parent
+            if not existing.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+
+
+def slug(prompt: str) -> str:
+    """The prompt as a file name: lower-case letters and digits of any script, joined by dashes."""
+    words = "".join(c if c.isalnum() else " " for c in prompt[:1000].lower()).split()
+    return "-".join(words)[:SLUG_CHARACTERS].rstrip("-") or "image"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write to {folder}: {error.strerror or error}; choose another place with --out")

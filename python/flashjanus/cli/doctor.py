@@ -1,0 +1,191 @@
+"""`flashjanus doctor`: what is installed, what the machine has, and what each op will run on."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashjanus import __version__
+from flashjanus.cli.console import Console
+from flashjanus.cli.machine import machine_facts
+from flashjanus.cli.options import add_output_options
+from flashjanus.errors import DeviceError, PlanError
+
+if TYPE_CHECKING:
+    import torch
+
+REQUIRED = ("torch", "numpy", "safetensors", "tokenizers", "pillow")
+OPTIONAL = {
+    "huggingface_hub": "models by hub id",
+    "tqdm": "progress bars",
+    "triton": "Triton kernels",
+    "flash-attn": "attention by FlashAttention on a GPU",
+    "xformers": "attention by xFormers on a GPU",
+}
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check the installation",
+        description="Show what is installed, which kernels are built, and which back end each op will use and why. "
+        "Exit code 0 if the engine can run, else 1.",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    report = examine(args.device)
+    console.text(format_report(report))
+    console.result(report)
+    return 0 if report["ok"] else 1
+
+
+def examine(device: str) -> dict[str, Any]:
+    """The whole report; "problems" are {"problem", "fix", "fatal"}, "ok" is false where one is fatal."""
+    problems: list[dict[str, Any]] = []
+    report: dict[str, Any] = {
+        "flashjanus": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "packages": _packages(problems),
+        "machine": machine_facts(),
+        "gpus": [],
+        "device": None,
+        "native": None,
+        "ops": None,
+        "problems": problems,
+    }
+    if report["packages"]["torch"] is not None:
+        _examine_engine(report, device)
+    report["ok"] = not any(problem["fatal"] for problem in problems)
+    return report
+
+
+def _packages(problems: list[dict[str, Any]]) -> dict[str, str | None]:
+    """Installed versions by name, None where absent."""
+    versions: dict[str, str | None] = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+            if name in REQUIRED:
+                problems.append(_problem(f"{name} is not installed", f"pip install {name}"))
+    return versions
+
+
+def _problem(problem: str, fix: str, *, fatal: bool = True) -> dict[str, Any]:
+    return {"problem": problem, "fix": fix, "fatal": fatal}
+
+
+def _examine_engine(report: dict[str, Any], device: str) -> None:
+    import torch
+
+    from flashjanus.engine.runtime import native
+
+    problems = report["problems"]
+    report["gpus"] = _gpus()
+    if not report["gpus"] and NVIDIA_DRIVER.exists():
+        found = f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU"
+        problems.append(_problem(found, "install a CUDA build of torch (https://pytorch.org)", fatal=False))
+    missing = native.available()
+    report["native"] = {"missing": missing} if missing else native.build_info()
+    if missing:
+        problems.append(_problem(missing, "until then the torch implementations serve, slower", fatal=False))
+    try:
+        chosen = _resolve(device)
+    except DeviceError as error:
+        problems.append(_problem(str(error), "use --device auto"))
+        return
+    report["device"] = str(chosen)
+    report["ops"] = _ops(chosen, problems)
+
+
+def _resolve(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"expected auto, cpu, cuda or cuda:N, got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU")
+    return chosen
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [
+        {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in found
+    ]
+
+
+def _ops(device: torch.device, problems: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For every op what serves it on `device` (in some dtype and shape) and why those before it do not."""
+    from flashjanus.engine.ops import all_ops
+
+    report: dict[str, dict[str, Any]] = {}
+    for name, op in all_ops().items():
+        row: dict[str, Any] = {"implementations": list(op.implementations), "chosen": None, "refused": {}}
+        try:
+            implementation, row["refused"] = op.choose(device, (), {})
+            row["chosen"] = implementation.name
+        except PlanError as error:
+            problems.append(_problem(str(error), "use --device cpu, or reinstall with the kernels it names"))
+        report[name] = row
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    return "\n".join(_lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    machine, native = report["machine"], report["native"]
+    yield f"flashjanus {report['flashjanus']}, python {report['python']}, {report['system']}"
+    yield "\npackages"
+    for name, version in report["packages"].items():
+        use = f" ({OPTIONAL[name]})" if name in OPTIONAL else ""
+        yield f"  {name:<16} {version or 'not installed'}{'' if version else use}"
+    yield "\nmachine"
+    yield f"  {'cpu':<16} {machine['cpu'] or 'unknown'}, {machine['architecture']}"
+    yield f"  {'cores':<16} {machine['cores']}, {machine['usable_threads']} threads usable"
+    yield f"  {'instructions':<16} {' '.join(machine['instruction_sets']) or 'unknown'}"
+    yield f"  {'memory':<16} {_gib(machine['memory_bytes'])}, {_gib(machine['available_bytes'])} available"
+    for gpu in report["gpus"]:
+        yield f"  {'gpu':<16} {gpu['name']}, sm_{gpu['capability'].replace('.', '')}, {_gib(gpu['memory_bytes'])}"
+    if not report["gpus"]:
+        yield f"  {'gpu':<16} none"
+    if native is not None:
+        yield "\nnative module"
+        for name, value in native.items():
+            yield f"  {name:<24} {' '.join(value) if isinstance(value, list) else value or 'none'}"
+    if report["ops"] is not None:
+        yield f"\nops on {report['device']}"
+        width = max(len(name) for name in report["ops"])
+        for name, row in report["ops"].items():
+            first = "first choice" if len(row["implementations"]) > 1 else "the only one"
+            why = "; ".join(f"not {refused}: {reason}" for refused, reason in row["refused"].items())
+            yield f"  {name:<{width}}  {row['chosen'] or 'none':<8}  {why or first}"
+    yield "\nproblems" if report["problems"] else "\nno problems"
+    for problem in report["problems"]:
+        yield f"  {'error' if problem['fatal'] else 'note'}: {problem['problem']}\n    {problem['fix']}"
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,85 @@
+"""`flashjanus generate PROMPT...`: prompts to PNG files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from flashjanus import __version__
+from flashjanus.cli.console import Console
+from flashjanus.cli.destination import Destination
+from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+
+if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="draw images from prompts",
+        description="Draw images from prompts and print the paths of the PNG files. Prompt, seed, steps, guidance and "
+        "model are stored in each file as PNG text. Quote a prompt: each argument is a prompt of its own.",
+    )
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
+    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image (default: a new one each time)")
+    parser.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, metavar="G", help="guidance scale; 1 = none (default: 2)"
+    )
+    parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
+    add_model_options(parser)
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
+    model = load_model(args, console)
+    from flashjanus.pipeline.images import save_png
+
+    with console.progress(args.steps, "drawing") as show:
+
+        def step_done(_pipe: JanusFlow, step: int, _timestep: float, state: dict[str, Any]) -> dict[str, Any]:
+            show(step + 1)
+            return state
+
+        out = model.generate_image(
+            args.prompt,
+            num_images_per_prompt=args.num_images,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            seed=args.seed,
+            callback_on_step_end=step_done,
+        )
+    prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
+    facts = model_facts(model)
+    destination.make_folder()
+    paths = []
+    for image, prompt, seed in zip(out.images, prompts, out.seeds, strict=True):
+        path = destination.path(prompt, seed)
+        metadata = {
+            "prompt": prompt,
+            "seed": str(seed),
+            "steps": str(args.steps),
+            "guidance": str(args.guidance),
+            "model": str(facts["model"]),
+            "Software": f"flashjanus {__version__}",
+        }
+        save_png(image, path, metadata)
+        paths.append(str(path))
+        console.text(str(path))
+    console.result(
+        {
+            "paths": paths,
+            "prompts": prompts,
+            "seeds": list(out.seeds),
+            "steps": args.steps,
+            "guidance": args.guidance,
+            **facts,
+            "timings": dict(out.timings),
+        }
+    )
+    return 0

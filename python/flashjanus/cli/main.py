@@ -1,0 +1,89 @@
+"""Parse, dispatch, and turn every expected failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from flashjanus import __version__
+from flashjanus.cli import ask, doctor, generate, inspect, plan
+from flashjanus.cli.console import Console, silence_stdout
+from flashjanus.errors import FlashJanusError, InputError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+COMMANDS = (generate, ask, inspect, plan, doctor)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are `InputError`, so that usage errors leave by the same door as all others."""
+
+    def __init__(self, **options: object) -> None:
+        # Abbreviated options would make every new option a breaking change.
+        super().__init__(**{**options, "allow_abbrev": False})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see: {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="flashjanus",
+        description="Draw images from prompts and answer questions about images with JanusFlow.",
+    )
+    parser.add_argument("--version", action="version", version=f"flashjanus {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of one command line (default: this process's own).
+
+    0 success, 1 `doctor` found the engine unable to run, 2 any error of the request, 130 Ctrl-C, 141 closed pipe.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    console = Console(json="--json" in options, quiet="--quiet" in options)
+    try:
+        try:
+            code = _run(arguments, console)
+        except FlashJanusError as error:
+            console.error(type(error).__name__, str(error))
+            code = EXIT_ERROR
+        except KeyboardInterrupt:
+            if argv is None:  # A second Ctrl-C while leaving would print a traceback.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            console.error("Interrupted", "interrupted")
+            code = EXIT_INTERRUPTED
+        console.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        return EXIT_BROKEN_PIPE
+    except FlashJanusError as error:  # stdout itself cannot be written: stderr only.
+        silence_stdout()
+        Console(json=False, quiet=False).error(type(error).__name__, str(error))
+        return EXIT_ERROR
+    return code
+
+
+def _run(arguments: list[str], console: Console) -> int:
+    for position, argument in enumerate(arguments, 1):
+        # Python hands undecodable bytes over as lone surrogates, which no tokenizer and no PNG text can hold.
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise InputError(
+                f"argument {position} is not valid text: {argument!a}; expected {sys.getfilesystemencoding()}, "
+                "retype it or rename the file"
+            )
+    try:
+        parsed = build_parser().parse_args(arguments)
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    code: int = parsed.run(parsed, console)
+    return code

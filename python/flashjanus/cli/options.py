@@ -1,0 +1,66 @@
+"""Options shared by the commands, and the model they describe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from flashjanus.cli.console import Console
+from flashjanus.errors import InputError
+
+if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object on stdout, errors included")
+    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default="shapes", metavar="NAME|PATH", help="built-in name, folder or hub id (default: shapes)"
+    )
+    group.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    group.add_argument(
+        "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
+    """The model that the options ask for; says on stderr when its weights are untrained."""
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads must be at least 1, got {args.threads}")
+    console.status(f"loading {args.model}")
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    from flashjanus import JanusFlow
+
+    model = JanusFlow.from_pretrained(
+        args.model, vae=args.vae, device=args.device, dtype=args.dtype, numerics=args.numerics
+    )
+    facts = model_facts(model)
+    console.status(f"{facts['model']} on {facts['device']} in {facts['dtype']}, {facts['numerics']} numerics")
+    if facts["untrained"]:
+        console.note(
+            f"model '{facts['model']}' is untrained: its weights are random, so what it says and draws is noise"
+        )
+    return model
+
+
+def model_facts(model: JanusFlow) -> dict[str, Any]:
+    """What every JSON result says about the model that made it."""
+    return {
+        "model": model.name,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "numerics": model.numerics,
+        "untrained": bool(model.untrained),
+    }

@@ -1,0 +1,39 @@
+"""`flashjanus plan`: the frozen plans, as the executor will walk them."""
+
+from __future__ import annotations
+
+import argparse
+
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+
+PROGRAMS = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step", "decode_latents")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="print the plan of a program",
+        description="Print each node of a program's plan: op, implementation, buffer, FLOPs and bytes.",
+    )
+    parser.add_argument("--program", choices=(*PROGRAMS, "all"), default="flow_step", help="default: flow_step")
+    parser.add_argument("--rows", type=int, default=1, metavar="R", help="images or sequences at once (default: 1)")
+    parser.add_argument("--prompt-tokens", type=int, default=64, metavar="P", help="prompt capacity (default: 64)")
+    parser.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
+    parser.add_argument("--why", action="store_true", help="also say why each implementation was chosen")
+    add_model_options(parser)
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    model = load_model(args, console)
+    programs = PROGRAMS if args.program == "all" else (args.program,)
+    plans = {
+        program: model.plan(program, rows=args.rows, prompt_tokens=args.prompt_tokens, steps=args.steps)
+        for program in programs
+    }
+    texts = [f"{plan}\n\n{plan.why()}" if args.why else str(plan) for plan in plans.values()]
+    console.text("\n\n".join(texts))
+    console.result({**model_facts(model), "plans": {program: plan.to_json() for program, plan in plans.items()}})
+    return 0

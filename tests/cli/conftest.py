@@ -1,0 +1,154 @@
+"""A stand-in for JanusFlow, and ways to run the command in process and as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flashjanus
+import pytest
+from flashjanus.cli import main
+from flashjanus.errors import InputError
+from PIL import Image
+
+
+@dataclass
+class FakePlan:
+    program: str
+    bucket: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"plan of {self.program}"
+
+    def why(self) -> str:
+        return f"why of {self.program}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"program": self.program, **self.bucket}
+
+
+@dataclass
+class FakeModel:
+    """Records every call; `answer` is streamed, `fail` is raised by generate_image and chat."""
+
+    untrained: bool = True
+    name: str = "shapes"
+    device: str = "cpu"
+    dtype: str = "torch.float32"
+    numerics: str = "exact"
+    answer: tuple[str, ...] = ("a red ", "circle")
+    fail: BaseException | None = None
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def from_pretrained(self, name: str, **options: Any) -> FakeModel:
+        self.calls.append(("from_pretrained", {"name": name, **options}))
+        return self
+
+    def generate_image(self, prompt: list[str], callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
+        self.calls.append(("generate_image", {"prompt": prompt, **options}))
+        for step in range(options["num_inference_steps"]):
+            callback_on_step_end(self, step, 0.0, {"latents": None})
+        if self.fail is not None:
+            raise self.fail
+        count = len(prompt) * options["num_images_per_prompt"]
+        first = 7 if options["seed"] is None else options["seed"]
+        return SimpleNamespace(
+            images=[Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(count)],
+            seeds=[first + i for i in range(count)],
+            timings={"total": 0.5},
+        )
+
+    def chat(self, messages: list[dict[str, Any]], **options: Any) -> Iterator[str]:
+        self.calls.append(("chat", {"messages": messages, **options}))
+        yield from self.answer
+        if self.fail is not None:
+            raise self.fail
+
+    def plan(self, program: str, **bucket: int) -> FakePlan:
+        self.calls.append(("plan", {"program": program, **bucket}))
+        if bucket["rows"] < 1:
+            raise InputError(f"rows must be at least 1, got {bucket['rows']}")
+        return FakePlan(program, bucket)
+
+    def called(self, name: str) -> dict[str, Any]:
+        return next(options for call, options in self.calls if call == name)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """The model that every command of this test will load."""
+    fake = FakeModel()
+    monkeypatch.setattr(flashjanus, "JanusFlow", fake, raising=False)
+    return fake
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.out.count("\n") == 1, f"expected one line of JSON, got {self.out!r}"
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a child process: its own model cache, one thread."""
+    return {
+        **os.environ,
+        "FLASHJANUS_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def spawn(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start `python -m flashjanus ARGUMENTS` (or `python ARGUMENTS` with module=False)."""
+    started = []
+
+    def start(*arguments: str | bytes | Path, module: bool = True, **options: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *(["-m", "flashjanus"] if module else []), *arguments]
+        # A test run in the background ignores SIGINT, and children inherit that.
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
+        process = subprocess.Popen(command, preexec_fn=_default_sigint, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _default_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,191 @@
+"""`flashjanus doctor`, on this machine and on imagined ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from flashjanus.cli import doctor
+from flashjanus.cli.machine import machine_facts
+from flashjanus.engine import ops
+from flashjanus.engine.errors import PlanError
+from flashjanus.engine.runtime import native
+
+HYPERTHREADED = """\
+processor\t: 0
+model name\t: Imagined CPU @ 3 GHz
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu sse4_2 avx2 amx_bf16 unheard_of
+
+processor\t: 1
+model name\t: Imagined CPU @ 3 GHz
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu sse4_2 avx2 amx_bf16 unheard_of
+"""
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", Path("/nowhere"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="Imagined H200", major=9, minor=0, total_memory=141 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make one package look absent."""
+    version = metadata.version
+
+    def hide(hidden: str) -> None:
+        def find(name: str) -> str:
+            if name == hidden:
+                raise metadata.PackageNotFoundError(name)
+            return version(name)
+
+        monkeypatch.setattr(metadata, "version", find)
+
+    return hide
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_this_machine_runs_the_engine(cli) -> None:
+    result = cli("doctor")
+    assert (result.code, result.err) == (0, "")
+    assert f"torch            {metadata.version('torch')}" in result.out
+    assert "gpu              none" in result.out
+    assert "ops on cpu" in result.out
+    for name in ops.all_ops():
+        assert f"\n  {name} " in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_json(cli) -> None:
+    report = cli("doctor", "--json").json
+    assert report["ok"] is True
+    assert report["device"] == "cpu"
+    assert report["gpus"] == []
+    assert report["machine"]["usable_threads"] >= 1
+    assert set(report["ops"]) == set(ops.all_ops())
+    for name, op in ops.all_ops().items():
+        assert report["ops"][name]["implementations"] == list(op.implementations)
+        assert report["ops"][name]["chosen"] in op.implementations
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_the_native_module(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: "flashjanus._C is not built: install a compiler")
+    result = cli("doctor")
+    assert result.code == 0
+    assert "note: flashjanus._C is not built: install a compiler" in result.out
+    report = cli("doctor", "--json").json
+    assert report["native"] == {"missing": "flashjanus._C is not built: install a compiler"}
+    assert report["ops"]["cfg_euler"]["chosen"] == "torch"
+    assert "not built" in report["ops"]["cfg_euler"]["refused"]["native"]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu(cli) -> None:
+    result = cli("doctor")
+    assert "gpu              Imagined H200, sm_90, 141.0 GiB" in result.out
+    assert "ops on cuda" in result.out
+    report = cli("doctor", "--json").json
+    assert report["gpus"] == [{"name": "Imagined H200", "capability": "9.0", "memory_bytes": 141 * 2**30}]
+    assert "native" in report["ops"]["cfg_euler"]["refused"]
+    assert cli("doctor", "--json", "--device", "cpu").json["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "abacus"])
+def test_a_device_that_is_not_there(cli, device: str) -> None:
+    result = cli("doctor", "--device", device)
+    assert result.code == 1
+    assert f"error: {'expected auto' if device == 'abacus' else 'device ' + device}" in result.out
+    assert "use --device auto" in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_driver_that_torch_cannot_use(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path)
+    result = cli("doctor")
+    assert result.code == 0
+    assert "install a CUDA build of torch" in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_required_package_is_missing(cli, without: Callable[[str], None]) -> None:
+    without("tokenizers")
+    result = cli("doctor")
+    assert result.code == 1
+    assert "error: tokenizers is not installed\n    pip install tokenizers" in result.out
+
+
+def test_torch_is_missing(cli, without: Callable[[str], None]) -> None:
+    without("torch")
+    result = cli("doctor")
+    assert result.code == 1
+    assert "pip install torch" in result.out
+    assert "ops on" not in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_an_optional_package_is_missing(cli, without: Callable[[str], None]) -> None:
+    without("triton")
+    result = cli("doctor")
+    assert result.code == 0
+    assert "triton           not installed (Triton kernels)" in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_an_op_that_nothing_serves(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unserved:
+        implementations = {"cuda": None}  # noqa: RUF012
+
+        def choose(self, *_: object) -> None:
+            raise PlanError("unserved: no implementation serves on cpu: cuda: runs on a CUDA device")
+
+    monkeypatch.setattr(ops, "all_ops", lambda: {"unserved": Unserved()})
+    result = cli("doctor")
+    assert result.code == 1
+    assert "unserved  none" in result.out
+    assert "error: unserved: no implementation serves on cpu" in result.out
+
+
+def test_machine_facts_count_cores_not_threads(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(HYPERTHREADED)
+    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemAvailable:    900 kB\n")
+    facts = machine_facts(tmp_path, tmp_path / "absent")
+    assert facts["cpu"] == "Imagined CPU @ 3 GHz"
+    assert facts["cores"] == 1
+    assert facts["instruction_sets"] == ["sse4_2", "avx2", "amx_bf16"]
+    assert (facts["memory_bytes"], facts["available_bytes"]) == (1000 * 1024, 900 * 1024)
+
+
+def test_machine_facts_honour_a_containers_limit(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemAvailable:    900 kB\n")
+    (tmp_path / "memory.max").write_text("2048\n")
+    facts = machine_facts(tmp_path, tmp_path)
+    assert (facts["memory_bytes"], facts["available_bytes"]) == (2048, 2048)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_facts(tmp_path, tmp_path)["memory_bytes"] == 1000 * 1024
+
+
+def test_machine_facts_of_arm_and_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd i8mm bf16\n")
+    assert machine_facts(tmp_path, tmp_path)["instruction_sets"] == ["asimd", "i8mm", "bf16"]
+    facts = machine_facts(tmp_path / "absent", tmp_path / "absent")
+    assert facts["memory_bytes"] is None
+    assert facts["available_bytes"] is None
+    assert facts["instruction_sets"] == []

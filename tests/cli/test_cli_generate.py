@@ -1,0 +1,174 @@
+"""`flashjanus generate`, with a stand-in for the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flashjanus
+import pytest
+from flashjanus.cli.destination import Destination, slug
+from flashjanus.errors import InputError, OutputError
+from PIL import Image
+
+
+def test_writes_a_png_with_its_recipe_and_prints_the_path(cli, model, tmp_path: Path) -> None:
+    result = cli(
+        "generate", "A red Circle!", "--seed", "5", "--steps", "4", "--guidance", "3.5", "--out", tmp_path / "new"
+    )
+    path = tmp_path / "new" / "a-red-circle-5.png"
+    assert result.code == 0
+    assert result.out == f"{path}\n"
+    with Image.open(path) as image:
+        assert image.text == {
+            "prompt": "A red Circle!",
+            "seed": "5",
+            "steps": "4",
+            "guidance": "3.5",
+            "model": "shapes",
+            "Software": f"flashjanus {flashjanus.__version__}",
+        }
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
+    options = ["--model", "m", "--vae", "v", "--device", "cpu", "--dtype", "bfloat16", "--numerics", "official"]
+    assert cli("generate", "a", "b", "--num-images", "2", "--out", tmp_path, *options).code == 0
+    loaded = {"name": "m", "vae": "v", "device": "cpu", "dtype": "bfloat16", "numerics": "official"}
+    assert model.called("from_pretrained") == loaded
+    assert model.called("generate_image") == {
+        "prompt": ["a", "b"],
+        "num_images_per_prompt": 2,
+        "num_inference_steps": 30,
+        "guidance_scale": 2.0,
+        "seed": None,
+    }
+
+
+def test_threads(cli, model, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert cli("generate", "a", "--threads", "3", "--out", tmp_path).code == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    result = cli("generate", "a", "--threads", "0", "--out", tmp_path)
+    assert result.code == 2
+    assert "--threads must be at least 1, got 0" in result.err
+
+
+def test_json(cli, model, tmp_path: Path) -> None:
+    result = cli("generate", "a", "b", "--num-images", "2", "--seed", "1", "--steps", "2", "--json", "--out", tmp_path)
+    assert result.json == {
+        "paths": [str(tmp_path / name) for name in ("a-1.png", "a-2.png", "b-3.png", "b-4.png")],
+        "prompts": ["a", "a", "b", "b"],
+        "seeds": [1, 2, 3, 4],
+        "steps": 2,
+        "guidance": 2.0,
+        "model": "shapes",
+        "device": "cpu",
+        "dtype": "float32",
+        "numerics": "exact",
+        "untrained": True,
+        "timings": {"total": 0.5},
+    }
+
+
+def test_untrained_is_said_on_stderr(cli, model, tmp_path: Path) -> None:
+    result = cli("generate", "a", "--out", tmp_path)
+    assert "untrained" in result.err
+    assert result.err.count("\n") == 1
+    assert cli("generate", "a", "--out", tmp_path, "--quiet").err == ""
+    model.untrained = False
+    assert cli("generate", "a", "--out", tmp_path).err == ""
+
+
+def test_nothing_is_overwritten_unless_asked(cli, model, tmp_path: Path) -> None:
+    command = ["generate", "a", "a", "--seed", "1", "--num-images", "1"]
+    first = cli(*command, "--out", tmp_path).out.split()
+    second = cli(*command, "--out", tmp_path).out.split()
+    assert [Path(p).name for p in first] == ["a-1.png", "a-2.png"]
+    assert [Path(p).name for p in second] == ["a-1-2.png", "a-2-2.png"]
+    assert cli(*command, "--out", tmp_path, "--overwrite").out.split() == first
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_one_file(cli, model, tmp_path: Path) -> None:
+    target = tmp_path / "cat.PNG"
+    assert cli("generate", "a", "--out", target).out == f"{target}\n"
+    assert cli("generate", "a", "--out", target).out == f"{tmp_path / 'cat-2.PNG'}\n"
+    target.write_bytes(b"")
+    assert cli("generate", "a", "--out", target, "--overwrite").out == f"{target}\n"
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_may_be_called_png(cli, model, tmp_path: Path) -> None:
+    (tmp_path / "all.png").mkdir()
+    assert cli("generate", "a", "--out", tmp_path / "all.png").out == f"{tmp_path / 'all.png' / 'a-7.png'}\n"
+    assert cli("generate", "a", "--out", f"{tmp_path}/new.png/").out == f"{tmp_path / 'new.png' / 'a-7.png'}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (["a", "b", "--out", "one.png"], "InputError", "one file for 2 images"),
+        (["a", "--num-images", "3", "--out", "one.png"], "InputError", "one file for 3 images"),
+        (["a", "--out", "cat.jpg"], "InputError", "use cat.png"),
+        (["a", "--out", ""], "InputError", "--out is empty"),
+        (["a", "--out", "file/inside"], "OutputError", "cannot write to file/inside"),
+        (["a", "--out", "file"], "OutputError", "Not a directory"),
+        (["a", "--out", "file/one.png"], "OutputError", "cannot write to file"),
+        (["a", "--out", "/proc/images"], "OutputError", "cannot write to /proc/images"),
+        (["a", "--out", "x" * 300 + ".png"], "OutputError", "file name longer"),
+        (["a", "--out", "x" * 300], "OutputError", "File name too long"),
+        (["a", "--out", "link/loop"], "OutputError", "cannot write"),
+    ],
+)
+def test_an_unwritable_place_is_found_before_the_work(
+    cli, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], kind: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("link").symlink_to("link")
+    result = cli("generate", *arguments, "--json")
+    assert result.code == 2
+    assert result.json["error"]["type"] == kind
+    assert message in result.json["error"]["message"]
+    assert model.calls == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_failure_leaves_no_folder(cli, model, tmp_path: Path) -> None:
+    model.fail = InputError("steps must be between 1 and 1000, got 0")
+    result = cli("generate", "a", "--steps", "0", "--out", tmp_path / "new")
+    assert result.code == 2
+    assert result.err.endswith("flashjanus: error: steps must be between 1 and 1000, got 0\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_fails_later(tmp_path: Path) -> None:
+    destination = Destination(str(tmp_path / "new" / "images"), 1, overwrite=False)
+    (tmp_path / "new").write_text("now a file")
+    with pytest.raises(OutputError, match="Not a directory"):
+        destination.make_folder()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("A red Circle!", "a-red-circle"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("日本の 猫", "日本の-猫"),
+        ("!!!", "image"),
+        ("word " * 100, "word-word-word-word-word-word-word-word"),
+        ("a\nb\0c", "a-b-c"),
+    ],
+)
+def test_slug(prompt: str, expected: str) -> None:
+    assert slug(prompt) == expected
+
+
+def test_a_slug_fits_every_file_system() -> None:
+    widest = slug("\U00020000" * 1000)
+    assert len(f"{widest}-{2**64 - 1}-100.png".encode()) < 200
