@@ -23,8 +23,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
 from flashjanus.errors import CheckpointError, OutputError
-from flashjanus.pipeline.prompts import DEFAULT_SYSTEM_PROMPT
-from flashjanus.pipeline.tokenizer import BOS, EOS, PAD
 
 Shape = tuple[int, ...]
 
@@ -71,8 +69,11 @@ _VAE: dict[str, Any] = {
     "sample_size": 96,
     "scaling_factor": 0.13025,
 }
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+# What the tokenizer learns its words from: the official system prompt, then the vocabulary of scenes.
 _TEXT = (
-    DEFAULT_SYSTEM_PROMPT,
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user",
+    " provides, and assist the user with a variety of tasks using natural language.",
     "User: Assistant:",
     "a an the one two three four on left right above below of and with to in is are there it this image picture",
     "red green blue yellow orange purple black white grey brown pink background colour color",

@@ -13,7 +13,7 @@ from flashjanus.builtin import _FILES, builtin_folder, cache_folder, is_untraine
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, VaeConfig, check_layout, vae_layout, weight_layout
 from flashjanus.errors import CheckpointError, OutputError
 from flashjanus.pipeline.images import ImageProcessor
-from flashjanus.pipeline.prompts import encode_chat, encode_generation_prompt
+from flashjanus.pipeline.prompts import DEFAULT_SYSTEM_PROMPT, encode_chat, encode_generation_prompt
 from flashjanus.pipeline.tokenizer import Tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -83,6 +83,7 @@ def test_tokenizer_and_processors_fit_the_config(folder):
     content = [{"type": "image", "image": "x"}, {"type": "text", "text": "How many circles are there?"}]
     ids = encode_chat([{"role": "user", "content": content}], t, max_tokens=256).ids
     assert ids.count(t.image_id) == 36
+    assert len(t.encode_text(DEFAULT_SYSTEM_PROMPT)) < 50  # its words are in the vocabulary
     assert ImageProcessor.from_file(folder / "preprocessor_config.json", config.understanding.image_size)
 
 

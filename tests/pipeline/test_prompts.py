@@ -131,6 +131,7 @@ def test_text_right_after_an_image_starts_a_line():
     assert text_of(image, "What?") == f"User: {IMAGE}\nWhat?\n\nAssistant:"
     assert text_of(image, "", "What?") == f"User: {IMAGE}\nWhat?\n\nAssistant:"
     assert text_of(image, " is it?") == f"User: {IMAGE} is it?\n\nAssistant:"
+    assert text_of("  ", image, "  \n") == f"User: {IMAGE}\n\nAssistant:"
     assert text_of("Look:", image) == f"User: Look:{IMAGE}\n\nAssistant:"
     assert text_of(image) == f"User: {IMAGE}\n\nAssistant:"
 
