@@ -1,0 +1,139 @@
+"""Typed reading of JSON objects from outside: every bad value is noted and reported together.
+
+Keys that nobody asks for are ignored; the official configs carry several that nothing reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashjanus.errors import ConfigError
+
+MAX_JSON_BYTES = 256 * 2**20
+MAX_NUMBER = 1e30
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in `path`. ConfigError when it is absent, unreadable, too large, or not a JSON object."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ConfigError(f"{path}: {size} bytes; a file of this kind has at most {max_bytes}")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: expected a JSON object, got JSON nested too deeply to parse") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: expected a JSON object, got something that is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {show(data)}")
+    return data
+
+
+def show(value: object) -> str:
+    """`value` for an error message: JSON's spelling for scalars, printable, shortened."""
+    if value is None or isinstance(value, (bool, str)):
+        text = json.dumps(value)
+    elif isinstance(value, int) and value.bit_length() > 256:
+        text = f"an integer of {value.bit_length()} bits"
+    else:
+        text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_VALUE = object()
+
+
+class Fields:
+    """One JSON object being read. Bad values become lines in `problems`, shared by all sections of a file."""
+
+    def __init__(self, data: Mapping[str, Any], where: str, problems: list[str]):
+        self.data = data
+        self.where = where
+        self.problems = problems
+
+    def name(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+    def bad(self, key: str, expected: str, *, got: object = _VALUE) -> None:
+        """Note a problem; `got` is for a value that is not the one in the file, such as a default."""
+        if got is _VALUE:
+            got = self.data.get(key, _VALUE)
+        text = "nothing" if got is _VALUE else show(got)
+        self.problems.append(f"{self.name(key)}: expected {expected}, got {text}")
+
+    def given(self, key: str) -> bool:
+        return self.data.get(key) is not None
+
+    def section(self, key: str, *, default: Mapping[str, Any] | None = None) -> Fields:
+        """The object under `key`; an absent one is a problem unless there is a `default`."""
+        value = self.data.get(key, default)
+        if not isinstance(value, Mapping):
+            self.bad(key, "an object")
+            value = {}
+        return Fields(value, self.name(key), self.problems)
+
+    def size(self, key: str, default: int, most: int, *, least: int = 1, nullable: bool = False) -> int:
+        """An integer in least..most."""
+        value = self.data.get(key, default)
+        if value is None and nullable:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.bad(key, f"an integer in {least}..{most}")
+            return default
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number above zero."""
+        value = self.data.get(key, default)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= MAX_NUMBER:
+            self.bad(key, "a finite number above 0")
+            return default
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.data.get(key, default)
+        if not isinstance(value, bool):
+            self.bad(key, "true or false")
+            return default
+        return value
+
+    def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
+        value = self.data.get(key, default)
+        if value not in choices:
+            self.bad(key, " or ".join(show(choice) for choice in choices))
+            return default
+        return str(value)
+
+    def sizes(self, key: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:
+        """A non-empty list of integers in 1..most."""
+        value = self.data.get(key, default)
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 64:
+            self.bad(key, "a list of 1 to 64 sizes")
+            return default
+        if any(isinstance(item, bool) or not isinstance(item, int) or not 1 <= item <= most for item in value):
+            self.bad(key, f"a list of integers in 1..{most}")
+            return default
+        return tuple(value)
+
+    def refuse_unless(self, key: str, accepted: Sequence[object], reason: str) -> None:
+        """Note a problem when `key` asks for a computation that this package does not do."""
+        value = self.data.get(key)
+        if value is not None and not any(type(value) is type(item) and value == item for item in accepted):
+            expected = " or ".join(show(item) for item in accepted if item is not None) or "null"
+            self.bad(key, f"{expected} ({reason})")
+
+
+def raise_problems(title: str, problems: Sequence[str]) -> None:
+    """ConfigError with every problem on a line of its own; nothing when there are none."""
+    if problems:
+        raise ConfigError("\n  ".join([f"{title}: {len(problems)} bad value{'s' * (len(problems) > 1)}", *problems]))

@@ -1,0 +1,130 @@
+"""Read a layout from a source, tensor by tensor, into destinations of the right dtype and memory order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+
+from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
+from flashjanus.checkpoint.sources import TensorInfo, TensorSource
+from flashjanus.errors import CheckpointError
+
+LISTED = 20
+CHUNK_BYTES = 2**20
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def check_layout(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str] = ()) -> list[str]:
+    """Every missing, misshapen, wrongly typed or left-over tensor, one line each; reads no data."""
+    stored = source.names()
+    problems: list[str] = []
+    claimed: set[str] = set()
+    for target in layout:
+        for wanted in target.sources:
+            name = _stored_name(wanted, stored)
+            if target.same_as:
+                claimed.update(wanted.names)
+            elif name is None:
+                problems.append(f"missing: {wanted.names[0]} {_shape(wanted.shapes[0])}")
+            else:
+                claimed.add(name)
+                problems += _misfits(name, wanted, stored[name])
+    patterns = (*layout.unused, *allow_unused)
+    for name, info in stored.items():
+        if name not in claimed and not any(fnmatchcase(name, pattern) for pattern in patterns):
+            problems.append(f"left over: {name} {_shape(info.shape)}")
+    return problems
+
+
+def load_weights(
+    layout: Layout,
+    source: TensorSource,
+    *,
+    matrix_dtype: torch.dtype,
+    vector_dtype: torch.dtype,
+    allow_unused: Sequence[str] = (),
+) -> dict[str, torch.Tensor]:
+    """Target name -> tensor on the CPU. Beyond the result, memory holds about one source tensor at a time.
+
+    allow_unused: patterns (fnmatch) of further tensors that may be left over.
+    CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
+    that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
+    """
+    problems = check_layout(layout, source, allow_unused=allow_unused)
+    if problems:
+        raise CheckpointError(summarise(source.label, problems))
+    stored = source.names()
+    weights: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for target in layout:
+            if target.same_as:
+                weights[target.name] = weights[target.same_as]
+                continue
+            dtype = matrix_dtype if target.kind == "matrix" else vector_dtype
+            order = torch.channels_last if target.channels_last else torch.contiguous_format
+            weight = torch.empty(target.shape, dtype=dtype, memory_format=order)
+            row = 0
+            for wanted in target.sources:
+                name = _stored_name(wanted, stored)
+                assert name is not None  # check_layout has reported it otherwise
+                row += _fill(weight, row, source.read(name), target, f"{source.label}: {name}")
+            weights[target.name] = weight
+    source.close()
+    return weights
+
+
+def summarise(label: str, problems: Sequence[str]) -> str:
+    """The first LISTED problems under a headline that counts all of them by kind."""
+    kinds: dict[str, int] = {}
+    for problem in problems:
+        kind = problem.split(":", 1)[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "\n  ".join([f"{label}: tensors do not match config.json ({counts})", *problems[:LISTED], *more])
+
+
+def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, target: Target, label: str) -> int:
+    """Convert `tensor` into weight[row:], a chunk of rows at a time. Returns the number of rows filled."""
+    if target.permute:
+        tensor = tensor.permute(target.permute)
+    row_shape = target.shape[1:]
+    rows = tensor.numel() // math.prod(row_shape)
+    tensor = tensor.reshape(rows, *row_shape)
+    step = max(1, CHUNK_BYTES // (math.prod(row_shape) * tensor.element_size()))
+    for start in range(0, rows, step):
+        part = tensor[start : start + step]
+        into = weight[row + start : row + start + len(part)]
+        into.copy_(part)
+        # One pass, without a temporary, that any NaN or inf survives; finite values may overflow too: a suspicion only.
+        if not math.isfinite(into.sum().item()):
+            _check_finite(part, into, label)
+    return rows
+
+
+def _check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
+    if not torch.isfinite(part).all():
+        raise CheckpointError(f"{label}: holds NaN or inf; the file is damaged or its training diverged")
+    if not torch.isfinite(into).all():
+        largest = part.abs().max().item()
+        raise CheckpointError(f"{label}: values up to {largest:.3g} overflow {into.dtype}; choose a wider dtype")
+
+
+def _stored_name(wanted: Source, stored: Mapping[str, TensorInfo]) -> str | None:
+    return next((name for name in wanted.names if name in stored), None)
+
+
+def _misfits(name: str, wanted: Source, info: TensorInfo) -> list[str]:
+    found = []
+    if info.shape not in wanted.shapes:
+        found.append(f"misshapen: {name} expected {_shape(wanted.shapes[0])}, got {_shape(info.shape)}")
+    if info.dtype not in FLOAT_DTYPES:
+        found.append(f"wrong dtype: {name} expected one of {', '.join(FLOAT_DTYPES)}, got {info.dtype}")
+    return found
+
+
+def _shape(shape: Shape) -> str:
+    return str(list(shape))

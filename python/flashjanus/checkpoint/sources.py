@@ -1,0 +1,226 @@
+"""Named tensors, from files or from memory, read one at a time.
+
+File sources map the file. What a read touches stays resident until its mapping goes, so a source drops its handle and
+maps the file anew before it hands out more than a small share of it at once.
+"""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flashjanus.errors import CheckpointError
+
+# Mapped bytes handed out per opening, unless one tensor is larger: a floor, and a share of the file, since parsing the
+# header again costs milliseconds and a thirty-second of the weights is little beside the weights.
+REOPEN_BYTES = 8 * 2**20
+REOPEN_SHARE = 32
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+# What torch's unpickler lets out when the bytes make no sense: an empty stack, an unknown memo key, a wrong argument.
+_DAMAGED_PICKLE = (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError)
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a stored tensor without reading it. dtype is torch's name, or the file's own for others."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class TensorSource(Protocol):
+    """Named tensors. A tensor that `read` returns is for reading, and best dropped before the next `read`.
+
+    close: give back what reading holds; a later `read` takes it up again.
+    """
+
+    label: str
+
+    def names(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
+
+
+def _info(tensor: torch.Tensor) -> TensorInfo:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided:
+        dtype = f"{tensor.layout} {dtype}"
+    return TensorInfo(tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class StateDictSource:
+    """The tensors of a state dict in memory."""
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor], label: str = "state_dict"):
+        for name, tensor in state_dict.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(f"{label}: expected names with torch tensors, got {name!r}: {type(tensor)}")
+        self.label = label
+        self._tensors = state_dict
+        self._names = {name: _info(tensor) for name, tensor in state_dict.items()}
+
+    def names(self) -> Mapping[str, TensorInfo]:
+        return self._names
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+    def close(self) -> None:
+        """Nothing to give back: the tensors are the caller's."""
+
+
+class _MappedFile(ABC):
+    """One file of tensors behind a handle that is reopened as REOPEN_BYTES says."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names = self._list()
+        self._handle: Any = None
+        self._handed_out = 0
+        self._budget = max(REOPEN_BYTES, path.stat().st_size // REOPEN_SHARE)
+
+    def read(self, name: str) -> torch.Tensor:
+        size = self.names[name].nbytes
+        if self._handed_out + size > self._budget:
+            self.close()
+        if self._handle is None:
+            self._handle = self._open()
+        self._handed_out += size
+        return self._get(self._handle, name)
+
+    def close(self) -> None:
+        self._handle = None
+        self._handed_out = 0
+
+    @abstractmethod
+    def _list(self) -> dict[str, TensorInfo]: ...
+
+    @abstractmethod
+    def _open(self) -> Any: ...
+
+    @abstractmethod
+    def _get(self, handle: Any, name: str) -> torch.Tensor: ...
+
+
+class _SafetensorsFile(_MappedFile):
+    def _open(self) -> Any:
+        try:
+            return safe_open(self.path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.path}: not a whole safetensors file ({error}); it may be cut short, so fetch it again"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error})") from None
+
+    def _list(self) -> dict[str, TensorInfo]:
+        handle = self._open()
+        found = {}
+        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+            part = handle.get_slice(name)
+            kind = _SAFETENSORS_DTYPES.get(part.get_dtype())
+            shape = tuple(part.get_shape())
+            size = kind.itemsize if kind else 1
+            dtype = str(kind).removeprefix("torch.") if kind else part.get_dtype()
+            found[name] = TensorInfo(shape, dtype, torch.Size(shape).numel() * size)
+        return found
+
+    def _get(self, handle: Any, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = handle.get_tensor(name)
+        return tensor
+
+
+class _TorchFile(_MappedFile):
+    """pytorch_model.bin through torch's restricted unpickler: no code in the file runs."""
+
+    def _open(self) -> dict[str, torch.Tensor]:
+        try:
+            data = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{self.path}: refused, it is damaged or its pickle asks for more than tensors ({_first_line(error)}); "
+                "nothing in it was run. Use a safetensors file"
+            ) from None
+        except _DAMAGED_PICKLE as error:
+            raise CheckpointError(
+                f"{self.path}: not a file that torch.save wrote in its zip format ({_first_line(error)}); "
+                "fetch it again, or save it anew as safetensors"
+            ) from None
+        if not isinstance(data, dict) or not all(isinstance(value, torch.Tensor) for value in data.values()):
+            raise CheckpointError(f"{self.path}: expected a state dict of tensors, got {type(data).__name__}")
+        return data
+
+    def _list(self) -> dict[str, TensorInfo]:
+        return {str(name): _info(tensor) for name, tensor in self._open().items()}
+
+    def _get(self, handle: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        return handle[name].detach()
+
+
+class FileSource:
+    """The tensors of one or several files of one format; a tensor that two files hold is an error.
+
+    index: tensor name -> file name, as a sharded checkpoint's index says; checked against what the files hold.
+    """
+
+    def __init__(self, paths: list[Path], label: str, index: Mapping[str, str] | None = None):
+        self.label = label
+        self.paths = paths
+        self._names: dict[str, TensorInfo] = {}
+        self._file_of: dict[str, _MappedFile] = {}
+        self._current: _MappedFile | None = None
+        for path in paths:
+            opener: Callable[[Path], _MappedFile] = _TorchFile if path.suffix == ".bin" else _SafetensorsFile
+            file = opener(path)
+            for name, info in file.names.items():
+                if name in self._file_of:
+                    raise CheckpointError(
+                        f"{label}: tensor {name} is in two files, {self._file_of[name].path.name} and {path.name}; "
+                        "keep one of them"
+                    )
+                self._file_of[name] = file
+                self._names[name] = info
+        for name, file_name in (index or {}).items():
+            if name not in self._file_of or self._file_of[name].path.name != file_name:
+                raise CheckpointError(f"{label}: the index puts tensor {name} in {file_name}, which does not hold it")
+
+    def names(self) -> Mapping[str, TensorInfo]:
+        return self._names
+
+    def read(self, name: str) -> torch.Tensor:
+        """A view of the mapped file."""
+        file = self._file_of[name]
+        if self._current is not None and self._current is not file:
+            self._current.close()
+        self._current = file
+        return file.read(name)
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
