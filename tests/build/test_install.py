@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -30,6 +32,11 @@ print(flashjanus.__file__)
 """
 
 
+def away(target: Path) -> dict[str, str]:
+    """A PYTHONPATH for `python -S`: the target, then this environment's libraries without its editable installs."""
+    return {"PYTHONPATH": os.pathsep.join([str(target), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])}
+
+
 def install(wheel: Path, target: Path, python: Run) -> None:
     done = python("-m", "pip", "install", "--no-deps", "--target", target, wheel, cwd=target.parent)
     assert done.returncode == 0, done.stderr
@@ -47,7 +54,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_wheel_runs_away_from_the_sources(wheel: Path, tmp_path: Path, python: Run) -> None:
     target = tmp_path / "site"
     install(wheel, target, python)
-    done = python("-c", CFG_EULER, cwd=tmp_path, PYTHONPATH=str(target))
+    done = python("-S", "-c", CFG_EULER, cwd=tmp_path, **away(target))
     assert done.returncode == 0, done.stderr
     error, where = done.stdout.splitlines()
     assert "cfg_euler_cuda: this build has no CUDA kernels" in error
@@ -65,7 +72,7 @@ def test_without_a_compiler_it_installs_and_says_so_once(sources: Path, tmp_path
     assert not stale.exists()
     assert not list((target / "flashjanus").glob("_C.*.so"))
     check = "from flashjanus.engine.runtime import native; print(native.available())"
-    done = python("-c", check, cwd=tmp_path, PYTHONPATH=str(target))
+    done = python("-S", "-c", check, cwd=tmp_path, **away(target))
     assert "flashjanus._C is not built: the installation found no C++ compiler" in done.stdout, done.stderr
 
 
