@@ -1,0 +1,310 @@
+"""The graph of a program: symbolic sizes, tensor specs, values, nodes.
+
+A `Graph` is built once per program; its sizes may be symbols (`Dim.symbol("R")`). A bucket binds the symbols when the
+graph is lowered to a plan. Node order is execution order: nodes may write state, so nothing is reordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from .errors import GraphError
+
+Monomial = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A symbolic size: a polynomial with integer coefficients, e.g. `P + 577` or `2*R`. Equal iff identical."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    @staticmethod
+    def symbol(name: str) -> Dim:
+        return Dim((((name,), 1),))
+
+    @staticmethod
+    def _of(terms: Mapping[Monomial, int]) -> Size:
+        kept = tuple(sorted((m, c) for m, c in terms.items() if c))
+        if not kept:
+            return 0
+        if len(kept) == 1 and kept[0][0] == ():
+            return kept[0][1]
+        return Dim(kept)
+
+    def __add__(self, other: Size) -> Size:
+        total = dict(self.terms)
+        for m, c in _terms(other):
+            total[m] = total.get(m, 0) + c
+        return Dim._of(total)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Size) -> Size:
+        return self + other * -1
+
+    def __mul__(self, other: Size) -> Size:
+        total: dict[Monomial, int] = {}
+        for m, c in self.terms:
+            for n, d in _terms(other):
+                key = tuple(sorted(m + n))
+                total[key] = total.get(key, 0) + c * d
+        return Dim._of(total)
+
+    __rmul__ = __mul__
+
+    def divided(self, by: int) -> Size | None:
+        """self / by, or None where some coefficient does not divide."""
+        if any(c % by for _, c in self.terms):
+            return None
+        return Dim._of({m: c // by for m, c in self.terms})
+
+    def bind(self, sizes: Mapping[str, int]) -> int:
+        total = 0
+        for m, c in self.terms:
+            for name in m:
+                if name not in sizes:
+                    raise GraphError(f"size '{self}': symbol '{name}' is not bound; the bucket gives {dict(sizes)}")
+                c *= sizes[name]
+            total += c
+        return total
+
+    def __str__(self) -> str:
+        return "+".join("*".join(([str(c)] if c != 1 or not m else []) + list(m)) for m, c in self.terms)
+
+    __repr__ = __str__
+
+
+Size = int | Dim
+Shape = tuple[Size, ...]
+
+
+def _terms(size: Size) -> tuple[tuple[Monomial, int], ...]:
+    return size.terms if isinstance(size, Dim) else (((), size),)
+
+
+def bind(size: Size, sizes: Mapping[str, int]) -> int:
+    """The integer that `size` is under `sizes`."""
+    return size.bind(sizes) if isinstance(size, Dim) else size
+
+
+def static(size: Size) -> int:
+    """`size` where it is a number; raises GraphError where it is a symbol."""
+    if isinstance(size, Dim):
+        raise GraphError(f"size '{size}' is symbolic here, expected a number; bind it first")
+    return size
+
+
+def product(shape: Sequence[Size]) -> Size:
+    total: Size = 1
+    for s in shape:
+        total = total * s
+    return total
+
+
+def contiguous_strides(shape: Sequence[Size]) -> Shape:
+    """Row-major strides, in elements."""
+    strides: list[Size] = []
+    step: Size = 1
+    for s in reversed(shape):
+        strides.append(step)
+        step = step * s
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)}[{', '.join(str(s) for s in self.shape)}]"
+
+
+_DTYPE_NAMES = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.bool: "bool",
+}
+DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return _DTYPE_NAMES.get(dtype, str(dtype))
+
+
+Kind = Literal["input", "weight", "state", "node"]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the graph: its own storage, or a strided view (offset and strides in elements) of `base`."""
+
+    name: str
+    spec: TensorSpec
+    kind: Kind
+    base: Value | None = None
+    offset: Size = 0
+    strides: Shape = ()
+
+    @property
+    def shape(self) -> Shape:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.spec.dtype
+
+    @property
+    def root(self) -> Value:
+        return self if self.base is None else self.base
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.spec}"
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One call of an op. Absent optional inputs are None."""
+
+    label: str
+    op: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attrs: Mapping[str, Any]
+
+
+@dataclass
+class Graph:
+    """A program as an ordered list of nodes over named values.
+
+    `weights` gives the spec of every tensor that `weight()` may ask for.
+    """
+
+    name: str
+    weights: Mapping[str, TensorSpec] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    scope: str = ""
+
+    def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:
+        """A tensor that the caller fills before a run; it keeps its contents between runs."""
+        return self._declare(Value(name, TensorSpec(tuple(shape), dtype), "input"))
+
+    def state(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:
+        """A tensor that nodes read and write, and that outlives a run; programs may share it by name."""
+        return self._declare(Value(name, TensorSpec(tuple(shape), dtype), "state"))
+
+    def weight(self, name: str) -> Value:
+        """A constant tensor by name."""
+        if name in self.values:
+            return self.values[name]
+        if name not in self.weights:
+            raise GraphError(f"{self.name}: weight '{name}' is not among the {len(self.weights)} given weights")
+        return self._declare(Value(name, self.weights[name], "weight"))
+
+    def optional_weight(self, name: str) -> Value | None:
+        return self.weight(name) if name in self.weights else None
+
+    def output(self, name: str, value: Value) -> None:
+        """Keep `value` readable after a run under `name`."""
+        if name in self.outputs:
+            raise GraphError(f"{self.name}: output '{name}' is declared twice")
+        self.outputs[name] = value
+
+    def view(self, value: Value, shape: Sequence[Size], offset: Size, strides: Sequence[Size]) -> Value:
+        """A strided view, offset and strides counted in elements of `value`'s storage."""
+        name = self._fresh(f"{value.root.name}.view")
+        spec = TensorSpec(tuple(shape), value.dtype)
+        view = Value(name, spec, value.kind, value.root, value.offset + offset, tuple(strides))
+        self.values[name] = view
+        return view
+
+    def reshape(self, value: Value, shape: Sequence[Size]) -> Value:
+        """The same elements in another shape; `value` must be contiguous."""
+        strides = value.strides if value.base is not None else contiguous_strides(value.shape)
+        if strides != contiguous_strides(value.shape):
+            raise GraphError(f"{self.name}: reshape of '{value}' needs it contiguous, its strides are {strides}")
+        if product(shape) != product(value.shape):
+            raise GraphError(f"{self.name}: cannot reshape '{value}' to {list(shape)}: the element counts differ")
+        return self.view(value, shape, 0, contiguous_strides(shape))
+
+    def narrow(self, value: Value, axis: int, start: Size, length: Size) -> Value:
+        """Elements start .. start+length-1 along `axis`, as a view."""
+        strides = value.strides if value.base is not None else contiguous_strides(value.shape)
+        shape = list(value.shape)
+        shape[axis] = length
+        return self.view(value, shape, strides[axis] * start, strides)
+
+    def select(self, value: Value, axis: int, index: Size) -> Value:
+        """The slice at `index` along `axis`, without that axis, as a view."""
+        strides = value.strides if value.base is not None else contiguous_strides(value.shape)
+        keep = [i for i in range(len(value.shape)) if i != axis % len(value.shape)]
+        return self.view(value, [value.shape[i] for i in keep], strides[axis] * index, [strides[i] for i in keep])
+
+    def add(self, op: str, *inputs: Value | None, label: str = "", **attrs: Any) -> Any:
+        """Append a node; returns its output value, or a tuple where the op has several, or None where it has none."""
+        from .ops import get_op  # ops know the IR; the builder needs their schemas only when a node is added
+
+        schema = get_op(op).schema
+        label = self._fresh(f"{self.scope}{label or op}")
+        specs = [None if v is None else v.spec for v in inputs]
+        outputs = tuple(
+            self._declare(Value(label if i == 0 else f"{label}.{arg.name}", spec, "node"))
+            for i, (arg, spec) in enumerate(zip(schema.outputs, schema.infer(op, specs, attrs, label), strict=True))
+        )
+        self.nodes.append(Node(label, op, tuple(inputs), outputs, dict(attrs)))
+        if not outputs:
+            return None
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _declare(self, value: Value) -> Value:
+        if value.name in self.values:
+            raise GraphError(f"{self.name}: value '{value.name}' is declared twice")
+        self.values[value.name] = value
+        return value
+
+    def _fresh(self, name: str) -> str:
+        if name not in self.values:
+            return name
+        i = 1
+        while f"{name}#{i}" in self.values:
+            i += 1
+        return f"{name}#{i}"
+
+
+def verify(graph: Graph) -> None:
+    """Raises GraphError unless every value is written before it is read and only state is written in place."""
+    from .ops import get_op
+
+    known = {v.name for v in graph.values.values() if v.kind != "node"}
+    for node in graph.nodes:
+        schema = get_op(node.op).schema
+        for arg, value in zip(schema.inputs, node.inputs, strict=True):
+            if value is None:
+                continue
+            if graph.values.get(value.root.name) is not value.root:
+                raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}', which is of another graph")
+            if value.root.name not in known:
+                raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}' before any node writes it")
+            if arg.mutated and value.kind == "weight":
+                raise GraphError(f"{graph.name}: node '{node.label}' would overwrite the weight '{value.name}'")
+        for value in node.outputs:
+            if value.name in known:
+                raise GraphError(f"{graph.name}: node '{node.label}' writes '{value.name}' a second time")
+            known.add(value.name)
+    for name, value in graph.outputs.items():
+        if value.root.name not in known:
+            raise GraphError(f"{graph.name}: output '{name}' is never written")

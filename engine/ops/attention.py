@@ -1,0 +1,147 @@
+"""o_i = softmax(scale q_i K^T) V over the keys that query i may see.
+
+The one rule: query i of sequence b sees key j iff kv_start[b] <= j < kv_end[b, i], or j is its own slot. Causal text,
+left padding, cached prefixes, prefix-only tokens (kv_end = end of the prefix) and bidirectional blocks (kv_end = end of
+the block for every token in it) are all choices of these numbers. A query always sees its own key, so no row of the
+softmax is empty, padding included. Without the index arguments every query sees every key.
+Grouped heads: head h reads key/value head h * G // H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import SchemaError
+from ..ir import Size
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def visible(kv_start: torch.Tensor, kv_end: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The rule as a boolean mask (B, N, len(keys)) over the key indices `keys`."""
+    return ((keys >= kv_start[:, None, None]) & (keys < kv_end[:, :, None])) | (keys == slots[:, :, None])
+
+
+def reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    group = q.shape[2] // k.shape[2]
+    k, v = (t.float().repeat_interleave(group, dim=2) for t in (k, v))
+    scores = scale * torch.einsum("bnhd,bshd->bhns", q.float(), k)
+    if kv_start is not None and kv_end is not None and slots is not None:
+        mask = visible(kv_start, kv_end, slots, torch.arange(k.shape[1]))
+        scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        seen = mask.any(1)  # keys that nobody sees may hold anything, NaN included
+        v = v.masked_fill(~seen[:, :, None, None], 0.0)
+        scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+    return torch.einsum("bhns,bshd->bnhd", scores.softmax(-1), v)
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    heads, kv_heads = bound["H"], bound["G"]
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise SchemaError(f"expected query heads to be a multiple of key/value heads, got {heads} and {kv_heads}")
+    return {}
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    """Upper bound: as if every query saw every key."""
+    return 4 * elements(bound, "B", "N", "H", "S", "D")
+
+
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    b: int,
+    n: int,
+    s: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    rule: str,
+) -> Call:
+    q = normal(generator, b, n, heads, head_dim, dtype=dtype)
+    k, v = (normal(generator, b, s, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    attrs = dict(scale=head_dim**-0.5)
+    if rule == "all":
+        return Call((q, k, v, None, None, None), attrs)
+    slots = (s - n + torch.arange(n)).expand(b, n).int().contiguous()
+    start = torch.randint(0, s, (b,), generator=generator, dtype=torch.int32)
+    end = {
+        "causal": slots + 1,
+        "prefix": torch.full_like(slots, s - n),
+        "block": torch.where(torch.arange(n) >= n // 2, s, slots + 1).int(),
+    }[rule]
+    for row in range(b):  # what lies before the first visible key is never read
+        k[row, : min(int(start[row]), s - n)] = torch.nan
+        v[row, : min(int(start[row]), s - n)] = torch.nan
+    return Call((q, k, v, start, end, slots), attrs)
+
+
+OP = register(
+    Op(
+        "attention",
+        Schema.parse(
+            "q: T[B, N, H, D], k: T[B, S, G, D], v: T[B, S, G, D], "
+            "kv_start?: i32[B], kv_end?: i32[B, N], slots?: i32[B, N] -> o: T[B, N, H, D]",
+            derive,
+        ),
+        reference,
+        flops,
+        cases=[
+            dict(b=2, n=7, s=7, heads=2, kv_heads=2, head_dim=32, rule="all"),
+            dict(b=3, n=17, s=29, heads=4, kv_heads=4, head_dim=16, rule="causal"),
+            dict(b=2, n=5, s=40, heads=4, kv_heads=2, head_dim=8, rule="prefix"),
+            dict(b=2, n=16, s=31, heads=3, kv_heads=1, head_dim=64, rule="block"),
+            dict(b=2, n=1, s=65, heads=2, kv_heads=2, head_dim=128, rule="causal"),
+        ],
+        example=example,
+        rounding_steps=4.0,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    o: torch.Tensor,
+    *,
+    scale: float,
+) -> None:
+    mask = None
+    if kv_start is not None and kv_end is not None and slots is not None:
+        first, last = 0, k.shape[1]
+        if q.device.type == "cpu":  # on a GPU this would wait for the device
+            first = int(torch.minimum(kv_start.min(), slots.min()))
+            last = int(torch.maximum(kv_end.max(), slots.max() + 1))
+        k, v = k[:, first:last], v[:, first:last]
+        mask = visible(kv_start, kv_end, slots, torch.arange(first, last, device=q.device))
+        if len(q) > 1:  # 0 * NaN: rows with a later start must not read what an earlier row's range holds
+            unseen = ~mask.any(1)[:, :, None, None]
+            k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
+        mask = mask[:, None]
+    o.copy_(
+        F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=q.shape[2] != k.shape[2],
+        ).transpose(1, 2)
+    )

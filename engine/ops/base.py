@@ -1,0 +1,267 @@
+"""What an op is: schema, fp32 reference, cost, cases, tolerance, and its implementations by name.
+
+A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
+`T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading sizes,
+`?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that only an
+output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import PlanError, SchemaError
+from ..ir import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product, static
+
+Bound = dict[str, Any]
+Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Size]]
+_ARG = re.compile(r"(\w+)([?!]*): (\w+)\[([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Arg:
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    optional: bool = False
+    mutated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(self.shape)}]"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The signature of an op; `infer` checks the arguments of a call and gives the specs of its outputs."""
+
+    inputs: tuple[Arg, ...]
+    outputs: tuple[Arg, ...]
+    derive: Derive | None = None
+
+    @staticmethod
+    def parse(text: str, derive: Derive | None = None) -> Schema:
+        def args(part: str) -> tuple[Arg, ...]:
+            return tuple(
+                Arg(name, dtype, tuple(s.strip() for s in shape.split(",")), "?" in flags, "!" in flags)
+                for name, flags, dtype, shape in _ARG.findall(part)
+            )
+
+        left, _, right = text.partition("->")
+        return Schema(args(left), args(right), derive)
+
+    def bind(self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = "") -> Bound:
+        """Sizes and dtype variables of a call, by name; raises SchemaError naming op, argument, expected, got."""
+        where = f"{op} ({label})" if label and label != op else op
+        if len(specs) != len(self.inputs):
+            raise SchemaError(f"{where}: expected {len(self.inputs)} arguments, got {len(specs)}")
+        bound: Bound = {}
+        for arg, spec in zip(self.inputs, specs, strict=True):
+            if spec is None:
+                if not arg.optional:
+                    raise SchemaError(f"{where}: argument '{arg.name}' is missing, expected {arg}")
+                continue
+            if not (_bind_dtype(arg.dtype, spec.dtype, bound) and _bind_shape(arg.shape, spec.shape, bound)):
+                raise SchemaError(f"{where}: argument '{arg.name}' expected {_expected(arg, bound)}, got {spec}")
+        if self.derive is not None:
+            try:
+                bound.update(self.derive(bound, attrs))
+            except SchemaError as error:
+                raise SchemaError(f"{where}: {error}") from None
+        return bound
+
+    def infer(
+        self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = ""
+    ) -> list[TensorSpec]:
+        """Specs of the outputs of a call."""
+        bound = self.bind(op, specs, attrs, label)
+        outputs = []
+        for arg in self.outputs:
+            dtype = DTYPES.get(arg.dtype) or bound.get(arg.dtype) or attrs.get("dtype")
+            if dtype is None:
+                raise SchemaError(f"{op}: output '{arg.name}' needs the attribute dtype=")
+            shape: list[Size] = []
+            for s in arg.shape:
+                shape += bound["*"] if s == "*" else [_evaluate(s, bound, attrs, op)]
+            outputs.append(TensorSpec(tuple(shape), dtype))
+        return outputs
+
+
+def _bind_dtype(name: str, dtype: torch.dtype, bound: Bound) -> bool:
+    if name in DTYPES:
+        return DTYPES[name] is dtype
+    return bool(bound.setdefault(name, dtype) is dtype)
+
+
+def _bind_shape(pattern: tuple[str, ...], shape: Shape, bound: Bound) -> bool:
+    if pattern[0] == "*":
+        lead = len(shape) - len(pattern) + 1
+        if lead < 0 or bound.setdefault("*", list(shape[:lead])) != list(shape[:lead]):
+            return False
+        pattern, shape = pattern[1:], shape[lead:]
+    return len(pattern) == len(shape) and all(_bind_size(p, s, bound) for p, s in zip(pattern, shape, strict=True))
+
+
+def _bind_size(pattern: str, size: Size, bound: Bound) -> bool:
+    if pattern.isdigit():
+        return size == int(pattern)
+    factor, _, name = pattern.rpartition("*")
+    if name in bound:
+        return bool(bound[name] * (int(factor) if factor else 1) == size)
+    if factor:
+        quotient = (
+            size.divided(int(factor))
+            if isinstance(size, Dim)
+            else (None if size % int(factor) else size // int(factor))
+        )
+        if quotient is None:
+            return False
+        size = quotient
+    bound[name] = size
+    return True
+
+
+def _evaluate(pattern: str, bound: Bound, attrs: Mapping[str, Any], op: str) -> Size:
+    total: Size = 0
+    for term in pattern.split("+"):
+        value: Size = 1
+        for part in term.strip().split("*"):
+            factor = int(part) if part.isdigit() else bound.get(part, attrs.get(part))
+            if factor is None:
+                raise SchemaError(f"{op}: size '{part}' of an output is not known; give it as an attribute")
+            value = value * factor
+        total = value + total
+    return total
+
+
+def _expected(arg: Arg, bound: Bound) -> str:
+    dtype = dtype_name(bound[arg.dtype]) if arg.dtype in bound else arg.dtype
+    sizes = []
+    for s in arg.shape:
+        name = s.rpartition("*")[2]
+        known = bound.get("*" if s == "*" else name)
+        sizes.append(s if known is None or s.isdigit() else f"{s} with {name or '*'}={known}")
+    return f"{dtype}[{', '.join(sizes)}]"
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments for one run of an op: tensors in schema order (None where optional and absent) and attributes."""
+
+    args: tuple[torch.Tensor | None, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Refusal = Callable[[torch.device, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A function (inputs..., outputs..., **attrs) that writes its outputs, and when it cannot serve."""
+
+    name: str
+    run: Callable[..., None]
+    refuses_call: Refusal
+
+    def refuses(
+        self,
+        device: torch.device,
+        specs: Sequence[TensorSpec | None] = (),
+        attrs: Mapping[str, Any] | None = None,
+    ) -> str | None:
+        """Why this implementation cannot serve on `device` (for these arguments, where given), or None."""
+        return self.refuses_call(device, specs, attrs or {})
+
+
+def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return None
+
+
+@dataclass
+class Op:
+    """A fused op. Files in this folder each define one, complete."""
+
+    name: str
+    schema: Schema
+    reference: Callable[..., Any]
+    """(inputs..., **attrs) -> output or tuple of outputs, in float32; writes arguments marked `!` in place."""
+    flops: Callable[[Bound, Mapping[str, Any]], int]
+    cases: Sequence[Mapping[str, Any]]
+    example: Callable[..., Call]
+    """(generator, dtype, **case) -> Call: the arguments of one test or benchmark case."""
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
+    rounding_steps: float = 2.0
+    """Tolerance: largest error over largest output, in units of the output dtype's epsilon."""
+    read_bytes: Callable[[Bound, Mapping[str, Any]], int] | None = None
+    """Bytes moved where it is not simply all arguments once (gathers, masked attention)."""
+    implementations: dict[str, Implementation] = field(default_factory=dict)
+
+    def implementation(
+        self, name: str, refuses: Refusal = _accepts_all
+    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Register the decorated function; earlier registrations are preferred."""
+
+        def register(run: Callable[..., None]) -> Callable[..., None]:
+            self.implementations[name] = Implementation(name, run, refuses)
+            return run
+
+        return register
+
+    def choose(
+        self,
+        device: torch.device,
+        specs: Sequence[TensorSpec | None],
+        attrs: Mapping[str, Any],
+        forced: str | None = None,
+    ) -> tuple[Implementation, dict[str, str]]:
+        """The first implementation that does not refuse, and the refusals met on the way.
+
+        Raises PlanError where none serves, or where the forced one is unknown or refuses.
+        """
+        if forced is not None and forced not in self.implementations:
+            raise PlanError(f"{self.name}: no implementation '{forced}'; there are: {', '.join(self.implementations)}")
+        refused: dict[str, str] = {}
+        for name, implementation in self.implementations.items():
+            if forced is not None and name != forced:
+                continue
+            reason = implementation.refuses(device, specs, attrs)
+            if reason is None:
+                return implementation, refused
+            refused[name] = reason
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise PlanError(f"{self.name}: no implementation serves on {device}: {reasons}")
+
+    def bytes_moved(self, bound: Bound, attrs: Mapping[str, Any], specs: Sequence[TensorSpec | None]) -> int:
+        """Bytes read and written by one call, concrete sizes."""
+        if self.read_bytes is not None:
+            return self.read_bytes(bound, attrs)
+        return sum(static(product(s.shape)) * s.dtype.itemsize for s in specs if s is not None)
+
+
+_REGISTRY: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    if op.name in _REGISTRY:
+        raise SchemaError(f"op '{op.name}' is registered twice")
+    _REGISTRY[op.name] = op
+    return op
+
+
+def get_op(name: str) -> Op:
+    if name not in _REGISTRY:
+        raise SchemaError(f"no op '{name}'; known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]
+
+
+def all_ops() -> dict[str, Op]:
+    return dict(sorted(_REGISTRY.items()))
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal samples for cases."""
+    return torch.randn(shape, generator=generator).to(dtype)

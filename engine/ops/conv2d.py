@@ -1,0 +1,88 @@
+"""y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import SchemaError
+from ..ir import Size
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int
+) -> torch.Tensor:
+    b = None if bias is None else bias.float()
+    return F.conv2d(x.float().permute(0, 3, 1, 2), weight.float(), b, stride, padding).permute(0, 2, 3, 1)
+
+
+def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
+    if isinstance(size, int):
+        return (size + 2 * padding - kernel) // stride + 1
+    if stride != 1:
+        raise SchemaError(f"a strided convolution needs its input size as a number, got the symbol {size}")
+    return size + (2 * padding - kernel + 1)
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    return {
+        "P": out_size(bound["H"], bound["kh"], attrs["stride"], attrs["padding"]),
+        "Q": out_size(bound["W"], bound["kw"], attrs["stride"], attrs["padding"]),
+    }
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 2 * elements(bound, "B", "P", "Q", "O", "I", "kh", "kw")
+
+
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    size: int,
+    cin: int,
+    cout: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    bias: bool,
+) -> Call:
+    x = normal(generator, 2, size, size + 1, cin, dtype=dtype)
+    weight = (normal(generator, cout, cin, kernel, kernel) / (cin * kernel**2) ** 0.5).to(dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return Call(
+        (x, weight, normal(generator, cout, dtype=dtype) if bias else None), dict(stride=stride, padding=padding)
+    )
+
+
+OP = register(
+    Op(
+        "conv2d",
+        Schema.parse("x: T[B, H, W, I], weight: T[O, I, kh, kw], bias?: T[O] -> y: T[B, P, Q, O]", derive),
+        reference,
+        flops,
+        cases=[
+            dict(size=6, cin=8, cout=5, kernel=3, stride=1, padding=1, bias=True),
+            dict(size=8, cin=4, cout=16, kernel=2, stride=2, padding=0, bias=True),
+            dict(size=5, cin=3, cout=7, kernel=1, stride=1, padding=0, bias=False),
+        ],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+) -> None:
+    y.copy_(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding).permute(0, 2, 3, 1))

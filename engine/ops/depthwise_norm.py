@@ -1,0 +1,70 @@
+"""y = RMSNorm(depthwise7x7(x) + b) over channels: the front of a ConvNeXt block, NHWC, zero padding 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .rms_norm import normalise
+from .rms_norm import reference as rms_reference
+from .shapes import elements
+
+
+def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (B, H, W, C), weight (7, 7, C) -> (B, H, W, C)."""
+    kernel = weight.permute(2, 0, 1)[:, None]
+    return F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=3, groups=x.shape[-1]).permute(0, 2, 3, 1)
+
+
+def reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    y = depthwise(x.float(), weight.float(), None if bias is None else bias.float())
+    return rms_reference(y, norm, eps, dtype)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return (2 * 49 + 4) * elements(bound, "B", "H", "W", "C")
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, size: int, channels: int, bias: bool) -> Call:
+    x = normal(generator, 2, size, size + 2, channels)
+    weight = (normal(generator, 7, 7, channels) / 7).to(dtype)
+    b = normal(generator, channels, dtype=dtype) if bias else None
+    return Call((x, weight, b, 1 + 0.1 * normal(generator, channels)), dict(eps=1e-6, dtype=dtype))
+
+
+OP = register(
+    Op(
+        "depthwise_norm",
+        Schema.parse("x: X[B, H, W, C], weight: T[7, 7, C], bias?: T[C], norm: W0[C] -> y: O[B, H, W, C]"),
+        reference,
+        flops,
+        cases=[dict(size=9, channels=32, bias=True), dict(size=3, channels=5, bias=False)],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    # in x's dtype: a float32 stream is neither rounded before the convolution nor between it and the norm
+    y.copy_(normalise(depthwise(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), norm, eps))

@@ -1,0 +1,80 @@
+"""Global response normalisation in two passes: GELU with the sums of squares per channel, then the scaling.
+
+y = gelu(x), s_c = sum_p y_pc^2;  then  n_c = sqrt(s_c) / (mean_c sqrt(s_c) + 1e-6),  o = bias + (weight n_c + 1) y.
+An image's sums run over all its positions, so the scaling cannot start before they are complete: hence two ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .activations import reference_gelu
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def reference_stats(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y = reference_gelu(x)
+    return y, y.square().sum(1)
+
+
+def reference_apply(y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    g = sumsq.sqrt()
+    n = g / (g.mean(-1, keepdim=True) + 1e-6)
+    return bias.float() + (weight.float() * n[:, None] + 1) * y.float()
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 8 * elements(bound, "B", "P", "C")
+
+
+def example_stats(generator: torch.Generator, dtype: torch.dtype, b: int, p: int, c: int) -> Call:
+    return Call((2 * normal(generator, b, p, c).to(dtype),))
+
+
+def example_apply(generator: torch.Generator, dtype: torch.dtype, b: int, p: int, c: int) -> Call:
+    y = normal(generator, b, p, c, dtype=dtype)
+    sums = y.float().square().sum(1)
+    return Call((y, sums, 0.3 * normal(generator, c), 0.3 * normal(generator, c)))
+
+
+CASES = [dict(b=2, p=36, c=64), dict(b=1, p=5, c=7)]
+STATS = register(
+    Op(
+        "gelu_grn_stats",
+        Schema.parse("x: T[B, P, C] -> y: T[B, P, C], sumsq: f32[B, C]"),
+        reference_stats,
+        flops,
+        CASES,
+        example_stats,
+        rounding_steps=4.0,
+    )
+)
+APPLY = register(
+    Op(
+        "grn_apply",
+        Schema.parse("y: T[B, P, C], sumsq: f32[B, C], weight: W[C], bias: W[C] -> o: T[B, P, C]"),
+        reference_apply,
+        flops,
+        CASES,
+        example_apply,
+    )
+)
+
+
+@STATS.implementation("torch")
+def run_stats(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
+    torch.ops.aten.gelu.out(x, out=y)
+    torch.linalg.vector_norm(y, dim=1, dtype=torch.float32, out=sumsq)
+    sumsq.square_()
+
+
+@APPLY.implementation("torch")
+def run_apply(y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor) -> None:
+    g = sumsq.sqrt().to(weight.dtype)
+    n = g / (g.mean(-1, keepdim=True) + 1e-6)
+    scale = (weight * n + 1)[:, None]
+    o.copy_(torch.addcmul(bias, scale, y.to(weight.dtype)))

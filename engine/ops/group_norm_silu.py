@@ -1,0 +1,60 @@
+"""y = silu(GroupNorm(x)) on NHWC tensors, or the norm alone; statistics in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, silu: bool
+) -> torch.Tensor:
+    b, h, w, c = x.shape
+    g = x.float().view(b, h * w, groups, c // groups)
+    centred = g - g.mean((1, 3), keepdim=True)
+    y = centred * torch.rsqrt(centred.square().mean((1, 3), keepdim=True) + eps)
+    y = y.view(b, h, w, c) * weight.float() + bias.float()
+    return y * torch.sigmoid(y) if silu else y
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 10 * elements(bound, "B", "H", "W", "C")
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, size: int, c: int, groups: int, silu: bool) -> Call:
+    x = (2 * normal(generator, 2, size, size + 1, c) + 1).to(dtype)
+    attrs = dict(groups=groups, eps=1e-6, silu=silu)
+    return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), attrs)
+
+
+OP = register(
+    Op(
+        "group_norm_silu",
+        Schema.parse("x: T[B, H, W, C], weight: W0[C], bias: W0[C] -> y: T[B, H, W, C]"),
+        reference,
+        flops,
+        cases=[dict(size=5, c=32, groups=8, silu=True), dict(size=3, c=6, groups=3, silu=False)],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> None:
+    normed = F.group_norm(x.permute(0, 3, 1, 2).to(weight.dtype), groups, weight, bias, eps).permute(0, 2, 3, 1)
+    y.copy_(F.silu(normed, inplace=True) if silu else normed)

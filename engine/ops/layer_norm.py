@@ -1,0 +1,87 @@
+"""y = (x - mean) / sqrt(var + eps) * weight + bias in float32, and the same behind a residual add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    x = x.float()
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight.float() + bias.float()
+
+
+def reference_add(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x.float() + delta.float()
+    return total, reference(total.to(x.dtype), weight, bias, eps, dtype)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 7 * rows_of(bound) * int(bound["C"])
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+    x = 3 * normal(generator, m, 2, c) + 1
+    return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), dict(eps=1e-6, dtype=dtype))
+
+
+def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+    x, delta = 3 * normal(generator, m, 2, c) + 1, normal(generator, m, 2, c, dtype=dtype)
+    return Call((x, delta, 1 + 0.1 * normal(generator, c), normal(generator, c)), dict(eps=1e-6, dtype=dtype))
+
+
+CASES = [dict(m=1, c=64), dict(m=3, c=1001)]
+LAYER_NORM = register(
+    Op(
+        "layer_norm",
+        Schema.parse("x: X[*, C], weight: W[C], bias: W[C] -> y: O[*, C]"),
+        reference,
+        flops,
+        CASES,
+        example,
+    )
+)
+ADD_LAYER_NORM = register(
+    Op(
+        "add_layer_norm",
+        Schema.parse("x: X[*, C], delta: T[*, C], weight: W[C], bias: W[C] -> total: X[*, C], y: O[*, C]"),
+        reference_add,
+        flops,
+        CASES,
+        example_add,
+    )
+)
+
+
+@LAYER_NORM.implementation("torch")
+def run_torch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    y.copy_(F.layer_norm(x.to(weight.dtype), (x.shape[-1],), weight, bias, eps))
+
+
+@ADD_LAYER_NORM.implementation("torch")
+def run_add_torch(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    torch.add(x, delta, out=total)
+    run_torch(total, weight, bias, y, eps=eps, dtype=dtype)

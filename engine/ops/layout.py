@@ -1,0 +1,171 @@
+"""Changes of layout and dtype at the borders of a program: NCHW latents and pixels against NHWC activations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .base import Call, Op, Schema, normal, register
+from .cfg_euler import unpatchify
+from .rows import no_flops
+
+
+def reference_to_nhwc(z: torch.Tensor, divisor: float, dtype: torch.dtype) -> torch.Tensor:
+    return z.float().permute(0, 2, 3, 1) / divisor
+
+
+def example_to_nhwc(generator: torch.Generator, dtype: torch.dtype, size: int, c: int, divisor: float) -> Call:
+    return Call((normal(generator, 2, c, size, size + 1),), dict(divisor=divisor, dtype=dtype))
+
+
+TO_NHWC = register(
+    Op(
+        "to_nhwc",
+        Schema.parse("z: Z[B, C, H, W] -> x: O[B, H, W, C]"),
+        reference_to_nhwc,
+        no_flops,
+        [dict(size=4, c=4, divisor=1.0), dict(size=3, c=5, divisor=0.13025)],
+        example_to_nhwc,
+    )
+)
+"""x = z / divisor, channels last."""
+
+
+@TO_NHWC.implementation("torch")
+def run_to_nhwc(z: torch.Tensor, x: torch.Tensor, *, divisor: float, dtype: torch.dtype) -> None:
+    x.copy_((z if divisor == 1.0 else z / divisor).permute(0, 2, 3, 1))
+
+
+def reference_to_nchw(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.float().permute(0, 3, 1, 2)
+
+
+def example_to_nchw(generator: torch.Generator, dtype: torch.dtype, size: int, c: int) -> Call:
+    return Call((normal(generator, 2, size, size + 1, c, dtype=dtype),), dict(dtype=torch.float32))
+
+
+TO_NCHW = register(
+    Op(
+        "to_nchw",
+        Schema.parse("x: T[B, H, W, C] -> y: O[B, C, H, W]"),
+        reference_to_nchw,
+        no_flops,
+        [dict(size=4, c=3)],
+        example_to_nchw,
+        rounding_steps=0.0,
+    )
+)
+
+
+@TO_NCHW.implementation("torch")
+def run_to_nchw(x: torch.Tensor, y: torch.Tensor, *, dtype: torch.dtype) -> None:
+    y.copy_(x.permute(0, 3, 1, 2))
+
+
+def reference_patchify(x: torch.Tensor, patch: int, dtype: torch.dtype) -> torch.Tensor:
+    return F.unfold(x.float(), patch, stride=patch).transpose(1, 2)
+
+
+def example_patchify(generator: torch.Generator, dtype: torch.dtype, size: int, patch: int) -> Call:
+    attrs = dict(patch=patch, N=(size // patch) ** 2, E=3 * patch**2, dtype=dtype)
+    return Call((normal(generator, 2, 3, size, size),), attrs)
+
+
+PATCHIFY = register(
+    Op(
+        "patchify",
+        Schema.parse("x: X[B, C, H, W] -> y: O[B, N, E]"),
+        lambda x, patch, dtype, N, E: reference_patchify(x, patch, dtype),
+        no_flops,
+        [dict(size=32, patch=16), dict(size=15, patch=5)],
+        example_patchify,
+        rounding_steps=1.0,
+    )
+)
+"""Non-overlapping patches in raster order, each flattened as (channel, row, column): a patch convolution's im2col."""
+
+
+@PATCHIFY.implementation("torch")
+def run_patchify(x: torch.Tensor, y: torch.Tensor, *, patch: int, N: int, E: int, dtype: torch.dtype) -> None:
+    b, c, h, w = x.shape
+    patches = x.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    y.view(b, h // patch, w // patch, c, patch, patch).copy_(patches)
+
+
+def reference_cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.float()
+
+
+def example_cast(generator: torch.Generator, dtype: torch.dtype, n: int) -> Call:
+    return Call((normal(generator, 2, n),), dict(dtype=dtype))
+
+
+CAST = register(
+    Op(
+        "cast",
+        Schema.parse("x: X[*, C] -> y: O[*, C]"),
+        reference_cast,
+        no_flops,
+        [dict(n=33)],
+        example_cast,
+        rounding_steps=1.0,
+    )
+)
+
+
+@CAST.implementation("torch")
+def run_cast(x: torch.Tensor, y: torch.Tensor, *, dtype: torch.dtype) -> None:
+    y.copy_(x)
+
+
+def reference_add(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.float() + y.float()
+
+
+def example_add(generator: torch.Generator, dtype: torch.dtype, rows: int, n: int, c: int) -> Call:
+    y = normal(generator, n, c).expand(rows, n, c)
+    return Call((normal(generator, rows, n, c, dtype=dtype), y), dict(dtype=torch.float32))
+
+
+ADD = register(
+    Op(
+        "add",
+        Schema.parse("x: X[*, C], y: Y[*, C] -> o: O[*, C]"),
+        reference_add,
+        no_flops,
+        [dict(rows=2, n=9, c=8), dict(rows=1, n=1, c=3)],
+        example_add,
+    )
+)
+"""o = x + y; a y that all rows share (position embeddings) is a view with stride 0."""
+
+
+@ADD.implementation("torch")
+def run_add(x: torch.Tensor, y: torch.Tensor, o: torch.Tensor, *, dtype: torch.dtype) -> None:
+    torch.add(x, y, out=o)
+
+
+def reference_shuffle(x: torch.Tensor, H2: int, W2: int, C: int) -> torch.Tensor:
+    return unpatchify(x.float(), C).permute(0, 2, 3, 1)
+
+
+def example_shuffle(generator: torch.Generator, dtype: torch.dtype, h: int, w: int, c: int) -> Call:
+    return Call((normal(generator, 2, h, w, 4 * c, dtype=dtype),), dict(H2=2 * h, W2=2 * w, C=c))
+
+
+PIXEL_SHUFFLE = register(
+    Op(
+        "pixel_shuffle",
+        Schema.parse("x: T[B, H, W, E] -> y: T[B, H2, W2, C]"),
+        reference_shuffle,
+        no_flops,
+        [dict(h=3, w=2, c=5)],
+        example_shuffle,
+        rounding_steps=0.0,
+    )
+)
+
+
+@PIXEL_SHUFFLE.implementation("torch")
+def run_shuffle(x: torch.Tensor, y: torch.Tensor, *, H2: int, W2: int, C: int) -> None:
+    y.copy_(unpatchify(x, C).permute(0, 2, 3, 1))

@@ -1,0 +1,56 @@
+"""y = x W^T + b. GEMMs come from torch (oneDNN, cuBLASLt).
+
+`split_bias` rounds the product to the output's dtype before it adds the bias, as torch does for inputs that
+are not contiguous: the first linear of the official U-ViT meets one, and its bfloat16 results show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split_bias: bool = False
+) -> torch.Tensor:
+    y = x.float() @ weight.float().T
+    return y if bias is None else y + bias.float()
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, k: int, n: int, bias: bool) -> Call:
+    x, w = normal(generator, 2, m, k, dtype=dtype), (normal(generator, n, k) / k**0.5).to(dtype)
+    return Call((x, w, normal(generator, n, dtype=dtype) if bias else None))
+
+
+OP = register(
+    Op(
+        "linear",
+        Schema.parse("x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]"),
+        reference,
+        flops,
+        cases=[dict(m=1, k=64, n=96, bias=False), dict(m=37, k=200, n=65, bias=True)],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
+) -> None:
+    x, y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    if bias is None or split_bias:
+        torch.mm(x, weight.t(), out=y)
+        if bias is not None:
+            y.add_(bias)
+    else:
+        torch.addmm(bias, x, weight.t(), out=y)

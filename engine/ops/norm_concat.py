@@ -1,0 +1,54 @@
+"""o = [RMSNorm(h), skip] along channels: the U-ViT decoder's input.
+
+`skip` holds image rows; row b of h belongs to image b, or b - R for an unconditional branch (b >= R).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .residual_modulate import image_row
+from .rms_norm import normalise
+from .rms_norm import reference as rms_reference
+from .shapes import elements
+
+
+def reference(
+    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    return torch.cat([rms_reference(h, weight, eps, dtype), skip.float()[image_row(len(h), len(skip))]], dim=-1)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 4 * elements(bound, "B", "P", "C")
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, p: int, c: int, e: int) -> Call:
+    h, skip = normal(generator, images + guided, p, c, dtype=dtype), normal(generator, images, p, e)
+    return Call((h, 1 + 0.1 * normal(generator, c), skip), dict(eps=1e-6, dtype=torch.float32))
+
+
+OP = register(
+    Op(
+        "norm_concat",
+        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]"),
+        reference,
+        flops,
+        cases=[dict(images=2, guided=1, p=6, c=16, e=8), dict(images=1, guided=0, p=3, c=7, e=7)],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    channels, images = h.shape[-1], len(skip)
+    o[..., :channels].copy_(normalise(h, weight, eps))
+    o[:images, :, channels:].copy_(skip)
+    o[images:, :, channels:].copy_(skip[: len(h) - images])

@@ -1,0 +1,82 @@
+"""o = (x + y) (1 + scale) + shift, scale and shift taken from the row's table at the row's step.
+
+Rows of x may be image rows followed by the unconditional branches of the first of them (classifier-free guidance):
+row b of B reads image b, or b - R for b >= R. A step at or past the table's end reads its last entry, so that a row
+that has finished stays in range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def image_row(branches: int, images: int, device: torch.device | None = None) -> torch.Tensor:
+    """The image row that each branch row belongs to, int64 (branches,)."""
+    row = torch.arange(branches, device=device)
+    return torch.where(row < images, row, row - images)
+
+
+def reference(
+    y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    row = image_row(len(y), len(step))
+    entry = table.float()[row, step.long()[row].clamp(max=table.shape[1] - 1)]
+    scale, shift = entry[:, None].chunk(2, dim=-1)
+    return (x.float() + y.float()) * (1 + scale) + shift
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 3 * elements(bound, "B", "P", "C")
+
+
+def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    per_element = int(bound["Y"].itemsize + bound["X"].itemsize + attrs["dtype"].itemsize)
+    return elements(bound, "B", "P", "C") * per_element
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, p: int, c: int, steps: int
+) -> Call:
+    branches = images + guided
+    y, x = normal(generator, branches, p, c, dtype=dtype), normal(generator, branches, p, c)
+    step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
+    return Call((y, x, normal(generator, images, steps, 2 * c), step), dict(dtype=torch.float32))
+
+
+OP = register(
+    Op(
+        "residual_modulate",
+        Schema.parse("y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]"),
+        reference,
+        flops,
+        cases=[
+            dict(images=2, guided=2, p=9, c=16, steps=4),
+            dict(images=3, guided=1, p=1, c=5, steps=1),
+            dict(images=1, guided=0, p=4, c=8, steps=2),
+        ],
+        example=example,
+        read_bytes=read_bytes,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    o: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+) -> None:
+    images = image_row(len(y), len(step), y.device)
+    entry = table[images, step.clamp(max=table.shape[1] - 1)[images].long()]
+    scale, shift = entry[:, None].chunk(2, dim=-1)
+    o.copy_(torch.addcmul(shift, torch.add(y, x).to(table.dtype), 1 + scale))

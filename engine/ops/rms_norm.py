@@ -1,0 +1,92 @@
+"""y = x / sqrt(mean(x^2) + eps) * weight, and the same behind a residual add.
+
+The mean is taken in float32. The normalised x is rounded to the weight's dtype before the product, as Llama's RMSNorm
+does: float32 weights round once, bfloat16 weights round as the official bfloat16 model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last axis; float32 inside, the result in the weight's dtype."""
+    x = x.float()
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normed: torch.Tensor = (x * rms).to(weight.dtype) * weight
+    return normed
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def reference_add(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x.float() + delta.float()
+    return total, reference(total.to(x.dtype), weight, eps, dtype)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 4 * rows_of(bound) * int(bound["C"])
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+    x = normal(generator, m, 3, c) * 5
+    return Call((x, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=dtype))
+
+
+def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+    x, delta = normal(generator, m, 3, c) * 5, normal(generator, m, 3, c, dtype=dtype)
+    return Call((x, delta, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=dtype))
+
+
+CASES = [dict(m=1, c=64), dict(m=5, c=1000), dict(m=2, c=7)]
+RMS_NORM = register(
+    Op(
+        "rms_norm",
+        Schema.parse("x: X[*, C], weight: W[C] -> y: O[*, C]"),
+        reference,
+        flops,
+        CASES,
+        example,
+    )
+)
+ADD_RMS_NORM = register(
+    Op(
+        "add_rms_norm",
+        Schema.parse("x: X[*, C], delta: T[*, C], weight: W[C] -> total: X[*, C], y: O[*, C]"),
+        reference_add,
+        flops,
+        CASES,
+        example_add,
+    )
+)
+
+
+@RMS_NORM.implementation("torch")
+def run_torch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
+    y.copy_(normalise(x, weight, eps))
+
+
+@ADD_RMS_NORM.implementation("torch")
+def run_add_torch(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    torch.add(x, delta, out=total)
+    y.copy_(normalise(total, weight, eps))

@@ -1,0 +1,117 @@
+"""q = RoPE(q); caches[slot] = RoPE(k), v: rotary embedding in the half-rotation layout, fused with the cache write.
+
+[a, b] -> [a cos - b sin, b cos + a sin] over the halves of a head, angles from a table of cosines and sines by
+position. The products are taken in the wider of the two dtypes: float32 tables round once, bfloat16 tables as the
+official bfloat16 model does. Keys are rotated when they are written, so a cached key is never touched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import SchemaError
+from ..ir import Size
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def split(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
+    """(B, N, (H + 2G) D) -> q (B, N, H, D), k and v (B, N, G, D), views."""
+    head_dim = qkv.shape[-1] // (heads + 2 * kv_heads)
+    return torch.split(qkv.view(*qkv.shape[:2], -1, head_dim), [heads, kv_heads, kv_heads], dim=2)
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """x (B, N, H, D) by angles (B, N, 1, 2, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = angles.unbind(-2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def reference(
+    qkv: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    heads: int,
+) -> torch.Tensor:
+    q, k, v = split(qkv.float(), heads, k_cache.shape[2])
+    angles = table.float()[positions.long()][:, :, None]
+    row = torch.arange(len(qkv))[:, None]
+    k_cache[row, slots.long()] = rotate(k, angles).to(k_cache.dtype)
+    v_cache[row, slots.long()] = v.to(v_cache.dtype)
+    return rotate(q, angles)
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    head_dim, heads, kv_heads = 2 * bound["h"], attrs["heads"], bound["G"]
+    if (heads + kv_heads * 2) * head_dim != bound["E"]:
+        raise SchemaError(
+            f"argument 'qkv' expected its last size to be (heads + 2 kv_heads) head_dim = "
+            f"({heads} + 2*{kv_heads}) * {head_dim}, got {bound['E']}"
+        )
+    return {"H": heads, "D": head_dim}
+
+
+def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 2 * elements(bound, "B", "N", "E") * int(bound["T"].itemsize)
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, b: int, n: int, heads: int, kv_heads: int, head_dim: int
+) -> Call:
+    qkv = normal(generator, b, n, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    angles = torch.randn(40, head_dim // 2, generator=generator)
+    table = torch.stack([angles.cos(), angles.sin()], dim=1)
+    positions = torch.randint(0, 40, (b, n), generator=generator, dtype=torch.int32)
+    slots = torch.stack([torch.randperm(n + 3, generator=generator)[:n] for _ in range(b)]).int()
+    caches = [normal(generator, b, n + 3, kv_heads, head_dim, dtype=dtype) for _ in range(2)]
+    return Call((qkv, table, positions, slots, *caches), dict(heads=heads))
+
+
+OP = register(
+    Op(
+        "rope_kv_write",
+        Schema.parse(
+            "qkv: T[B, N, E], table: W[M, 2, h], positions: i32[B, N], slots: i32[B, N], "
+            "k_cache!: T[B, S, G, 2*h], v_cache!: T[B, S, G, 2*h] -> q: T[B, N, H, D]",
+            derive,
+        ),
+        reference,
+        flops=lambda bound, attrs: 3 * elements(bound, "B", "N", "E"),
+        cases=[
+            dict(b=2, n=5, heads=4, kv_heads=4, head_dim=32),
+            dict(b=1, n=1, heads=6, kv_heads=2, head_dim=6),
+        ],
+        example=example,
+        read_bytes=read_bytes,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    qkv: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_out: torch.Tensor,
+    *,
+    heads: int,
+) -> None:
+    q, k, v = split(qkv, heads, k_cache.shape[2])
+    batch, n = positions.shape
+    angles = table.index_select(0, positions.reshape(-1)).view(batch, n, 1, 2, -1)
+    q_out.copy_(rotate(q, angles))
+    k = rotate(k, angles).to(k_cache.dtype)
+    slots = slots.long()
+    for b in range(batch):  # caches are slices of a larger state, so rows cannot be flattened into one index
+        k_cache[b].index_copy_(0, slots[b], k[b])
+        v_cache[b].index_copy_(0, slots[b], v[b])

@@ -1,0 +1,168 @@
+"""Row bookkeeping of a batch: branches for guidance, the step's hoisted token, the unconditional prefix, advancing.
+
+Caches are (L, B, S, G, D): layer, row, slot, key/value head, head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .residual_modulate import image_row
+
+
+def no_flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 0
+
+
+def reference_branch(x: torch.Tensor, B: int, dtype: torch.dtype) -> torch.Tensor:
+    return x.float()[image_row(B, len(x))]
+
+
+def example_branch(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int) -> Call:
+    return Call((normal(generator, images, 3, 4, dtype=dtype),), dict(B=images + guided, dtype=torch.float32))
+
+
+BRANCH_ROWS = register(
+    Op(
+        "branch_rows",
+        Schema.parse("x: T[R, N, C] -> y: O[B, N, C]"),
+        reference_branch,
+        no_flops,
+        [dict(images=3, guided=2), dict(images=1, guided=0)],
+        example_branch,
+        rounding_steps=0.0,
+    )
+)
+"""y = image rows, then the first B - R of them again: both branches of guidance start from the same values."""
+
+
+@BRANCH_ROWS.implementation("torch")
+def run_branch(x: torch.Tensor, y: torch.Tensor, *, B: int, dtype: torch.dtype) -> None:
+    y[: len(x)].copy_(x)
+    y[len(x) :].copy_(x[: B - len(x)])
+
+
+def reference_load(
+    k_table: torch.Tensor,
+    v_table: torch.Tensor,
+    step: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot: int,
+) -> None:
+    for row, image in enumerate(image_row(k_cache.shape[1], len(step)).tolist()):
+        s = min(int(step[image]), k_table.shape[2] - 1)
+        k_cache[:, row, slot], v_cache[:, row, slot] = k_table[:, row, s], v_table[:, row, s]
+
+
+def example_load(
+    generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, steps: int, slot: int
+) -> Call:
+    rows = images + guided
+    tables = [normal(generator, 2, rows, steps, 2, 4, dtype=dtype) for _ in range(2)]
+    caches = [normal(generator, 2, rows, 6, 2, 4, dtype=dtype) for _ in range(2)]
+    step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
+    return Call((*tables, step, *caches), dict(slot=slot))
+
+
+LOAD_STEP_TOKEN = register(
+    Op(
+        "load_step_token",
+        Schema.parse(
+            "k_table: T[L, B, K, G, D], v_table: T[L, B, K, G, D], step: i32[R], "
+            "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->"
+        ),
+        reference_load,
+        no_flops,
+        [dict(images=2, guided=1, steps=3, slot=4), dict(images=1, guided=0, steps=1, slot=0)],
+        example_load,
+        rounding_steps=0.0,
+    )
+)
+"""Copy each row's keys/values of the time token at its own step, computed before the loop, into the cache's slot."""
+
+
+@LOAD_STEP_TOKEN.implementation("torch")
+def run_load(
+    k_table: torch.Tensor,
+    v_table: torch.Tensor,
+    step: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    slot: int,
+) -> None:
+    rows = torch.arange(k_cache.shape[1], device=step.device)
+    steps = step.clamp(max=k_table.shape[2] - 1).long()[image_row(len(rows), len(step), step.device)]
+    k_cache[:, :, slot].copy_(k_table[:, rows, steps])
+    v_cache[:, :, slot].copy_(v_table[:, rows, steps])
+
+
+def reference_first(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_start: torch.Tensor, slot: int) -> None:
+    images = len(kv_start)
+    for row in range(images, k_cache.shape[1]):
+        first = int(kv_start[row - images])
+        k_cache[:, row, slot], v_cache[:, row, slot] = k_cache[:, row - images, first], v_cache[:, row - images, first]
+
+
+def example_first(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, slot: int) -> Call:
+    caches = [normal(generator, 2, images + guided, 6, 2, 4, dtype=dtype) for _ in range(2)]
+    start = torch.randint(0, slot + 1, (images,), generator=generator, dtype=torch.int32)
+    return Call((*caches, start), dict(slot=slot))
+
+
+COPY_FIRST_TOKEN = register(
+    Op(
+        "copy_first_token",
+        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], kv_start: i32[R] ->"),
+        reference_first,
+        no_flops,
+        [dict(images=2, guided=1, slot=4), dict(images=2, guided=2, slot=5), dict(images=1, guided=0, slot=1)],
+        example_first,
+        rounding_steps=0.0,
+    )
+)
+"""Give each unconditional row its prefix: the keys/values of its prompt's first token (BOS), which saw only itself."""
+
+
+@COPY_FIRST_TOKEN.implementation("torch")
+def run_first(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_start: torch.Tensor, *, slot: int) -> None:
+    images = len(kv_start)
+    rows = torch.arange(k_cache.shape[1] - images, device=kv_start.device)
+    first = kv_start[: len(rows)].long()
+    k_cache[:, images:, slot].copy_(k_cache[:, rows, first])
+    v_cache[:, images:, slot].copy_(v_cache[:, rows, first])
+
+
+def reference_advance(position: torch.Tensor, slot: torch.Tensor) -> None:
+    position += 1
+    slot += 1
+
+
+def example_advance(generator: torch.Generator, dtype: torch.dtype, rows: int) -> Call:
+    return Call(tuple(torch.randint(0, 99, (rows,), generator=generator, dtype=torch.int32) for _ in range(2)))
+
+
+ADVANCE = register(
+    Op(
+        "advance",
+        Schema.parse("position!: i32[B], slot!: i32[B] ->"),
+        reference_advance,
+        no_flops,
+        [dict(rows=1), dict(rows=5)],
+        example_advance,
+        dtypes=(torch.float32,),
+        rounding_steps=0.0,
+    )
+)
+"""position += 1, slot += 1: a decoded token has been written, every row moves on."""
+
+
+@ADVANCE.implementation("torch")
+def run_advance(position: torch.Tensor, slot: torch.Tensor) -> None:
+    position.add_(1)
+    slot.add_(1)

@@ -1,0 +1,108 @@
+"""token ~ softmax(logits / temperature) after repetition penalty, top-k and top-p; temperature 0 is the argmax.
+
+Every row has its own settings and its own uniform numbers, drawn beforehand: uniforms[b, step[b]] picks the token by
+inverse transform over the probabilities in descending order, so a row's tokens depend on its seed alone. `seen` marks
+the tokens generated so far (what the penalty applies to); top_k 0 and top_p 1 keep everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import elements
+
+
+def reference(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    penalty: torch.Tensor,
+    uniforms: torch.Tensor,
+    seen: torch.Tensor,
+    token: torch.Tensor,
+    step: torch.Tensor,
+) -> None:
+    for b, row in enumerate(logits.float()):
+        row = torch.where(seen[b].bool(), torch.where(row > 0, row / penalty[b], row * penalty[b]), row)
+        if temperature[b] == 0:
+            choice = int(row.argmax())
+        else:
+            values, order = (row / temperature[b]).sort(descending=True, stable=True)
+            if top_k[b] > 0:
+                values[int(top_k[b]) :] = -torch.inf
+            p = values.softmax(0)
+            p = torch.where(p.cumsum(0) - p < top_p[b], p, 0.0)
+            reached = p.cumsum(0) > uniforms[b, step[b]] * p.sum()
+            choice = int(order[int(reached.int().argmax())])
+        token[b] = choice
+        seen[b, choice] = 1
+        step[b] += 1
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 10 * elements(bound, "B", "V")
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, rows: int, vocab: int) -> Call:
+    logits = 3 * normal(generator, rows, vocab)
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.3])[:rows]
+    top_k = torch.tensor([0, 0, 5, 1], dtype=torch.int32)[:rows]
+    top_p = torch.tensor([1.0, 0.8, 1.0, 0.5])[:rows]
+    penalty = torch.tensor([1.3, 1.0, 1.2, 1.0])[:rows]
+    uniforms = torch.rand(rows, 3, generator=generator)
+    seen = (torch.rand(rows, vocab, generator=generator) < 0.3).to(torch.uint8)
+    token, step = (torch.zeros(rows, dtype=torch.int32) for _ in range(2))
+    return Call((logits.to(dtype), temperature, top_k, top_p, penalty, uniforms, seen, token, step))
+
+
+OP = register(
+    Op(
+        "sample_token",
+        Schema.parse(
+            "logits: T[B, V], temperature: f32[B], top_k: i32[B], top_p: f32[B], penalty: f32[B], "
+            "uniforms: f32[B, K], seen!: u8[B, V], token!: i32[B], step!: i32[B] ->"
+        ),
+        reference,
+        flops,
+        cases=[dict(rows=4, vocab=50), dict(rows=1, vocab=7)],
+        example=example,
+        rounding_steps=0.0,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    penalty: torch.Tensor,
+    uniforms: torch.Tensor,
+    seen: torch.Tensor,
+    token: torch.Tensor,
+    step: torch.Tensor,
+) -> None:
+    x = logits.float()
+    p = penalty[:, None]
+    x = torch.where(seen.bool(), torch.where(x > 0, x / p, x * p), x)
+    choice = x.argmax(-1)
+    if x.device.type != "cpu" or bool((temperature > 0).any()):  # the test would make a GPU wait, a sort a CPU
+        ranked, order = (x / temperature.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(x.shape[-1], device=x.device)
+        ranked = ranked.masked_fill((top_k[:, None] > 0) & (rank >= top_k[:, None]), -torch.inf)
+        probability = ranked.softmax(-1)
+        kept = torch.where(probability.cumsum(-1) - probability < top_p[:, None], probability, 0.0)
+        # a step past the table (a row that goes on after its budget) reuses the last number
+        u = uniforms.gather(1, step.clamp(max=uniforms.shape[1] - 1).long()[:, None])
+        reached = kept.cumsum(-1) > u * kept.sum(-1, keepdim=True)
+        sampled = order.gather(1, reached.int().argmax(-1, keepdim=True))[:, 0]
+        choice = torch.where(temperature > 0, sampled, choice)
+    token.copy_(choice)
+    seen.scatter_(1, choice[:, None], 1)
+    step.add_(1)

@@ -1,0 +1,44 @@
+"""e = [cos(t f), sin(t f)], f_i = 10000^(-i / half): sinusoidal embedding of the flow time, cosine first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .base import Bound, Call, Op, Schema, register
+from .shapes import elements
+
+
+def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
+    half = C // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 2 * elements(bound, "R", "K") * int(attrs["C"])
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, rows: int, steps: int, channels: int) -> Call:
+    return Call((1000 * torch.rand(rows, steps, generator=generator),), dict(C=channels, dtype=dtype))
+
+
+OP = register(
+    Op(
+        "time_embedding",
+        Schema.parse("t: f32[R, K] -> e: O[R, K, C]"),
+        reference,
+        flops,
+        cases=[dict(rows=2, steps=3, channels=64), dict(rows=1, steps=1, channels=10)],
+        example=example,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(t: torch.Tensor, e: torch.Tensor, *, C: int, dtype: torch.dtype) -> None:
+    e.copy_(reference(t, C, dtype))

@@ -1,0 +1,35 @@
+"""Nearest-neighbour upsampling by 2, NHWC."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Call, Op, Schema, normal, register
+from .rows import no_flops
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    return x.float().repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, h: int, w: int, c: int) -> Call:
+    return Call((normal(generator, 2, h, w, c, dtype=dtype),))
+
+
+OP = register(
+    Op(
+        "upsample_nearest",
+        Schema.parse("x: T[B, H, W, C] -> y: T[B, 2*H, 2*W, C]"),
+        reference,
+        no_flops,
+        cases=[dict(h=3, w=2, c=5)],
+        example=example,
+        rounding_steps=0.0,
+    )
+)
+
+
+@OP.implementation("torch")
+def run_torch(x: torch.Tensor, y: torch.Tensor) -> None:
+    b, h, w, c = x.shape
+    y.view(b, h, 2, w, 2, c).copy_(x[:, :, None, :, None])

@@ -1,0 +1,101 @@
+"""Graph x bucket x device -> Plan: bind sizes, choose implementations (keeping the reasons), place intermediates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import PlanError
+from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, verify
+from ..ops import all_ops, get_op
+from .memory import Lifetime, assign
+from .plan import Plan, PlannedNode, Ref, nbytes
+
+
+def lower(
+    graph: Graph,
+    sizes: Mapping[str, int],
+    device: torch.device | str = "cpu",
+    forced: Mapping[str, str] | None = None,
+    guard: int = 0,
+) -> Plan:
+    """The plan of `graph` with its symbols bound to `sizes`.
+
+    `forced` names an implementation per op; one that is unknown or cannot serve is a PlanError. `guard` leaves that
+    many bytes free behind every intermediate, for tests.
+    """
+    device, forced = torch.device(device), forced or {}
+    unknown = sorted(set(forced) - set(all_ops()))
+    if unknown:
+        raise PlanError(f"implementations are forced for unknown ops: {', '.join(unknown)}")
+    verify(graph)
+    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op)) for node in graph.nodes)
+    lifetimes = _lifetimes(graph, sizes)
+    offsets, arena = assign(lifetimes, guard)
+
+    def specs(kind: str) -> dict[str, TensorSpec]:
+        roots = (v for v in graph.values.values() if v.base is None and v.kind == kind)
+        return {v.name: _concrete(v, sizes).spec for v in roots}
+
+    return Plan(
+        name=graph.name,
+        sizes=dict(sizes),
+        device=device,
+        nodes=nodes,
+        inputs=specs("input"),
+        states=specs("state"),
+        weights=specs("weight"),
+        outputs={name: _concrete(value, sizes) for name, value in graph.outputs.items()},
+        offsets=offsets,
+        arena_bytes=arena,
+        unpacked_bytes=sum(life.nbytes for life in lifetimes),
+    )
+
+
+def _concrete(value: Value, sizes: Mapping[str, int]) -> Ref:
+    shape = tuple(bind(s, sizes) for s in value.shape)
+    strides = contiguous_strides(shape) if value.base is None else value.strides
+    return Ref(
+        value.root.name,
+        value.root.kind,
+        TensorSpec(shape, value.dtype),
+        bind(value.offset, sizes),
+        tuple(bind(s, sizes) for s in strides),
+    )
+
+
+def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, forced: str | None) -> PlannedNode:
+    op = get_op(node.op)
+    inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
+    outputs = tuple(_concrete(v, sizes) for v in node.outputs)
+    attrs: dict[str, Any] = {k: bind(v, sizes) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
+    specs = [None if r is None else r.spec for r in inputs]
+    bound = op.schema.bind(op.name, specs, attrs, node.label)
+    implementation, refused = op.choose(device, specs, attrs, forced)
+    if forced is not None:
+        reason = "asked for by name"
+    elif refused:
+        reason = "first that can serve"
+    else:
+        reason = "first choice" if len(op.implementations) > 1 else "the only one"
+    moved = op.bytes_moved(bound, attrs, [*specs, *(r.spec for r in outputs)])
+    return PlannedNode(
+        node.label, node.op, implementation, reason, refused, inputs, outputs, attrs, op.flops(bound, attrs), moved
+    )
+
+
+def _lifetimes(graph: Graph, sizes: Mapping[str, int]) -> list[Lifetime]:
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        for value in node.outputs:
+            first[value.name] = last[value.name] = i
+        for operand in node.inputs:
+            if operand is not None and operand.root.kind == "node":
+                last[operand.root.name] = i
+    for value in graph.outputs.values():
+        if value.root.kind == "node":
+            last[value.root.name] = len(graph.nodes)
+    return [Lifetime(n, nbytes(_concrete(graph.values[n], sizes).spec), first[n], last[n]) for n in first]

@@ -1,0 +1,147 @@
+"""A frozen plan: every node with its implementation, the reason for it, its buffers and its cost. It prints itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..ir import TensorSpec
+from ..ops import Implementation
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A concrete strided window on a storage: `kind` tells which (input, state, weight, or node = the arena)."""
+
+    root: str
+    kind: str
+    spec: TensorSpec
+    offset: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """One call, ready to run."""
+
+    label: str
+    op: str
+    implementation: Implementation
+    reason: str
+    refused: Mapping[str, str]
+    inputs: tuple[Ref | None, ...]
+    outputs: tuple[Ref, ...]
+    attrs: Mapping[str, Any]
+    flops: int
+    nbytes: int
+
+    def where(self, offsets: Mapping[str, int]) -> str:
+        """Where the first output lives, for a person."""
+        if not self.outputs:
+            return "in place"
+        return f"arena+{offsets[self.outputs[0].root]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph lowered for one bucket, device and choice of implementations."""
+
+    name: str
+    sizes: Mapping[str, int]
+    device: torch.device
+    nodes: tuple[PlannedNode, ...]
+    inputs: Mapping[str, TensorSpec]
+    states: Mapping[str, TensorSpec]
+    weights: Mapping[str, TensorSpec]
+    outputs: Mapping[str, Ref]
+    offsets: Mapping[str, int]
+    arena_bytes: int
+    unpacked_bytes: int = field(default=0)
+    """Bytes that the intermediates would take without sharing."""
+
+    @property
+    def flops(self) -> int:
+        return sum(n.flops for n in self.nodes)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(n.nbytes for n in self.nodes)
+
+    def state_bytes(self) -> int:
+        return sum(nbytes(s) for s in self.states.values())
+
+    def summary(self) -> str:
+        bucket = ", ".join(f"{k}={v}" for k, v in self.sizes.items())
+        return (
+            f"{self.name} on {self.device} [{bucket}]: {len(self.nodes)} nodes, {self.flops / 1e9:.3f} GFLOP, "
+            f"{self.nbytes / 1e6:.1f} MB moved, arena {self.arena_bytes / 1e6:.2f} MB "
+            f"({self.unpacked_bytes / 1e6:.2f} MB unshared), state {self.state_bytes() / 1e6:.2f} MB"
+        )
+
+    def __str__(self) -> str:
+        rows = [("node", "op", "implementation", "output", "buffer", "MFLOP", "kB")]
+        for n in self.nodes:
+            out = ", ".join(str(o.spec) for o in n.outputs) or "-"
+            row = (
+                n.label,
+                n.op,
+                n.implementation.name,
+                out,
+                n.where(self.offsets),
+                f"{n.flops / 1e6:.2f}",
+                f"{n.nbytes / 1e3:.0f}",
+            )
+            rows.append(row)
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        return "\n".join([self.summary(), *lines])
+
+    def why(self) -> str:
+        """For each op, which implementation serves, why, and what the others said."""
+        lines: list[str] = []
+        for op in dict.fromkeys(n.op for n in self.nodes):
+            nodes = [n for n in self.nodes if n.op == op]
+            for reason in dict.fromkeys((n.implementation.name, n.reason, tuple(n.refused.items())) for n in nodes):
+                name, why, refused = reason
+                lines.append(f"{op}: {name} ({why})")
+                lines += [f"    not {other}: {text}" for other, text in refused]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything a program needs to know of the plan, as plain data."""
+        return {
+            "program": self.name,
+            "device": str(self.device),
+            "bucket": dict(self.sizes),
+            "flops": self.flops,
+            "bytes": self.nbytes,
+            "arena_bytes": self.arena_bytes,
+            "unshared_bytes": self.unpacked_bytes,
+            "state_bytes": self.state_bytes(),
+            "nodes": [
+                {
+                    "label": n.label,
+                    "op": n.op,
+                    "implementation": n.implementation.name,
+                    "reason": n.reason,
+                    "refused": dict(n.refused),
+                    "outputs": [str(o.spec) for o in n.outputs],
+                    "buffer": n.where(self.offsets),
+                    "flops": n.flops,
+                    "bytes": n.nbytes,
+                }
+                for n in self.nodes
+            ],
+        }
+
+
+def nbytes(spec: TensorSpec) -> int:
+    """Bytes of a concrete spec."""
+    total = spec.dtype.itemsize
+    for s in spec.shape:
+        assert isinstance(s, int), "specs in a plan are concrete"
+        total *= s
+    return total

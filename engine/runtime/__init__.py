@@ -1,0 +1,1 @@
+"""Executors of a plan, and the door to the native kernels."""
