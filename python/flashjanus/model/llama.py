@@ -1,0 +1,96 @@
+"""The language model: Llama layers over right-aligned key/value buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flashjanus.checkpoint import LanguageConfig
+from flashjanus.engine.ir import Graph, Size, Value
+
+from .policy import Policy
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the queries of a pass stand: cache windows (L, B, S, G, D) and the numbers of the attention rule.
+
+    positions (B, N): RoPE positions. slots (B, N): where each token's key is written. kv_start (B,), kv_end (B, N).
+    """
+
+    k: Value
+    v: Value
+    positions: Value
+    slots: Value
+    kv_start: Value
+    kv_end: Value
+
+
+def caches(g: Graph, config: LanguageConfig, policy: Policy, rows: Size, slots: Size) -> tuple[Value, Value]:
+    """The states `k_cache` and `v_cache`, (L, rows, slots, G, D)."""
+    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+    return g.state("k_cache", shape, policy.matrix), g.state("v_cache", shape, policy.matrix)
+
+
+def layers(
+    g: Graph,
+    config: LanguageConfig,
+    policy: Policy,
+    h: Value,
+    seq: Sequences,
+    *,
+    keys_only: bool = False,
+    last_only: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Value | None:
+    """Final-norm hidden states (B, N, D) of the tokens h (R, N, D) in the residual dtype.
+
+    R < B: the rows are branched after the first QKV, the last thing that both branches of guidance share.
+    keys_only: stop once the last layer's keys are written (nothing is returned). last_only: the last layer serves only
+    the last token of each row, (B, 1, D).
+    """
+    rows = seq.positions.shape[0]
+    eps = config.rms_norm_eps
+    scope = g.scope
+    x = h
+    normed = g.add("rms_norm", x, g.weight("llm.0.norm1"), eps=eps, dtype=policy.matrix, label="llm.0.norm1.out")
+    for i in range(config.num_hidden_layers):
+        last = i == config.num_hidden_layers - 1
+        g.scope = f"{scope}llm.{i}."
+        qkv = g.add("linear", normed, g.weight(f"llm.{i}.qkv"), None, label="qkv.out")
+        if qkv.shape[0] != rows:
+            qkv = g.add("branch_rows", qkv, B=rows, dtype=policy.matrix, label="qkv.branches")
+            x = g.add("branch_rows", x, B=rows, dtype=policy.residual, label="residual.branches")
+        k, v = g.select(seq.k, 0, i), g.select(seq.v, 0, i)
+        q = g.add(
+            "rope_kv_write",
+            qkv,
+            g.weight("llm.rope"),
+            seq.positions,
+            seq.slots,
+            k,
+            v,
+            heads=config.num_attention_heads,
+            label="q",
+        )
+        if last and keys_only:
+            g.scope = scope
+            return None
+        kv_end, slots = seq.kv_end, seq.slots
+        if last and last_only:
+            final = q.shape[1] - 1
+            q, x, kv_end, slots = (g.narrow(t, 1, final, 1) for t in (q, x, kv_end, slots))
+        o = g.add("attention", q, k, v, seq.kv_start, kv_end, slots, scale=config.head_dim**-0.5, label="attention")
+        o = g.reshape(o, (*o.shape[:2], config.num_attention_heads * config.head_dim))
+        delta = g.add("linear", o, g.weight(f"llm.{i}.o"), None, label="o.out")
+        norm2 = g.weight(f"llm.{i}.norm2")
+        x, normed = g.add("add_rms_norm", x, delta, norm2, eps=eps, dtype=policy.matrix, label="residual1")
+        gate_up = g.add("linear", normed, g.weight(f"llm.{i}.gate_up"), None, label="gate_up.out")
+        delta = g.add("linear", g.add("silu_mul", gate_up), g.weight(f"llm.{i}.down"), None, label="down.out")
+        norm = g.weight("llm.norm" if last else f"llm.{i + 1}.norm1")
+        dtype = out_dtype if last and out_dtype is not None else policy.matrix
+        x, normed = g.add("add_rms_norm", x, delta, norm, eps=eps, dtype=dtype, label="residual2")
+    g.scope = scope
+    out: Value = normed
+    return out

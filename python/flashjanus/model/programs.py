@@ -1,0 +1,190 @@
+"""The six programs, as graphs over symbolic sizes.
+
+R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), P prompt capacity, K steps,
+B chat rows, N prompt tokens, S key slots, F feature rows, I images. Prefixes are right-aligned: a prompt of n tokens
+fills slots P-n .. P-1, the time token slot P, the image tokens the slots behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
+from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+
+from . import llama, siglip, uvit, vae
+from .policy import Policy
+
+I32, F32 = torch.int32, torch.float32
+R, U, P, K = (Dim.symbol(s) for s in "RUPK")
+B, N, S, F, IMAGES = (Dim.symbol(s) for s in "BNSFI")
+HEIGHT, WIDTH = Dim.symbol("H"), Dim.symbol("W")
+
+
+def weight_specs(
+    targets: list[Target], policy: Policy, language: LanguageConfig | None = None
+) -> dict[str, TensorSpec]:
+    """Specs of the packed weights, and of the rotary table when a language model is among them."""
+    specs = {
+        t.name: TensorSpec(tuple(t.shape), policy.matrix if t.kind == "matrix" else policy.vector) for t in targets
+    }
+    if language is not None:
+        shape = (language.max_position_embeddings, 2, language.head_dim // 2)
+        specs["llm.rope"] = TensorSpec(shape, policy.vector)
+    return specs
+
+
+def rope_table(config: LanguageConfig, policy: Policy) -> torch.Tensor:
+    """(positions, 2, head_dim / 2): cosines and sines of position * theta^(-2 i / head_dim).
+
+    In official numerics the frequencies pass through the model's dtype: `.to(bfloat16)` casts the official buffers too.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=F32) / config.head_dim
+    frequencies = (1.0 / config.rope_theta**exponent).to(policy.vector).float()
+    angles = torch.arange(config.max_position_embeddings, dtype=F32)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()], dim=1).to(policy.vector)
+
+
+def encode_images(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """pixels (I, 3, S, S) f32 -> `features` (I, N, D), aligned."""
+    g = Graph("encode_images", weights)
+    size = config.understanding.image_size
+    pixels = g.input("pixels", (IMAGES, 3, size, size), F32)
+    g.output("features", siglip.encode(g, config.understanding, policy, pixels))
+    return g
+
+
+def _sampling(g: Graph, logits: Value) -> None:
+    rows = logits.shape[0]
+    settings = [
+        g.input(name, (rows,), dtype)
+        for name, dtype in (("temperature", F32), ("top_k", I32), ("top_p", F32), ("penalty", F32))
+    ]
+    uniforms = g.input("uniforms", (rows, K), F32)
+    seen = g.state("seen", (rows, logits.shape[1]), torch.uint8)
+    token = g.values.get("token") or g.state("token", (rows,), I32)
+    g.add("sample_token", logits, *settings, uniforms, seen, token, g.state("step", (rows,), I32))
+    g.output("logits", logits)
+
+
+def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """ids (B, N), right-aligned -> keys and values of the prompt in the caches, `logits` (B, V), the first `token`.
+
+    `index` (B, N) picks a row of `features` where >= 0: 0 is the begin-of-image embedding, the others image features.
+    """
+    language = config.language
+    g = Graph("prefill", weights)
+    ids, index = g.input("ids", (B, N), I32), g.input("index", (B, N), I32)
+    features = g.input("features", (F, language.hidden_size), policy.matrix)
+    k, v = llama.caches(g, language, policy, B, S)
+    h = g.add("embed", ids, g.weight("llm.embed"), index, features, dtype=policy.residual)
+    numbers = {name: g.input(name, (B, N), I32) for name in ("positions", "slots", "kv_end")}
+    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers)
+    hidden = llama.layers(g, language, policy, h, seq, last_only=True)
+    assert hidden is not None
+    _sampling(g, g.add("linear", g.select(hidden, 1, 0), g.weight("llm.head"), None, label="logits"))
+    return g
+
+
+def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """One token of every row: `token` in, its key and value cached, `logits` and the next `token` out."""
+    language = config.language
+    g = Graph("decode_step", weights)
+    token, position, slot = (g.state(name, (B,), I32) for name in ("token", "position", "slot"))
+    k, v = llama.caches(g, language, policy, B, S)
+    h = g.add("embed", g.reshape(token, (B, 1)), g.weight("llm.embed"), None, None, dtype=policy.residual)
+    slots = g.reshape(slot, (B, 1))
+    # every key before its own slot, and its own by the rule
+    seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, g.input("kv_start", (B,), I32), kv_end=slots)
+    hidden = llama.layers(g, language, policy, h, seq)
+    assert hidden is not None
+    logits = g.add("linear", g.reshape(hidden, (B, language.hidden_size)), g.weight("llm.head"), None, label="logits")
+    _sampling(g, logits)
+    g.add("advance", position, slot)
+    return g
+
+
+def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """All of generation that does not depend on the latents, once per prompt.
+
+    ids (R, P) right-aligned, t (R, K) -> keys and values of the prompts in slots 0 .. P-1 and of every step's
+    time token in slots P .. P+K-1 (state, rows R+U), and `modulation` (R, K, E). An unconditional row has one prefix
+    key, its prompt's first token, in slot P-1. A time token sees its prefix and itself.
+    """
+    language = config.language
+    g = Graph("flow_prepare", weights)
+    rows = R + U
+    k, v = llama.caches(g, language, policy, rows, P + K)
+    ids, t = g.input("ids", (R, P), I32), g.input("t", (R, K), F32)
+
+    kv_start = g.input("kv_start", (rows,), I32)
+    numbers = {name: g.input(f"prompt_{name}", (R, P), I32) for name in ("positions", "slots", "kv_end")}
+    prompt_start = g.narrow(kv_start, 0, 0, R)
+    seq = llama.Sequences(g.narrow(k, 1, 0, R), g.narrow(v, 1, 0, R), kv_start=prompt_start, **numbers)
+    h = g.add("embed", ids, g.weight("llm.embed"), None, None, dtype=policy.residual)
+    llama.layers(g, language, policy, h, seq, keys_only=True)
+    g.add("copy_first_token", k, v, prompt_start, slot=P - 1)
+
+    t_emb, modulation = uvit.time_tables(g, config, policy, t)
+    h = g.add("branch_rows", t_emb, B=rows, dtype=policy.residual, label="time_tokens")
+    numbers = {name: g.input(f"time_{name}", (rows, K), I32) for name in ("positions", "slots", "kv_end")}
+    g.scope = "time."
+    llama.layers(g, language, policy, h, llama.Sequences(k, v, kv_start=kv_start, **numbers), keys_only=True)
+    g.output("t_emb", t_emb)
+    g.output("modulation", modulation)
+    return g
+
+
+def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """One Euler step of every row that has steps left: z, step <- z + v / steps, step + 1, in place.
+
+    `velocity` (R+U, h', w', c p p) are the patches before guidance.
+    """
+    language, enc = config.language, config.gen_encoder
+    g = Graph("flow_step", weights)
+    rows, tokens = R + U, config.num_image_tokens
+    heads = (language.num_key_value_heads, language.head_dim)
+    size = config.latent_size
+    z = g.state("z", (R, enc.input_channels, size, size), policy.latents)
+    step = g.state("step", (R,), I32)
+    steps, guidance = g.input("steps", (R,), I32), g.input("guidance", (R,), F32)
+    table = g.input("modulation", (R, K, uvit.modulation_width(config)), policy.vector)
+    k_table, v_table = (
+        g.input(name, (language.num_hidden_layers, rows, K, *heads), policy.matrix) for name in ("k_table", "v_table")
+    )
+    k, v = llama.caches(g, language, policy, rows, P + (1 + tokens))
+    numbers = {name: g.input(name, (rows, tokens), I32) for name in ("positions", "slots", "kv_end")}
+    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (rows,), I32), **numbers)
+
+    g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
+    x = uvit.encode(g, config, policy, z, table, step)
+    flat = g.reshape(x, (R, tokens, enc.channels))
+    flat = g.add("cast", flat, dtype=policy.matrix, label="enc.tokens")
+    h = g.add("linear", flat, g.weight("enc.aligner.w"), g.optional_weight("enc.aligner.b"), label="enc.aligner.out")
+    if policy.residual is not policy.matrix:
+        h = g.add("cast", h, dtype=policy.residual, label="enc.residual")
+    hidden = llama.layers(g, language, policy, h, seq, out_dtype=policy.residual)
+    assert hidden is not None
+    normed = g.add(
+        "rms_norm",
+        hidden,
+        g.weight("dec.aligner.norm"),
+        eps=language.rms_norm_eps,
+        dtype=policy.matrix,
+        label="dec.aligner.norm.out",
+    )
+    h = g.add("linear", normed, g.weight("dec.aligner.w"), g.optional_weight("dec.aligner.b"), label="dec.aligner.out")
+    velocity = uvit.decode(g, config, policy, h, x, table, step)
+    g.output("velocity", velocity)
+    g.add("cfg_euler", velocity, z, guidance, step, steps)
+    return g
+
+
+def decode_latents(config: VaeConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+    """z (B, c, H, W) f32 -> `image` (B, 3, H s, W s), about [-1, 1]."""
+    g = Graph("decode_latents", weights)
+    z = g.input("z", (B, config.latent_channels, HEIGHT, WIDTH), F32)
+    g.output("image", vae.decode(g, config, policy, z))
+    return g
