@@ -11,6 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 .PHONY: demo test lint wheel clean
 
 demo: $(VENV)/.installed
+	rm -f demo/*.png
 	$(BIN)/flashjanus generate "a red circle and a blue square" --model shapes --num-images 2 --steps 10 --seed 7 --out demo
 	@image=$$(ls demo/*.png | head -n 1) && \
 	echo "$$image: What shape is red?" && \
