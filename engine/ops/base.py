@@ -1,8 +1,8 @@
 """What an op is: schema, fp32 reference, cost, cases, tolerance, and its implementations by name.
 
 A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
-`T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading sizes,
-`?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that only an
+`T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading
+sizes, `?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that only an
 output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function.
 """
 

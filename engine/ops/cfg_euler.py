@@ -107,6 +107,15 @@ def run_cuda(v: torch.Tensor, z: torch.Tensor, guidance: torch.Tensor, step: tor
     native.cfg_euler_cuda(v, z, guidance, step, steps)
 
 
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    v: torch.Tensor, z: torch.Tensor, guidance: torch.Tensor, step: torch.Tensor, steps: torch.Tensor
+) -> None:
+    from ...triton_kernels.cfg_euler import launch  # imports triton, which may be absent
+
+    launch(v, z, guidance, step, steps)
+
+
 @OP.implementation("torch")
 def run_torch(
     v: torch.Tensor, z: torch.Tensor, guidance: torch.Tensor, step: torch.Tensor, steps: torch.Tensor
