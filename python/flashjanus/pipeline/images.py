@@ -22,10 +22,11 @@ from typing import IO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from flashjanus.errors import ConfigError, InputError, OutputError
-from flashjanus.pipeline.tokenizer import read_json_object
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+
+from flashjanus.errors import ConfigError, InputError, OutputError
+from flashjanus.pipeline.tokenizer import read_json_object
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 

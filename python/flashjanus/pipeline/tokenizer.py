@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from flashjanus.errors import CheckpointError, ConfigError, InputError
 from tokenizers import AddedToken
 from tokenizers.decoders import ByteLevel
+
+from flashjanus.errors import CheckpointError, ConfigError, InputError
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"

@@ -1,0 +1,1 @@
+"""Requests: prompts, images and conversations in, images and answers out."""

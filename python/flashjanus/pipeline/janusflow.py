@@ -1,0 +1,218 @@
+"""The public class: one model that draws images from prompts and answers questions about images."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from flashjanus.builtin import builtin_folder, is_untrained
+from flashjanus.checkpoint import Checkpoint
+from flashjanus.errors import InputError
+
+from . import flow, options, text
+from .images import ImageProcessor, load_image, to_pil
+from .prompts import encode_chat, encode_generation_prompt
+from .tensor_model import FLOATS, TensorModel, refuse_quantization
+from .tokenizer import StreamDecoder, Tokenizer
+
+ROWS_AT_ONCE = 8
+"""Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
+BUILTIN = ("shapes",)
+Callback = Callable[["JanusFlow", int, float, dict[str, Any]], dict[str, Any]]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """images: a list of PIL images, or an array or tensor of the output type asked for. seeds: one per image.
+
+    timings: seconds spent on `prompt`, `flow`, `decode` and in `total`.
+    """
+
+    images: Any
+    seeds: list[int]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class JanusFlow(TensorModel):
+    """JanusFlow on the static-graph runtime. Make one with `from_pretrained` or `from_state_dict`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str] = "shapes",
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        vae_dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        numerics: str = "exact",
+        implementations: Mapping[str, str] | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """A model from "shapes" (built in), a folder in the official layout, or a hub id.
+
+        vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
+        the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
+        dtype. numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: an
+        implementation by op name. Raises CheckpointError, ConfigError, DeviceError, InputError.
+        """
+        refuse_quantization(quantization)
+        folder = builtin_folder(str(source)) if source in BUILTIN else source
+        checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
+        files = checkpoint.text_files
+        tokenizer = None
+        if "tokenizer.json" in files:
+            extra = [files.get(f"{n}.json") for n in ("tokenizer_config", "processor_config", "special_tokens_map")]
+            tokenizer = Tokenizer.from_files(files["tokenizer.json"], *extra)
+        image_size = checkpoint.config.understanding.image_size
+        vae_files = checkpoint.vae
+        return cls._build(
+            checkpoint.config,
+            checkpoint.weights,
+            None if vae_files is None else (vae_files.config, vae_files.weights),
+            tokenizer,
+            ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
+            str(source),
+            (device, dtype, vae_dtype, numerics, implementations),
+            is_untrained(checkpoint.config_dict),
+        )
+
+    def generate_image(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 2.0,
+        seed: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> ImageOutput:
+        """Images of a prompt or of several, `num_images_per_prompt` each, in order.
+
+        num_inference_steps: Euler steps, 1 to 1000. guidance_scale: at least 0; 1 runs without the unconditional
+        branch. seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one
+        draw, as officially). output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
+        callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers; a changed "latents" is used.
+        Raises InputError.
+        """
+        begun = time.perf_counter()
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise InputError("prompt: expected a string or a list of strings, got an empty list")
+        images = options.integer("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
+        steps = options.integer("num_inference_steps", num_inference_steps, 1, options.MAX_STEPS)
+        guidance = options.number("guidance_scale", guidance_scale, 0.0)
+        options.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        total = len(prompts) * images
+        first = options.first_seed(seed, total)
+        if output_type != "latent":
+            self._need_vae()
+        ids = [encode_generation_prompt(p, self._need_tokenizer(), self._prompt_room() + 1) for p in prompts]
+        seeds, noise = self._noise(len(prompts), images, first)
+        requests = [flow.FlowRequest(tuple(ids[i // images][:-1]), steps, guidance, noise[i]) for i in range(total)]
+        encoded = time.perf_counter()
+
+        def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
+            if callback_on_step_end is None:
+                return None
+            latents = callback_on_step_end(self, k, 1000.0 * k / steps, {"latents": z}).get("latents", z)
+            return None if latents is z else options.tensor("latents", latents, z.shape, FLOATS)
+
+        parts = [requests[i : i + ROWS_AT_ONCE] for i in range(0, total, ROWS_AT_ONCE)]
+        latents = torch.cat([flow.generate(self.runner, part, on_step) for part in parts])
+        flowed = time.perf_counter()
+        result: Any = latents
+        if output_type != "latent":
+            decoded = self.decode_latents(latents)
+            result = [to_pil(image) for image in decoded] if output_type == "pil" else (decoded.clamp(-1, 1) + 1) / 2
+            if output_type == "np":
+                result = result.permute(0, 2, 3, 1).numpy()
+        done = time.perf_counter()
+        timings = {"prompt": encoded - begun, "flow": flowed - encoded, "decode": done - flowed, "total": done - begun}
+        return ImageOutput(result, seeds, timings)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        *,
+        max_new_tokens: int = 512,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str | list[str] | Iterator[str]:
+        """The answer to a conversation, or to each of several (a list of conversations, run as one batch).
+
+        messages: [{"role": "user", "content": [{"type": "image", "image": PIL | path | bytes}, {"type": "text",
+        "text": ...}]}, ...], any number of images and turns. At most max_new_tokens, fewer where the model's context
+        ends. repetition_penalty applies to generated tokens. stream: an iterator of text pieces, for one conversation.
+        Raises InputError.
+        """
+        tokenizer = self._need_tokenizer()
+        batched = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: list[Messages] = list(messages) if batched else [messages]  # type: ignore[arg-type, list-item]
+        if stream and batched:
+            raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
+        first = options.first_seed(seed, len(conversations))
+        limit = self.config.language.max_position_embeddings
+        requests = []
+        for i, conversation in enumerate(conversations):
+            sampling = options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + i)
+            encoded = encode_chat(conversation, tokenizer, limit)
+            pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
+            stacked = torch.stack(pixels) if pixels else None
+            requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
+        steps = text.generate(
+            self.runner, requests, self._image_tokens(None), self._room(requests, max_new_tokens), tokenizer.eos_id
+        )
+        if stream:
+            return _stream(steps, tokenizer)
+        answers: list[list[int]] = [[] for _ in requests]
+        for tokens in steps:
+            for answer, token in zip(answers, tokens, strict=True):
+                answer += [] if token is None else [token]
+        texts = [tokenizer.decode(answer) for answer in answers]
+        return texts if batched else texts[0]
+
+    def _noise(self, prompts: int, images: int, first: int) -> tuple[list[int], torch.Tensor]:
+        """Seeds and noise (B, c, H, W) of every image."""
+        size = self.config.latent_size
+        shape = (self.config.gen_encoder.input_channels, size, size)
+        if self.numerics == "official":
+            draws = [(first + i, images) for i in range(prompts)]
+        else:
+            draws = [(first + i, 1) for i in range(prompts * images)]
+        dtype = self.runner.policy.latents
+        noise = [torch.randn((n, *shape), generator=torch.Generator().manual_seed(s), dtype=dtype) for s, n in draws]
+        return [s for s, n in draws for _ in range(n)], torch.cat(noise).float()
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.name} has no tokenizer.json, which text needs: add it to the checkpoint's folder, or use "
+                "sample_latents and generate_ids, which take token ids"
+            )
+        return self.tokenizer
+
+
+def _stream(steps: Iterator[list[int | None]], tokenizer: Tokenizer) -> Iterator[str]:
+    decoder = StreamDecoder(tokenizer)
+    for (token,) in steps:
+        piece = "" if token is None else decoder.push(token)
+        if piece:
+            yield piece
+    rest = decoder.finish()
+    if rest:
+        yield rest

@@ -1,0 +1,113 @@
+"""Checks of request options: each returns the value in its final type or raises InputError in one sentence."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashjanus.errors import InputError
+
+MAX_STEPS = 1000
+"""The flow's time runs over 1000 positions; more steps than that repeat them."""
+MAX_SEED = 2**63 - 1
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
+        raise InputError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
+        limit = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise InputError(f"{name}: expected a finite number {limit}, got {value!r}")
+    if not math.isfinite(value):
+        raise InputError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise InputError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return str(value)
+
+
+def per_row(name: str, value: Any, rows: int) -> list[Any]:
+    """A scalar for every row, or one value per row."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.dim() == 1):
+        values = value.tolist() if isinstance(value, torch.Tensor) else list(value)
+        if len(values) != rows:
+            raise InputError(f"{name}: expected one value or {rows}, one per row, got {len(values)}")
+        return values
+    return [value] * rows
+
+
+def dtype(value: Any, default: torch.dtype) -> torch.dtype:
+    if value == "auto":
+        return default
+    for resolved in DTYPES.values():
+        if value is resolved or (isinstance(value, str) and DTYPES.get(value) is resolved):
+            return resolved
+    raise InputError(f"dtype: expected 'auto', 'float32', 'bfloat16' or 'float16', got {value!r}")
+
+
+def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[torch.dtype]) -> torch.Tensor:
+    """A tensor of the given dtypes and shape; None in `shape` stands for any size of at least 1."""
+    expected = f"({', '.join('any' if s is None else str(s) for s in shape)})"
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor of shape {expected}, got {type(value).__name__}")
+    fits = value.dim() == len(shape) and all(s in (None, v) and v > 0 for s, v in zip(shape, value.shape, strict=False))
+    if not fits:
+        raise InputError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
+    if value.dtype not in dtypes:
+        raise InputError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {value.dtype}; convert it with .to()")
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise InputError(f"{name}: expected finite values, got NaN or inf")
+    return value.detach()
+
+
+def first_seed(seed: Any, count: int) -> int:
+    """`seed`, of which seed .. seed + count - 1 will be used, or a new one where it is None."""
+    return secrets.randbits(32) if seed is None else integer("seed", seed, 0, MAX_SEED - count)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    @staticmethod
+    def of(
+        do_sample: bool, temperature: float, top_p: float, top_k: int, repetition_penalty: float, seed: int | None
+    ) -> Sampling:
+        """Checked options; with `do_sample` False only the penalty matters."""
+        penalty = number("repetition_penalty", repetition_penalty, 1e-3, 1e3)
+        if not do_sample:
+            return Sampling(repetition_penalty=penalty)
+        return Sampling(
+            number("temperature", temperature, 1e-4, 1e4),
+            integer("top_k", top_k, 0, 2**31 - 1),
+            number("top_p", top_p, 1e-6, 1.0),
+            penalty,
+            first_seed(seed, 1),
+        )

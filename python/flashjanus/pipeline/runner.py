@@ -1,0 +1,109 @@
+"""A model's weights, graphs and executors: what the request paths (flow, text, images) share."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from typing import TypeVar
+
+import torch
+
+from flashjanus import model as programs
+from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout, weight_layout
+from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.runtime.executor import Executor
+from flashjanus.errors import InputError
+from flashjanus.model import Policy
+
+T = TypeVar("T")
+IDLE_SESSIONS = 4
+"""Buckets whose memory is kept for the next request; the least recently used goes first."""
+
+
+class Runner:
+    """Plans and executors of one model on one device.
+
+    `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.
+    `implementations` forces an implementation per op.
+    """
+
+    def __init__(
+        self,
+        config: JanusFlowConfig,
+        policy: Policy,
+        weights: Mapping[str, torch.Tensor],
+        device: torch.device,
+        *,
+        vae_config: VaeConfig | None = None,
+        vae_policy: Policy | None = None,
+        vae_weights: Mapping[str, torch.Tensor] | None = None,
+        implementations: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.policy, self.device = config, policy, device
+        self.vae_config, self.vae_policy = vae_config, vae_policy or policy
+        self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(device)}
+        self.vae_weights = dict(vae_weights or {})
+        self.implementations = dict(implementations or {})
+        self._graphs: dict[str, Graph] = {}
+        self._idle: OrderedDict[Hashable, object] = OrderedDict()
+        self._lock = Lock()
+
+    def graph(self, program: str) -> Graph:
+        """The graph of a program, built on first use."""
+        if program not in self._graphs:
+            self._graphs[program] = self._builders()[program]()
+        return self._graphs[program]
+
+    def plan(self, program: str, **sizes: int) -> Plan:
+        """The plan of a program for a bucket of sizes (see `flashjanus.model.programs` for the symbols)."""
+        if program not in self._builders():
+            raise InputError(f"program '{program}': expected one of {', '.join(self._builders())}")
+        return lower(self.graph(program), sizes, self.device, self._forced(program))
+
+    def executor(
+        self,
+        program: str,
+        states: Mapping[str, torch.Tensor] | None = None,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        **sizes: int,
+    ) -> Executor:
+        """A plan bound to this model's weights."""
+        weights = self.vae_weights if program == "decode_latents" else self.weights
+        return Executor(self.plan(program, **sizes), weights, states, inputs)
+
+    @contextmanager
+    def lease(self, make: Callable[..., T], *bucket: Hashable) -> Iterator[T]:
+        """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
+        key = (make, *bucket)
+        with self._lock:
+            idle = self._idle.pop(key, None)
+        session = make(self, *bucket) if idle is None else idle
+        try:
+            yield session  # type: ignore[misc]
+        finally:
+            with self._lock:
+                self._idle[key] = session
+                while len(self._idle) > IDLE_SESSIONS:
+                    self._idle.popitem(last=False)
+
+    def _builders(self) -> dict[str, Callable[[], Graph]]:
+        specs = self._specs(weight_layout(self.config), self.policy, language=True)
+        names = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step")
+        builders: dict[str, Callable[[], Graph]] = {
+            name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
+        }
+        if self.vae_config is not None:
+            vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
+            builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)
+        return builders
+
+    def _specs(self, layout: list[Target], policy: Policy, language: bool) -> dict[str, TensorSpec]:
+        return programs.weight_specs(layout, policy, self.config.language if language else None)
+
+    def _forced(self, program: str) -> dict[str, str]:
+        present = {node.op for node in self.graph(program).nodes}
+        return {op: name for op, name in self.implementations.items() if op in present}

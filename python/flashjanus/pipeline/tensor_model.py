@@ -1,0 +1,332 @@
+"""The tensor-level interface: token ids, latents, pixels and logits, for embedding and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from flashjanus.checkpoint import (
+    JanusFlowConfig,
+    StateDictSource,
+    TensorSource,
+    VaeConfig,
+    load_weights,
+    vae_layout,
+    weight_layout,
+)
+from flashjanus.engine.plan import Plan
+from flashjanus.engine.runtime.device import default_dtype, resolve_device
+from flashjanus.errors import InputError
+from flashjanus.model import Policy
+
+from . import flow, options, text
+from .images import ImageProcessor
+from .runner import Runner
+from .tokenizer import Tokenizer
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32)
+
+
+class TensorModel:
+    """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
+
+    name, device, dtype, numerics, untrained, and why (the reasons for device and dtype in words) say what was resolved.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        processor: ImageProcessor,
+        name: str,
+        why: str,
+        untrained: bool,
+    ) -> None:
+        self.runner, self.tokenizer, self.processor = runner, tokenizer, processor
+        self.name, self.why, self.untrained = name, why, untrained
+        self.config, self.device = runner.config, runner.device
+        self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        config: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        vae_config: Mapping[str, Any] | None = None,
+        vae_state_dict: Mapping[str, torch.Tensor] | None = None,
+        tokenizer: Tokenizer | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        vae_dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        numerics: str = "exact",
+        implementations: Mapping[str, str] | None = None,
+    ) -> Self:
+        """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
+        `JanusFlow.from_pretrained`."""
+        refuse_quantization(quantization)
+        parsed = JanusFlowConfig.from_dict(dict(config))
+        if (vae_config is None) != (vae_state_dict is None):
+            raise InputError("vae_config, vae_state_dict: expected both or neither, got one of them")
+        vae: tuple[VaeConfig, TensorSource] | None = None
+        if vae_config is not None and vae_state_dict is not None:
+            vae = VaeConfig.from_dict(dict(vae_config)), StateDictSource(vae_state_dict, "vae_state_dict")
+        return cls._build(
+            parsed,
+            StateDictSource(state_dict, "state_dict"),
+            vae,
+            tokenizer,
+            ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
+            "state_dict",
+            (device, dtype, vae_dtype, numerics, implementations),
+            False,
+        )
+
+    @classmethod
+    def _build(
+        cls,
+        config: JanusFlowConfig,
+        weights: TensorSource,
+        vae: tuple[VaeConfig, TensorSource] | None,
+        tokenizer: Tokenizer | None,
+        processor: ImageProcessor,
+        name: str,
+        choices: tuple[Any, Any, Any, str, Mapping[str, str] | None],
+        untrained: bool,
+    ) -> Self:
+        wanted_device, wanted_dtype, wanted_vae, numerics, implementations = choices
+        device, why_device = resolve_device(wanted_device)
+        automatic, why_dtype = default_dtype(device)
+        dtype = options.dtype(wanted_dtype, automatic)
+        vae_dtype = options.dtype(wanted_vae, dtype)
+        options.choice("numerics", numerics, ("exact", "official"))
+        if numerics == "official" and dtype is torch.float16:
+            raise InputError(
+                "numerics: 'official' reproduces bfloat16 or float32 runs; expected such a dtype, got float16"
+            )
+        if vae is not None:
+            vae[0].check_fits(config)
+            if vae_dtype is torch.float16:
+                raise InputError(
+                    "vae_dtype: the VAE's decoder overflows in float16; expected 'bfloat16' or 'float32' "
+                    "(it follows dtype unless you give it)"
+                )
+        policy, vae_policy = Policy.of(dtype, numerics), Policy.of(vae_dtype, numerics)
+        runner = Runner(
+            config,
+            policy,
+            load_weights(weight_layout(config), weights, matrix_dtype=policy.matrix, vector_dtype=policy.vector),
+            device,
+            vae_config=None if vae is None else vae[0],
+            vae_policy=vae_policy,
+            vae_weights=None
+            if vae is None
+            else load_weights(
+                vae_layout(vae[0]), vae[1], matrix_dtype=vae_policy.matrix, vector_dtype=vae_policy.vector
+            ),
+            implementations=implementations,
+        )
+        why = f"{device} ({why_device}), {dtype} ({why_dtype if wanted_dtype == 'auto' else 'asked for'})"
+        return cls(runner, tokenizer, processor, name, why, untrained)
+
+    def sample_latents(
+        self,
+        input_ids: Sequence[Sequence[int] | torch.Tensor],
+        noise: torch.Tensor,
+        guidance_scale: float | Sequence[float] = 2.0,
+        num_inference_steps: int | Sequence[int] = 30,
+        trace: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; every row as if alone.
+
+        input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and num_inference_steps:
+        one value, or one per row. trace: also a list with, per step, `z` before it, `v_cond` and `v_uncond` (NaN in
+        rows without guidance, None if there are no others). Raises InputError.
+        """
+        size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
+        z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
+        guidance = options.per_row("guidance_scale", guidance_scale, len(z))
+        steps = options.per_row("num_inference_steps", num_inference_steps, len(z))
+        requests = [
+            flow.FlowRequest(
+                self._prompt(ids, row),
+                options.integer("num_inference_steps", steps[row], 1, options.MAX_STEPS),
+                options.number("guidance_scale", guidance[row], 0.0),
+                z[row],
+            )
+            for row, ids in enumerate(input_ids)
+        ]
+        steps_taken: list[dict[str, Any]] | None = [] if trace else None
+        z1 = flow.generate(self.runner, requests, trace=steps_taken)
+        return z1 if steps_taken is None else (z1, steps_taken)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H s, W s), float32, about [-1, 1], of latents (B, c, H, W) as the flow leaves them."""
+        vae = self._need_vae()
+        latents = options.tensor("latents", latents, (None, vae.latent_channels, None, None), FLOATS)
+        height, width = latents.shape[2:]
+        images = []
+        with self.runner.lease(_Decoder, height, width) as decoder:
+            for z in torch.split(
+                latents, 1
+            ):  # one at a time: activations at image resolution dominate memory, not weights
+                decoder.executor.inputs["z"].copy_(z)
+                decoder.executor.run()
+                images.append(decoder.executor.outputs["image"].float())  # a copy only if not float32 already
+                images[-1] = images[-1].clone()
+        return torch.cat(images)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
+        size = self.config.understanding.image_size
+        pixels = options.tensor("pixel_values", pixel_values, (None, 3, size, size), FLOATS)
+        return text.encode_images(self.runner, pixels).float()
+
+    def next_token_logits(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_tokens: text.ImageTokens | None = None,
+    ) -> torch.Tensor:
+        """Logits (B, V), float32, of the token behind each row.
+
+        input_ids, attention_mask (B, T): masked tokens are not seen and take no position. pixel_values
+        (B, n, 3, S, S): row b uses as many of its images as its ids have image blocks. image_tokens: the ids of those
+        blocks, where the model has no tokenizer. Raises InputError.
+        """
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [options.Sampling()])
+        return text.next_token_logits(self.runner, requests, self._image_tokens(image_tokens))
+
+    def generate_ids(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        max_new_tokens: int = 512,
+        eos_token_id: int | None = None,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        image_tokens: text.ImageTokens | None = None,
+    ) -> torch.Tensor:
+        """New tokens (B, T), int64, T at most max_new_tokens and the rest of the context; rows that have met
+        eos_token_id (the tokenizer's, if None) are filled up with it. Row b samples from seed + b.
+        """
+        rows = len(input_ids) if isinstance(input_ids, torch.Tensor) else 1
+        first = options.first_seed(seed, rows)
+        sampling = [
+            options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b)
+            for b in range(rows)
+        ]
+        eos = eos_token_id if eos_token_id is not None or self.tokenizer is None else self.tokenizer.eos_id
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling)
+        steps = text.generate(
+            self.runner, requests, self._image_tokens(image_tokens), self._room(requests, max_new_tokens), eos
+        )
+        fill = 0 if eos is None else eos
+        columns = [[fill if token is None else token for token in row] for row in steps]
+        return torch.tensor(columns, dtype=torch.int64).T.contiguous()
+
+    def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
+        """The plan that a program runs with `rows` rows (guided, for the flow), a prompt and a number of steps."""
+        rows = options.integer("rows", rows, 1, 1024)
+        limit = self.config.language.max_position_embeddings
+        prompt = options.integer("prompt_tokens", prompt_tokens, 1, limit)
+        steps = options.integer("steps", steps, 1, options.MAX_STEPS)
+        tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
+        sizes = {
+            "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
+            "flow_step": dict(R=rows, U=rows, P=prompt, K=steps),
+            "prefill": dict(B=rows, N=prompt, S=prompt + steps, F=1 + tokens, K=steps),
+            "decode_step": dict(B=rows, S=prompt + steps, K=steps),
+            "encode_images": dict(I=rows),
+            "decode_latents": dict(B=rows, H=latent, W=latent),
+        }
+        options.choice("program", program, list(sizes))
+        if program == "decode_latents":
+            self._need_vae()
+        return self.runner.plan(program, **sizes[program])
+
+    def _prompt_room(self) -> int:
+        """Tokens that a generation prompt may have: the time token and the image take the rest of the positions."""
+        return self.config.language.max_position_embeddings - 1 - self.config.num_image_tokens
+
+    def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> int:
+        wanted = options.integer("max_new_tokens", wanted, 1, 2**31 - 1)
+        longest = max(len(r.ids) for r in requests)
+        return min(wanted, self.config.language.max_position_embeddings - longest + 1)  # the last one is not read back
+
+    def _ids(self, name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int) -> tuple[int, ...]:
+        values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        vocabulary = self.config.language.vocab_size
+        if not low <= len(values) <= high:
+            raise InputError(f"{name}: expected {low} to {high} tokens, got {len(values)}; shorten the prompt")
+        for value in values:
+            options.integer(f"{name}: token id", value, 0, vocabulary - 1)
+        return tuple(values)
+
+    def _prompt(self, ids: Sequence[int] | torch.Tensor, row: int) -> tuple[int, ...]:
+        return self._ids(f"input_ids[{row}]", ids, 2, self._prompt_room() + 1)[:-1]
+
+    def _requests(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_tokens: text.ImageTokens | None,
+        sampling: Sequence[options.Sampling],
+    ) -> list[text.TextRequest]:
+        ids = options.tensor("input_ids", input_ids, (None, None), INTEGERS)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        mask = options.tensor("attention_mask", mask, ids.shape, (*INTEGERS, torch.bool)).bool()
+        pixels, tokens = None, self._image_tokens(image_tokens)
+        if pixel_values is not None:
+            size = self.config.understanding.image_size
+            pixels = options.tensor("pixel_values", pixel_values, (len(ids), None, 3, size, size), FLOATS)
+            if tokens is None:
+                raise InputError(
+                    "image_tokens: expected the ids of image blocks, as this model has no tokenizer; got None"
+                )
+        requests = []
+        for row, kept in enumerate(mask):
+            values = self._ids(f"input_ids[{row}]", ids[row][kept], 1, self.config.language.max_position_embeddings)
+            images = 0 if tokens is None else values.count(tokens.start)
+            have = 0 if pixels is None else pixels.shape[1]
+            if images > have:
+                raise InputError(f"pixel_values: expected {images} images for row {row}, as its ids say, got {have}")
+            own = None if pixels is None or not images else pixels[row, :images]
+            requests.append(text.TextRequest(values, own, sampling[row % len(sampling)]))
+        return requests
+
+    def _image_tokens(self, given: text.ImageTokens | None) -> text.ImageTokens | None:
+        if given is not None or self.tokenizer is None:
+            return given
+        return text.ImageTokens(self.tokenizer.image_start_id, self.tokenizer.image_id)
+
+    def _need_vae(self) -> VaeConfig:
+        if self.runner.vae_config is None:
+            raise InputError(
+                f"{self.name} has no VAE, which images need: pass vae= (a folder or hub id in diffusers' layout), or "
+                "ask for output_type='latent'"
+            )
+        return self.runner.vae_config
+
+
+class _Decoder:
+    def __init__(self, runner: Runner, height: int, width: int) -> None:
+        self.executor = runner.executor("decode_latents", B=1, H=height, W=width)
+
+
+def refuse_quantization(quantization: str | None) -> None:
+    if quantization is not None:
+        raise InputError(f"quantization: expected None, the only choice in this version, got {quantization!r}")
