@@ -17,6 +17,7 @@ import flashjanus
 import pytest
 from flashjanus.cli import main
 from flashjanus.errors import InputError
+from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 from PIL import Image
 
 
@@ -44,6 +45,7 @@ class FakeModel:
     device: str = "cpu"
     dtype: str = "torch.float32"
     numerics: str = "exact"
+    why: str = "cpu (asked for), torch.float32 (asked for)"
     answer: tuple[str, ...] = ("a red ", "circle")
     fail: BaseException | None = None
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -54,11 +56,12 @@ class FakeModel:
 
     def generate_image(self, prompt: list[str], callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
         self.calls.append(("generate_image", {"prompt": prompt, **options}))
-        for step in range(options["num_inference_steps"]):
-            callback_on_step_end(self, step, 0.0, {"latents": None})
+        count = len(prompt) * options["num_images_per_prompt"]
+        for _batch in range(0, count, ROWS_AT_ONCE):
+            for step in range(options["num_inference_steps"]):
+                callback_on_step_end(self, step, 0.0, {"latents": None})
         if self.fail is not None:
             raise self.fail
-        count = len(prompt) * options["num_images_per_prompt"]
         first = 7 if options["seed"] is None else options["seed"]
         return SimpleNamespace(
             images=[Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(count)],

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flashjanus.cli import doctor
 from flashjanus.cli.machine import machine_facts
 from flashjanus.engine import ops
 from flashjanus.engine.errors import PlanError
@@ -33,7 +32,6 @@ flags\t\t: fpu sse4_2 avx2 amx_bf16 unheard_of
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", Path("/nowhere"))
 
 
 @pytest.fixture
@@ -66,7 +64,8 @@ def test_this_machine_runs_the_engine(cli) -> None:
     assert (result.code, result.err) == (0, "")
     assert f"torch            {metadata.version('torch')}" in result.out
     assert "gpu              none" in result.out
-    assert "ops on cpu" in result.out
+    assert "\n  device           cpu (" in result.out
+    assert "\n  dtype            " in result.out
     for name in ops.all_ops():
         assert f"\n  {name} " in result.out
 
@@ -75,7 +74,7 @@ def test_this_machine_runs_the_engine(cli) -> None:
 def test_json(cli) -> None:
     report = cli("doctor", "--json").json
     assert report["ok"] is True
-    assert report["device"] == "cpu"
+    assert report["device"]["device"] == "cpu"
     assert report["gpus"] == []
     assert report["machine"]["usable_threads"] >= 1
     assert set(report["ops"]) == set(ops.all_ops())
@@ -97,31 +96,20 @@ def test_without_the_native_module(cli, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu(cli) -> None:
-    result = cli("doctor")
-    assert "gpu              Imagined H200, sm_90, 141.0 GiB" in result.out
-    assert "ops on cuda" in result.out
+def test_a_gpu_is_listed(cli) -> None:
+    assert "gpu              Imagined H200, sm_90, 141.0 GiB" in cli("doctor").out
     report = cli("doctor", "--json").json
     assert report["gpus"] == [{"name": "Imagined H200", "capability": "9.0", "memory_bytes": 141 * 2**30}]
-    assert "native" in report["ops"]["cfg_euler"]["refused"]
-    assert cli("doctor", "--json", "--device", "cpu").json["device"] == "cpu"
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "abacus"])
-def test_a_device_that_is_not_there(cli, device: str) -> None:
+@pytest.mark.parametrize("device", ["cuda", "abacus"])
+def test_a_device_that_cannot_serve(cli, device: str) -> None:
     result = cli("doctor", "--device", device)
     assert result.code == 1
-    assert f"error: {'expected auto' if device == 'abacus' else 'device ' + device}" in result.out
+    assert f"error: device '{device}'" in result.out
     assert "use --device auto" in result.out
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_a_driver_that_torch_cannot_use(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path)
-    result = cli("doctor")
-    assert result.code == 0
-    assert "install a CUDA build of torch" in result.out
+    assert cli("doctor", "--device", device, "--json").json["ops"] is None
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -137,7 +125,7 @@ def test_torch_is_missing(cli, without: Callable[[str], None]) -> None:
     result = cli("doctor")
     assert result.code == 1
     assert "pip install torch" in result.out
-    assert "ops on" not in result.out
+    assert "runs on" not in result.out
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import flashjanus
 import pytest
 from flashjanus.cli.destination import Destination, slug
 from flashjanus.errors import InputError, OutputError
+from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 from PIL import Image
 
 
@@ -31,9 +33,29 @@ def test_writes_a_png_with_its_recipe_and_prints_the_path(cli, model, tmp_path: 
 
 
 def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
-    options = ["--model", "m", "--vae", "v", "--device", "cpu", "--dtype", "bfloat16", "--numerics", "official"]
+    options = [
+        "--model",
+        "m",
+        "--vae",
+        "v",
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+        "--numerics",
+        "official",
+        "--vae-dtype",
+        "float32",
+    ]
     assert cli("generate", "a", "b", "--num-images", "2", "--out", tmp_path, *options).code == 0
-    loaded = {"name": "m", "vae": "v", "device": "cpu", "dtype": "bfloat16", "numerics": "official"}
+    loaded = {
+        "name": "m",
+        "vae": "v",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "vae_dtype": "float32",
+        "numerics": "official",
+    }
     assert model.called("from_pretrained") == loaded
     assert model.called("generate_image") == {
         "prompt": ["a", "b"],
@@ -82,6 +104,16 @@ def test_untrained_is_said_on_stderr(cli, model, tmp_path: Path) -> None:
     assert cli("generate", "a", "--out", tmp_path, "--quiet").err == ""
     model.untrained = False
     assert cli("generate", "a", "--out", tmp_path).err == ""
+
+
+def test_progress_counts_the_steps_of_all_batches(cli, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["generate", "a", "--num-images", str(ROWS_AT_ONCE + 1), "--steps", "3", "--out", tmp_path]
+    assert "drawing" not in cli(*command).err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    result = cli(*command)
+    assert "6/6" in result.err
+    assert "on cpu (asked for)" in result.err
+    assert "drawing" not in cli(*command, "--quiet").err
 
 
 def test_nothing_is_overwritten_unless_asked(cli, model, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import argparse
 import platform
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
@@ -27,8 +26,6 @@ OPTIONAL = {
     "xformers": "attention by xFormers on a GPU",
 }
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -37,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show what is installed, which kernels are built, and which back end each op will use and why. "
         "Exit code 0 if the engine can run, else 1.",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -60,6 +57,7 @@ def examine(device: str) -> dict[str, Any]:
         "machine": machine_facts(),
         "gpus": [],
         "device": None,
+        "dtype": None,
         "native": None,
         "ops": None,
         "problems": problems,
@@ -88,40 +86,24 @@ def _problem(problem: str, fix: str, *, fatal: bool = True) -> dict[str, Any]:
 
 
 def _examine_engine(report: dict[str, Any], device: str) -> None:
-    import torch
-
     from flashjanus.engine.runtime import native
+    from flashjanus.engine.runtime.device import default_dtype, resolve_device
 
     problems = report["problems"]
     report["gpus"] = _gpus()
-    if not report["gpus"] and NVIDIA_DRIVER.exists():
-        found = f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU"
-        problems.append(_problem(found, "install a CUDA build of torch (https://pytorch.org)", fatal=False))
     missing = native.available()
     report["native"] = {"missing": missing} if missing else native.build_info()
     if missing:
         problems.append(_problem(missing, "until then the torch implementations serve, slower", fatal=False))
     try:
-        chosen = _resolve(device)
+        chosen, why = resolve_device(device)
     except DeviceError as error:
         problems.append(_problem(str(error), "use --device auto"))
         return
-    report["device"] = str(chosen)
+    dtype, why_dtype = default_dtype(chosen)
+    report["device"] = {"device": str(chosen), "why": why}
+    report["dtype"] = {"dtype": str(dtype).removeprefix("torch."), "why": why_dtype}
     report["ops"] = _ops(chosen, problems)
-
-
-def _resolve(device: str) -> torch.device:
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"expected auto, cpu, cuda or cuda:N, got {device!r}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU")
-    return chosen
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -176,7 +158,10 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         for name, value in native.items():
             yield f"  {name:<24} {' '.join(value) if isinstance(value, list) else value or 'none'}"
     if report["ops"] is not None:
-        yield f"\nops on {report['device']}"
+        yield "\nruns on"
+        yield f"  {'device':<16} {report['device']['device']} ({report['device']['why']})"
+        yield f"  {'dtype':<16} {report['dtype']['dtype']} ({report['dtype']['why']})"
+        yield "\nops"
         width = max(len(name) for name in report["ops"])
         for name, row in report["ops"].items():
             first = "first choice" if len(row["implementations"]) > 1 else "the only one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
@@ -39,11 +40,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
     model = load_model(args, console)
     from flashjanus.pipeline.images import save_png
+    from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 
-    with console.progress(args.steps, "drawing") as show:
+    batches = -(-len(args.prompt) * args.num_images // ROWS_AT_ONCE)
+    done = itertools.count(1)
+    with console.progress(args.steps * batches, "drawing") as show:
 
-        def step_done(_pipe: JanusFlow, step: int, _timestep: float, state: dict[str, Any]) -> dict[str, Any]:
-            show(step + 1)
+        def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
+            show(next(done))
             return state
 
         out = model.generate_image(

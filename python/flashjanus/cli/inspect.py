@@ -22,9 +22,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    from flashjanus.builtin import NAMES, builtin_folder
     from flashjanus.checkpoint import Checkpoint, describe, format_description
 
-    description = describe(Checkpoint.locate(args.path, vae=args.vae))
+    source = builtin_folder(args.path) if args.path in NAMES else args.path
+    description = describe(Checkpoint.locate(source, vae=args.vae))
     console.text(format_description(description))
     console.result(description)
     problems = description["problems"]

@@ -24,8 +24,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model", default="shapes", metavar="NAME|PATH", help="built-in name, folder or hub id (default: shapes)"
     )
     group.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    group.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    group.add_argument("--vae-dtype", default="auto", help="of the VAE: float32 or bfloat16 (default: as --dtype)")
     group.add_argument(
         "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"
     )
@@ -44,10 +45,15 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
     from flashjanus import JanusFlow
 
     model = JanusFlow.from_pretrained(
-        args.model, vae=args.vae, device=args.device, dtype=args.dtype, numerics=args.numerics
+        args.model,
+        vae=args.vae,
+        device=args.device,
+        dtype=args.dtype,
+        vae_dtype=args.vae_dtype,
+        numerics=args.numerics,
     )
     facts = model_facts(model)
-    console.status(f"{facts['model']} on {facts['device']} in {facts['dtype']}, {facts['numerics']} numerics")
+    console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
     if facts["untrained"]:
         console.note(
             f"model '{facts['model']}' is untrained: its weights are random, so what it says and draws is noise"
