@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from ..errors import PlanError
-from ..ir import TensorSpec
+from ..ir import TensorSpec, contiguous_strides
 from ..plan import Plan, PlannedNode, Ref
 
 
@@ -30,8 +30,9 @@ def allocate_states(plan: Plan) -> dict[str, torch.Tensor]:
 class Executor:
     """A plan bound to memory.
 
-    `weights` and `states` are tensors by name, of the plan's shapes and dtypes (PlanError otherwise); missing states
-    are allocated. `inputs` may be given to share them with another executor.
+    `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device (PlanError otherwise, or where
+    one that is read through views is not contiguous); without `states` all of them are allocated. `inputs` may hold
+    some of the inputs, to share them with another executor; the others are allocated.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Executor:
             ("state", plan.states, self.states),
             ("input", plan.inputs, self.inputs),
         ):
-            _check(plan.name, kind, specs, tensors)
+            _check(plan, kind, specs, tensors)
         self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=plan.device)
         self._storages = {"weight": weights, "state": self.states, "input": self.inputs}
         self.calls = [self._bind(node) for node in plan.nodes]
@@ -76,8 +77,13 @@ class Executor:
             start = self.plan.offsets[ref.root] // ref.spec.dtype.itemsize
             return self._arena.view(ref.spec.dtype).as_strided(shape, ref.strides, start + ref.offset)
         root = self._storages[ref.kind][ref.root]
-        if list(root.shape) == shape and ref.offset == 0:
+        if list(root.shape) == shape and ref.offset == 0 and ref.strides == contiguous_strides(shape):
             return root  # keeps a weight's own memory format, e.g. channels last
+        if not root.is_contiguous():
+            raise PlanError(
+                f"{self.plan.name}: {ref.kind} '{ref.root}' is read through views, expected it contiguous, "
+                f"got strides {root.stride()}; call .contiguous()"
+            )
         return root.as_strided(shape, ref.strides, root.storage_offset() + ref.offset)
 
     def _bind(self, node: PlannedNode) -> Callable[[], None]:
@@ -86,10 +92,12 @@ class Executor:
         return partial(node.implementation.run, *args, **node.attrs)
 
 
-def _check(plan: str, kind: str, specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
+def _check(plan: Plan, kind: str, specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
     for name, spec in specs.items():
         if name not in tensors:
-            raise PlanError(f"{plan}: {kind} '{name}' is missing, expected {spec}")
+            raise PlanError(f"{plan.name}: {kind} '{name}' is missing, expected {spec}")
         got = TensorSpec(tuple(tensors[name].shape), tensors[name].dtype)
         if got != spec:
-            raise PlanError(f"{plan}: {kind} '{name}' expected {spec}, got {got}")
+            raise PlanError(f"{plan.name}: {kind} '{name}' expected {spec}, got {got}")
+        if tensors[name].device.type != plan.device.type:
+            raise PlanError(f"{plan.name}: {kind} '{name}' expected on {plan.device}, got {tensors[name].device}")
