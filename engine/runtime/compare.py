@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PlanError
+from ..ops import get_op
 from .executor import Executor
 
 
@@ -26,9 +27,9 @@ class Disagreement:
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    """||a - b|| / ||b|| in float32; inf where non-finite values are not at the same places."""
+    """||a - b|| / ||b|| in float32; inf where non-finite values are not the same at the same places."""
     a, b = a.detach().float().cpu(), b.detach().float().cpu()
-    if not torch.equal(a.isfinite(), b.isfinite()):
+    if not all(torch.equal(test(a), test(b)) for test in (torch.isnan, torch.isposinf, torch.isneginf)):
         return float("inf")
     a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
     scale = float(b.norm())
@@ -51,7 +52,8 @@ def first_disagreement(a: Executor, b: Executor, tolerance: float) -> Disagreeme
                 raise PlanError(f"'{name}' is shared by both executors; each run needs its own")
             theirs[name].copy_(tensor)
     for (node, left), (other, right) in zip(a.steps(), b.steps(), strict=True):
-        written = [r for r in node.inputs if r is not None and r.kind == "state"] if not node.outputs else []
+        arguments = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
+        written = [ref for arg, ref in arguments if arg.mutated and ref is not None]
         pairs = [*zip(left, right, strict=True), *((a.tensor(r), b.tensor(r)) for r in written)]
         for x, y in pairs:
             error = relative_error(x, y)
