@@ -47,6 +47,9 @@ class Dim:
     def __sub__(self, other: Size) -> Size:
         return self + other * -1
 
+    def __rsub__(self, other: int) -> Size:
+        return self * -1 + other
+
     def __mul__(self, other: Size) -> Size:
         total: dict[Monomial, int] = {}
         for m, c in self.terms:
@@ -197,6 +200,7 @@ class Graph:
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
+    labels: set[str] = field(default_factory=set)
     scope: str = ""
 
     def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:
@@ -260,6 +264,7 @@ class Graph:
 
         schema = get_op(op).schema
         label = self._fresh(f"{self.scope}{label or op}")
+        self.labels.add(label)
         specs = [None if v is None else v.spec for v in inputs]
         outputs = tuple(
             self._declare(Value(label if i == 0 else f"{label}.{arg.name}", spec, "node"))
@@ -277,12 +282,11 @@ class Graph:
         return value
 
     def _fresh(self, name: str) -> str:
-        if name not in self.values:
-            return name
-        i = 1
-        while f"{name}#{i}" in self.values:
+        fresh, i = name, 0
+        while fresh in self.values or fresh in self.labels:
             i += 1
-        return f"{name}#{i}"
+            fresh = f"{name}#{i}"
+        return fresh
 
 
 def verify(graph: Graph) -> None:
@@ -299,12 +303,15 @@ def verify(graph: Graph) -> None:
                 raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}', which is of another graph")
             if value.root.name not in known:
                 raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}' before any node writes it")
-            if arg.mutated and value.kind == "weight":
-                raise GraphError(f"{graph.name}: node '{node.label}' would overwrite the weight '{value.name}'")
+            if arg.mutated and value.kind != "state":
+                raise GraphError(
+                    f"{graph.name}: node '{node.label}' would overwrite '{value.name}' ({value.kind}); only a state "
+                    "may be written in place"
+                )
         for value in node.outputs:
             if value.name in known:
                 raise GraphError(f"{graph.name}: node '{node.label}' writes '{value.name}' a second time")
             known.add(value.name)
     for name, value in graph.outputs.items():
-        if value.root.name not in known:
-            raise GraphError(f"{graph.name}: output '{name}' is never written")
+        if graph.values.get(value.root.name) is not value.root or value.root.name not in known:
+            raise GraphError(f"{graph.name}: output '{name}' is never written by this graph")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import PlanError
-from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, verify
+from ..errors import GraphError, PlanError
+from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, product, static, verify
 from ..ops import all_ops, get_op
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
@@ -30,6 +30,9 @@ def lower(
     unknown = sorted(set(forced) - set(all_ops()))
     if unknown:
         raise PlanError(f"implementations are forced for unknown ops: {', '.join(unknown)}")
+    wrong = {name: size for name, size in sizes.items() if size < 0}
+    if wrong:
+        raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
     nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op)) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
@@ -57,13 +60,30 @@ def lower(
 def _concrete(value: Value, sizes: Mapping[str, int]) -> Ref:
     shape = tuple(bind(s, sizes) for s in value.shape)
     strides = contiguous_strides(shape) if value.base is None else value.strides
-    return Ref(
+    ref = Ref(
         value.root.name,
         value.root.kind,
         TensorSpec(shape, value.dtype),
         bind(value.offset, sizes),
         tuple(bind(s, sizes) for s in strides),
     )
+    _check_window(value, ref, bind(product(value.root.shape), sizes))
+    return ref
+
+
+def _check_window(value: Value, ref: Ref, elements: int) -> None:
+    """A view that leaves its storage would read, or write, whatever lies beside it."""
+    shape = [static(s) for s in ref.spec.shape]
+    if min(shape, default=0) < 0:
+        raise GraphError(f"'{value.name}' has a negative size in this bucket: {shape}")
+    if 0 in shape:
+        return
+    steps = [(size - 1) * stride for size, stride in zip(shape, ref.strides, strict=True)]
+    first, last = ref.offset + sum(min(s, 0) for s in steps), ref.offset + sum(max(s, 0) for s in steps)
+    if first < 0 or last >= elements:
+        raise GraphError(
+            f"'{value.name}' {ref.spec} reaches elements {first} to {last} of '{ref.root}', which has {elements}"
+        )
 
 
 def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, forced: str | None) -> PlannedNode:
