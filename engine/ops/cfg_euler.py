@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from ..ir import TensorSpec
+from ..errors import SchemaError
+from ..ir import Size, TensorSpec
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import elements
+from .shapes import branches_of_images, elements
 
 
 def unpatchify(v: torch.Tensor, channels: int) -> torch.Tensor:
@@ -38,6 +39,17 @@ def reference(
             step[r] += 1
 
 
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    v, z = ([bound[s] for s in names] for names in ("BHWE", "RCYX"))
+    if all(isinstance(s, int) for s in (*v, *z)):
+        _, h, w, e = v
+        _, c, y, x = z
+        p = y // h if h else 0
+        if (h * p, w * p, c * p * p) != (y, x, e):
+            raise SchemaError(f"expected v[B, H, W, C p p] for z[R, C, H p, W p], got v {v} and z {z}")
+    return branches_of_images(bound, attrs)
+
+
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 5 * elements(bound, "R", "C", "Y", "X")
 
@@ -50,13 +62,14 @@ def example(
     guidance = 1 + 4 * torch.rand(images, generator=generator)
     steps = torch.randint(1, 9, (images,), generator=generator, dtype=torch.int32)
     step = torch.randint(0, 10, (images,), generator=generator, dtype=torch.int32)
+    step[0] = 0  # at least this row moves
     return Call((v, z, guidance, step, steps))
 
 
 OP = register(
     Op(
         "cfg_euler",
-        Schema.parse("v: T[B, H, W, E], z!: Z[R, C, Y, X], guidance: f32[R], step!: i32[R], steps: i32[R] ->"),
+        Schema.parse("v: T[B, H, W, E], z!: Z[R, C, Y, X], guidance: f32[R], step!: i32[R], steps: i32[R] ->", derive),
         reference,
         flops,
         cases=[
@@ -75,16 +88,22 @@ def _needs_f32(specs: Sequence[TensorSpec | None]) -> str | None:
     return None
 
 
+def _needs_kernel_dtype(specs: Sequence[TensorSpec | None]) -> str | None:
+    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
+        return f"reads velocities in float32 or bfloat16, not in {specs[0].dtype}"
+    return None
+
+
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if device.type != "cpu":
         return f"runs on the CPU, not on {device.type}"
-    return native.available() or _needs_f32(specs)
+    return native.available() or _needs_f32(specs) or _needs_kernel_dtype(specs)
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
-    return native.cuda_available() or _needs_f32(specs)
+    return native.cuda_available() or _needs_f32(specs) or _needs_kernel_dtype(specs)
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

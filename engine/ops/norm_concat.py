@@ -14,7 +14,7 @@ from .base import Bound, Call, Op, Schema, normal, register
 from .residual_modulate import image_row
 from .rms_norm import normalise
 from .rms_norm import reference as rms_reference
-from .shapes import elements
+from .shapes import branches_of_images, elements
 
 
 def reference(
@@ -35,7 +35,7 @@ def example(generator: torch.Generator, dtype: torch.dtype, images: int, guided:
 OP = register(
     Op(
         "norm_concat",
-        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]"),
+        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]", branches_of_images),
         reference,
         flops,
         cases=[dict(images=2, guided=1, p=6, c=16, e=8), dict(images=1, guided=0, p=3, c=7, e=7)],

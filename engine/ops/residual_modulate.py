@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import elements
+from .shapes import branches_of_images, elements
 
 
 def image_row(branches: int, images: int, device: torch.device | None = None) -> torch.Tensor:
@@ -52,7 +52,9 @@ def example(
 OP = register(
     Op(
         "residual_modulate",
-        Schema.parse("y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]"),
+        Schema.parse(
+            "y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]", branches_of_images
+        ),
         reference,
         flops,
         cases=[

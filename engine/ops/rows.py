@@ -10,12 +10,27 @@ from typing import Any
 
 import torch
 
+from ..errors import SchemaError
+from ..ir import Size
 from .base import Bound, Call, Op, Schema, normal, register
 from .residual_modulate import image_row
+from .shapes import branches_of_images, check_branches
 
 
 def no_flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 0
+
+
+def derive_branch(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    check_branches(attrs["B"], bound["R"])
+    return {}
+
+
+def derive_slot(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    slot, slots = attrs["slot"], bound["S"]
+    if isinstance(slot, int) and isinstance(slots, int) and not 0 <= slot < slots:
+        raise SchemaError(f"attribute 'slot' expected to be one of the cache's {slots} slots, got {slot}")
+    return branches_of_images(bound, attrs)
 
 
 def reference_branch(x: torch.Tensor, B: int, dtype: torch.dtype) -> torch.Tensor:
@@ -29,7 +44,7 @@ def example_branch(generator: torch.Generator, dtype: torch.dtype, images: int, 
 BRANCH_ROWS = register(
     Op(
         "branch_rows",
-        Schema.parse("x: T[R, N, C] -> y: O[B, N, C]"),
+        Schema.parse("x: T[R, N, C] -> y: O[B, N, C]", derive_branch),
         reference_branch,
         no_flops,
         [dict(images=3, guided=2), dict(images=1, guided=0)],
@@ -74,7 +89,8 @@ LOAD_STEP_TOKEN = register(
         "load_step_token",
         Schema.parse(
             "k_table: T[L, B, K, G, D], v_table: T[L, B, K, G, D], step: i32[R], "
-            "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->"
+            "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->",
+            derive_slot,
         ),
         reference_load,
         no_flops,
@@ -118,7 +134,7 @@ def example_first(generator: torch.Generator, dtype: torch.dtype, images: int, g
 COPY_FIRST_TOKEN = register(
     Op(
         "copy_first_token",
-        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], kv_start: i32[R] ->"),
+        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], kv_start: i32[R] ->", derive_slot),
         reference_first,
         no_flops,
         [dict(images=2, guided=1, slot=4), dict(images=2, guided=2, slot=5), dict(images=1, guided=0, slot=1)],

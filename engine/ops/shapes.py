@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from ..errors import SchemaError
+from ..ir import Size
 from .base import Bound
 
 
@@ -15,3 +19,15 @@ def rows_of(bound: Bound) -> int:
 def elements(bound: Bound, *names: str) -> int:
     """Product of the named sizes."""
     return math.prod(int(bound[n]) for n in names)
+
+
+def check_branches(branches: Size, images: Size) -> None:
+    """Branch rows are the images and, behind them, unconditional branches of the first of them: R <= B <= 2 R."""
+    if isinstance(branches, int) and isinstance(images, int) and not images <= branches <= 2 * images:
+        raise SchemaError(f"expected R <= B <= 2 R branch rows for R images, got B = {branches}, R = {images}")
+
+
+def branches_of_images(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    """`derive` of ops whose B rows are branches of R images."""
+    check_branches(bound["B"], bound["R"])
+    return {}
