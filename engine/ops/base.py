@@ -2,8 +2,8 @@
 
 A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
 `T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading
-sizes, `?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that only an
-output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function.
+sizes, `?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that
+only an output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function.
 """
 
 from __future__ import annotations
@@ -198,6 +198,8 @@ class Op:
     """Tolerance: largest error over largest output, in units of the output dtype's epsilon."""
     read_bytes: Callable[[Bound, Mapping[str, Any]], int] | None = None
     """Bytes moved where it is not simply all arguments once (gathers, masked attention)."""
+    computed_from: Mapping[str, str] = field(default_factory=dict)
+    """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(

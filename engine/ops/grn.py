@@ -51,6 +51,7 @@ STATS = register(
         CASES,
         example_stats,
         rounding_steps=4.0,
+        computed_from={"sumsq": "y"},
     )
 )
 APPLY = register(

@@ -37,7 +37,8 @@ def reference(
                 values[int(top_k[b]) :] = -torch.inf
             p = values.softmax(0)
             p = torch.where(p.cumsum(0) - p < top_p[b], p, 0.0)
-            reached = p.cumsum(0) > uniforms[b, step[b]] * p.sum()
+            u = uniforms[b, min(int(step[b]), uniforms.shape[1] - 1)]  # past the table: its last number again
+            reached = p.cumsum(0) > u * p.sum()
             choice = int(order[int(reached.int().argmax())])
         token[b] = choice
         seen[b, choice] = 1
@@ -98,7 +99,7 @@ def run_torch(
         ranked = ranked.masked_fill((top_k[:, None] > 0) & (rank >= top_k[:, None]), -torch.inf)
         probability = ranked.softmax(-1)
         kept = torch.where(probability.cumsum(-1) - probability < top_p[:, None], probability, 0.0)
-        # a step past the table (a row that goes on after its budget) reuses the last number
+        # a row that goes on after its budget reuses the last number
         u = uniforms.gather(1, step.clamp(max=uniforms.shape[1] - 1).long()[:, None])
         reached = kept.cumsum(-1) > u * kept.sum(-1, keepdim=True)
         sampled = order.gather(1, reached.int().argmax(-1, keepdim=True))[:, 0]

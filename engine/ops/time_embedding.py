@@ -15,7 +15,7 @@ from .shapes import elements
 def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
     half = C // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[..., None] * frequencies
+    angles = t.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
