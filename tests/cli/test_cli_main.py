@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,56 @@ def test_interrupt_in_process(cli, model) -> None:
     assert result.err.endswith("flashjanus: interrupted\n")
 
 
+INTERRUPTED = """
+import os, signal, time
+import flashjanus
+from flashjanus.cli import main
+
+class Model:
+    name, device, dtype, numerics, untrained, why = "m", "cpu", "float32", "exact", False, ""
+
+    @classmethod
+    def from_pretrained(cls, name, **options):
+        return cls()
+
+    def generate_image(self, prompt, callback_on_step_end, **options):
+        INTERRUPT
+        callback_on_step_end(self, 0, 0.0, {})
+        raise AssertionError("the interrupt was lost")
+
+flashjanus.JanusFlow = Model
+raise SystemExit(main())
+"""
+SWALLOWED = """
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+THROUGH_EXEC = """
+        exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+"""
+
+
+@pytest.mark.parametrize("interrupt", [SWALLOWED, THROUGH_EXEC])
+def test_an_interrupt_is_never_lost(spawn: Spawn, tmp_path: Path, interrupt: str) -> None:
+    # as a module, as in `python -m flashjanus`: only then does CPython look for a signal to die of
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED.replace("INTERRUPT", interrupt))
+    process = spawn("-m", "interrupted", "generate", "a", "--out", tmp_path, module=False, cwd=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"flashjanus: interrupted\n")
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        Console(json=False, quiet=False).listen_for_interrupt()
+        assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_reader_that_leaves_is_no_error(spawn: Spawn) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -185,6 +236,7 @@ def test_status_and_progress_show_on_a_terminal_only(monkeypatch: pytest.MonkeyP
 
 def test_python_m_flashjanus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["flashjanus", "--version"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handler
     with pytest.raises(SystemExit) as leaving:
         runpy.run_module("flashjanus", run_name="__main__")
     assert leaving.value.code == 0

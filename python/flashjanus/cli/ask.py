@@ -57,6 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         stream=True,
         **given,
     ):
+        console.check_interrupt()
         pieces.append(piece)
         console.text(piece, end="")
     console.text("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,22 @@ class Console:
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self.json = json
         self.quiet = quiet
+        self._interrupted = False
+
+    def listen_for_interrupt(self) -> None:
+        """Remember Ctrl-C beside raising KeyboardInterrupt, unless this process was started to ignore it."""
+
+        def remember(*_: object) -> None:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, remember)
+
+    def check_interrupt(self) -> None:
+        """KeyboardInterrupt if there was a Ctrl-C: library code (imports, destructors) may have swallowed the first."""
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def text(self, text: str, end: str = "\n") -> None:
         """`text` on stdout at once, so that a stream is seen as it comes; nothing when the result is JSON."""

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with console.progress(args.steps * batches, "drawing") as show:
 
         def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
+            console.check_interrupt()
             show(next(done))
             return state
 

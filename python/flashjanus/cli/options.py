@@ -52,6 +52,7 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         vae_dtype=args.vae_dtype,
         numerics=args.numerics,
     )
+    console.check_interrupt()
     facts = model_facts(model)
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
     if facts["untrained"]:

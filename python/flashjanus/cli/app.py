@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line (default: this process's own).
 
     0 success, 1 `doctor` found the engine unable to run, 2 any error of the request, 130 Ctrl-C, 141 closed pipe.
@@ -51,14 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     console = Console(json="--json" in options, quiet="--quiet" in options)
+    owns_process = argv is None
+    if owns_process:
+        console.listen_for_interrupt()
     try:
         try:
-            code = _run(arguments, console)
+            code = _dispatch(arguments, console)
         except FlashJanusError as error:
             console.error(type(error).__name__, str(error))
             code = EXIT_ERROR
         except KeyboardInterrupt:
-            if argv is None:  # A second Ctrl-C while leaving would print a traceback.
+            if owns_process:  # A second Ctrl-C while leaving would print a traceback.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             console.error("Interrupted", "interrupted")
             code = EXIT_INTERRUPTED
@@ -70,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         Console(json=False, quiet=False).error(type(error).__name__, str(error))
         return EXIT_ERROR
+    if owns_process and code == EXIT_INTERRUPTED:
+        # Where the exception passed through exec() of a string, CPython would die of SIGINT instead of exiting.
+        os._exit(code)
     return code
 
 
-def _run(arguments: list[str], console: Console) -> int:
+def _dispatch(arguments: list[str], console: Console) -> int:
     for position, argument in enumerate(arguments, 1):
         # Python hands undecodable bytes over as lone surrogates, which no tokenizer and no PNG text can hold.
         if any("\ud800" <= character <= "\udfff" for character in argument):
