@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/flashjanus generate "a red circle and a blue square" --model shapes --num-images 2 --steps 10 --seed 7 --out demo
 	@image=$$(ls demo/*.png | head -n 1) && \
 	echo "$$image: What shape is red?" && \
-	$(BIN)/flashjanus ask "$$image" "What shape is red?" --model shapes
+	$(BIN)/flashjanus ask "$$image" "What shape is red?" --model shapes --max-new-tokens 24
 
 test: lint
 	$(BIN)/pytest --cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90

@@ -72,7 +72,7 @@ def seconds(run: Callable[[], object], repeats: int, warmup: int = 1) -> dict[st
 
 
 def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
 def run(folder: Path, dtype: str, steps: int, tokens: int) -> dict[str, object]:
