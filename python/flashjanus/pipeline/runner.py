@@ -14,9 +14,10 @@ import torch
 from flashjanus import model as programs
 from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout, weight_layout
 from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.ops import all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, PlanError
 from flashjanus.model import Policy
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Runner:
         self.vae_config, self.vae_policy = vae_config, vae_policy or policy
         self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(device)}
         self.vae_weights = dict(vae_weights or {})
-        self.implementations = dict(implementations or {})
+        self.implementations = _known(implementations or {})
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, object] = OrderedDict()
         self._lock = Lock()
@@ -107,3 +108,15 @@ class Runner:
     def _forced(self, program: str) -> dict[str, str]:
         present = {node.op for node in self.graph(program).nodes}
         return {op: name for op, name in self.implementations.items() if op in present}
+
+
+def _known(implementations: Mapping[str, str]) -> dict[str, str]:
+    """A copy, checked: programs take from it what they need, so a name that none has would go unnoticed."""
+    ops = all_ops()
+    for op, name in implementations.items():
+        if op not in ops:
+            raise PlanError(f"implementations: no op {op!r}; there are: {', '.join(ops)}")
+        if name not in ops[op].implementations:
+            known = ", ".join(ops[op].implementations)
+            raise PlanError(f"implementations: no implementation {name!r} of {op}; there are: {known}")
+    return dict(implementations)
