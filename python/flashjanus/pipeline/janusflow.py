@@ -98,19 +98,20 @@ class JanusFlow(TensorModel):
     ) -> ImageOutput:
         """Images of a prompt or of several, `num_images_per_prompt` each, in order.
 
-        num_inference_steps: Euler steps, 1 to 1000. guidance_scale: at least 0; 1 runs without the unconditional
+        num_inference_steps: Euler steps, 1 to 1000. guidance_scale: 0 to 1000; 1 runs without the unconditional
         branch. seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one
         draw, as officially). output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
-        callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers; a changed "latents" is used.
+        callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers: latents changed in place or
+        returned are used. It sees at most ROWS_AT_ONCE images; for more, the steps start again.
         Raises InputError.
         """
         begun = time.perf_counter()
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise InputError("prompt: expected a string or a list of strings, got an empty list")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, Sequence) or not prompts:
+            raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
         images = options.integer("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
         steps = options.integer("num_inference_steps", num_inference_steps, 1, options.MAX_STEPS)
-        guidance = options.number("guidance_scale", guidance_scale, 0.0)
+        guidance = options.number("guidance_scale", guidance_scale, 0.0, options.MAX_GUIDANCE)
         options.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         total = len(prompts) * images
         first = options.first_seed(seed, total)
@@ -124,8 +125,11 @@ class JanusFlow(TensorModel):
         def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
             if callback_on_step_end is None:
                 return None
-            latents = callback_on_step_end(self, k, 1000.0 * k / steps, {"latents": z}).get("latents", z)
-            return None if latents is z else options.tensor("latents", latents, z.shape, FLOATS)
+            returned = callback_on_step_end(self, k, 1000.0 * k / steps, {"latents": z})
+            if not isinstance(returned, Mapping):
+                raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
+            # z itself counts too: it may have been changed in place
+            return options.tensor("latents", returned.get("latents", z), z.shape, FLOATS)
 
         parts = [requests[i : i + ROWS_AT_ONCE] for i in range(0, total, ROWS_AT_ONCE)]
         latents = torch.cat([flow.generate(self.runner, part, on_step) for part in parts])
@@ -161,7 +165,11 @@ class JanusFlow(TensorModel):
         Raises InputError.
         """
         tokenizer = self._need_tokenizer()
-        batched = bool(messages) and not isinstance(messages[0], Mapping)
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise InputError(
+                f"messages: expected a list of {{'role', 'content'}}, or of such lists, got {messages!r:.80}"
+            )
+        batched = not isinstance(messages[0], Mapping)
         conversations: list[Messages] = list(messages) if batched else [messages]  # type: ignore[arg-type, list-item]
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import secrets
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from flashjanus.errors import InputError
 
 MAX_STEPS = 1000
 """The flow's time runs over 1000 positions; more steps than that repeat them."""
+MAX_GUIDANCE = 1000.0
+"""Far beyond any use, and far from what overflows in float32."""
 MAX_SEED = 2**63 - 1
 DTYPES = {
     "float32": torch.float32,
@@ -32,12 +33,10 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
-        limit = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-        raise InputError(f"{name}: expected a finite number {limit}, got {value!r}")
-    if not math.isfinite(value):
-        raise InputError(f"{name}: expected a finite number, got {value!r}")
+def number(name: str, value: Any, low: float, high: float) -> float:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):  # false for NaN; integers too large for a float compare exactly
+        raise InputError(f"{name}: expected a finite number from {low:g} to {high:g}, got {value!r:.80}")
     return float(value)
 
 

@@ -148,6 +148,10 @@ class TensorModel:
         one value, or one per row. trace: also a list with, per step, `z` before it, `v_cond` and `v_uncond` (NaN in
         rows without guidance, None if there are no others). Raises InputError.
         """
+        if not isinstance(input_ids, (Sequence, torch.Tensor)) or len(input_ids) == 0:
+            raise InputError(
+                f"input_ids: expected a list of at least 1 prompt, each a list of ids, got {input_ids!r:.80}"
+            )
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
         guidance = options.per_row("guidance_scale", guidance_scale, len(z))
@@ -156,7 +160,7 @@ class TensorModel:
             flow.FlowRequest(
                 self._prompt(ids, row),
                 options.integer("num_inference_steps", steps[row], 1, options.MAX_STEPS),
-                options.number("guidance_scale", guidance[row], 0.0),
+                options.number("guidance_scale", guidance[row], 0.0, options.MAX_GUIDANCE),
                 z[row],
             )
             for row, ids in enumerate(input_ids)
@@ -219,8 +223,9 @@ class TensorModel:
         seed: int | None = None,
         image_tokens: text.ImageTokens | None = None,
     ) -> torch.Tensor:
-        """New tokens (B, T), int64, T at most max_new_tokens and the rest of the context; rows that have met
-        eos_token_id (the tokenizer's, if None) are filled up with it. Row b samples from seed + b.
+        """New tokens (B, T), int64, T at most max_new_tokens. A row ends with eos_token_id (the tokenizer's, if None)
+        or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
+        seed + b. Raises InputError.
         """
         rows = len(input_ids) if isinstance(input_ids, torch.Tensor) else 1
         first = options.first_seed(seed, rows)
@@ -228,7 +233,9 @@ class TensorModel:
             options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b)
             for b in range(rows)
         ]
-        eos = eos_token_id if eos_token_id is not None or self.tokenizer is None else self.tokenizer.eos_id
+        eos = None if self.tokenizer is None else self.tokenizer.eos_id
+        if eos_token_id is not None:
+            eos = options.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling)
         steps = text.generate(
             self.runner, requests, self._image_tokens(image_tokens), self._room(requests, max_new_tokens), eos
@@ -261,16 +268,19 @@ class TensorModel:
         """Tokens that a generation prompt may have: the time token and the image take the rest of the positions."""
         return self.config.language.max_position_embeddings - 1 - self.config.num_image_tokens
 
-    def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> int:
+    def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> list[int]:
+        """Tokens that each row may get: as many as wanted, fewer where its context ends."""
         wanted = options.integer("max_new_tokens", wanted, 1, 2**31 - 1)
-        longest = max(len(r.ids) for r in requests)
-        return min(wanted, self.config.language.max_position_embeddings - longest + 1)  # the last one is not read back
+        limit = self.config.language.max_position_embeddings + 1  # the last token is not read back
+        return [min(wanted, limit - len(r.ids)) for r in requests]
 
     def _ids(self, name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int) -> tuple[int, ...]:
+        if not isinstance(ids, (Sequence, torch.Tensor)) or (isinstance(ids, torch.Tensor) and ids.dim() != 1):
+            raise InputError(f"{name}: expected a list of token ids or a tensor of one dimension, got {ids!r:.80}")
         values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
         vocabulary = self.config.language.vocab_size
         if not low <= len(values) <= high:
-            raise InputError(f"{name}: expected {low} to {high} tokens, got {len(values)}; shorten the prompt")
+            raise InputError(f"{name}: expected {low} to {high} tokens, got {len(values)}")
         for value in values:
             options.integer(f"{name}: token id", value, 0, vocabulary - 1)
         return tuple(values)
@@ -299,7 +309,8 @@ class TensorModel:
                 )
         requests = []
         for row, kept in enumerate(mask):
-            values = self._ids(f"input_ids[{row}]", ids[row][kept], 1, self.config.language.max_position_embeddings)
+            name = f"input_ids[{row}]" + ("" if attention_mask is None else ", where attention_mask is not 0")
+            values = self._ids(name, ids[row][kept], 1, self.config.language.max_position_embeddings)
             images = 0 if tokens is None else values.count(tokens.start)
             have = 0 if pixels is None else pixels.shape[1]
             if images > have:
@@ -309,6 +320,8 @@ class TensorModel:
         return requests
 
     def _image_tokens(self, given: text.ImageTokens | None) -> text.ImageTokens | None:
+        if given is not None and not isinstance(given, text.ImageTokens):
+            raise InputError(f"image_tokens: expected ImageTokens(start, image), got {given!r:.80}")
         if given is not None or self.tokenizer is None:
             return given
         return text.ImageTokens(self.tokenizer.image_start_id, self.tokenizer.image_id)

@@ -147,19 +147,26 @@ def _bucket(runner: Runner, requests: Sequence[TextRequest], new: int) -> tuple[
 def next_token_logits(runner: Runner, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
     """Logits (B, V), float32, of the token behind each row."""
     with runner.lease(TextSession, *_bucket(runner, requests, 1)) as session:
-        return session.start(requests, tokens).float()
+        return session.start(requests, tokens).float().clone()  # the session's own buffer if it is float32 already
 
 
 def generate(
-    runner: Runner, requests: Sequence[TextRequest], tokens: ImageTokens | None, new: int, eos: int | None
+    runner: Runner, requests: Sequence[TextRequest], tokens: ImageTokens | None, room: Sequence[int], eos: int | None
 ) -> Iterator[list[int | None]]:
-    """Up to `new` times the next token of every row, None for rows that have met `eos`; ends when all have."""
+    """The next token of every row, again and again; None for rows that have met `eos` or got `room[row]` tokens.
+
+    Ends when all rows have.
+    """
     done = [False] * len(requests)
+    new = max(room)
     with runner.lease(TextSession, *_bucket(runner, requests, new)) as session:
         session.start(requests, tokens)
         for n in range(new):
             ids = (session.step() if n else session.states["token"]).tolist()
             yield [None if finished else token for token, finished in zip(ids, done, strict=True)]
-            done = [finished or token == eos for token, finished in zip(ids, done, strict=True)]
+            for row, token in enumerate(ids):
+                if not done[row] and (token == eos or n + 1 == room[row]):
+                    done[row] = True
+                    session.states["position"][row] = 0  # it runs on with the others, and could leave the rotary table
             if all(done):
                 return
