@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flashjanus.engine.ops.cfg_euler import unpatchify
+from flashjanus.errors import InputError
 
 from .runner import Runner
 
@@ -38,7 +39,7 @@ class FlowSession:
     """
 
     def __init__(self, runner: Runner, rows: int, guided: int, prompt: int, steps: int) -> None:
-        self.runner, self.prompt = runner, prompt
+        self.runner, self.prompt, self.steps = runner, prompt, steps
         self.rows, self.guided = rows, guided
         self.flow = runner.executor("flow_step", R=rows, U=guided, P=prompt, K=steps)
         inputs = self.flow.inputs
@@ -64,6 +65,12 @@ class FlowSession:
     def join(self, prepared: Prepared, source: int, row: int, request: FlowRequest) -> None:
         """Put `request` in `row`; prompt number `source` of `prepared` is its prompt."""
         flow, length, capacity = self.flow, len(request.prompt), self.prompt
+        if length > capacity or request.steps > self.steps or (request.guided and row >= self.guided):
+            raise InputError(
+                f"row {row}: expected a request of up to {capacity} prompt tokens and {self.steps} steps"
+                f"{'' if row < self.guided else ' without guidance'}, got {length} tokens, {request.steps} steps, "
+                f"guidance {request.guidance}"
+            )
         branches = [(row, source, length)]
         if row < self.guided:
             branches.append((self.rows + row, prepared.prompts + source, 1))
@@ -115,7 +122,8 @@ class Prepared:
 
     def _times(self, steps: int) -> torch.Tensor:
         """t_k = 1000 k / steps, float32; in official numerics rounded to the latents' dtype first."""
-        t = torch.tensor([k / steps * 1000.0 for k in range(min(steps, self.steps))]).to(self.runner.policy.latents)
+        t = torch.tensor([k / steps * 1000.0 for k in range(min(steps, self.steps))], dtype=torch.float32)
+        t = t.to(self.runner.policy.latents)
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))
 
 

@@ -81,8 +81,10 @@ class Runner:
         """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
         key = (make, *bucket)
         with self._lock:
-            idle = self._idle.pop(key, None)
-        session = make(self, *bucket) if idle is None else idle
+            session = self._idle.pop(key, None)
+        if session is None:
+            with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
+                session = make(self, *bucket)
         try:
             yield session  # type: ignore[misc]
         finally:

@@ -136,7 +136,7 @@ class TensorModel:
 
     def sample_latents(
         self,
-        input_ids: Sequence[Sequence[int] | torch.Tensor],
+        input_ids: Sequence[Sequence[int] | torch.Tensor] | torch.Tensor,
         noise: torch.Tensor,
         guidance_scale: float | Sequence[float] = 2.0,
         num_inference_steps: int | Sequence[int] = 30,
@@ -148,7 +148,9 @@ class TensorModel:
         one value, or one per row. trace: also a list with, per step, `z` before it, `v_cond` and `v_uncond` (NaN in
         rows without guidance, None if there are no others). Raises InputError.
         """
-        if not isinstance(input_ids, (Sequence, torch.Tensor)) or len(input_ids) == 0:
+        if isinstance(input_ids, torch.Tensor):
+            input_ids = list(options.tensor("input_ids", input_ids, (None, None), INTEGERS))
+        if not isinstance(input_ids, Sequence) or not input_ids:
             raise InputError(
                 f"input_ids: expected a list of at least 1 prompt, each a list of ids, got {input_ids!r:.80}"
             )
@@ -227,7 +229,7 @@ class TensorModel:
         or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
         seed + b. Raises InputError.
         """
-        rows = len(input_ids) if isinstance(input_ids, torch.Tensor) else 1
+        rows = len(options.tensor("input_ids", input_ids, (None, None), INTEGERS))
         first = options.first_seed(seed, rows)
         sampling = [
             options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b)

@@ -107,7 +107,7 @@ class TextSession:
         inputs["top_p"][row] = sampling.top_p
         inputs["penalty"][row] = sampling.repetition_penalty
         generator = torch.Generator().manual_seed(sampling.seed)
-        inputs["uniforms"][row].copy_(torch.rand(inputs["uniforms"].shape[1], generator=generator))
+        torch.rand(inputs["uniforms"].shape[1], generator=generator, out=inputs["uniforms"][row])
 
 
 def image_index(
