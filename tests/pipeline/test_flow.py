@@ -1,0 +1,67 @@
+"""Rows that join a running session, the contract for embedding it in a server."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flashjanus import JanusFlow
+from flashjanus.errors import InputError
+from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
+from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
+
+ALONE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model() -> JanusFlow:
+    config = small_config()
+    return JanusFlow.from_state_dict(config, small_state(config), device="cpu", dtype="float32")
+
+
+def request(seed: int, length: int, steps: int, guidance: float) -> FlowRequest:
+    return FlowRequest(tuple(prompt(seed, length)[:-1]), steps, guidance, normal(seed, *LATENT))
+
+
+def join(session: FlowSession, row: int, wanted: FlowRequest) -> None:
+    prepared = Prepared(session.runner, 1, int(wanted.guided), 32, wanted.steps)
+    prepared.run([(wanted.prompt, wanted.steps)])
+    session.join(prepared, 0, row, wanted)
+
+
+def alone(model: JanusFlow, wanted: FlowRequest) -> torch.Tensor:
+    return model.sample_latents([[*wanted.prompt, 3]], wanted.noise[None], wanted.guidance, wanted.steps)[0]
+
+
+def test_rows_join_and_leave_between_steps(model):
+    session = FlowSession(model.runner, rows=3, guided=2, prompt=48, steps=5)
+    first, second, third = request(1, 30, 3, 2.0), request(2, 1, 4, 1.0), request(3, 7, 5, 3.0)
+    join(session, 0, first)
+    session.step()
+    join(session, 2, second)
+    session.step()
+    session.step()
+    assert relative_error(session.z[0], alone(model, first)) <= ALONE
+    join(session, 0, third)  # in the row that has become free; row 1 stays empty
+    session.step()
+    session.step()
+    assert relative_error(session.z[2], alone(model, second)) <= ALONE
+    for _ in range(4):
+        session.step()
+    assert relative_error(session.z[0], alone(model, third)) <= ALONE
+    assert relative_error(session.z[2], alone(model, second)) <= ALONE
+    assert not session.z[1].any()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row", "words"),
+    [
+        (request(1, 17, 2, 2.0), 0, ["row 0", "16 prompt tokens", "17 tokens"]),
+        (request(1, 3, 6, 2.0), 0, ["row 0", "5 steps", "6 steps"]),
+        (request(1, 3, 2, 2.0), 1, ["row 1", "without guidance", "guidance 2.0"]),
+    ],
+)
+def test_a_request_that_does_not_fit_a_row_is_refused(model, wanted, row, words):
+    session = FlowSession(model.runner, rows=2, guided=1, prompt=16, steps=5)
+    with pytest.raises(InputError) as error:
+        join(session, row, wanted)
+    assert all(word in str(error.value) for word in words), str(error.value)
