@@ -65,8 +65,9 @@ class Schema:
                 if not arg.optional:
                     raise SchemaError(f"{where}: argument '{arg.name}' is missing, expected {arg}")
                 continue
+            known = dict(bound)  # by the arguments before this one, which is not to explain itself
             if not (_bind_dtype(arg.dtype, spec.dtype, bound) and _bind_shape(arg.shape, spec.shape, bound)):
-                raise SchemaError(f"{where}: argument '{arg.name}' expected {_expected(arg, bound)}, got {spec}")
+                raise SchemaError(f"{where}: argument '{arg.name}' expected {_expected(arg, known)}, got {spec}")
         if self.derive is not None:
             try:
                 bound.update(self.derive(bound, attrs))

@@ -65,7 +65,7 @@ def run_torch(
     *,
     dtype: torch.dtype,
 ) -> None:
-    h.copy_(table.index_select(0, ids.view(-1)).view(h.shape))
+    h.copy_(table.index_select(0, ids.reshape(-1)).view(h.shape))
     if index is not None and features is not None:
-        images = features.index_select(0, index.clamp(min=0).view(-1)).view(h.shape)
+        images = features.index_select(0, index.clamp(min=0).reshape(-1)).view(h.shape)
         torch.where(index[..., None] >= 0, images.to(h.dtype), h, out=h)
