@@ -1,0 +1,345 @@
+"""Every op x implementation x case x dtype against the op's one reference, between guards that nobody may touch.
+
+The reference runs twice, in float32 and, its `.float()` turned into `.double()`, in float64. The latter is the truth;
+the distance between the two is how much noise evaluating the formula in float32 makes on this data (accumulation,
+large angles), which no tolerance in units of an epsilon can know. An implementation may add or multiply in another
+order, so it gets NOISE times that distance, besides the op's own rounding_steps * eps(output dtype) * largest output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from flashjanus.engine.ir import TensorSpec
+from flashjanus.engine.ops import Call, Op, all_ops
+from flashjanus.engine.ops.base import Arg
+from torch.overrides import TorchFunctionMode
+
+NOISE = 4.0
+GUARD = 64  # bytes before and behind every tensor: keeps the tensor as aligned as torch's own
+POISON = 0xFF  # NaN in every float dtype, -1 in every signed one
+CPU = torch.device("cpu")
+
+
+class InFloat64(TorchFunctionMode):
+    """Evaluates a reference in float64: `.float()` gives float64, and so does every factory asked for float32."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        return function(*args, **kwargs)
+
+
+class Guarded:
+    """A tensor of given strides inside a poisoned buffer; `poisoned` leaves the tensor itself poisoned too."""
+
+    def __init__(self, like: torch.Tensor, *, poisoned: bool = False) -> None:
+        reach = sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
+        self.size = (reach + 1 if like.numel() else 0) * like.dtype.itemsize
+        self.buffer = torch.full((GUARD + self.size + GUARD,), POISON, dtype=torch.uint8)
+        inside = self.buffer[GUARD : GUARD + self.size].view(like.dtype)
+        self.tensor = inside.as_strided(like.shape, like.stride())
+        if not poisoned:
+            held = like.as_strided(inside.shape, (1,)) if like.numel() else inside
+            inside.copy_(held)
+        self.before = self.buffer.clone()
+
+    def untouched_around(self) -> bool:
+        """True if no byte outside of the tensor has changed: neither a guard nor a gap between its rows."""
+        now = self.tensor.clone()
+        self.tensor.copy_(self.window(self.before))
+        same = self.untouched()
+        self.tensor.copy_(now)
+        return same
+
+    def window(self, buffer: torch.Tensor) -> torch.Tensor:
+        inside = buffer[GUARD : GUARD + self.size].view(self.tensor.dtype)
+        return inside.as_strided(self.tensor.shape, self.tensor.stride())
+
+    def untouched(self) -> bool:
+        return torch.equal(self.buffer, self.before)
+
+
+def official(op: Op, call: Call) -> Call:
+    """The call as official numerics makes it: bfloat16 wherever the schema leaves the dtype open."""
+    fixed = ("f32", "i32", "u8")
+    args = tuple(
+        t.bfloat16() if t is not None and t.is_floating_point() and arg.dtype not in fixed else t
+        for arg, t in zip(op.schema.inputs, call.args, strict=True)
+    )
+    return Call(args, {k: torch.bfloat16 if k == "dtype" else v for k, v in call.attrs.items()})
+
+
+def calls() -> Iterator[Any]:
+    """(op, call maker) for every op, case and dtype; "official" besides."""
+    for op in all_ops().values():
+        for i, case in enumerate(op.cases):
+            for dtype in op.dtypes:
+                name = str(dtype).removeprefix("torch.")
+                yield pytest.param(op, case, dtype, False, id=f"{op.name}-{i}-{name}")
+            if torch.bfloat16 in op.dtypes:
+                yield pytest.param(op, case, torch.bfloat16, True, id=f"{op.name}-{i}-official")
+
+
+def make_call(op: Op, case: Mapping[str, Any], dtype: torch.dtype, bf16_everywhere: bool, seed: int = 0) -> Call:
+    call = op.example(torch.Generator().manual_seed(seed), dtype, **case)
+    return official(op, call) if bf16_everywhere else call
+
+
+def specs_of(call: Call) -> list[TensorSpec | None]:
+    return [None if t is None else TensorSpec(tuple(t.shape), t.dtype) for t in call.args]
+
+
+def reference(op: Op, call: Call, *, exact: bool) -> dict[str, torch.Tensor]:
+    """Outputs and mutated arguments by name, in float64 where `exact`, unrounded except by the reference itself."""
+    args = [None if t is None else t.clone() for t in call.args]
+    if exact:
+        with InFloat64():
+            result = op.reference(*args, **call.attrs)
+    else:
+        result = op.reference(*args, **call.attrs)
+    outputs = () if result is None else result if isinstance(result, tuple) else (result,)
+    named = {arg.name: t for arg, t in zip(op.schema.outputs, outputs, strict=True)}
+    return named | {arg.name: t for arg, t in zip(op.schema.inputs, args, strict=True) if arg.mutated and t is not None}
+
+
+def run(op: Op, implementation: str, call: Call) -> dict[str, torch.Tensor]:
+    """Outputs and mutated arguments by name; asserts that nothing else was written."""
+    specs = op.schema.infer(op.name, specs_of(call), call.attrs)
+    inputs = [None if t is None else Guarded(t) for t in call.args]
+    outputs = [Guarded(torch.empty(s.shape, dtype=s.dtype), poisoned=True) for s in specs]
+    buffers = [None if b is None else b.tensor for b in (*inputs, *outputs)]
+    op.implementations[implementation].run(*buffers, **call.attrs)
+    written: dict[str, torch.Tensor] = {}
+    for arg, buffer in zip((*op.schema.inputs, *op.schema.outputs), (*inputs, *outputs), strict=True):
+        if buffer is None:
+            continue
+        if arg.mutated or arg in op.schema.outputs:
+            assert buffer.untouched_around(), f"{op.name}: {implementation} wrote outside of '{arg.name}'"
+            written[arg.name] = buffer.tensor
+        else:
+            assert buffer.untouched(), f"{op.name}: {implementation} changed its argument '{arg.name}'"
+    return written
+
+
+def largest(t: torch.Tensor) -> float:
+    return float(t.double().abs().nan_to_num(0, 0, 0).max()) if t.numel() else 0.0
+
+
+def allowed_error(
+    op: Op, name: str, dtypes: Mapping[str, torch.dtype], exact: torch.Tensor, f32: torch.Tensor
+) -> float:
+    """rounding_steps * eps * largest |output|, and the noise of float32 evaluation where the op rounds at all."""
+    dtype = dtypes[op.computed_from.get(name, name)]
+    if not dtype.is_floating_point or not op.rounding_steps:
+        return 0.0
+    return op.rounding_steps * torch.finfo(dtype).eps * largest(exact) + NOISE * largest(f32.double() - exact.double())
+
+
+def error(got: torch.Tensor, exact: torch.Tensor, where: str) -> float:
+    """Largest |got - exact|; asserts that non-finite values are the same at the same places."""
+    got, exact = got.double(), exact.double()
+    for test in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(test(got), test(exact)), f"{where}: non-finite values differ from the reference's"
+    finite = exact.isfinite()
+    return largest(got[finite] - exact[finite])
+
+
+def serving(op: Op, call: Call) -> list[str]:
+    return [name for name, it in op.implementations.items() if it.refuses(CPU, specs_of(call), call.attrs) is None]
+
+
+@pytest.mark.parametrize(("op", "case", "dtype", "bf16_everywhere"), list(calls()))
+def test_implementations_meet_the_reference(
+    op: Op, case: Mapping[str, Any], dtype: torch.dtype, bf16_everywhere: bool
+) -> None:
+    check(op, make_call(op, case, dtype, bf16_everywhere))
+
+
+def check(op: Op, call: Call) -> None:
+    exact, f32 = reference(op, call, exact=True), reference(op, call, exact=False)
+    names = serving(op, call)
+    assert "torch" in names
+    errors: dict[str, dict[str, float]] = {}
+    for implementation in sorted(names, key="torch".__ne__):  # torch first, the others are measured against it
+        written = run(op, implementation, call)
+        assert written.keys() == exact.keys()
+        dtypes = {name: t.dtype for name, t in written.items()}
+        for name, got in written.items():
+            where = f"{op.name}.{name} by {implementation}"
+            allowed = allowed_error(op, name, dtypes, exact[name], f32[name])
+            err = errors.setdefault(name, {})[implementation] = error(got, exact[name], where)
+            assert err <= allowed, f"{where}: error {err:.3g}, allowed {allowed:.3g}"
+            if implementation != "torch":
+                rounding = torch.finfo(got.dtype).eps * largest(exact[name]) if got.is_floating_point() else 0.0
+                due = 2 * errors[name]["torch"] + rounding
+                assert err <= due, f"{where}: error {err:.3g}, torch's own {errors[name]['torch']:.3g}"
+
+
+@pytest.mark.parametrize(("op", "case", "dtype", "bf16_everywhere"), list(calls()))
+def test_schema_infers_what_the_reference_gives(
+    op: Op, case: Mapping[str, Any], dtype: torch.dtype, bf16_everywhere: bool
+) -> None:
+    call = make_call(op, case, dtype, bf16_everywhere)
+    specs = op.schema.infer(op.name, specs_of(call), call.attrs)
+    outputs = reference(op, call, exact=False)
+    assert [(arg.name, spec.shape) for arg, spec in zip(op.schema.outputs, specs, strict=True)] == [
+        (arg.name, tuple(outputs[arg.name].shape)) for arg in op.schema.outputs
+    ]
+    bound = op.schema.bind(op.name, specs_of(call), call.attrs)
+    assert op.flops(bound, call.attrs) >= 0
+    assert op.bytes_moved(bound, call.attrs, [*specs_of(call), *specs]) > 0
+
+
+def strided(t: torch.Tensor) -> torch.Tensor:
+    """The same values as a window on a larger buffer, NaN around it: no two axes can be merged into one."""
+    larger = torch.full([s + 3 for s in t.shape], -1, dtype=t.dtype)
+    if t.is_floating_point():
+        larger.fill_(torch.nan)
+    window = larger[tuple(slice(1, s + 1) for s in t.shape)]
+    return window.copy_(t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("op", "index"), [(op, i) for op in all_ops().values() for i in range(len(op.schema.inputs))])
+def test_torch_serves_any_strides(op: Op, index: int, dtype: torch.dtype) -> None:
+    """Graphs pass views without copies; a kernel that cannot read them must leave them to torch."""
+    arg = op.schema.inputs[index]
+    for case in op.cases:
+        call = make_call(op, case, dtype, False)
+        if call.args[index] is None:
+            continue
+        args = list(call.args)
+        args[index] = strided(call.args[index])
+        expected, got = run(op, "torch", call), run(op, "torch", Call(tuple(args), call.attrs))
+        for name, t in got.items():
+            # a GEMM may take another path for other strides: equal up to rounding, the same bits where nothing rounds
+            eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
+            due = op.rounding_steps * eps * largest(expected[name])
+            assert error(t, expected[name], f"{op.name}.{name} with {arg.name} strided") <= due
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("split_bias", [False, True])
+@pytest.mark.parametrize("lead", [(1,), (1, 1), (3,), (2, 3)])
+def test_linear_takes_any_rows_and_may_add_the_bias_last(
+    lead: tuple[int, ...], split_bias: bool, dtype: torch.dtype
+) -> None:
+    """One row may take another path than many, and 2048 columns show in which dtype it accumulates."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(*lead, 2048, generator=generator).to(dtype)
+    weight = (torch.randn(24, 2048, generator=generator) / 45).to(dtype)
+    for bias in (None, torch.randn(24, generator=generator).to(dtype)):
+        check(all_ops()["linear"], Call((x, weight, bias), {"split_bias": split_bias}))
+
+
+def test_three_windows_of_one_qkv_buffer_are_queries_keys_and_values() -> None:
+    op, generator = all_ops()["attention"], torch.Generator().manual_seed(1)
+    qkv = torch.randn(2, 7, 3, 4, 16, generator=generator)
+    windows = [Guarded(qkv).tensor[:, :, part] for part in range(3)]
+    out = [torch.full((2, 7, 4, 16), torch.nan) for _ in range(2)]
+    for q, k, v, o in ((*windows, out[0]), (*(w.contiguous() for w in windows), out[1])):
+        op.implementations["torch"].run(q, k, v, None, None, None, o, scale=0.25)
+    torch.testing.assert_close(out[0], out[1])
+
+
+def test_residual_modulate_reads_its_own_slice_of_the_table() -> None:
+    op, generator = all_ops()["residual_modulate"], torch.Generator().manual_seed(2)
+    call = op.example(generator, torch.float32, images=2, guided=1, p=3, c=8, steps=4)
+    y, x, table, step = call.args
+    whole = torch.full((2, 4, 40), torch.nan)
+    whole[:, :, 16:32] = table
+    out = [torch.full_like(x, torch.nan) for _ in range(2)]
+    for entry, o in ((table, out[0]), (whole[:, :, 16:32], out[1])):
+        op.implementations["torch"].run(y, x, entry, step, o, dtype=torch.float32)
+    assert torch.equal(out[0], out[1])
+
+
+def test_rms_norm_with_bf16_weights_rounds_before_the_product() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = 5 * torch.randn(9, 256, generator=generator)
+    weight = (1 + 0.3 * torch.randn(256, generator=generator)).bfloat16()
+    out = torch.full((9, 256), torch.nan, dtype=torch.bfloat16)
+    all_ops()["rms_norm"].implementations["torch"].run(x, weight, out, eps=1e-6, dtype=torch.bfloat16)
+    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    twice, once = weight * normed.bfloat16(), (weight.float() * normed).bfloat16()
+    assert not torch.equal(twice, once), "the two orders of rounding must be told apart by this data"
+    # the mean may differ in its last float32 bit, which may turn a rounding: a handful of 2304
+    assert int((out != twice).sum()) <= 4 < int((out != once).sum())
+
+
+def test_cfg_euler_with_bf16_latents_rounds_as_the_plain_expression() -> None:
+    generator = torch.Generator().manual_seed(4)
+    op, g, steps = all_ops()["cfg_euler"], 5.0, 30
+    v = torch.randn(4, 3, 3, 16, generator=generator).bfloat16()
+    z = torch.randn(2, 4, 6, 6, generator=generator).bfloat16()
+    row = {"guidance": torch.full((2,), g), "step": torch.zeros(2, dtype=torch.int32)}
+    out = z.clone()
+    op.implementations["torch"].run(v, out, *row.values(), torch.full((2,), steps, dtype=torch.int32))
+    velocity = torch.nn.functional.pixel_shuffle(v.permute(0, 3, 1, 2), 2)
+    vc, vu = velocity[:2], velocity[2:]
+    dt = torch.tensor(1 / steps, dtype=torch.bfloat16)
+    assert torch.equal(out, z + dt * (g * vc - (g - 1) * vu))
+    assert row["step"].tolist() == [1, 1]
+
+
+def test_cfg_euler_leaves_finished_rows_alone_whatever_their_velocity() -> None:
+    op = all_ops()["cfg_euler"]
+    call = op.example(torch.Generator().manual_seed(5), torch.float32, images=2, guided=2, h=2, w=2, c=4, p=2)
+    v, z, _, step, steps = call.args
+    step[:] = torch.tensor([3, 0])
+    steps[:] = torch.tensor([3, 3])
+    v[0], v[2] = torch.nan, torch.inf
+    for implementation in serving(op, call):
+        written = run(op, implementation, call)
+        assert torch.equal(written["z"][0], z[0])
+        assert written["step"].tolist() == [3, 1]
+        assert not torch.equal(written["z"][1], z[1])
+        assert written["z"].isfinite().all()
+
+
+@pytest.mark.parametrize("op", [op for op in all_ops().values() if any(a.mutated for a in op.schema.inputs)])
+def test_cases_change_what_they_mutate(op: Op) -> None:
+    """A case whose rows have all finished would agree with anything."""
+    changed: set[str] = set()
+    for case in op.cases:
+        call = make_call(op, case, torch.float32, False)
+        after = reference(op, call, exact=False)
+        for arg, t in zip(op.schema.inputs, call.args, strict=True):
+            if arg.mutated and t is not None and not torch.equal(after[arg.name], t):
+                changed.add(arg.name)
+    assert changed == {arg.name for arg in op.schema.inputs if arg.mutated}
+
+
+@pytest.mark.parametrize("name", all_ops())
+def test_schemas_keep_dtype_and_size_names_apart(name: str) -> None:
+    """Both live in one namespace: a size called like a dtype variable would bind to it."""
+    schema = all_ops()[name].schema
+    args: tuple[Arg, ...] = (*schema.inputs, *schema.outputs)
+    sizes = {part for arg in args for s in arg.shape for part in s.replace("+", "*").split("*")}
+    assert not sizes & {arg.dtype for arg in args}
+    assert len({arg.name for arg in args}) == len(args)
+    assert not any(arg.optional or arg.mutated for arg in schema.outputs)
+
+
+def test_the_checks_above_can_fail() -> None:
+    """A buffer with one byte written behind it, one changed argument and one wrong value are each noticed."""
+    guarded = Guarded(torch.arange(6.0).view(2, 3))
+    assert guarded.untouched()
+    assert guarded.untouched_around()
+    guarded.tensor[1, 2] = 0
+    assert not guarded.untouched()
+    assert guarded.untouched_around()
+    guarded.buffer[-GUARD] = 0
+    assert not guarded.untouched_around()
+    with pytest.raises(AssertionError, match="non-finite"):
+        error(torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0]), "here")
+    assert error(torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 3.0]), "here") == 2.0
