@@ -1,0 +1,73 @@
+"""Device and dtype are chosen once, with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flashjanus.engine.errors import DeviceError
+from flashjanus.engine.runtime import device as module
+from flashjanus.engine.runtime.device import cpu_flags, default_dtype, resolve_device
+
+CPU = torch.device("cpu")
+
+
+def test_auto_says_what_it_chose() -> None:
+    resolved, why = resolve_device("auto")
+    assert resolved == CPU
+    assert why.startswith("auto: the CPU")
+
+
+@pytest.mark.parametrize("asked", ["cpu", CPU])
+def test_the_cpu_can_be_asked_for(asked: str | torch.device) -> None:
+    assert resolve_device(asked) == (CPU, "asked for")
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:0", "meta", torch.device("mps")])
+def test_a_device_without_a_runtime_is_refused(asked: str | torch.device) -> None:
+    kind = torch.device(asked).type
+    with pytest.raises(DeviceError, match=f"device '{asked}': this version has no {kind} runtime yet; use 'cpu'"):
+        resolve_device(asked)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "", "cpu cpu"])
+def test_what_is_no_device_is_refused(asked: str) -> None:
+    with pytest.raises(DeviceError, match="expected 'auto' or 'cpu'"):
+        resolve_device(asked)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "why"),
+    [
+        ({"avx2", "avx512f"}, torch.float32, "auto: this CPU has no bfloat16 instructions"),
+        ({"amx_bf16", "avx512_bf16"}, torch.bfloat16, "auto: cpu with amx_bf16, avx512_bf16"),
+        ({"bf16"}, torch.bfloat16, "auto: cpu with bf16"),
+    ],
+)
+def test_bfloat16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: torch.dtype, why: str
+) -> None:
+    monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+    assert default_dtype(CPU) == (dtype, why)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 amx_bf16\nbugs : none\n", {"fpu", "avx2", "amx_bf16"}),
+        ("Features\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("model name : nothing else\n", set()),
+        (None, set()),
+    ],
+)
+def test_flags_are_read_where_the_system_lists_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, flags: set[str]
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(module, "Path", lambda _: file)
+    cpu_flags.cache_clear()
+    assert cpu_flags() == flags
+    cpu_flags.cache_clear()
