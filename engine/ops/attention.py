@@ -131,10 +131,11 @@ def run_torch(
             last = int(torch.maximum(kv_end.max(), slots.max() + 1))
         k, v = k[:, first:last], v[:, first:last]
         mask = visible(kv_start, kv_end, slots, torch.arange(first, last, device=q.device))
-        if len(q) > 1:  # 0 * NaN: rows with a later start must not read what an earlier row's range holds
-            unseen = ~mask.any(1)[:, :, None, None]
+        seen = mask.any(1)
+        if q.device.type != "cpu" or not bool(seen.all()):  # what nobody sees may be NaN, and 0 * NaN is NaN
+            unseen = ~seen[:, :, None, None]
             k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
-        elif q.device.type == "cpu" and bool(mask.all()):  # a decoded token sees all of its range: the faster path
+        elif bool(mask.all()):  # a decoded token sees all of its range: the faster path
             mask = None
         mask = None if mask is None else mask[:, None]
     o.copy_(
