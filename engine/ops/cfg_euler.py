@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec
+from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import branches_of_images, elements
+
+MAX_PATCH_VALUES = 4096
+"""kMaxPatchValues of csrc/params.h."""
 
 
 def unpatchify(v: torch.Tensor, channels: int) -> torch.Tensor:
@@ -88,22 +91,24 @@ def _needs_f32(specs: Sequence[TensorSpec | None]) -> str | None:
     return None
 
 
-def _needs_kernel_dtype(specs: Sequence[TensorSpec | None]) -> str | None:
+def _needs_kernel_input(specs: Sequence[TensorSpec | None]) -> str | None:
     if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
         return f"reads velocities in float32 or bfloat16, not in {specs[0].dtype}"
+    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_PATCH_VALUES:
+        return f"takes at most {MAX_PATCH_VALUES} values a token, not {specs[0].shape[-1]}"
     return None
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if device.type != "cpu":
         return f"runs on the CPU, not on {device.type}"
-    return native.available() or _needs_f32(specs) or _needs_kernel_dtype(specs)
+    return native.available() or _needs_f32(specs) or _needs_kernel_input(specs)
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
-    return native.cuda_available() or _needs_f32(specs) or _needs_kernel_dtype(specs)
+    return native.cuda_available() or _needs_f32(specs) or _needs_kernel_input(specs)
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -148,7 +153,7 @@ def run_torch(
         mixed = (g * v[:guided]).to(dtype) - ((g - 1) * v[images:]).to(dtype)
         velocity = torch.cat([mixed, velocity[guided:]])
     active = step < steps
-    dt = torch.where(active, 1.0 / steps, 0.0).to(dtype)[:, None, None, None]
+    dt = torch.where(active, steps.float().reciprocal(), 0.0).to(dtype)[:, None, None, None]
     # a finished row keeps its latents even if its velocity is no longer finite
     torch.where(active[:, None, None, None], z + dt * velocity, z, out=z)
     step.add_(active)

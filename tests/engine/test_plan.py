@@ -27,10 +27,10 @@ def mlp(rows: Dim | int = R) -> Graph:
     return g
 
 
-def euler(z_dtype: torch.dtype = F32, v_dtype: torch.dtype = F32) -> Graph:
+def euler(z_dtype: torch.dtype = F32, v_dtype: torch.dtype = F32, channels: int = 4) -> Graph:
     g = Graph("euler")
-    v = g.input("v", (R * 2, 2, 2, 16), v_dtype)
-    z = g.state("z", (R, 4, 4, 4), z_dtype)
+    v = g.input("v", (R * 2, 2, 2, 4 * channels), v_dtype)
+    z = g.state("z", (R, channels, 4, 4), z_dtype)
     guidance, steps = g.input("guidance", (R,), F32), g.input("steps", (R,), I32)
     g.add("cfg_euler", v, z, guidance, g.state("step", (R,), I32), steps)
     return g
@@ -126,6 +126,9 @@ def test_cfg_euler_s_kernels_say_why_they_cannot_serve() -> None:
     assert name == "torch"
     assert "numerics='official' keeps them in bfloat16" in refused["native"] or "not built" in refused["native"]
     assert planned(lower(euler(v_dtype=torch.float16), {"R": 1}), "cfg_euler")[0] == "torch"
+    name, _, refused = planned(lower(euler(channels=1025), {"R": 1}), "cfg_euler")
+    assert name == "torch"
+    assert "at most 4096 values a token, not 4100" in refused["native"] or "not built" in refused["native"]
 
 
 def test_sizes_are_checked() -> None:

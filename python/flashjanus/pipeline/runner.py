@@ -21,7 +21,7 @@ from flashjanus.errors import InputError, PlanError
 from flashjanus.model import Policy
 
 T = TypeVar("T")
-IDLE_SESSIONS = 4
+IDLE_SESSIONS = 8
 """Buckets whose memory is kept for the next request; the least recently used goes first."""
 
 
