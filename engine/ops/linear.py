@@ -55,7 +55,8 @@ OP = register(
 def run_torch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:
-    x, y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    # contiguous: oneDNN's AMX GEMM pads K with what lies between strided rows, times zero, and 0 * NaN is NaN
+    x, y = x.reshape(-1, x.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
     added = None if split_bias else bias
     if len(x) == 1:  # one token: a matrix-vector product reads the weight 1.4 times as fast as torch's GEMM on a CPU
         if added is None:

@@ -33,7 +33,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_generate_in_a_pipe(spawn: Spawn, cli, tmp_path: Path) -> None:
+def test_generate_in_a_pipe(spawn: Spawn, tmp_path: Path) -> None:
     process = spawn("generate", "a red circle", "--seed", "3", "--steps", "2", "--out", tmp_path)
     out, err = process.communicate(timeout=120)
     path = tmp_path / "a-red-circle-3.png"
@@ -45,8 +45,10 @@ def test_generate_in_a_pipe(spawn: Spawn, cli, tmp_path: Path) -> None:
         assert drawn.size == (96, 96)
         assert (drawn.text["seed"], drawn.text["model"]) == ("3", "shapes")
         pixels = drawn.tobytes()
-    again = cli("generate", "a red circle", "--seed", "3", "--steps", "2", "--out", tmp_path).out.strip()
-    with Image.open(again) as drawn:
+    again = spawn("generate", "a red circle", "--seed", "3", "--steps", "2", "--out", tmp_path)
+    out, _ = again.communicate(timeout=120)
+    assert out.decode() == f"{tmp_path / 'a-red-circle-3-2.png'}\n"
+    with Image.open(out.decode().strip()) as drawn:
         assert drawn.tobytes() == pixels
 
 
