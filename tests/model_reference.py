@@ -35,6 +35,7 @@ class Reference:
     """The model of an official config and state dict."""
 
     def __init__(self, config: dict[str, Any], state: State) -> None:
+        self.config = config
         self.language = config["language_config"]
         self.vit = config["vision_und_enc_config"]["params"]
         self.bidirectional = config.get("image_attention") == "bidirectional"
@@ -74,6 +75,10 @@ class Reference:
             h = h + self.linear(F.silu(gate) * up, f"{at}.mlp.down_proj")
         return rms_norm(h, self.state["language_model.model.norm.weight"])
 
+    def blocks(self, part: str) -> int:
+        params: dict[str, Any] = self.config[f"vision_gen_{part}_config"]["params"]
+        return int(params["layers_in_middle"]) if params.get("use_mid_block", True) else 0
+
     def convnext(self, x: torch.Tensor, at: str, t_emb: torch.Tensor) -> torch.Tensor:
         """One block on an image x (C, H, W)."""
         y = F.conv2d(x[None], *self.weights(f"{at}.depthwise"), padding=3, groups=len(x))[0].permute(1, 2, 0)
@@ -96,7 +101,7 @@ class Reference:
         t_emb = self.linear(t_emb, f"{encoder}.time_embed.linear_2")
 
         x = F.conv2d(z[None], *self.weights(f"{encoder}.in_conv"), stride=in_conv.shape[-1])[0]
-        for i in range(2):
+        for i in range(self.blocks("enc")):
             x = self.convnext(x, f"{encoder}.mid_block.res_blocks.{i}", t_emb)
         tokens = self.linear(x.flatten(1).T, "vision_gen_enc_aligner")
 
@@ -109,7 +114,7 @@ class Reference:
         h = self.linear(rms_norm(h, self.state["vision_gen_dec_aligner_norm.weight"]), "vision_gen_dec_aligner")
         h = rms_norm(h, self.state[f"{decoder}.input_norm.weight"])
         y = torch.cat([h.T.reshape(-1, *x.shape[1:]), x])
-        for i in range(2):
+        for i in range(self.blocks("dec")):
             y = self.convnext(y, f"{decoder}.mid_block.res_blocks.{i}", t_emb)
         y = rms_norm(y.permute(1, 2, 0), self.state[f"{decoder}.out_convs.0.norm.weight"]).permute(2, 0, 1)
         y = F.conv2d(y[None], *self.weights(f"{decoder}.out_convs.0.unpatch_conv"))

@@ -59,15 +59,22 @@ class Executor:
         self.calls = [self._bind(node) for node in plan.nodes]
         self.outputs = {name: self.tensor(ref) for name, ref in plan.outputs.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena, the states and the inputs."""
+        return sum(t.nbytes for t in (self._arena, *self.states.values(), *self.inputs.values()))
+
     def run(self) -> None:
-        """Walk the plan once."""
-        for call in self.calls:
-            call()
+        """Walk the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
+        with torch.autocast(self.plan.device.type, enabled=False):
+            for call in self.calls:
+                call()
 
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
         """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
-            call()
+            with torch.autocast(self.plan.device.type, enabled=False):
+                call()
             yield node, [self.tensor(ref) for ref in node.outputs]
 
     def tensor(self, ref: Ref) -> torch.Tensor:

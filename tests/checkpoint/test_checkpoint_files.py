@@ -254,13 +254,20 @@ class Payload:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.parametrize("source", ["", "~nobody-of-this-name/x", "x" * 5000, None, 3])
+def test_names_that_are_no_folder(source: object) -> None:
+    with pytest.raises(CheckpointError, match="expected a"):
+        Checkpoint.open(source)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path, zipped: bool) -> None:
     (folder / "model.safetensors").unlink()
     mark = tmp_path / "ran"
     torch.save({"x": Payload(mark)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"refused, it is damaged or its pickle|zip format"):
+    with pytest.raises(CheckpointError, match=r"refused, it is damaged or its pickle|zip format") as error:
         Checkpoint.open(folder)
+    assert "weights_only" not in str(error.value)  # no advice to run it
     assert not mark.exists()
     if zipped:
         torch.load(folder / "pytorch_model.bin", weights_only=False)

@@ -78,6 +78,8 @@ def test_threads(cli, model, tmp_path: Path) -> None:
     result = cli("generate", "a", "--threads", "0", "--out", tmp_path)
     assert result.code == 2
     assert "--threads must be at least 1, got 0" in result.err
+    result = cli("generate", "a", "--threads", "99999999", "--out", tmp_path)
+    assert (result.code, "--threads must be at most 1024" in result.err) == (2, True)
 
 
 def test_json(cli, model, tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def pair(request) -> tuple[JanusFlow, Reference]:
     return JanusFlow.from_state_dict(config, state, device="cpu", dtype="float32"), Reference(config, state)
 
 
+@pytest.mark.parametrize("blocks", [(0, 0), (0, 2), (3, 1)], ids=str)
+def test_any_number_of_convnext_blocks(blocks: tuple[int, int]) -> None:
+    """Without any there is no modulation table at all."""
+    config = small_config()
+    for part, count in zip(("enc", "dec"), blocks, strict=True):
+        params = config[f"vision_gen_{part}_config"]["params"]
+        params.update(layers_in_middle=max(count, 1), use_mid_block=count > 0)
+    state = small_state(config)
+    model = JanusFlow.from_state_dict(config, state, dtype="float32")
+    ids, noise = prompt(1, 5), normal(1, *LATENT)
+    got = model.sample_latents([ids], noise[None], guidance_scale=2.0, num_inference_steps=2)
+    assert relative_error(got[0], Reference(config, state).sample(ids[:-1], noise, 2.0, 2)) <= FP32
+
+
 def test_the_reference_mask_is_the_definition():
     mask = attention_mask(6, [(2, 4)], hidden=[1])
     expected = ["100000", "100000", "101100", "101100", "101110", "101111"]

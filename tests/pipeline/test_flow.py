@@ -6,6 +6,7 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
+from flashjanus.pipeline import runner
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
 from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
 
@@ -50,6 +51,25 @@ def test_rows_join_and_leave_between_steps(model):
     assert relative_error(session.z[0], alone(model, third)) <= ALONE
     assert relative_error(session.z[2], alone(model, second)) <= ALONE
     assert not session.z[1].any()
+
+
+def test_a_prompt_prepared_otherwise_than_its_row_is_refused(model):
+    session = FlowSession(model.runner, rows=2, guided=1, prompt=32, steps=3)
+    unbranched = Prepared(model.runner, 1, 0, 32, 3)
+    with pytest.raises(
+        InputError, match=r"row 0: expected .* with an unconditional branch; got prompt 0 of 1 \(0 with"
+    ):
+        session.join(unbranched, 0, 0, request(1, 3, 3, 2.0))
+    longer = Prepared(model.runner, 1, 1, 32, 4)
+    with pytest.raises(InputError, match=r"row 1: expected a prompt prepared for at most 3 steps.* for 4 steps"):
+        session.join(longer, 0, 1, request(1, 3, 3, 1.0))
+
+
+def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
+    monkeypatch.setattr(runner, "IDLE_BYTES", 1)
+    for steps in (1, 2, 3):
+        model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
+    assert len(model.runner._idle) == 1  # the last used stays, whatever its size
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ class Checkpoint:
         cls, source: str | os.PathLike[str], *, vae: str | os.PathLike[str] | None = None, revision: str | None = None
     ) -> Checkpoint:
         """Find (or fetch) the folder, and look at nothing in it. CheckpointError when it is missing or empty."""
+        for what, given in (("checkpoint", source), ("vae", "" if vae is None else vae)):
+            if not isinstance(given, (str, os.PathLike)):
+                raise CheckpointError(f"{what}: expected a folder or a hub id, got {given!r:.80}")
         name = os.fspath(source)
         folder = _folder(name, revision, _MODEL, _TORCH_MODEL, [*TEXT_FILES, "vae/config.json"])
         vae_source: str | Path | None = os.fspath(vae) if vae is not None else None
@@ -125,7 +128,13 @@ class Checkpoint:
 
 def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more: list[str]) -> Path:
     """The local folder called `source`, else the snapshot of the hub repository of that name."""
-    path = Path(source).expanduser()
+    if not source:
+        raise CheckpointError("checkpoint: expected a folder or a hub id, got an empty name")
+    try:
+        path = Path(source).expanduser()
+        path.is_dir() and next(path.iterdir(), None)
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has, a folder that cannot be read
+        raise CheckpointError(f"{source:.200}: cannot be read as a folder ({error}); expected a checkpoint") from error
     if path.is_dir():
         if not any(path.iterdir()):
             raise CheckpointError(f"{path}: the folder is empty; expected config.json and weights")

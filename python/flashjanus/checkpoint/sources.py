@@ -162,10 +162,10 @@ class _TorchFile(_MappedFile):
     def _open(self) -> dict[str, torch.Tensor]:
         try:
             data = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
+        except pickle.UnpicklingError:  # torch's own words would advise to load it unsafely
             raise CheckpointError(
-                f"{self.path}: refused, it is damaged or its pickle asks for more than tensors ({_first_line(error)}); "
-                "nothing in it was run. Use a safetensors file"
+                f"{self.path}: refused, it is damaged or its pickle asks for more than tensors; nothing in it was run. "
+                "Use a safetensors file"
             ) from None
         except _DAMAGED_PICKLE as error:
             raise CheckpointError(

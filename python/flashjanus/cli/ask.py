@@ -8,6 +8,7 @@ from typing import Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.errors import InputError
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,6 +40,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.pipeline.images import load_image
 
+    if not args.question.strip():
+        raise InputError("QUESTION must not be empty, got only white space")
     names = [args.image, *args.more]
     images = [load_image(name) for name in names]
     model = load_model(args, console)

@@ -33,10 +33,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
+MAX_THREADS = 1024
+"""OpenMP dies where the system refuses it a thread, so what no machine has is refused first."""
+
+
 def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
     """The model that the options ask for; says on stderr when its weights are untrained."""
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, got {args.threads}")
+    if args.threads is not None and args.threads > MAX_THREADS:
+        raise InputError(f"--threads must be at most {MAX_THREADS}, got {args.threads}")
     console.status(f"loading {args.model}")
     if args.threads is not None:
         import torch

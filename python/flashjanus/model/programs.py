@@ -133,7 +133,8 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     g.scope = "time."
     llama.layers(g, language, policy, h, llama.Sequences(k, v, kv_start=kv_start, **numbers), keys_only=True)
     g.output("t_emb", t_emb)
-    g.output("modulation", modulation)
+    if modulation is not None:
+        g.output("modulation", modulation)
     return g
 
 
@@ -150,7 +151,8 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
     z = g.state("z", (R, enc.input_channels, size, size), policy.latents)
     step = g.state("step", (R,), I32)
     steps, guidance = g.input("steps", (R,), I32), g.input("guidance", (R,), F32)
-    table = g.input("modulation", (R, K, uvit.modulation_width(config)), policy.vector)
+    width = uvit.modulation_width(config)
+    table = g.input("modulation", (R, K, width), policy.vector) if width else None
     k_table, v_table = (
         g.input(name, (language.num_hidden_layers, rows, K, *heads), policy.matrix) for name in ("k_table", "v_table")
     )

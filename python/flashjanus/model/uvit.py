@@ -8,8 +8,8 @@ from flashjanus.engine.ir import Graph, Value
 from .policy import Policy
 
 
-def time_tables(g: Graph, config: JanusFlowConfig, policy: Policy, t: Value) -> tuple[Value, Value]:
-    """(t_emb (R, K, D), modulation (R, K, E)) of times t (R, K) in [0, 1000).
+def time_tables(g: Graph, config: JanusFlowConfig, policy: Policy, t: Value) -> tuple[Value, Value | None]:
+    """(t_emb (R, K, D), modulation (R, K, E), None without ConvNeXt blocks) of times t (R, K) in [0, 1000).
 
     E runs over the blocks of the encoder, then of the decoder, each 2 C wide: (scale, shift).
     """
@@ -18,6 +18,8 @@ def time_tables(g: Graph, config: JanusFlowConfig, policy: Policy, t: Value) -> 
         if name == "time.2":
             e = g.add("silu", e)
         e = g.add("linear", e, g.weight(f"{name}.w"), g.optional_weight(f"{name}.b"), label=f"{name}.out")
+    if not modulation_width(config):
+        return e, None
     mod = g.add("linear", g.add("silu", e), g.weight("mod.w"), g.optional_weight("mod.b"), label="mod.out")
     return e, mod
 
@@ -46,7 +48,7 @@ def _middle(
     prefix: str,
     policy: Policy,
     x: Value,
-    table: Value,
+    table: Value | None,
     step: Value,
 ) -> Value:
     """ConvNeXt blocks on x (B, h, w, C) in the residual dtype."""
@@ -79,13 +81,14 @@ def _middle(
         y = g.add("grn_apply", y, sums, g.weight(f"{name}.grn.w"), g.weight(f"{name}.grn.b"), label=f"{name}.grn.out")
         y = g.add("linear", y, g.weight(f"{name}.fc2.w"), g.optional_weight(f"{name}.fc2.b"), label=f"{name}.fc2.out")
         rows = g.reshape(x, (b, h * w, c))
+        assert table is not None, "blocks have a modulation table"
         entry = g.narrow(table, 2, offset, width)
         x = g.add("residual_modulate", y, rows, entry, step, dtype=policy.residual, label=f"{name}.out")
         x = g.reshape(x, (b, h, w, c))
     return x
 
 
-def encode(g: Graph, config: JanusFlowConfig, policy: Policy, z: Value, table: Value, step: Value) -> Value:
+def encode(g: Graph, config: JanusFlowConfig, policy: Policy, z: Value, table: Value | None, step: Value) -> Value:
     """x (R, h, w, C) of latents z (R, c, H, W), in the residual dtype."""
     enc = config.gen_encoder
     latents = g.add("to_nhwc", z, divisor=1.0, dtype=policy.vector, label="enc.latents")
@@ -95,7 +98,7 @@ def encode(g: Graph, config: JanusFlowConfig, policy: Policy, z: Value, table: V
 
 
 def decode(
-    g: Graph, config: JanusFlowConfig, policy: Policy, h: Value, skip: Value, table: Value, step: Value
+    g: Graph, config: JanusFlowConfig, policy: Policy, h: Value, skip: Value, table: Value | None, step: Value
 ) -> Value:
     """Velocity patches (B, h', w', c p p) of h (B, h w, C) and the encoder's x (R, h, w, C); p = 2."""
     dec = config.gen_decoder

@@ -49,6 +49,10 @@ class FlowSession:
         inputs["kv_end"].copy_(torch.full((tokens,), prompt + 1 + tokens) if bidirectional else inputs["slots"][0] + 1)
 
     @property
+    def nbytes(self) -> int:
+        return self.flow.nbytes
+
+    @property
     def z(self) -> torch.Tensor:
         """Latents of all rows (R, c, H, W), in the policy's latent dtype."""
         return self.flow.states["z"]
@@ -65,6 +69,12 @@ class FlowSession:
     def join(self, prepared: Prepared, source: int, row: int, request: FlowRequest) -> None:
         """Put `request` in `row`; prompt number `source` of `prepared` is its prompt."""
         flow, length, capacity = self.flow, len(request.prompt), self.prompt
+        if prepared.steps > self.steps or (row < self.guided and source >= prepared.guided):
+            raise InputError(
+                f"row {row}: expected a prompt prepared for at most {self.steps} steps"
+                f"{', with an unconditional branch' if row < self.guided else ''}; got prompt {source} of "
+                f"{prepared.prompts} ({prepared.guided} with a branch), prepared for {prepared.steps} steps"
+            )
         if length > capacity or request.steps > self.steps or (request.guided and row >= self.guided):
             raise InputError(
                 f"row {row}: expected a request of up to {capacity} prompt tokens and {self.steps} steps"
@@ -83,8 +93,9 @@ class FlowSession:
             flow.inputs["kv_start"][to] = capacity - prefix
             positions = flow.inputs["positions"]
             positions[to].copy_(length + 1 + torch.arange(positions.shape[1]))
-        made = prepared.executor.outputs["modulation"][source]
-        flow.inputs["modulation"][row, : len(made)].copy_(made)
+        if "modulation" in flow.inputs:
+            made = prepared.executor.outputs["modulation"][source]
+            flow.inputs["modulation"][row, : len(made)].copy_(made)
         flow.inputs["steps"][row] = request.steps
         flow.inputs["guidance"][row] = request.guidance
         flow.states["step"][row] = 0
@@ -103,6 +114,10 @@ class Prepared:
         inputs["prompt_kv_end"].copy_(slots + 1)
         inputs["time_slots"].copy_(capacity + torch.arange(steps))
         inputs["time_kv_end"].fill_(capacity)
+
+    @property
+    def nbytes(self) -> int:
+        return self.executor.nbytes
 
     def run(self, schedule: Sequence[tuple[tuple[int, ...], int]]) -> None:
         """Fill the state for (prompt ids, number of steps) of each row."""

@@ -12,8 +12,8 @@ import torch
 from typing_extensions import Self
 
 from flashjanus.builtin import builtin_folder, is_untrained
-from flashjanus.checkpoint import Checkpoint
-from flashjanus.errors import InputError
+from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
+from flashjanus.errors import ConfigError, InputError
 
 from . import flow, options, text
 from .images import ImageProcessor, load_image, to_pil
@@ -72,6 +72,7 @@ class JanusFlow(TensorModel):
         if "tokenizer.json" in files:
             extra = [files.get(f"{n}.json") for n in ("tokenizer_config", "processor_config", "special_tokens_map")]
             tokenizer = Tokenizer.from_files(files["tokenizer.json"], *extra)
+            _check_fits(tokenizer, checkpoint.config)
         image_size = checkpoint.config.understanding.image_size
         vae_files = checkpoint.vae
         return cls._build(
@@ -213,6 +214,20 @@ class JanusFlow(TensorModel):
                 "sample_latents and generate_ids, which take token ids"
             )
         return self.tokenizer
+
+
+def _check_fits(tokenizer: Tokenizer, config: JanusFlowConfig) -> None:
+    """ConfigError unless every id has an embedding and an image block has as many tags as the encoder has features."""
+    if tokenizer.vocab_size > config.language.vocab_size:
+        raise ConfigError(
+            f"tokenizer.json: expected at most language_config.vocab_size = {config.language.vocab_size} tokens, got "
+            f"{tokenizer.vocab_size} with its tags; the file belongs to another model"
+        )
+    if tokenizer.num_image_tokens != config.num_understanding_tokens:
+        raise ConfigError(
+            f"processor_config.json: expected num_image_tokens {config.num_understanding_tokens}, the encoder's number "
+            f"of features, got {tokenizer.num_image_tokens} (576 where it is not set)"
+        )
 
 
 def _stream(steps: Iterator[list[int | None]], tokenizer: Tokenizer) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -20,9 +20,18 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError, PlanError
 from flashjanus.model import Policy
 
-T = TypeVar("T")
-IDLE_SESSIONS = 8
-"""Buckets whose memory is kept for the next request; the least recently used goes first."""
+IDLE_BYTES = 2 * 2**30
+"""Memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
+
+
+class Session(Protocol):
+    """The memory of a bucket, leased to one request at a time."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Session)
 
 
 class Runner:
@@ -50,7 +59,7 @@ class Runner:
         self.vae_weights = dict(vae_weights or {})
         self.implementations = _known(implementations or {})
         self._graphs: dict[str, Graph] = {}
-        self._idle: OrderedDict[Hashable, object] = OrderedDict()
+        self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._lock = Lock()
 
     def graph(self, program: str) -> Graph:
@@ -90,7 +99,7 @@ class Runner:
         finally:
             with self._lock:
                 self._idle[key] = session
-                while len(self._idle) > IDLE_SESSIONS:
+                while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > IDLE_BYTES:
                     self._idle.popitem(last=False)
 
     def _builders(self) -> dict[str, Callable[[], Graph]]:

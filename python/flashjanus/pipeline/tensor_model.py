@@ -319,11 +319,18 @@ class TensorModel:
                 raise InputError(f"pixel_values: expected {images} images for row {row}, as its ids say, got {have}")
             own = None if pixels is None or not images else pixels[row, :images]
             requests.append(text.TextRequest(values, own, sampling[row % len(sampling)]))
+        if pixels is not None and all(r.pixels is None for r in requests):
+            raise InputError("pixel_values: expected an image block in input_ids for an image to be seen, got none")
         return requests
 
     def _image_tokens(self, given: text.ImageTokens | None) -> text.ImageTokens | None:
         if given is not None and not isinstance(given, text.ImageTokens):
             raise InputError(f"image_tokens: expected ImageTokens(start, image), got {given!r:.80}")
+        if given is not None:
+            last = self.config.language.vocab_size - 1
+            ids = {options.integer("image_tokens", i, 0, last) for i in (given.start, given.image)}
+            if len(ids) < 2:
+                raise InputError(f"image_tokens: expected two different ids, got {given.start} twice")
         if given is not None or self.tokenizer is None:
             return given
         return text.ImageTokens(self.tokenizer.image_start_id, self.tokenizer.image_id)
@@ -340,6 +347,10 @@ class TensorModel:
 class _Decoder:
     def __init__(self, runner: Runner, height: int, width: int) -> None:
         self.executor = runner.executor("decode_latents", B=1, H=height, W=width)
+
+    @property
+    def nbytes(self) -> int:
+        return self.executor.nbytes
 
 
 def refuse_quantization(quantization: str | None) -> None:

@@ -40,6 +40,10 @@ class _Encoder:
     def __init__(self, runner: Runner, images: int) -> None:
         self.executor = runner.executor("encode_images", I=images)
 
+    @property
+    def nbytes(self) -> int:
+        return self.executor.nbytes
+
 
 def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
     """Aligned features (I, N, D), in the matrix dtype, of normalised pixels (I, 3, S, S)."""
@@ -62,6 +66,11 @@ class TextSession:
         self.prefill = runner.executor("prefill", self.states, B=rows, N=prompt, S=slots, F=features, K=new)
         self.decode = Executor(plan, runner.weights, self.states, self.prefill.inputs)
         self.prefill.inputs["slots"].copy_(torch.arange(prompt))
+
+    @property
+    def nbytes(self) -> int:
+        """States and settings are shared, and counted twice."""
+        return self.prefill.nbytes + self.decode.nbytes
 
     def start(self, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
         """Read the prompts; returns the logits (B, V) of each row's next token, which is then in state `token`."""
