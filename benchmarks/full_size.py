@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from flashjanus import JanusFlow
 from flashjanus.pipeline import flow, text
+from flashjanus.pipeline.runner import prompt_capacity
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +95,7 @@ def run(folder: Path, dtype: str, steps: int, tokens: int) -> dict[str, object]:
 def time_flow(model: JanusFlow, steps: int) -> dict[str, object]:
     ids = tuple(range(5, 5 + PROMPT_TOKENS))
     noise = torch.randn(4, 48, 48, generator=torch.Generator().manual_seed(0))
-    capacity = -(-PROMPT_TOKENS // flow.PROMPT_GRANULARITY) * flow.PROMPT_GRANULARITY
+    capacity = prompt_capacity(PROMPT_TOKENS)
     prepared = flow.Prepared(model.runner, 1, 1, capacity, 30)
     out: dict[str, object] = {"flow_prepare": seconds(lambda: prepared.run([(ids, 30)]), 2)}
     session = flow.FlowSession(model.runner, 1, 1, capacity, 30)
@@ -107,7 +108,7 @@ def time_flow(model: JanusFlow, steps: int) -> dict[str, object]:
 def time_chat(model: JanusFlow, tokens: int) -> dict[str, object]:
     pixels = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(1))
     out: dict[str, object] = {"encode_images": seconds(lambda: text.encode_images(model.runner, pixels), 3)}
-    capacity = -(-CHAT_TOKENS // text.PROMPT_GRANULARITY) * text.PROMPT_GRANULARITY
+    capacity = prompt_capacity(CHAT_TOKENS)
     chat = text.TextSession(model.runner, 1, capacity, capacity + 128, 1, tokens + 8)
     question = [text.TextRequest(tuple(range(5, 5 + CHAT_TOKENS)))]
     out["prefill_620"] = seconds(lambda: chat.start(question, None), 3)

@@ -11,10 +11,7 @@ import torch
 from flashjanus.engine.ops.cfg_euler import unpatchify
 from flashjanus.errors import InputError
 
-from .runner import Runner
-
-PROMPT_GRANULARITY = 16
-"""Prompt capacities are multiples of this, so that prompts of similar length share a plan."""
+from .runner import Runner, prompt_capacity
 
 
 @dataclass(frozen=True)
@@ -157,8 +154,7 @@ def generate(
     order = sorted(range(len(requests)), key=lambda i: not requests[i].guided)
     guided = sum(r.guided for r in requests)
     steps = max(r.steps for r in requests)
-    longest = max(len(r.prompt) for r in requests)
-    capacity = -(-longest // PROMPT_GRANULARITY) * PROMPT_GRANULARITY
+    capacity = prompt_capacity(max(len(r.prompt) for r in requests))
     schedule = list(dict.fromkeys((requests[i].prompt, requests[i].steps) for i in order))
     with_branch = len(dict.fromkeys((r.prompt, r.steps) for r in requests if r.guided))
     with runner.lease(FlowSession, len(requests), guided, capacity, steps) as session:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from flashjanus.builtin import builtin_folder, is_untrained
+from flashjanus.builtin import NAMES, builtin_folder, is_untrained
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.errors import ConfigError, InputError
 
@@ -23,7 +23,6 @@ from .tokenizer import StreamDecoder, Tokenizer
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
-BUILTIN = ("shapes",)
 Callback = Callable[["JanusFlow", int, float, dict[str, Any]], dict[str, Any]]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -65,7 +64,7 @@ class JanusFlow(TensorModel):
         implementation by op name. Raises CheckpointError, ConfigError, DeviceError, InputError.
         """
         refuse_quantization(quantization)
-        folder = builtin_folder(str(source)) if source in BUILTIN else source
+        folder = builtin_folder(str(source)) if source in NAMES else source
         checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
         files = checkpoint.text_files
         tokenizer = None

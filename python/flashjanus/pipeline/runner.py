@@ -20,6 +20,8 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError, PlanError
 from flashjanus.model import Policy
 
+PROMPT_GRANULARITY = 16
+"""Prompt capacities are multiples of this, so that prompts of similar length share a plan."""
 IDLE_BYTES = 2 * 2**30
 """Memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
 
@@ -32,6 +34,11 @@ class Session(Protocol):
 
 
 T = TypeVar("T", bound=Session)
+
+
+def prompt_capacity(longest: int) -> int:
+    """The capacity of the bucket that a longest prompt of so many tokens takes."""
+    return -(-longest // PROMPT_GRANULARITY) * PROMPT_GRANULARITY
 
 
 class Runner:

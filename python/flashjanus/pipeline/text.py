@@ -11,10 +11,8 @@ from flashjanus.engine.runtime.executor import Executor, allocate_states
 from flashjanus.errors import InputError
 
 from .options import Sampling
-from .runner import Runner
+from .runner import Runner, prompt_capacity
 
-PROMPT_GRANULARITY = 16
-"""Prompt capacities are multiples of this, so that prompts of similar length share a plan."""
 IMAGES_AT_ONCE = 4
 GREEDY = Sampling()
 
@@ -147,8 +145,7 @@ def image_index(
 
 
 def _bucket(runner: Runner, requests: Sequence[TextRequest], new: int) -> tuple[int, int, int, int, int]:
-    longest = max(len(r.ids) for r in requests)
-    prompt = -(-longest // PROMPT_GRANULARITY) * PROMPT_GRANULARITY
+    prompt = prompt_capacity(max(len(r.ids) for r in requests))
     images = sum(len(r.pixels) for r in requests if r.pixels is not None)
     return len(requests), prompt, prompt + new, 1 + images * runner.config.num_understanding_tokens, new
 
