@@ -12,8 +12,7 @@ def encode(g: Graph, config: UnderstandingConfig, policy: Policy, pixels: Value)
     """Aligned features (I, N, D) of normalised pixels (I, 3, S, S)."""
     images, channels = pixels.shape[0], pixels.shape[1]
     tokens = (config.image_size // config.patch_size) ** 2
-    width, heads, eps = config.width, config.heads, config.norm_eps
-    head_dim = width // heads
+    width, heads, head_dim, eps = config.width, config.heads, config.head_dim, config.norm_eps
 
     def linear(x: Value, name: str) -> Value:
         out: Value = g.add("linear", x, g.weight(f"{name}.w"), g.optional_weight(f"{name}.b"), label=f"{name}.out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 from typing import Protocol, TypeVar
 
@@ -72,13 +72,13 @@ class Runner:
     def graph(self, program: str) -> Graph:
         """The graph of a program, built on first use."""
         if program not in self._graphs:
-            self._graphs[program] = self._builders()[program]()
+            self._graphs[program] = self._builders[program]()
         return self._graphs[program]
 
     def plan(self, program: str, **sizes: int) -> Plan:
         """The plan of a program for a bucket of sizes (see `flashjanus.model.programs` for the symbols)."""
-        if program not in self._builders():
-            raise InputError(f"program '{program}': expected one of {', '.join(self._builders())}")
+        if program not in self._builders:
+            raise InputError(f"program '{program}': expected one of {', '.join(self._builders)}")
         return lower(self.graph(program), sizes, self.device, self._forced(program))
 
     def executor(
@@ -109,7 +109,9 @@ class Runner:
                 while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > IDLE_BYTES:
                     self._idle.popitem(last=False)
 
+    @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
+        """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
         specs = self._specs(weight_layout(self.config), self.policy, language=True)
         names = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step")
         builders: dict[str, Callable[[], Graph]] = {

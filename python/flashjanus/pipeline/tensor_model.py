@@ -178,13 +178,13 @@ class TensorModel:
         height, width = latents.shape[2:]
         images = []
         with self.runner.lease(_Decoder, height, width) as decoder:
-            for z in torch.split(
-                latents, 1
-            ):  # one at a time: activations at image resolution dominate memory, not weights
+            # one at a time: activations at image resolution dominate memory, not weights
+            for z in torch.split(latents, 1):
                 decoder.executor.inputs["z"].copy_(z)
                 decoder.executor.run()
-                images.append(decoder.executor.outputs["image"].float())  # a copy only if not float32 already
-                images[-1] = images[-1].clone()
+                images.append(
+                    decoder.executor.outputs["image"].to(torch.float32, copy=True)
+                )  # the next z overwrites it
         return torch.cat(images)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
