@@ -182,9 +182,7 @@ class TensorModel:
             for z in torch.split(latents, 1):
                 decoder.executor.inputs["z"].copy_(z)
                 decoder.executor.run()
-                images.append(
-                    decoder.executor.outputs["image"].to(torch.float32, copy=True)
-                )  # the next z overwrites it
+                images.append(decoder.executor.outputs["image"].to(torch.float32, copy=True))
         return torch.cat(images)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
