@@ -1,0 +1,40 @@
+"""Scores: how well a model draws what it is asked for and answers what it is asked.
+
+`world`, `language` and `judge` need numpy alone, for programs that make training data.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashjanus.evaluation.prompts import ceiling_scenes, prompt_set, question_set
+    from flashjanus.evaluation.report import ShapesReport
+    from flashjanus.evaluation.shapes import evaluate_shapes
+    from flashjanus.evaluation.verdict import Verdict, give_verdict
+
+_HOME = {
+    "ShapesReport": "report",
+    "Verdict": "verdict",
+    "ceiling_scenes": "prompts",
+    "evaluate_shapes": "shapes",
+    "give_verdict": "verdict",
+    "prompt_set": "prompts",
+    "question_set": "prompts",
+}
+
+__all__ = [
+    "ShapesReport",
+    "Verdict",
+    "ceiling_scenes",
+    "evaluate_shapes",
+    "give_verdict",
+    "prompt_set",
+    "question_set",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part when it is first asked for: the world must not wait for torch."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

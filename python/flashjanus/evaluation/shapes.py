@@ -1,0 +1,247 @@
+"""Scores of a model of the shapes world: what it draws, what it answers, and how far judge and VAE can be trusted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from flashjanus.builtin import NAMES, builtin_folder
+from flashjanus.errors import CheckpointError, InputError
+from flashjanus.evaluation import frechet, judge, world
+from flashjanus.evaluation.prompts import (
+    CATEGORIES,
+    Prompt,
+    ceiling_scenes,
+    floor_scenes,
+    judge_scenes,
+    prompt_set,
+    question_set,
+)
+from flashjanus.evaluation.report import DrawReport, GroupedShares, ShapesReport
+from flashjanus.evaluation.sheet import Picture, draw_sheet
+from flashjanus.evaluation.statistics import shares_by_name
+from flashjanus.evaluation.verdict import Verdict, give_verdict
+from flashjanus.pipeline import options
+from flashjanus.pipeline.images import save_png, to_pil
+from flashjanus.pipeline.janusflow import ROWS_AT_ONCE, JanusFlow
+
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+"""progress(total, label) -> a context whose value takes the number of steps done so far."""
+
+MAX_COUNT = 10_000
+JUDGE_SCENES = 700
+ANSWER_TOKENS = 8
+QUESTIONS_AT_ONCE = 16
+SHEET_COLUMNS = 6
+LATENTS_FILE = "evaluation.safetensors"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A prompt, the picture drawn for it and the verdict."""
+
+    prompt: Prompt
+    image: Image.Image
+    verdict: Verdict
+
+
+def evaluate_shapes(
+    model: JanusFlow | str | os.PathLike[str] = "shapes",
+    *,
+    samples: int = 200,
+    questions: int = 100,
+    steps: int = 30,
+    guidance: float = 2.0,
+    seed: int = 0,
+    only: Literal["draw", "answer"] | None = None,
+    sheet: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **loading: Any,
+) -> ShapesReport:
+    """Scores on `samples` prompts per category and `questions` questions per topic, of unseen combinations.
+
+    Prompt k draws from seed + k, so that runs which differ in another option share noise. only: leave out the other
+    half. sheet: PNG file for some of the pictures. loading: options of `JanusFlow.from_pretrained`, where `model` is
+    not loaded yet. Raises InputError, also for a model that draws another size.
+    """
+    samples = options.integer("samples", samples, 1, MAX_COUNT)
+    questions = options.integer("questions", questions, 1, MAX_COUNT)
+    seed = options.integer("seed", seed, 0, 2**31)
+    options.choice("only", only, (None, "draw", "answer"))  # type: ignore[arg-type]
+    if sheet is not None and only == "answer":
+        raise InputError("sheet: a sheet shows drawn pictures, and only='answer' draws none; leave one of them out")
+    loaded = JanusFlow.from_pretrained(model, **loading) if isinstance(model, str | os.PathLike) else model
+    progress = progress or _silent
+    seconds: dict[str, float] = {}
+    draw = answers = ceiling = absent = None
+    with _timed(seconds, "judge"):
+        judged = _judge_accuracy(seed)
+    if only != "answer":
+        with _timed(seconds, "draw"):
+            drawn = draw_prompts(loaded, prompt_set(samples, seed), steps, guidance, progress)
+        with _timed(seconds, "frechet"):
+            distance = _frechet(loaded, drawn, seed)
+        draw = DrawReport(
+            shares_by_name((d.prompt.category, d.verdict.correct) for d in drawn), _faults(drawn), distance
+        )
+        with _timed(seconds, "vae_ceiling"):
+            latents, absent = _ceiling_latents(loaded.name)
+            ceiling = None if latents is None else _ceiling(loaded, latents)
+        if sheet is not None:
+            save_png(shapes_sheet(drawn, draw), sheet)
+    if only != "draw":
+        with _timed(seconds, "answers"):
+            answers = _answers(loaded, questions, seed, progress)
+    chosen = {"samples": samples, "questions": questions, "steps": steps, "guidance": guidance, "seed": seed}
+    facts = {
+        "model": loaded.name,
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "numerics": loaded.numerics,
+        "untrained": bool(loaded.untrained),
+    }
+    return ShapesReport(facts, chosen, judged, draw, ceiling, absent, answers, seconds)
+
+
+def draw_prompts(
+    model: JanusFlow,
+    prompts: Sequence[Prompt],
+    steps: int = 30,
+    guidance: float = 2.0,
+    progress: Progress | None = None,
+) -> list[Drawn]:
+    """Every prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must follow each other."""
+    drawn: list[Drawn] = []
+    batches = [prompts[i : i + ROWS_AT_ONCE] for i in range(0, len(prompts), ROWS_AT_ONCE)]
+    with (progress or _silent)(len(batches) * steps, "drawing") as show:
+        done = 0
+
+        def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            show(done)
+            return state
+
+        for batch in batches:
+            images = model.generate_image(
+                [prompt.text for prompt in batch],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                seed=batch[0].seed,
+                callback_on_step_end=step_done,
+            ).images
+            for prompt, image in zip(batch, images, strict=True):
+                drawn.append(Drawn(prompt, image, give_verdict(prompt, _pixels(image))))
+    return drawn
+
+
+def shapes_sheet(drawn: Sequence[Drawn], report: DrawReport, columns: int = SHEET_COLUMNS) -> Image.Image:
+    """The first pictures of every category, with prompts, verdicts and scores."""
+    sections = []
+    for category, share in report.categories.items():
+        first = [one for one in drawn if one.prompt.category == category][:columns]
+        pictures = [Picture(one.image, one.prompt.text, one.verdict.correct, str(one.verdict)) for one in first]
+        sections.append((f"{category}  {share}", pictures))
+    return draw_sheet(f"shapes  {report.overall}", sections)
+
+
+def _pixels(image: Image.Image) -> judge.Image:
+    if image.size != (world.SIZE, world.SIZE):
+        raise InputError(
+            f"model: expected one that draws {world.SIZE} x {world.SIZE} pixels, the shapes world's size, got "
+            f"{image.width} x {image.height}"
+        )
+    return np.asarray(image.convert("RGB"))
+
+
+def _faults(drawn: Sequence[Drawn]) -> dict[str, dict[str, int]]:
+    faults = {category: Counter[str]() for category in CATEGORIES}
+    for one in drawn:
+        faults[one.prompt.category].update({fault.kind for fault in one.verdict.faults})
+    return {category: dict(counts) for category, counts in faults.items()}
+
+
+def _judge_accuracy(seed: int) -> GroupedShares:
+    scenes = judge_scenes(JUDGE_SCENES, seed)
+    return GroupedShares(
+        shares_by_name((scene.kind, judge.matches(scene, judge.look(world.render(scene)))) for scene in scenes)
+    )
+
+
+def _frechet(model: JanusFlow, drawn: Sequence[Drawn], seed: int) -> frechet.FrechetReport:
+    pictures = [one.image for one in drawn]
+    truth = [Image.fromarray(world.render(one.prompt.scene)) for one in drawn]
+    other = [Image.fromarray(world.render(scene)) for scene in floor_scenes(len(drawn), seed)]
+    return frechet.compare(*(frechet.features(model, images) for images in (pictures, truth, other)))
+
+
+def _answers(model: JanusFlow, questions: int, seed: int, progress: Progress) -> GroupedShares:
+    asked = question_set(questions, seed)
+    outcomes = []
+    with progress(len(asked), "asking") as show:
+        for start in range(0, len(asked), QUESTIONS_AT_ONCE):
+            batch = asked[start : start + QUESTIONS_AT_ONCE]
+            replies = ask(model, [(Image.fromarray(world.render(one.scene)), one.question.text) for one in batch])
+            for one, reply in zip(batch, replies, strict=True):
+                correct = reply.strip().casefold() == one.question.answer.casefold()
+                outcomes.append((one.question.topic, correct))
+            show(start + len(batch))
+    return GroupedShares(shares_by_name(outcomes))
+
+
+def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
+    """Greedy answers of at most ANSWER_TOKENS tokens, as one batch; a question may have no picture."""
+    conversations = []
+    for image, text in questions:
+        content = [] if image is None else [{"type": "image", "image": image}]
+        conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+    replies = model.chat(conversations, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    return list(replies)
+
+
+def _ceiling_latents(name: str) -> tuple[torch.Tensor | None, str | None]:
+    """The latents beside the model's weights, or why there are none. CheckpointError if the file is damaged."""
+    folder = builtin_folder(name) if name in NAMES else Path(name)
+    path = folder / LATENTS_FILE
+    if not path.is_file():
+        return None, f"there is no {path}, which holds the latents of ground-truth scenes"
+    try:
+        with safe_open(path, "pt") as file:
+            latents: torch.Tensor = file.get_tensor("latents")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: expected a tensor 'latents' (n, c, L, L), {error}") from error
+    if latents.ndim != 4 or not len(latents) or not latents.is_floating_point():
+        raise CheckpointError(
+            f"{path}: 'latents': expected floats (n, c, L, L), got {latents.dtype} {tuple(latents.shape)}"
+        )
+    return latents, None
+
+
+def _ceiling(model: JanusFlow, latents: torch.Tensor) -> GroupedShares:
+    outcomes = []
+    for scene, image in zip(ceiling_scenes(len(latents)), model.decode_latents(latents), strict=True):
+        outcomes.append((scene.kind, judge.matches(scene, judge.look(_pixels(to_pil(image))))))
+    return GroupedShares(shares_by_name(outcomes))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[part] = time.perf_counter() - begun
+
+
+@contextmanager
+def _silent(_total: int, _label: str) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
