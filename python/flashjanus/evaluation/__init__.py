@@ -7,12 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashjanus.evaluation.detectors import Detection, Detector
     from flashjanus.evaluation.prompts import ceiling_scenes, prompt_set, question_set
     from flashjanus.evaluation.report import ShapesReport
     from flashjanus.evaluation.shapes import evaluate_shapes
     from flashjanus.evaluation.verdict import Verdict, give_verdict
 
 _HOME = {
+    "Detection": "detectors",
+    "Detector": "detectors",
     "ShapesReport": "report",
     "Verdict": "verdict",
     "ceiling_scenes": "prompts",
@@ -23,6 +26,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Detection",
+    "Detector",
     "ShapesReport",
     "Verdict",
     "ceiling_scenes",

@@ -49,7 +49,7 @@ def features(model: Encoder, images: Sequence[Image.Image]) -> torch.Tensor:
     rows = []
     for start in range(0, len(images), BATCH):
         pixels = torch.stack([model.processor.preprocess(image) for image in images[start : start + BATCH]])
-        rows.append(model.encode_images(pixels).double().mean(1))
+        rows.append(model.encode_images(pixels).double().mean(1).cpu())
     return torch.cat(rows)
 
 

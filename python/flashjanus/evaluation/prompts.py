@@ -14,7 +14,7 @@ import numpy as np
 
 from flashjanus.evaluation import language, world
 from flashjanus.evaluation.language import CAPTIONED, TOPICS, Question
-from flashjanus.evaluation.world import Kind, Scene
+from flashjanus.evaluation.world import Kind, Scene, Split
 
 Relation = Literal["left of", "right of", "above", "below"]
 
@@ -58,9 +58,9 @@ class Asked:
     question: Question
 
 
-def prompt_set(samples: int = 200, seed: int = 0) -> list[Prompt]:
+def prompt_set(samples: int = 200, seed: int = 0, split: Split = "test") -> list[Prompt]:
     """`samples` prompts of each category, the categories taking turns."""
-    return [_prompt(seed, k) for k in range(samples * len(CATEGORIES))]
+    return [_prompt(seed, k, split) for k in range(samples * len(CATEGORIES))]
 
 
 def question_set(questions: int = 100, seed: int = 0) -> list[Asked]:
@@ -87,9 +87,9 @@ def _scenes(count: int, stream: int, seed: int, kinds: tuple[Kind, ...]) -> list
     return [world.sample_scene(_rng(seed, stream, k), "test", kinds[k % len(kinds)]) for k in range(count)]
 
 
-def _prompt(seed: int, k: int) -> Prompt:
+def _prompt(seed: int, k: int, split: Split) -> Prompt:
     rng = _rng(seed, _PROMPTS, k)
-    scene = world.sample_scene(rng, "test", CATEGORIES[k % len(CATEGORIES)])
+    scene = world.sample_scene(rng, split, CATEGORIES[k % len(CATEGORIES)])
     caption = language.caption(rng, scene)
     return Prompt(
         category=scene.kind,

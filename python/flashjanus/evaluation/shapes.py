@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.evaluation import frechet, judge, world
+from flashjanus.evaluation.answers import score_answers
+from flashjanus.evaluation.drawing import Progress, draw, silent
 from flashjanus.evaluation.prompts import (
     CATEGORIES,
     Prompt,
@@ -34,15 +36,10 @@ from flashjanus.evaluation.statistics import shares_by_name
 from flashjanus.evaluation.verdict import Verdict, give_verdict
 from flashjanus.pipeline import options
 from flashjanus.pipeline.images import save_png, to_pil
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE, JanusFlow
-
-Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-"""progress(total, label) -> a context whose value takes the number of steps done so far."""
+from flashjanus.pipeline.janusflow import JanusFlow
 
 MAX_COUNT = 10_000
 JUDGE_SCENES = 700
-ANSWER_TOKENS = 8
-QUESTIONS_AT_ONCE = 16
 SHEET_COLUMNS = 6
 LATENTS_FILE = "evaluation.safetensors"
 
@@ -66,7 +63,7 @@ def evaluate_shapes(
     seed: int = 0,
     only: Literal["draw", "answer"] | None = None,
     sheet: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     **loading: Any,
 ) -> ShapesReport:
     """Scores on `samples` prompts per category and `questions` questions per topic, of unseen combinations.
@@ -77,14 +74,15 @@ def evaluate_shapes(
     """
     samples = options.integer("samples", samples, 1, MAX_COUNT)
     questions = options.integer("questions", questions, 1, MAX_COUNT)
+    steps = options.integer("steps", steps, 1, options.MAX_STEPS)
+    guidance = options.number("guidance", guidance, 0.0, options.MAX_GUIDANCE)
     seed = options.integer("seed", seed, 0, 2**31)
     options.choice("only", only, (None, "draw", "answer"))  # type: ignore[arg-type]
     if sheet is not None and only == "answer":
         raise InputError("sheet: a sheet shows drawn pictures, and only='answer' draws none; leave one of them out")
     loaded = JanusFlow.from_pretrained(model, **loading) if isinstance(model, str | os.PathLike) else model
-    progress = progress or _silent
     seconds: dict[str, float] = {}
-    draw = answers = ceiling = absent = None
+    drawing = answers = ceiling = absent = None
     with _timed(seconds, "judge"):
         judged = _judge_accuracy(seed)
     if only != "answer":
@@ -92,17 +90,17 @@ def evaluate_shapes(
             drawn = draw_prompts(loaded, prompt_set(samples, seed), steps, guidance, progress)
         with _timed(seconds, "frechet"):
             distance = _frechet(loaded, drawn, seed)
-        draw = DrawReport(
+        drawing = DrawReport(
             shares_by_name((d.prompt.category, d.verdict.correct) for d in drawn), _faults(drawn), distance
         )
         with _timed(seconds, "vae_ceiling"):
             latents, absent = _ceiling_latents(loaded.name)
             ceiling = None if latents is None else _ceiling(loaded, latents)
         if sheet is not None:
-            save_png(shapes_sheet(drawn, draw), sheet)
+            save_png(shapes_sheet(drawn, drawing), sheet)
     if only != "draw":
         with _timed(seconds, "answers"):
-            answers = _answers(loaded, questions, seed, progress)
+            answers = GroupedShares(score_answers(loaded, question_set(questions, seed), progress))
     chosen = {"samples": samples, "questions": questions, "steps": steps, "guidance": guidance, "seed": seed}
     facts = {
         "model": loaded.name,
@@ -111,39 +109,19 @@ def evaluate_shapes(
         "numerics": loaded.numerics,
         "untrained": bool(loaded.untrained),
     }
-    return ShapesReport(facts, chosen, judged, draw, ceiling, absent, answers, seconds)
+    return ShapesReport(facts, chosen, judged, drawing, ceiling, absent, answers, seconds)
 
 
 def draw_prompts(
-    model: JanusFlow,
-    prompts: Sequence[Prompt],
-    steps: int = 30,
-    guidance: float = 2.0,
-    progress: Progress | None = None,
+    model: JanusFlow, prompts: Sequence[Prompt], steps: int, guidance: float, progress: Progress = silent
 ) -> list[Drawn]:
     """Every prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must follow each other."""
-    drawn: list[Drawn] = []
-    batches = [prompts[i : i + ROWS_AT_ONCE] for i in range(0, len(prompts), ROWS_AT_ONCE)]
-    with (progress or _silent)(len(batches) * steps, "drawing") as show:
-        done = 0
-
-        def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
-            nonlocal done
-            done += 1
-            show(done)
-            return state
-
-        for batch in batches:
-            images = model.generate_image(
-                [prompt.text for prompt in batch],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                seed=batch[0].seed,
-                callback_on_step_end=step_done,
-            ).images
-            for prompt, image in zip(batch, images, strict=True):
-                drawn.append(Drawn(prompt, image, give_verdict(prompt, _pixels(image))))
-    return drawn
+    texts = [prompt.text for prompt in prompts]
+    images = draw(model, texts, steps=steps, guidance=guidance, seed=prompts[0].seed, progress=progress)
+    return [
+        Drawn(prompt, image, give_verdict(prompt, _pixels(image)))
+        for prompt, image in zip(prompts, images, strict=True)
+    ]
 
 
 def shapes_sheet(drawn: Sequence[Drawn], report: DrawReport, columns: int = SHEET_COLUMNS) -> Image.Image:
@@ -186,30 +164,6 @@ def _frechet(model: JanusFlow, drawn: Sequence[Drawn], seed: int) -> frechet.Fre
     return frechet.compare(*(frechet.features(model, images) for images in (pictures, truth, other)))
 
 
-def _answers(model: JanusFlow, questions: int, seed: int, progress: Progress) -> GroupedShares:
-    asked = question_set(questions, seed)
-    outcomes = []
-    with progress(len(asked), "asking") as show:
-        for start in range(0, len(asked), QUESTIONS_AT_ONCE):
-            batch = asked[start : start + QUESTIONS_AT_ONCE]
-            replies = ask(model, [(Image.fromarray(world.render(one.scene)), one.question.text) for one in batch])
-            for one, reply in zip(batch, replies, strict=True):
-                correct = reply.strip().casefold() == one.question.answer.casefold()
-                outcomes.append((one.question.topic, correct))
-            show(start + len(batch))
-    return GroupedShares(shares_by_name(outcomes))
-
-
-def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
-    """Greedy answers of at most ANSWER_TOKENS tokens, as one batch; a question may have no picture."""
-    conversations = []
-    for image, text in questions:
-        content = [] if image is None else [{"type": "image", "image": image}]
-        conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
-    replies = model.chat(conversations, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    return list(replies)
-
-
 def _ceiling_latents(name: str) -> tuple[torch.Tensor | None, str | None]:
     """The latents beside the model's weights, or why there are none. CheckpointError if the file is damaged."""
     folder = builtin_folder(name) if name in NAMES else Path(name)
@@ -240,8 +194,3 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     seconds[part] = time.perf_counter() - begun
-
-
-@contextmanager
-def _silent(_total: int, _label: str) -> Iterator[Callable[[int], None]]:
-    yield lambda done: None

@@ -1,0 +1,50 @@
+"""Many prompts drawn in batches, and how far that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from PIL import Image
+
+from flashjanus.pipeline.janusflow import ROWS_AT_ONCE, JanusFlow
+
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+"""progress(total, label) -> a context whose value takes the number of steps done so far."""
+
+
+@contextmanager
+def silent(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """The progress that nobody sees."""
+    yield lambda done: None
+
+
+def draw(
+    model: JanusFlow,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    progress: Progress = silent,
+) -> Iterator[Image.Image]:
+    """One picture of every prompt, prompt k from seed + k, as the batches are done."""
+    batches = range(0, len(prompts), ROWS_AT_ONCE)
+    with progress(len(batches) * steps, "drawing") as show:
+        done = 0
+
+        def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            show(done)
+            return state
+
+        for start in batches:
+            yield from model.generate_image(
+                list(prompts[start : start + ROWS_AT_ONCE]),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                seed=seed + start,
+                callback_on_step_end=step_done,
+            ).images
