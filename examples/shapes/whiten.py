@@ -1,0 +1,27 @@
+"""Whitens the VAE's latents: zero mean, unit covariance over scenes, by its two 1 x 1 convolutions alone."""
+
+from __future__ import annotations
+
+import torch
+from autoencoder import AutoencoderKL
+from torch import Tensor
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, means: Tensor) -> None:
+    """Folds the rotation and scale that whiten posterior `means` (B, c, L, L) into quant_conv and post_quant_conv.
+
+    Pictures stay the same. The posterior's variances are left as they were, and belong to the old axes.
+    """
+    rows = means.double().permute(1, 0, 2, 3).flatten(1)
+    center = rows.mean(1)
+    variances, axes = torch.linalg.eigh(torch.cov(rows))
+    into, back = axes.T / variances.sqrt()[:, None], axes * variances.sqrt()
+    latent = len(center)
+    encode, decode = vae.quant_conv, vae.post_quant_conv
+    weight, bias = encode.weight[:latent, :, 0, 0].double(), encode.bias[:latent].double()
+    encode.weight[:latent, :, 0, 0] = (into @ weight).to(encode.weight)
+    encode.bias[:latent] = (into @ (bias - center)).to(encode.bias)
+    weight = decode.weight[:, :, 0, 0].double()
+    decode.bias += (weight @ center).to(decode.bias)
+    decode.weight[:, :, 0, 0] = (weight @ back).to(decode.weight)
