@@ -200,10 +200,24 @@ class JanusFlow(nn.Module):
 
         return self.decode(of_images(h), skip, t_emb), of_images(between)
 
-    def answers(self, ids: Tensor, packed: Packed, features: Tensor, start: int) -> Tensor:
-        """Logits (B, L, V) of ids (B, L) whose image block begins with the begin-of-image token at column `start`."""
+    def read(self, features: Tensor) -> Tensor:
+        """Tokens (B, N, D) of the understanding encoder's features."""
+        return self.linear(features, "vision_und_enc_aligner")
+
+    def read_latents(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, D) of a picture's latents x by the generation encoder at t = 1000, where nothing is noise.
+
+        Only for the comparison with one encoder for both faces.
+        """
+        skip = self.encode(x, self.time(torch.full((len(x),), 1000.0, device=x.device)))
+        return self.linear(skip.flatten(1, 2), "vision_gen_enc_aligner")
+
+    def answers(self, ids: Tensor, packed: Packed, seen: Tensor, start: int) -> Tensor:
+        """Logits (B, L, V) of ids (B, L) with a picture's tokens `seen` (B, N, D).
+
+        They stand behind the begin-of-image token at column `start`.
+        """
         h = self.embed(ids)
-        seen = self.linear(features, "vision_und_enc_aligner")
         begin = self["beg_of_und_embed"].expand(len(ids), 1, -1)
         parts = (h[:, :start], begin, seen, h[:, start + 1 + seen.shape[1] :])
         h, _ = self.llama(torch.cat([part.to(seen.dtype) for part in parts], 1), packed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoints import TrainingError, load_step, save_step
 from recipe import Stage
 from torch import Tensor, nn
 
-KEPT = 2
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last checkpoint is whole."""
+LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -28,81 +24,111 @@ class Draw:
     numpy: np.random.Generator
     torch: torch.Generator
 
+    @classmethod
+    def of(cls, seed: int, stage: Stage, step: int) -> Draw:
+        seeds = [seed, stage.number, step], (seed * 97 + stage.number) * 1_000_003 + step
+        return cls(np.random.default_rng(seeds[0]), torch.Generator().manual_seed(seeds[1]))
 
-class Average:
-    """Exponential moving average of parameters, in fp32."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.values = [p.detach().clone() for p in parameters]
-
-    @torch.no_grad()
-    def update(self, parameters: Sequence[Tensor], decay: float) -> None:
-        torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
+Losses = Callable[[int, Draw], dict[str, Tensor]]
+Watch = Callable[[int], dict[str, float]]
 
 
 def run_stage(
     stage: Stage,
     model: nn.Module,
-    losses: Callable[[int, Draw], dict[str, Tensor]],
+    losses: Losses,
     folder: Path,
     seed: int,
-    watch: Callable[[int], dict[str, float]] | None = None,
+    watch: Watch | None = None,
     watch_every: int = 500,
 ) -> None:
     """Trains the parameters of `model` that want gradients, and leaves their average in it.
 
     losses(step, draw) returns named losses; their sum is minimised, and names that begin with "_" are only logged.
-    Continues from the newest whole checkpoint under `folder`. Raises TrainingError on a non-finite loss.
+    watch(step) returns further numbers for the log, measured on the average. Continues from the newest whole checkpoint
+    in `folder`. Raises TrainingError on a non-finite loss.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _optimizer(stage, parameters)
+    average = [p.detach().clone() for p in parameters]
+    folder.mkdir(parents=True, exist_ok=True)
+    step = load_step(folder, stage.name, parameters, average, optimizer)
+    log = _Log(folder / f"{stage.name}.jsonl", stage.name, step)
+    saved = time.monotonic()
+    while step < stage.steps:
+        parts = losses(step, Draw.of(seed, stage, step))
+        _update(stage, step, parameters, optimizer, parts)
+        step += 1
+        decay = min(stage.ema, step / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        log.add(parts)
+        watched = watch is not None and (step % watch_every == 0 or step == stage.steps)
+        if step % LOG_EVERY == 0 or watched or step == stage.steps:
+            further: dict[str, float] = {}
+            if watched and watch is not None:
+                with averaged(parameters, average):
+                    further = watch(step)
+            log.write(step, further)
+        if time.monotonic() - saved > stage.save_every or step == stage.steps:
+            save_step(folder, stage.name, step, parameters, average, optimizer)
+            saved = time.monotonic()
+    with torch.no_grad():
+        for p, value in zip(parameters, average, strict=True):
+            p.copy_(value)
+
+
+def _optimizer(stage: Stage, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.99), fused=True)
-    average = Average(parameters)
-    step = _resume(stage, folder, parameters, optimizer, average)
-    log = folder / f"{stage.name}.jsonl"
-    saved = started = time.monotonic()
-    first, sums, count = step, dict[str, float](), 0
-    while step < stage.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = stage.lr * stage.rate(step)
-        draw = Draw(
-            np.random.default_rng([seed, stage.number, step]),
-            torch.Generator().manual_seed((seed * 97 + stage.number) * 1_000_003 + step),
-        )
-        parts = losses(step, draw)
-        total = torch.stack([value for name, value in parts.items() if not name.startswith("_")]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
-        if not torch.isfinite(total + norm):
-            raise TrainingError(f"{stage.name}: the loss or its gradient is not finite at step {step}: {parts}")
-        optimizer.step()
-        step += 1
-        average.update(parameters, min(stage.ema, step / (step + 10)))
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.99), fused=True)
+
+
+def _update(
+    stage: Stage,
+    step: int,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    parts: dict[str, Tensor],
+) -> None:
+    """One optimizer step on the sum of `parts`. Raises TrainingError, before anything changes, if it is not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = stage.lr * stage.rate(step)
+    total = torch.stack([value for name, value in parts.items() if not name.startswith("_")]).sum()
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(total)
+    norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
+    if not torch.isfinite(total + norm):
+        found = {name: float(value.detach()) for name, value in parts.items()}
+        raise TrainingError(f"{stage.name}: the loss or its gradient is not finite at step {step}: {found}")
+    optimizer.step()
+
+
+class _Log:
+    """Means of the losses since the last record, one JSON object per line."""
+
+    def __init__(self, path: Path, stage: str, first: int) -> None:
+        self.path, self.stage, self.first = path, stage, first
+        self.started = time.monotonic()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, parts: dict[str, Tensor]) -> None:
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        count += 1
-        watched = watch is not None and (step % watch_every == 0 or step == stage.steps)
-        if step % 50 == 0 or watched or step == stage.steps:
-            record: dict[str, float] = {"step": step, "seconds": round(time.monotonic() - started, 1)}
-            record |= {name: round(total / count, 5) for name, total in sums.items()}
-            record["per_second"] = round((step - first) / (time.monotonic() - started), 3)
-            if watched and watch is not None:
-                with averaged(parameters, average.values):
-                    record |= watch(step)
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            print(stage.name, json.dumps(record), flush=True)
-            sums, count = {}, 0
-        if time.monotonic() - saved > stage.save_every or step == stage.steps:
-            _save(stage, folder, step, parameters, optimizer, average)
-            saved = time.monotonic()
-    with torch.no_grad():
-        for p, value in zip(parameters, average.values, strict=True):
-            p.copy_(value)
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.count += 1
+
+    def write(self, step: int, further: dict[str, float]) -> None:
+        seconds = time.monotonic() - self.started
+        record: dict[str, float] = {"step": step, "seconds": round(seconds, 1)}
+        record |= {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        record |= {"per_second": round((step - self.first) / seconds, 3), **further}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(self.stage, json.dumps(record), flush=True)
+        self.sums, self.count = {}, 0
 
 
 class averaged:
@@ -120,51 +146,3 @@ class averaged:
     def _swap(self) -> None:
         for p, value in zip(self.parameters, self.values, strict=True):
             p.data, value.data = value.data, p.data
-
-
-def save_atomically(content: object, path: Path) -> None:
-    """Writes `path` whole or not at all, also when the machine stops in between."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _checkpoints(stage: Stage, folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob(f"{stage.name}-*.pt"), reverse=True)
-
-
-def _save(
-    stage: Stage, folder: Path, step: int, parameters: list[Tensor], optimizer: torch.optim.Optimizer, average: Average
-) -> None:
-    content = {
-        "step": step,
-        "parameters": [p.detach() for p in parameters],
-        "average": average.values,
-        "optimizer": optimizer.state_dict(),
-    }
-    save_atomically(content, folder / f"{stage.name}-{step:08d}.pt")
-    for old in _checkpoints(stage, folder)[KEPT:]:
-        old.unlink()
-
-
-def _resume(
-    stage: Stage, folder: Path, parameters: list[Tensor], optimizer: torch.optim.Optimizer, average: Average
-) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in _checkpoints(stage, folder):
-        try:
-            content = torch.load(path, weights_only=True)
-        except (OSError, RuntimeError, EOFError) as error:  # damaged: the one before it serves
-            print(f"{path} cannot be read ({error}); trying an older one", flush=True)
-            continue
-        with torch.no_grad():
-            for p, value in zip(parameters, content["parameters"], strict=True):
-                p.copy_(value)
-        average.values = content["average"]
-        optimizer.load_state_dict(content["optimizer"])
-        return int(content["step"])
-    return 0

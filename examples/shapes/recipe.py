@@ -34,6 +34,7 @@ class Recipe:
 
     scenes: drawn ones, whose latents are kept. alignment: weight of the representation alignment loss, 0 for none;
     middle: the block after which it is taken. drop: share of the pictures drawn without a prompt.
+    shared: the generation encoder serves both faces, to compare with; all else, alignment included, stays as it is.
     """
 
     scenes: int = 40_000
@@ -49,5 +50,6 @@ class Recipe:
     questions: int = 4
     alignment: float = 0.5
     middle: int = 3
+    shared: bool = False
     drop: float = 0.1
     answer_weight: float = 0.1

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from autoencoder import AutoencoderKL
+from checkpoints import TrainingError, load_finished, save_atomically
 from data import AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
 from flashjanus.evaluation import language, world
 from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from janusflow import UNDERSTANDING, JanusFlow
-from loop import Draw, run_stage, save_atomically
+from loop import Draw, Losses, run_stage
 from recipe import Recipe, Stage
 from torch import Tensor, nn
 from vae_stage import pixels
 
 GENERATION = ("vision_gen_", "align")
+GENERATION_ENCODER = ("vision_gen_enc_",)
 LANGUAGE = ("language_model", "vision_und_enc_aligner", "beg_of_und_embed")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A run whose VAE, understanding encoder and scenes another run reads; and the seed that they follow from."""
+
+    folder: Path
+    seed: int
 
 
 class Trainer:
     def __init__(
-        self, model: JanusFlow, vae: AutoencoderKL, encoder: Encoder, folder: Path, seed: int, recipe: Recipe
+        self,
+        model: JanusFlow,
+        vae: AutoencoderKL,
+        encoder: Encoder,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        base: Base | None = None,
     ) -> None:
         self.model, self.vae, self.encoder = model, vae.eval().requires_grad_(False), encoder
-        self.folder, self.seed, self.recipe = folder, seed, recipe
+        self.folder, self.seed, self.recipe, self.base = folder, seed, recipe, base
         self.device = next(vae.parameters()).device
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _run_or_reuse(self, stage: Stage, model: nn.Module, losses: Losses) -> None:
+        if self.base is None:
+            run_stage(stage, model, losses, self.folder, self.seed)
+        else:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            load_finished(self.base.folder, stage.name, trained, stage.steps)
 
     # The understanding encoder alone: it names what lies in every patch.
 
@@ -60,16 +85,18 @@ class Trainer:
                 "_right": (things.argmax(-1) == labels)[there].float().mean(),
             }
 
-        run_stage(self.recipe.vit, both, losses, self.folder, self.seed)
+        self._run_or_reuse(self.recipe.vit, both, losses)
 
     # Latents and features of a fixed set of scenes: both encoders are frozen while most of the training runs.
 
     def prepare_scenes(self) -> None:
-        rng = np.random.default_rng([self.seed, 77])
-        self.scenes = drawn_scenes(rng, self.recipe.scenes)
-        path = self.folder / f"scenes-{self.recipe.scenes}.pt"
+        home = self.base or Base(self.folder, self.seed)
+        self.scenes = drawn_scenes(np.random.default_rng([home.seed, 77]), self.recipe.scenes)
+        path = home.folder / f"scenes-{self.recipe.scenes}.pt"
         if path.exists():
-            self.latents, self.features = torch.load(path, weights_only=True)
+            self.latents, self.features = torch.load(path, weights_only=True, map_location="cpu")
+        elif self.base:
+            raise TrainingError(f"{path} is missing: expected a run that has prepared {self.recipe.scenes} scenes")
         else:
             latents, features = [], []
             for start in range(0, len(self.scenes), 100):
@@ -103,15 +130,25 @@ class Trainer:
                 losses["align"] = r.alignment * (1 - likeness.mean())
         return losses
 
+    def picture_tokens(self, pixels: Tensor, frozen: bool) -> Tensor:
+        """Tokens (B, N, D) by which the language model sees pictures; `frozen`: no gradient reaches their encoder.
+
+        With one encoder for both faces it is the generation encoder, which is never frozen.
+        """
+        if self.recipe.shared:
+            return self.model.read_latents(self.vae.encode(pixels)[0].float())
+        with torch.set_grad_enabled(not frozen):
+            features = self.model.see(pixels)
+        return self.model.read(features)
+
     def answer_losses(self, draw: Draw, count: int, weight: float, frozen: bool) -> dict[str, Tensor]:
         scenes = seen_scenes(draw.numpy, count)
         asked = [ask(draw.numpy, scene, self.recipe.questions) for scene in scenes]
         batch = answer_batch(self.encoder, asked, self.device)
         x = pixels([world.render(scene) for scene in scenes]).to(self.device)
         with self.autocast():
-            with torch.set_grad_enabled(not frozen):
-                features = self.model.see(x)
-            logits = self.model.answers(batch.ids, batch.packed, features, self.encoder.image_start).float()
+            seen = self.picture_tokens(x, frozen)
+            logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start).float()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
         return {"answer": weight * loss, **accuracies(batch, logits)}
 
@@ -124,12 +161,15 @@ class Trainer:
 
     def train_answers(self) -> None:
         """The language model learns its words, on the frozen encoder: it stands for the pre-trained one."""
-        self._only(*LANGUAGE)
+        self._only(*LANGUAGE, *(GENERATION_ENCODER if self.recipe.shared else ()))
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
             return self.answer_losses(draw, 24, 1.0, frozen=True)
 
-        run_stage(self.recipe.answer, self.model, losses, self.folder, self.seed)
+        if self.recipe.shared:  # its encoder is not the one that the base has read with
+            run_stage(self.recipe.answer, self.model, losses, self.folder, self.seed)
+        else:
+            self._run_or_reuse(self.recipe.answer, self.model, losses)
 
     def adapt(self) -> None:
         """Stage 1: the new parts, between frozen ones."""
@@ -142,8 +182,8 @@ class Trainer:
         self._unify(self.recipe.pretrain, frozen=True, watch_every=watch_every)
 
     def tune(self, watch_every: int = 1000) -> None:
-        """Stage 3: everything."""
-        self.model.requires_grad_(True)
+        """Stage 3: everything that either face uses."""
+        self._only(*GENERATION, *LANGUAGE, *(() if self.recipe.shared else (UNDERSTANDING,)))
         self._unify(self.recipe.tune, frozen=False, watch_every=watch_every)
 
     def _unify(self, stage: Stage, frozen: bool, watch_every: int) -> None:
@@ -153,7 +193,15 @@ class Trainer:
             drawing = self.draw_losses(draw)
             return drawing | self.answer_losses(draw, r.asked, r.answer_weight, frozen)
 
-        run_stage(stage, self.model, losses, self.folder, self.seed, lambda step: self.score(), watch_every)
+        run_stage(
+            stage,
+            self.model,
+            losses,
+            self.folder,
+            self.seed,
+            lambda step: self.score() | self.answer_score(),
+            watch_every,
+        )
 
     # Sampling, to watch and for parity with the engine
 
@@ -172,6 +220,24 @@ class Trainer:
         return z
 
     @torch.no_grad()
+    def answer_score(self, questions: int = 40, seed: int = 1) -> dict[str, float]:
+        """Share of validation questions answered word for word, by topic and overall.
+
+        A greedy answer is right if, and only if, each of its tokens is the likeliest behind the right ones before it.
+        """
+        shares = {}
+        for number, topic in enumerate(language.TOPICS):
+            asked = [validation_question(topic, (seed, number, k)) for k in range(questions)]
+            batch = answer_batch(self.encoder, [[question] for _, question in asked], self.device)
+            x = pixels([world.render(scene) for scene, _ in asked]).to(self.device)
+            with self.autocast():
+                seen = self.picture_tokens(x, frozen=True)
+                logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start)
+            right = ((logits.argmax(-1) == batch.targets) | (batch.targets == -100)).all(1)
+            shares[f"answer_{topic}"] = round(float(right.float().mean()), 3)
+        return shares | {"answers": round(float(np.mean(list(shares.values()))), 3)}
+
+    @torch.no_grad()
     def score(self, samples: int = 16, steps: int = 12, guidance: float = 2.0) -> dict[str, float]:
         """Share of validation prompts drawn right, by category and overall."""
         prompts = prompt_set(samples, seed=1, split="validation")
@@ -186,6 +252,17 @@ class Trainer:
             right.setdefault(prompt.category, []).append(give_verdict(prompt, image).correct)
         shares = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
         return shares | {"overall": round(float(np.mean(list(shares.values()))), 3)}
+
+
+def validation_question(topic: language.Topic, seed: tuple[int, ...]) -> tuple[world.Scene, language.Question]:
+    """A scene that holds a combination of the validation split, and a question on `topic` about it."""
+    rng = np.random.default_rng(seed)
+    while True:
+        kind = (*language.CAPTIONED, "mixed")[int(rng.integers(len(language.CAPTIONED) + 1))]
+        scene = world.sample_scene(rng, "validation", kind)
+        question = language.question(rng, scene, topic)
+        if question is not None:
+            return scene, question
 
 
 def to_u8(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
