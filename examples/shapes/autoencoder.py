@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,12 +44,19 @@ class _NormSilu(torch.autograd.Function):
         d_weight = (_column_sums(d * rows).view(b, fold, c).sum(1) - d_bias * mean) * rstd
 
         def per_group(t: Tensor) -> Tensor:
-            return (t.view(b, g, -1).sum(2) / (h * w * (c // g))).repeat_interleave(c // g, 1)
+            out: Tensor = (t.view(b, g, -1).sum(2) / (h * w * (c // g))).repeat_interleave(c // g, 1)
+            return out
 
         slope = rstd * rstd * per_group(d_weight * weight)
         offset = slope * mean - rstd * per_group(d_bias * weight)
         dx = torch.addcmul(_wide(offset, rows), d, _wide(rstd * weight, rows)).addcmul_(rows, _wide(-slope, rows))
         return dx.view(b, h, w, c).permute(0, 3, 1, 2), d_weight.sum(0), d_bias.sum(0), None, None
+
+
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """silu(group_norm(x)) for x (B, C, H, W)."""
+    apply: Callable[..., Tensor] = _NormSilu.apply
+    return apply(x, weight, bias, groups, eps)
 
 
 def _column_sums(rows: Tensor) -> Tensor:
@@ -68,7 +76,7 @@ class NormSilu(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
-                return _NormSilu.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+                return norm_silu(x, self.weight, self.bias, self.num_groups, self.eps)
         return F.silu(super().forward(x))
 
 
@@ -83,7 +91,8 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(self.norm1(x))
-        return self.conv_shortcut(x) + self.conv2(self.norm2(y))
+        out: Tensor = self.conv_shortcut(x) + self.conv2(self.norm2(y))
+        return out
 
 
 class Attention(nn.Module):
@@ -99,7 +108,8 @@ class Attention(nn.Module):
         rows = self.group_norm(x).flatten(2).transpose(1, 2)
         scores = self.to_q(rows) @ self.to_k(rows).transpose(1, 2) / rows.shape[-1] ** 0.5
         out = self.to_out[0](scores.softmax(-1) @ self.to_v(rows))
-        return x + out.transpose(1, 2).reshape(x.shape)
+        added: Tensor = x + out.transpose(1, 2).reshape(x.shape)
+        return added
 
 
 class Stage(nn.Module):
@@ -110,19 +120,19 @@ class Stage(nn.Module):
         self.resnets = nn.ModuleList(Resnet(out if i else into, out, groups) for i in range(count))
         self.resampler = resampler
         if resampler:
-            resample = nn.Module()
             down = resampler == "downsamplers"
-            resample.conv = nn.Conv2d(out, out, 3, stride=2 if down else 1, padding=0 if down else 1)
-            setattr(self, resampler, nn.ModuleList([resample]))
+            conv = nn.Conv2d(out, out, 3, stride=2 if down else 1, padding=0 if down else 1)
+            setattr(self, resampler, nn.ModuleList([nn.ModuleDict({"conv": conv})]))
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x)
-        if self.resampler == "downsamplers":
-            return self.downsamplers[0].conv(F.pad(x, (0, 1, 0, 1)))
-        if self.resampler == "upsamplers":
-            return self.upsamplers[0].conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return x
+        if self.resampler is None:
+            return x
+        wider = self.resampler == "upsamplers"
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if wider else F.pad(x, (0, 1, 0, 1))
+        resampled: Tensor = self.get_submodule(f"{self.resampler}.0.conv")(x)
+        return resampled
 
 
 class Middle(nn.Module):
@@ -132,7 +142,8 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([Attention(width, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return out
 
 
 class Encoder(nn.Module):
@@ -152,7 +163,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.down_blocks:
             x = stage(x)
-        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
+        out: Tensor = self.conv_out(self.conv_norm_out(self.mid_block(x)))
+        return out
 
 
 class Decoder(nn.Module):
@@ -173,7 +185,8 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for stage in self.up_blocks:
             x = stage(x)
-        return self.conv_out(self.conv_norm_out(x))
+        out: Tensor = self.conv_out(self.conv_norm_out(x))
+        return out
 
 
 class AutoencoderKL(nn.Module):
@@ -188,6 +201,12 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(sizes[2], sizes[2], 1)
         self.scaling_factor: float = config["scaling_factor"]
 
+    def place(self, device: torch.device) -> AutoencoderKL:
+        """Itself on `device`, channels-last, where convolutions are fastest."""
+        to: Any = self.to  # its stub lacks memory_format
+        to(device, memory_format=torch.channels_last)
+        return self
+
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior, not yet scaled."""
         mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, 1)
@@ -195,4 +214,5 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of posterior samples (unscaled latents)."""
-        return self.decoder(self.post_quant_conv(latents))
+        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        return out

@@ -5,13 +5,13 @@ A file holds what goes on from `step`: the trained parameters in their model's o
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from files import whole
 from torch import Tensor
 
 KEPT = 2
@@ -24,12 +24,8 @@ class TrainingError(RuntimeError):
 
 def save_atomically(content: object, path: Path) -> None:
     """Writes `path` whole or not at all, also when the machine stops in between."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with whole(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def save_step(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -170,5 +169,5 @@ def normal(draw: Draw, *shape: int) -> Tensor:
 
 
 def _additive(sees: Tensor, device: torch.device) -> Tensor:
-    mask: Any = torch.zeros(sees.shape).masked_fill_(~sees, -30000.0)
-    return mask[:, None].to(device)
+    """(B, 1, L, L): 0 where one token sees another, else so low that a softmax leaves nothing."""
+    return torch.zeros(sees.shape).masked_fill_(~sees, -30000.0)[:, None].to(device)

@@ -6,7 +6,7 @@ Several noise levels share one prompt and several questions share one picture: `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,7 +247,8 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _RmsNorm.apply(x, weight, eps)
+    apply: Callable[..., Tensor] = _RmsNorm.apply
+    return apply(x, weight, eps)
 
 
 class _Rotate(torch.autograd.Function):
@@ -262,12 +263,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _Rotate.apply(gradient, cos, -sin), None, None
+        return rotate(gradient, (cos, -sin)), None, None
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """RoPE on (B, L, 2, H, E); rope: cosines, and sines whose first half is negated, in the shape of x."""
-    return _Rotate.apply(x, *rope)
+    apply: Callable[..., Tensor] = _Rotate.apply
+    return apply(x, *rope)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -275,7 +277,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores.add_(mask)
-    return scores.softmax(-1) @ v
+    out: Tensor = scores.softmax(-1) @ v
+    return out
 
 
 def _initial(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:

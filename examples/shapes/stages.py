@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from autoencoder import AutoencoderKL
 from checkpoints import TrainingError, load_finished, save_atomically
 from data import AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
+from faces import Faces, draw_score, drawn_sheet
+from files import whole
 from flashjanus.evaluation import language, world
-from flashjanus.evaluation.prompts import prompt_set
-from flashjanus.evaluation.verdict import give_verdict
 from janusflow import UNDERSTANDING, JanusFlow
 from loop import Draw, Losses, run_stage
+from pictures import pixels
+from plots import plot_run
 from recipe import Recipe, Stage
 from torch import Tensor, nn
-from vae_stage import pixels
 
 GENERATION = ("vision_gen_", "align")
 GENERATION_ENCODER = ("vision_gen_enc_",)
@@ -34,6 +35,8 @@ class Base:
 
 
 class Trainer:
+    """vae: trained and whitened. folder: where checkpoints, logs and sheets go. base: where the rest is read from."""
+
     def __init__(
         self,
         model: JanusFlow,
@@ -44,12 +47,18 @@ class Trainer:
         recipe: Recipe,
         base: Base | None = None,
     ) -> None:
-        self.model, self.vae, self.encoder = model, vae.eval().requires_grad_(False), encoder
+        vae.eval().requires_grad_(False)
+        self.model, self.vae, self.encoder = model, vae, encoder
         self.folder, self.seed, self.recipe, self.base = folder, seed, recipe, base
-        self.device = next(vae.parameters()).device
+        self.faces = Faces(model, vae, encoder, recipe.shared)
+        self.device, self.autocast = self.faces.device, self.faces.autocast
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+    def run(self) -> None:
+        """All stages in turn; those that are finished are only read."""
+        self.train_vit()
+        self.prepare_scenes()
+        for stage in (self.train_answers, self.adapt, self.pretrain, self.tune):
+            stage()
 
     def _run_or_reuse(self, stage: Stage, model: nn.Module, losses: Losses) -> None:
         if self.base is None:
@@ -70,7 +79,7 @@ class Trainer:
             p.requires_grad_(True)
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-            scenes = seen_scenes(draw.numpy, 64)
+            scenes = seen_scenes(draw.numpy, self.recipe.vit_batch)
             x = pixels([world.render(scene) for scene in scenes]).to(self.device)
             with self.autocast():
                 logits = head(self.model.see(x)).float()
@@ -130,24 +139,13 @@ class Trainer:
                 losses["align"] = r.alignment * (1 - likeness.mean())
         return losses
 
-    def picture_tokens(self, pixels: Tensor, frozen: bool) -> Tensor:
-        """Tokens (B, N, D) by which the language model sees pictures; `frozen`: no gradient reaches their encoder.
-
-        With one encoder for both faces it is the generation encoder, which is never frozen.
-        """
-        if self.recipe.shared:
-            return self.model.read_latents(self.vae.encode(pixels)[0].float())
-        with torch.set_grad_enabled(not frozen):
-            features = self.model.see(pixels)
-        return self.model.read(features)
-
     def answer_losses(self, draw: Draw, count: int, weight: float, frozen: bool) -> dict[str, Tensor]:
         scenes = seen_scenes(draw.numpy, count)
         asked = [ask(draw.numpy, scene, self.recipe.questions) for scene in scenes]
         batch = answer_batch(self.encoder, asked, self.device)
         x = pixels([world.render(scene) for scene in scenes]).to(self.device)
         with self.autocast():
-            seen = self.picture_tokens(x, frozen)
+            seen = self.faces.picture_tokens(x, frozen)
             logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start).float()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
         return {"answer": weight * loss, **accuracies(batch, logits)}
@@ -164,7 +162,7 @@ class Trainer:
         self._only(*LANGUAGE, *(GENERATION_ENCODER if self.recipe.shared else ()))
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-            return self.answer_losses(draw, 24, 1.0, frozen=True)
+            return self.answer_losses(draw, self.recipe.answer_batch, 1.0, frozen=True)
 
         if self.recipe.shared:  # its encoder is not the one that the base has read with
             run_stage(self.recipe.answer, self.model, losses, self.folder, self.seed)
@@ -176,98 +174,57 @@ class Trainer:
         self._only(*GENERATION, "vision_und_enc_aligner")
         run_stage(self.recipe.adapt, self.model, lambda step, draw: self.draw_losses(draw), self.folder, self.seed)
 
-    def pretrain(self, watch_every: int = 1000) -> None:
+    def pretrain(self) -> None:
         """Stage 2: everything but the understanding encoder."""
         self._only(*GENERATION, *LANGUAGE)
-        self._unify(self.recipe.pretrain, frozen=True, watch_every=watch_every)
+        self._unify(self.recipe.pretrain, frozen=True)
 
-    def tune(self, watch_every: int = 1000) -> None:
+    def tune(self) -> None:
         """Stage 3: everything that either face uses."""
         self._only(*GENERATION, *LANGUAGE, *(() if self.recipe.shared else (UNDERSTANDING,)))
-        self._unify(self.recipe.tune, frozen=False, watch_every=watch_every)
+        self._unify(self.recipe.tune, frozen=False)
 
-    def _unify(self, stage: Stage, frozen: bool, watch_every: int) -> None:
+    def _unify(self, stage: Stage, frozen: bool) -> None:
         r = self.recipe
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
             drawing = self.draw_losses(draw)
             return drawing | self.answer_losses(draw, r.asked, r.answer_weight, frozen)
 
-        run_stage(
-            stage,
-            self.model,
-            losses,
-            self.folder,
-            self.seed,
-            lambda step: self.score() | self.answer_score(),
-            watch_every,
-        )
+        def watch(step: int) -> dict[str, float]:
+            return self.watch(f"{stage.name}-{step:06}")
 
-    # Sampling, to watch and for parity with the engine
+        run_stage(stage, self.model, losses, self.folder, self.seed, watch, r.watch_every)
 
-    @torch.no_grad()
-    def sample(self, prompts: list[list[int]], noise: Tensor, steps: int, guidance: float) -> Tensor:
-        """Latents (B, c, L, L) at t = 1 from noise at t = 0, by Euler steps with classifier-free guidance."""
-        count = len(prompts)
-        dropped = torch.tensor([False, True]).expand(count, 2)
-        batch = draw_batch(prompts, 2, self.model.config.num_image_tokens, dropped, self.device)
-        z = noise.to(self.device)
-        for k in range(steps):
-            t = torch.full((2 * count,), 1000.0 * k / steps, device=self.device)
-            v, _ = self.model.velocity(batch.ids, batch.packed, z.repeat_interleave(2, 0), t)
-            conditional, unconditional = v.float().view(count, 2, *z.shape[1:]).unbind(1)
-            z = z + (guidance * conditional - (guidance - 1) * unconditional) / steps
-        return z
+    # Watching
 
-    @torch.no_grad()
-    def answer_score(self, questions: int = 40, seed: int = 1) -> dict[str, float]:
-        """Share of validation questions answered word for word, by topic and overall.
+    def watch(self, name: str) -> dict[str, float]:
+        """Scores on the validation split; leaves the sheet samples-NAME.png and the plots so far in the folder.
 
-        A greedy answer is right if, and only if, each of its tokens is the likeliest behind the right ones before it.
+        A full disk costs the pictures, not the training.
         """
-        shares = {}
-        for number, topic in enumerate(language.TOPICS):
-            asked = [validation_question(topic, (seed, number, k)) for k in range(questions)]
-            batch = answer_batch(self.encoder, [[question] for _, question in asked], self.device)
-            x = pixels([world.render(scene) for scene, _ in asked]).to(self.device)
-            with self.autocast():
-                seen = self.picture_tokens(x, frozen=True)
-                logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start)
-            right = ((logits.argmax(-1) == batch.targets) | (batch.targets == -100)).all(1)
-            shares[f"answer_{topic}"] = round(float(right.float().mean()), 3)
-        return shares | {"answers": round(float(np.mean(list(shares.values()))), 3)}
+        samples, questions = self.recipe.watched
+        drawn = self.faces.draw(samples, steps=12, guidance=2.0)
+        shares = draw_score(drawn) | self.faces.answer_score(questions)
+        try:
+            with whole(self.folder / f"samples-{name}.png") as file:
+                drawn_sheet(f"{name}  {shares['overall']}", drawn).save(file, "PNG")
+            plot_run(self.folder, self.recipe)
+        except OSError as error:
+            print(f"no plots or sheet this time: {error}", flush=True)
+        return shares
 
-    @torch.no_grad()
     def score(self, samples: int = 16, steps: int = 12, guidance: float = 2.0) -> dict[str, float]:
         """Share of validation prompts drawn right, by category and overall."""
-        prompts = prompt_set(samples, seed=1, split="validation")
-        ids = [self.encoder.prompt(prompt.text) for prompt in prompts]
-        shape = self.latents.shape[1:]
-        noise = torch.randn(len(ids), *shape, generator=torch.Generator().manual_seed(5))
-        with self.autocast():
-            z = self.sample(ids, noise, steps, guidance)
-            images = to_u8(self.vae.decode(z))
-        right: dict[str, list[bool]] = {}
-        for prompt, image in zip(prompts, images, strict=True):
-            right.setdefault(prompt.category, []).append(give_verdict(prompt, image).correct)
-        shares = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
-        return shares | {"overall": round(float(np.mean(list(shares.values()))), 3)}
+        return draw_score(self.faces.draw(samples, steps, guidance))
 
+    def answer_score(self, questions: int = 40) -> dict[str, float]:
+        """Share of validation questions answered right, by topic and overall."""
+        return self.faces.answer_score(questions)
 
-def validation_question(topic: language.Topic, seed: tuple[int, ...]) -> tuple[world.Scene, language.Question]:
-    """A scene that holds a combination of the validation split, and a question on `topic` about it."""
-    rng = np.random.default_rng(seed)
-    while True:
-        kind = (*language.CAPTIONED, "mixed")[int(rng.integers(len(language.CAPTIONED) + 1))]
-        scene = world.sample_scene(rng, "validation", kind)
-        question = language.question(rng, scene, topic)
-        if question is not None:
-            return scene, question
-
-
-def to_u8(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Pictures (B, S, S, 3) of pixels (B, 3, S, S) in [-1, 1]."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+    def sample(self, prompts: list[list[int]], noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """Latents (B, c, L, L); see Faces.sample."""
+        return self.faces.sample(prompts, noise, steps, guidance)
 
 
 def patch_labels(scene: world.Scene, patch: int = 16) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

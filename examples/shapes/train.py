@@ -3,128 +3,95 @@
     python examples/shapes/train.py RUN_FOLDER [--device cpu] [--seed 0]
 
 Runs unattended and may be killed at any moment: the same command goes on where it was. Progress is printed and kept as
-JSON lines in RUN_FOLDER/<stage>.jsonl; the model is written to RUN_FOLDER/model.
+JSON lines in RUN_FOLDER/<stage>.jsonl, with plots and sample sheets; the model is written to RUN_FOLDER/model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from autoencoder import AutoencoderKL
-from checkpoints import TrainingError, save_atomically
+from configs import model_config, vae_config
 from data import Encoder
-from flashjanus.evaluation import judge, world
-from flashjanus.evaluation.prompts import ceiling_scenes
+from files import write_text
 from flashjanus.pipeline.tokenizer import Tokenizer
 from janusflow import JanusFlow
-from package import VAE, model_config, padded_vocabulary, train_tokenizer, write_text_files, write_weights
-from recipe import Recipe
-from stages import Base, Trainer, to_u8
-from vae_stage import pixels, sample_scenes, train_vae
-from whiten import whiten
-
-CEILING_SCENES = 240
-VAE_FILE = "vae-whitened.pth"
-
-
-def read_vae(path: Path, device: torch.device) -> AutoencoderKL:
-    """A whitened VAE that another run has trained."""
-    if not path.is_file():
-        raise TrainingError(f"{path} is missing: expected a run that has trained its VAE")
-    vae = AutoencoderKL(VAE)
-    vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return vae.to(device, memory_format=torch.channels_last)
+from package import (
+    TOKENIZER_FILES,
+    padded_vocabulary,
+    train_tokenizer,
+    write_model,
+    write_text_files,
+)
+from plots import plot_run
+from recipe import MINIATURE, Recipe, write_recipe
+from stages import Base, Trainer
+from vae_stage import read_vae, trained_vae
 
 
-def trained_vae(folder: Path, seed: int, device: torch.device, recipe: Recipe) -> AutoencoderKL:
-    """The VAE, trained and whitened; from `folder` where it was finished before."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(VAE)
-    path = folder / VAE_FILE
-    if path.exists():
-        vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+def prepare(folder: Path, recipe: Recipe, seed: int, device: torch.device, base: Base | None = None) -> Trainer:
+    """A Trainer with its VAE trained, and the model's text files in folder/model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(folder, recipe, seed)
+    written = folder / "model"
+    tokenizer = train_tokenizer()
+    config = model_config(padded_vocabulary(tokenizer), recipe.sizes)
+    write_text_files(written, tokenizer, config, vae_config(recipe.sizes))
+    if base is None:
+        vae = trained_vae(folder, seed, device, recipe)
     else:
-        train_vae(vae, folder, seed, device, recipe.vae)
-        scenes = sample_scenes(np.random.default_rng([seed, 78]), 3000)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            parts = [scenes[i : i + 100] for i in range(0, len(scenes), 100)]
-            means = [vae.encode(pixels([world.render(s) for s in part]).to(device))[0].float() for part in parts]
-        whiten(vae, torch.cat(means))
-        save_atomically(vae.state_dict(), path)
-    vae.to(device, memory_format=torch.channels_last)
-    scenes = sample_scenes(np.random.default_rng([seed, 79]), 300, "validation")
-    with torch.no_grad():
-        images = to_u8(vae.decode(vae.encode(pixels([world.render(s) for s in scenes]).to(device))[0]))
-    right = [judge.matches(scene, judge.look(image)) for scene, image in zip(scenes, images, strict=True)]
-    print(f"the VAE gives back {np.mean(right):.3f} of {len(right)} unseen scenes exactly", flush=True)
-    return vae
+        vae = read_vae(base.folder, recipe.sizes, device)
+        torch.manual_seed(seed)
+    model = JanusFlow(config, torch.Generator().manual_seed(seed)).to(device)
+    encoder = Encoder(Tokenizer.from_files(*(written / name for name in TOKENIZER_FILES)))
+    return Trainer(model, vae, encoder, folder, seed, recipe, base)
 
 
-@torch.no_grad()
-def write_model(folder: Path, model: JanusFlow, vae: AutoencoderKL) -> None:
-    """Weights in bf16, and the latents of ground-truth scenes from which the evaluation tells the VAE's ceiling."""
-    write_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
-    images = pixels([world.render(scene) for scene in ceiling_scenes(CEILING_SCENES)])
-    latents = vae.encode(images.to(next(vae.parameters()).device))[0]
-    write_weights(folder / "evaluation.safetensors", {"latents": latents.cpu()})
-    write_weights(folder / "model.safetensors", model.official_state())
+def train(folder: Path, recipe: Recipe, seed: int, device: torch.device, base: Base | None = None) -> Trainer:
+    """Trains all that is not finished in `folder`, and writes folder/model.
+
+    A run that only compares (it has a base, or one encoder for both faces) gets folder/scores.json instead.
+    """
+    trainer = prepare(folder, recipe, seed, device, base)
+    trainer.run()
+    plot_run(folder, recipe)
+    if base is None and not recipe.shared:
+        write_model(folder / "model", trainer.model.official_state(), trainer.vae, recipe.ceiling)
+        print(f"the model is in {folder / 'model'}", flush=True)
+    else:
+        scores = trainer.score(100, steps=30) | trainer.answer_score(100)
+        write_text(folder / "scores.json", json.dumps({"seed": seed, **scores}, indent=1) + "\n")
+        print(json.dumps(scores), flush=True)
+    return trainer
 
 
-def scores(trainer: Trainer, samples: int = 100) -> dict[str, float]:
-    """Of pictures (30 steps, guidance 2) and answers, on the validation split."""
-    return trainer.score(samples, steps=30) | trainer.answer_score(samples)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--threads", default=0, type=int, help="CPU threads; 0: as many as there are cores")
-    compare = parser.add_argument_group("to compare ways of training; FOLDER gets scores.json, and no model")
+    parser.add_argument("--miniature", action="store_true", help="a minute's run that only shows that all works")
+    compare = parser.add_argument_group("to compare ways of training; --from and --shared-encoder write no model")
     compare.add_argument("--from", dest="base", type=Path, help="a run whose VAE, encoders and scenes are read")
     compare.add_argument("--from-seed", default=0, type=int, help="the seed of that run")
     compare.add_argument("--alignment", type=float, help="weight of the representation alignment; 0: none")
     compare.add_argument("--shared-encoder", action="store_true", help="the generation encoder serves both faces")
     compare.add_argument("--pretrain-steps", type=int)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    folder, device = chosen.folder, chosen.device
-    recipe = Recipe(shared=chosen.shared_encoder)
+    recipe = replace(MINIATURE if chosen.miniature else Recipe(), shared=chosen.shared_encoder)
     if chosen.alignment is not None:
         recipe = replace(recipe, alignment=chosen.alignment)
     if chosen.pretrain_steps is not None:
         recipe = replace(recipe, pretrain=replace(recipe.pretrain, steps=chosen.pretrain_steps))
     base = None if chosen.base is None else Base(chosen.base, chosen.from_seed)
-    tokenizer = train_tokenizer()
-    config = model_config(padded_vocabulary(tokenizer))
-    written = folder / "model"
-    write_text_files(written, tokenizer, config)
-    files = [written / name for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json")]
-    if base is None:
-        vae = trained_vae(folder, chosen.seed, device, recipe)
-    else:
-        vae = read_vae(base.folder / VAE_FILE, device)
-        torch.manual_seed(chosen.seed)
-    model = JanusFlow(config, torch.Generator().manual_seed(chosen.seed)).to(device)
-    trainer = Trainer(model, vae, Encoder(Tokenizer.from_files(*files)), folder, chosen.seed, recipe, base)
-    trainer.train_vit()
-    trainer.prepare_scenes()
-    for stage in (trainer.train_answers, trainer.adapt, trainer.pretrain, trainer.tune):
-        stage()
-    if base is not None or recipe.shared:
-        found = {"seed": chosen.seed, "recipe": asdict(recipe), "scores": scores(trainer)}
-        (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(found["scores"]), flush=True)
-    else:
-        write_model(written, model, vae)
-        print(f"the model is in {written}", flush=True)
+    train(chosen.folder, recipe, chosen.seed, chosen.device, base)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""Trains the VAE on rendered scenes, then whitens its latents."""
+"""Trains the VAE on rendered scenes, whitens its latents, and measures what of a scene it gives back."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from autoencoder import AutoencoderKL
-from flashjanus.evaluation import world
+from checkpoints import TrainingError, save_atomically
+from configs import vae_config
+from flashjanus.evaluation import judge, world
 from loop import Draw, run_stage
-from recipe import Stage
+from pictures import pixels, to_u8
+from recipe import Recipe, Sizes
 from torch import Tensor
+from whiten import whiten
 
-BATCH = 32
+VAE_FILE = "vae-whitened.pth"
 KL = 1e-3
 KINDS: tuple[world.Kind, ...] = (
     "single_object",
@@ -25,21 +28,45 @@ KINDS: tuple[world.Kind, ...] = (
 )
 
 
-def pixels(images: list[np.ndarray[Any, Any]]) -> Tensor:
-    """u8 pictures as (B, 3, S, S) in [-1, 1], channels-last."""
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
 def sample_scenes(rng: np.random.Generator, count: int, split: world.Split = "train") -> list[world.Scene]:
     return [world.sample_scene(rng, split, KINDS[i % len(KINDS)]) for i in range(count)]
 
 
-def train_vae(vae: AutoencoderKL, folder: Path, seed: int, device: torch.device, stage: Stage) -> None:
-    vae.to(device, memory_format=torch.channels_last)
+def trained_vae(folder: Path, seed: int, device: torch.device, recipe: Recipe) -> AutoencoderKL:
+    """The VAE, trained and whitened; from `folder` where it was finished before. Seeds torch's global generator."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(vae_config(recipe.sizes))
+    path = folder / VAE_FILE
+    if path.exists():
+        vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        vae.place(device)
+    else:
+        train_vae(vae.place(device), folder, seed, recipe)
+        scenes = sample_scenes(np.random.default_rng([seed, 78]), recipe.whitened)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            parts = [scenes[i : i + 100] for i in range(0, len(scenes), 100)]
+            means = [vae.encode(pixels([world.render(s) for s in part]).to(device))[0].float() for part in parts]
+        whiten(vae, torch.cat(means))
+        save_atomically(vae.state_dict(), path)
+    print(f"the VAE gives back {exact_share(vae, seed, recipe.checked):.3f} of unseen scenes exactly", flush=True)
+    return vae
+
+
+def read_vae(folder: Path, sizes: Sizes, device: torch.device) -> AutoencoderKL:
+    """The VAE that another run has trained and whitened. Raises TrainingError where there is none."""
+    path = folder / VAE_FILE
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing: expected a run that has trained its VAE")
+    vae = AutoencoderKL(vae_config(sizes))
+    vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return vae.place(device)
+
+
+def train_vae(vae: AutoencoderKL, folder: Path, seed: int, recipe: Recipe) -> None:
+    device = next(vae.parameters()).device
 
     def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-        scenes = sample_scenes(draw.numpy, BATCH)
+        scenes = sample_scenes(draw.numpy, recipe.vae_batch)
         images = [world.render(scene) for scene in scenes]
         background = torch.tensor([world.BACKGROUNDS[scene.background] for scene in scenes])
         x = pixels(images).to(device)
@@ -59,4 +86,13 @@ def train_vae(vae: AutoencoderKL, folder: Path, seed: int, device: torch.device,
             "_sigma": (0.5 * log_variance).exp().mean(),
         }
 
-    run_stage(stage, vae, losses, folder, seed)
+    run_stage(recipe.vae, vae, losses, folder, seed)
+
+
+@torch.no_grad()
+def exact_share(vae: AutoencoderKL, seed: int, count: int) -> float:
+    """Share of validation scenes in which the judge sees the same after the VAE as before."""
+    device = next(vae.parameters()).device
+    scenes = sample_scenes(np.random.default_rng([seed, 79]), count, "validation")
+    images = to_u8(vae.decode(vae.encode(pixels([world.render(s) for s in scenes]).to(device))[0]))
+    return float(np.mean([judge.matches(s, judge.look(image)) for s, image in zip(scenes, images, strict=True)]))

@@ -18,10 +18,10 @@ def whiten(vae: AutoencoderKL, means: Tensor) -> None:
     variances, axes = torch.linalg.eigh(torch.cov(rows))
     into, back = axes.T / variances.sqrt()[:, None], axes * variances.sqrt()
     latent = len(center)
-    encode, decode = vae.quant_conv, vae.post_quant_conv
-    weight, bias = encode.weight[:latent, :, 0, 0].double(), encode.bias[:latent].double()
-    encode.weight[:latent, :, 0, 0] = (into @ weight).to(encode.weight)
-    encode.bias[:latent] = (into @ (bias - center)).to(encode.bias)
-    weight = decode.weight[:, :, 0, 0].double()
-    decode.bias += (weight @ center).to(decode.bias)
-    decode.weight[:, :, 0, 0] = (weight @ back).to(decode.weight)
+    state = {name: p.detach() for name, p in vae.named_parameters()}
+    weight, bias = state["quant_conv.weight"][:latent, :, 0, 0], state["quant_conv.bias"][:latent]
+    bias.copy_(into @ (bias.double() - center))
+    weight.copy_(into @ weight.double())
+    weight, bias = state["post_quant_conv.weight"][:, :, 0, 0], state["post_quant_conv.bias"]
+    bias += (weight.double() @ center).to(bias)
+    weight.copy_(weight.double() @ back)
