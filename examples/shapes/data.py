@@ -23,13 +23,13 @@ DRAWN: dict[world.Kind, float] = {
     "color_attribution": 0.18,
 }
 TOPIC_SHARES: dict[language.Topic, float] = {
-    "color": 0.18,
-    "shape": 0.18,
-    "count": 0.18,
-    "position": 0.12,
-    "yes_no": 0.16,
-    "relation": 0.13,
-    "background": 0.05,
+    "color": 0.13,
+    "shape": 0.13,
+    "count": 0.15,
+    "position": 0.18,
+    "yes_no": 0.13,
+    "relation": 0.24,
+    "background": 0.04,
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoints import TrainingError, load_step, save_step
+from ranks import average_gradients, first_alone, rank, spread
 from recipe import Stage
 from torch import Tensor, nn
 
@@ -19,15 +20,18 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one step: they follow from seed, stage and step, so a resumed run repeats none."""
+    """The random numbers of one step of one process: they follow from the seed, so a resumed run repeats none."""
 
     numpy: np.random.Generator
     torch: torch.Generator
 
     @classmethod
     def of(cls, seed: int, stage: Stage, step: int) -> Draw:
-        seeds = [seed, stage.number, step], (seed * 97 + stage.number) * 1_000_003 + step
-        return cls(np.random.default_rng(seeds[0]), torch.Generator().manual_seed(seeds[1]))
+        number = ((seed * 97 + stage.number) * 1_000_003 + step) * 64 + rank()
+        return cls(
+            np.random.default_rng([seed, stage.number, step, rank()]),
+            torch.Generator().manual_seed(number),
+        )
 
 
 Losses = Callable[[int, Draw], dict[str, Tensor]]
@@ -45,15 +49,17 @@ def run_stage(
 ) -> None:
     """Trains the parameters of `model` that want gradients, and leaves their average in it.
 
-    losses(step, draw) returns named losses; their sum is minimised, and names that begin with "_" are only logged.
-    watch(step) returns further numbers for the log, measured on the average. Continues from the newest whole checkpoint
-    in `folder`. Raises TrainingError on a non-finite loss.
+    losses(step, draw) returns named losses of this process's share; their sum is minimised, and names that begin with
+    "_" are only logged. watch(step) returns further numbers for the log, measured on the average. Continues from the
+    newest whole checkpoint in `folder`. Raises TrainingError on a non-finite loss.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(stage, parameters)
     average = [p.detach().clone() for p in parameters]
     folder.mkdir(parents=True, exist_ok=True)
-    step = load_step(folder, stage.name, parameters, average, optimizer)
+    with first_alone():
+        step = load_step(folder, stage.name, parameters, average, optimizer)
+    spread([*parameters, *average])
     log = _Log(folder / f"{stage.name}.jsonl", stage.name, step)
     saved = time.monotonic()
     while step < stage.steps:
@@ -64,13 +70,13 @@ def run_stage(
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
         log.add(parts)
         watched = watch is not None and (step % watch_every == 0 or step == stage.steps)
-        if step % LOG_EVERY == 0 or watched or step == stage.steps:
+        if rank() == 0 and (step % LOG_EVERY == 0 or watched or step == stage.steps):
             further: dict[str, float] = {}
             if watched and watch is not None:
                 with averaged(parameters, average):
                     further = watch(step)
             log.write(step, further)
-        if time.monotonic() - saved > stage.save_every or step == stage.steps:
+        if rank() == 0 and (time.monotonic() - saved > stage.save_every or step == stage.steps):
             save_step(folder, stage.name, step, parameters, average, optimizer)
             saved = time.monotonic()
     with torch.no_grad():
@@ -99,6 +105,7 @@ def _update(
     total = torch.stack([value for name, value in parts.items() if not name.startswith("_")]).sum()
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
+    average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
     if not torch.isfinite(total + norm):
         found = {name: float(value.detach()) for name, value in parts.items()}

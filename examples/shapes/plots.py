@@ -2,7 +2,7 @@
 
     python examples/shapes/plots.py RUN_FOLDER
 
-Every RUN_FOLDER/<stage>.jsonl becomes RUN_FOLDER/<stage>.png: losses above, shares of what was right below.
+Every RUN_FOLDER/<stage>.jsonl becomes RUN_FOLDER/<stage>.png: losses, and shares of what was right.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from files import whole
+from flashjanus.evaluation.prompts import CATEGORIES
 from PIL import Image, ImageDraw, ImageFont
 from recipe import Recipe, read_recipe
 
@@ -58,29 +59,29 @@ def read_log(path: Path) -> Records:
 
 
 def plot_stage(title: str, records: Records, pictures: int) -> Image.Image:
-    """Two panels over the steps; pictures: how many a step draws or sees."""
+    """A panel for each kind of curve over the steps; pictures: how many a step draws or sees."""
     curves: dict[str, Curve] = {}
     for record in records:
         for name, value in record.items():
-            if name not in _NO_CURVES and math.isfinite(value):
+            drawable = math.isfinite(value) and (value > 0 or _panel_of(name) != "losses")
+            if name not in _NO_CURVES and drawable:
                 curves.setdefault(name, []).append((record["step"], value))
-    scores = {"overall", "answers"} & set(curves)
-    shares = {n: c for n, c in curves.items() if n.startswith("_") or n in scores or n in _watched(records)}
-    losses = {n: [(x, y) for x, y in c if y > 0] for n, c in curves.items() if n not in shares}
-    sheet = Image.new("RGB", (WIDTH * SCALE, 2 * PANEL * SCALE), _PAPER)
-    last = records[-1]["step"]
-    _Panel(sheet, 0, last, pictures, _log_axis(losses)).draw(f"{title}: losses", losses)
-    _Panel(sheet, PANEL, last, pictures, _Axis(0.0, 1.0, [k / 5 for k in range(6)], float)).draw("shares", shares)
-    return sheet.resize((WIDTH, 2 * PANEL), Image.Resampling.LANCZOS)
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, curve in curves.items():
+        panels.setdefault(_panel_of(name), {})[name] = curve
+    sheet = Image.new("RGB", (WIDTH * SCALE, len(panels) * PANEL * SCALE), _PAPER)
+    for n, (heading, shown) in enumerate(panels.items()):
+        axis = _log_axis(shown) if heading == "losses" else _Axis(0.0, 1.0, [k / 5 for k in range(6)], float)
+        _Panel(sheet, n * PANEL, records[-1]["step"], pictures, axis).draw(f"{title}: {heading}", shown)
+    return sheet.resize((WIDTH, len(panels) * PANEL), Image.Resampling.LANCZOS)
 
 
-def _watched(records: Records) -> set[str]:
-    """What only watch points measure: their records have it behind the speed."""
-    names: set[str] = set()
-    for record in records:
-        keys = list(record)
-        names.update(keys[keys.index("per_second") + 1 :] if "per_second" in keys else ())
-    return names
+def _panel_of(name: str) -> str:
+    if name in (*CATEGORIES, "overall"):
+        return "validation pictures drawn right"
+    if name == "answers" or name.startswith("answer_"):
+        return "validation questions answered right"
+    return "shares in training" if name.startswith("_") else "losses"
 
 
 @dataclass(frozen=True)
@@ -130,18 +131,17 @@ class _Panel:
             self.canvas.line([(x, base), (x, base + 4 * SCALE)], _INK, SCALE)
             self.text(x, base + 6 * SCALE, f"{step:g}", anchor="ma")
             self.text(x, base + 20 * SCALE, _short(step * self.pictures), anchor="ma")
-        self.text(right + 10 * SCALE, base + 6 * SCALE, "steps")
-        self.text(right + 10 * SCALE, base + 20 * SCALE, "pictures")
+        self.text(right + 24 * SCALE, base + 6 * SCALE, "steps")
+        self.text(right + 24 * SCALE, base + 20 * SCALE, "pictures")
         self.canvas.line([(left, base), (right, base)], _INK, SCALE)
-        shown = {name: curve for name, curve in curves.items() if curve}
-        for n, (name, curve) in enumerate(shown.items()):
+        for n, (name, curve) in enumerate(curves.items()):
             color = _COLORS[n % len(_COLORS)]
             points = [self.at(*point) for point in curve]
-            self.canvas.line(points, color, 2 * SCALE if n < len(_COLORS) else SCALE, joint="curve")
+            self.canvas.line(points, color, 2 * SCALE, joint="curve")
             for x, y in points if len(points) < 30 else points[-1:]:
                 self.canvas.ellipse((x - 2 * SCALE, y - 2 * SCALE, x + 2 * SCALE, y + 2 * SCALE), color)
             words = f"{name.removeprefix('_')} {curve[-1][1]:.3g}"
-            self.text(right + 10 * SCALE, (self.top + TOP + 12 * n) * SCALE, words, color)
+            self.text(right + 10 * SCALE, (self.top + TOP + 16 * n) * SCALE, words, color)
 
 
 def _round_steps(last: float) -> list[float]:

@@ -48,7 +48,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """prompts x levels pictures are drawn a step, and asked x questions questions answered.
+    """prompts x levels pictures are drawn a step, and asked x questions questions answered, by all processes together.
 
     scenes: drawn ones, whose latents are kept. alignment: weight of the representation alignment loss, 0 for none;
     middle: the block after which it is taken. drop: share of the pictures drawn without a prompt.
@@ -62,26 +62,26 @@ class Recipe:
     vae: Stage = Stage("vae", 1, steps=1600, lr=2e-3, weight_decay=0.0)
     vit: Stage = Stage("vit", 2, steps=700, lr=1e-3)
     answer: Stage = Stage("answer", 3, steps=700, lr=1e-3)
-    adapt: Stage = Stage("adapt", 4, steps=150, lr=1e-3, warmup=50)
-    pretrain: Stage = Stage("pretrain", 5, steps=6000, lr=1e-3)
-    tune: Stage = Stage("tune", 6, steps=400, lr=3e-4, warmup=50)
+    adapt: Stage = Stage("adapt", 4, steps=100, lr=1e-3, warmup=50)
+    pretrain: Stage = Stage("pretrain", 5, steps=4500, lr=1e-3)
+    tune: Stage = Stage("tune", 6, steps=250, lr=3e-4, warmup=50)
     vae_batch: int = 32
     vit_batch: int = 64
     answer_batch: int = 24
     prompts: int = 24
     levels: int = 4
-    asked: int = 6
+    asked: int = 8
     questions: int = 4
     alignment: float = 0.5
     middle: int = 3
     shared: bool = False
     drop: float = 0.1
-    answer_weight: float = 0.1
+    answer_weight: float = 0.25
     whitened: int = 3000
     checked: int = 300
     ceiling: int = 240
     watched: tuple[int, int] = (16, 40)
-    watch_every: int = 1000
+    watch_every: int = 750
 
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run."""
@@ -123,7 +123,7 @@ MINIATURE = Recipe(
     vit_batch=16,
     answer_batch=8,
     prompts=4,
-    asked=3,
+    asked=4,
     middle=1,
     whitened=100,
     checked=10,

@@ -18,6 +18,7 @@ from janusflow import UNDERSTANDING, JanusFlow
 from loop import Draw, Losses, run_stage
 from pictures import pixels
 from plots import plot_run
+from ranks import first_alone, share
 from recipe import Recipe, Stage
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ class Trainer:
             p.requires_grad_(True)
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-            scenes = seen_scenes(draw.numpy, self.recipe.vit_batch)
+            scenes = seen_scenes(draw.numpy, share(self.recipe.vit_batch))
             x = pixels([world.render(scene) for scene in scenes]).to(self.device)
             with self.autocast():
                 logits = head(self.model.see(x)).float()
@@ -102,29 +103,36 @@ class Trainer:
         home = self.base or Base(self.folder, self.seed)
         self.scenes = drawn_scenes(np.random.default_rng([home.seed, 77]), self.recipe.scenes)
         path = home.folder / f"scenes-{self.recipe.scenes}.pt"
-        if path.exists():
-            self.latents, self.features = torch.load(path, weights_only=True, map_location="cpu")
-        elif self.base:
-            raise TrainingError(f"{path} is missing: expected a run that has prepared {self.recipe.scenes} scenes")
-        else:
-            latents, features = [], []
-            for start in range(0, len(self.scenes), 100):
-                x = pixels([world.render(scene) for scene in self.scenes[start : start + 100]]).to(self.device)
-                with torch.no_grad(), self.autocast():
-                    latents.append(self.vae.encode(x)[0].float().cpu())
-                    features.append(self.model.see(x).to(torch.bfloat16).cpu())
-            self.latents, self.features = torch.cat(latents), torch.cat(features)
-            save_atomically((self.latents, self.features), path)
-        self.latents, self.features = self.latents.to(self.device), self.features.to(self.device)
+        with first_alone():
+            if path.exists():
+                known = torch.load(path, weights_only=True, map_location="cpu")
+            elif self.base:
+                raise TrainingError(f"{path} is missing: expected a run that has prepared {self.recipe.scenes} scenes")
+            else:
+                known = self._encoded_scenes()
+                save_atomically(known, path)
+        self.latents, self.features = (part.to(self.device) for part in known)
+
+    @torch.no_grad()
+    def _encoded_scenes(self) -> tuple[Tensor, Tensor]:
+        """Latents and features, in fp32 and bf16."""
+        latents, features = [], []
+        for start in range(0, len(self.scenes), 100):
+            x = pixels([world.render(scene) for scene in self.scenes[start : start + 100]]).to(self.device)
+            with self.autocast():
+                latents.append(self.vae.encode(x)[0].float().cpu())
+                features.append(self.model.see(x).to(torch.bfloat16).cpu())
+        return torch.cat(latents), torch.cat(features)
 
     # Losses
 
     def draw_losses(self, draw: Draw) -> dict[str, Tensor]:
         """Rectified flow at logit-normal times, and alignment of the middle to the understanding encoder."""
         r, rng = self.recipe, draw.numpy
-        chosen = rng.integers(0, len(self.scenes), r.prompts)
+        count = share(r.prompts)
+        chosen = rng.integers(0, len(self.scenes), count)
         prompts = [self.encoder.prompt(language.caption(rng, self.scenes[i]).text) for i in chosen]
-        dropped = torch.from_numpy(rng.random((r.prompts, r.levels)) < r.drop)
+        dropped = torch.from_numpy(rng.random((count, r.levels)) < r.drop)
         batch = draw_batch(prompts, r.levels, self.model.config.num_image_tokens, dropped, self.device)
         rows = torch.from_numpy(chosen).to(self.device).repeat_interleave(r.levels)
         x = self.latents[rows]
@@ -162,7 +170,7 @@ class Trainer:
         self._only(*LANGUAGE, *(GENERATION_ENCODER if self.recipe.shared else ()))
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-            return self.answer_losses(draw, self.recipe.answer_batch, 1.0, frozen=True)
+            return self.answer_losses(draw, share(self.recipe.answer_batch), 1.0, frozen=True)
 
         if self.recipe.shared:  # its encoder is not the one that the base has read with
             run_stage(self.recipe.answer, self.model, losses, self.folder, self.seed)
@@ -189,7 +197,7 @@ class Trainer:
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
             drawing = self.draw_losses(draw)
-            return drawing | self.answer_losses(draw, r.asked, r.answer_weight, frozen)
+            return drawing | self.answer_losses(draw, share(r.asked), r.answer_weight, frozen)
 
         def watch(step: int) -> dict[str, float]:
             return self.watch(f"{stage.name}-{step:06}")

@@ -12,6 +12,7 @@ from configs import vae_config
 from flashjanus.evaluation import judge, world
 from loop import Draw, run_stage
 from pictures import pixels, to_u8
+from ranks import rank, share, spread
 from recipe import Recipe, Sizes
 from torch import Tensor
 from whiten import whiten
@@ -42,14 +43,24 @@ def trained_vae(folder: Path, seed: int, device: torch.device, recipe: Recipe) -
         vae.place(device)
     else:
         train_vae(vae.place(device), folder, seed, recipe)
-        scenes = sample_scenes(np.random.default_rng([seed, 78]), recipe.whitened)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            parts = [scenes[i : i + 100] for i in range(0, len(scenes), 100)]
-            means = [vae.encode(pixels([world.render(s) for s in part]).to(device))[0].float() for part in parts]
-        whiten(vae, torch.cat(means))
-        save_atomically(vae.state_dict(), path)
-    print(f"the VAE gives back {exact_share(vae, seed, recipe.checked):.3f} of unseen scenes exactly", flush=True)
+        whiten(vae, scene_means(vae, seed, recipe.whitened))
+        spread(list(vae.parameters()))
+        if rank() == 0:
+            save_atomically(vae.state_dict(), path)
+    if rank() == 0:
+        print(f"the VAE gives back {exact_share(vae, seed, recipe.checked):.3f} of unseen scenes exactly", flush=True)
     return vae
+
+
+@torch.no_grad()
+def scene_means(vae: AutoencoderKL, seed: int, count: int) -> Tensor:
+    """Posterior means (count, c, L, L) of scenes of the training split."""
+    device = next(vae.parameters()).device
+    scenes = sample_scenes(np.random.default_rng([seed, 78]), count)
+    with torch.autocast(device.type, torch.bfloat16):
+        parts = [scenes[i : i + 100] for i in range(0, len(scenes), 100)]
+        means = [vae.encode(pixels([world.render(s) for s in part]).to(device))[0].float() for part in parts]
+    return torch.cat(means)
 
 
 def read_vae(folder: Path, sizes: Sizes, device: torch.device) -> AutoencoderKL:
@@ -66,7 +77,7 @@ def train_vae(vae: AutoencoderKL, folder: Path, seed: int, recipe: Recipe) -> No
     device = next(vae.parameters()).device
 
     def losses(step: int, draw: Draw) -> dict[str, Tensor]:
-        scenes = sample_scenes(draw.numpy, recipe.vae_batch)
+        scenes = sample_scenes(draw.numpy, share(recipe.vae_batch))
         images = [world.render(scene) for scene in scenes]
         background = torch.tensor([world.BACKGROUNDS[scene.background] for scene in scenes])
         x = pixels(images).to(device)
