@@ -18,7 +18,7 @@ KEPT = 2
 _DAMAGED = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Exception):
     """Training cannot go on; the last checkpoint is whole."""
 
 

@@ -2,9 +2,9 @@
 
     python examples/shapes/data_set.py OUT --split train --count 1000 --seed 0
 
-OUT gets 000000.png, 000001.png, ... and scenes.jsonl, one line per picture: its scene, its caption with what it promises
-(none for scenes of mixed things), and a question with its answer on every topic that the scene has one for. Picture k
-follows from seed, split and k alone. OUT appears whole or not at all.
+OUT gets 000000.png, 000001.png, ... and scenes.jsonl, one line per picture: its scene, its caption with what that
+promises (none for scenes of mixed things), and a question with its answer on every topic that the scene has one for.
+Picture k follows from seed, split and k alone. OUT appears whole or not at all.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+MODEL, VAE = "config.json", "vae/config.json"
+MODEL_WEIGHTS, VAE_WEIGHTS = "model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
 
 
@@ -62,11 +64,11 @@ def write_text_files(folder: Path, tokenizer: Tokenizer, config: Mapping[str, An
     (folder / "vae").mkdir(parents=True, exist_ok=True)
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=False))
     for name, content in (
-        ("config.json", config),
+        (MODEL, config),
         ("tokenizer_config.json", {"add_bos_token": True, "bos_token": BOS, "eos_token": EOS}),
         ("processor_config.json", PROCESSOR),
         ("preprocessor_config.json", PREPROCESSOR),
-        ("vae/config.json", vae),
+        (VAE, vae),
     ):
         write_text(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -74,11 +76,11 @@ def write_text_files(folder: Path, tokenizer: Tokenizer, config: Mapping[str, An
 @torch.no_grad()
 def write_model(folder: Path, state: Mapping[str, Tensor], vae: AutoencoderKL, ceiling: int) -> None:
     """The weights, and the latents of `ceiling` true scenes, from which the evaluation tells the VAE's ceiling."""
-    write_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
+    write_weights(folder / VAE_WEIGHTS, vae.state_dict())
     images = pixels([world.render(scene) for scene in ceiling_scenes(ceiling)])
     latents = vae.encode(images.to(next(vae.parameters()).device))[0]
     write_weights(folder / "evaluation.safetensors", {"latents": latents})
-    write_weights(folder / "model.safetensors", state)
+    write_weights(folder / MODEL_WEIGHTS, state)
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -89,8 +91,11 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def read_model(folder: Path, model: JanusFlow, vae: AutoencoderKL) -> None:
-    """Puts the weights of a written model back into training modules, as bf16 left them."""
-    for name, tensor in load_file(folder / "model.safetensors").items():
+def read_model(folder: Path) -> tuple[JanusFlow, AutoencoderKL]:
+    """A written model as training modules: fp32, with the values that bf16 left."""
+    config, vae_config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MODEL, VAE))
+    model, vae = JanusFlow(config, torch.Generator()), AutoencoderKL(vae_config)
+    for name, tensor in load_file(folder / MODEL_WEIGHTS).items():
         model[name].copy_(tensor)
-    vae.load_state_dict(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    vae.load_state_dict(load_file(folder / VAE_WEIGHTS))
+    return model.eval(), vae.eval()

@@ -66,7 +66,7 @@ def plot_stage(title: str, records: Records, pictures: int) -> Image.Image:
             drawable = math.isfinite(value) and (value > 0 or _panel_of(name) != "losses")
             if name not in _NO_CURVES and drawable:
                 curves.setdefault(name, []).append((record["step"], value))
-    panels: dict[str, dict[str, Curve]] = {}
+    panels: dict[str, dict[str, Curve]] = {"losses": {}}
     for name, curve in curves.items():
         panels.setdefault(_panel_of(name), {})[name] = curve
     sheet = Image.new("RGB", (WIDTH * SCALE, len(panels) * PANEL * SCALE), _PAPER)

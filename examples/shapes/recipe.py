@@ -54,7 +54,8 @@ class Recipe:
     middle: the block after which it is taken. drop: share of the pictures drawn without a prompt.
     shared: the generation encoder serves both faces, to compare with; all else, alignment included, stays as it is.
     whitened: scenes over which latents are whitened; checked: those that measure the VAE; ceiling: those whose latents
-    go with the model. watched: prompts per category and questions per topic of a watch point, every watch_every steps.
+    go with the model. watched: prompts per category and questions per topic of a watch point, every watch_every steps;
+    scored: those of scores.json.
     """
 
     sizes: Sizes = Sizes()
@@ -82,6 +83,7 @@ class Recipe:
     ceiling: int = 240
     watched: tuple[int, int] = (16, 40)
     watch_every: int = 750
+    scored: tuple[int, int] = (100, 100)
 
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run."""
@@ -130,5 +132,6 @@ MINIATURE = Recipe(
     ceiling=12,
     watched=(1, 2),
     watch_every=20,
+    scored=(1, 2),
 )
 """A minute on one slow core; it draws nothing that a person recognises."""

@@ -72,7 +72,8 @@ def train(folder: Path, recipe: Recipe, seed: int, device: torch.device, base: B
         write_model(folder / "model", trainer.model.official_state(), trainer.vae, recipe.ceiling)
         print(f"the model is in {folder / 'model'}", flush=True)
     else:
-        scores = trainer.score(100, steps=30) | trainer.answer_score(100)
+        samples, questions = recipe.scored
+        scores = trainer.score(samples, steps=30) | trainer.answer_score(questions)
         write_text(folder / "scores.json", json.dumps({"seed": seed, **scores}, indent=1) + "\n")
         print(json.dumps(scores), flush=True)
     return trainer
