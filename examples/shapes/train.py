@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
@@ -108,8 +110,22 @@ def chosen_recipe(chosen: argparse.Namespace) -> Recipe:
     return recipe
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: it must not train on beside a new run."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def work(number: int, meeting: str, chosen: argparse.Namespace) -> None:
     """One of the processes; they meet in the file `meeting`."""
+    end_with_parent()
     torch.set_num_threads(chosen.threads or max(1, (os.cpu_count() or 1) // chosen.processes))
     if chosen.processes > 1:
         torch.distributed.init_process_group(

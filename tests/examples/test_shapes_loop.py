@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_the_loss_falls_and_the_average_is_left(tmp_path: Path) -> None:
 def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(step: int, tmp_path: Path) -> None:
     killed_at(step, tmp_path / "killed")
     assert torch.equal(uninterrupted(tmp_path / "killed"), uninterrupted(tmp_path / "whole"))
+
+
+def test_every_step_stage_and_seed_draws_its_own_numbers() -> None:
+    def drawn(seed: int, number: int, step: int) -> tuple[float, float]:
+        draw = Draw.of(seed, replace(STAGE, number=number), step)
+        return draw.numpy.random(), float(torch.rand((), generator=draw.torch))
+
+    cases = [(seed, number, step) for seed in range(3) for number in range(1, 4) for step in range(3)]
+    found = [drawn(*case) for case in cases]
+    assert found == [drawn(*case) for case in cases]
+    assert all(len(set(numbers)) == len(cases) for numbers in zip(*found, strict=True))
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -145,7 +157,7 @@ import torch
 from checkpoints import save_atomically
 from loop import run_stage
 from pathlib import Path
-from ranks import rank, share
+from ranks import average_gradients, rank, share
 from recipe import Stage
 from torch import distributed, nn
 
@@ -160,7 +172,10 @@ def work(number, folder):
         return {{"error": (module(x) - x[:, :2]).square().mean()}}
 
     run_stage(Stage("small", 9, steps=5, lr=0.05, warmup=2), module, losses, Path(folder), seed=1)
-    save_atomically(module.state_dict(), Path(folder) / f"process-{{rank()}}.pth")
+    module.weight.grad, module.bias.grad = torch.full_like(module.weight, 1.0 + number), None
+    average_gradients(list(module.parameters()))
+    content = {{**module.state_dict(), "gradient": module.weight.grad}}
+    save_atomically(content, Path(folder) / f"process-{{rank()}}.pth")
 
 if __name__ == "__main__":
     torch.multiprocessing.spawn(work, (sys.argv[1],), 2)
@@ -181,6 +196,7 @@ def test_two_processes_train_one_model_on_the_mean_of_their_gradients(tmp_path: 
         return {"error": torch.stack([(alone(x) - x[:, :2]).square().mean() for x in batches]).mean()}
 
     run_stage(Stage("small", 9, steps=5, lr=0.05, warmup=2), alone, losses, tmp_path / "alone", seed=1)
+    assert first["gradient"].unique().tolist() == second["gradient"].unique().tolist() == [1.5]
     for name, expected in alone.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6)
