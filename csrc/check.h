@@ -19,12 +19,61 @@ inline const char* message(Status status) {
         case Status::misaligned_rows: return "expected guidance, step and steps aligned to 4 bytes";
         case Status::isa_unavailable: return "expected an instruction set that this build and this machine have";
         case Status::launch_failed: return "the CUDA runtime refused the launch";
+        case Status::bad_sizes: return "expected every size >= 1, and heads a multiple of kv_heads";
+        case Status::bad_threads: return "expected threads >= 1";
+        case Status::null_tensor: return "expected non-null pointers to all tensors that are not optional";
+        case Status::too_many_rows: return "expected at most 4 rows";
+        case Status::head_too_large: return "expected heads of at most 256 channels";
     }
     return "unknown status";
 }
 
 inline bool aligned(const void* pointer, uintptr_t bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+inline bool valid(Dtype dtype) {
+    return dtype == Dtype::f32 || dtype == Dtype::bf16;
+}
+
+inline Status check(const GemvParams& p) {
+    if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
+    if (p.rows > kMaxGemvRows) return Status::too_many_rows;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const RmsNormParams& p) {
+    if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.weight && p.y && !p.delta == !p.total ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const SiluMulParams& p) {
+    if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const RopeKvWriteParams& p) {
+    if (p.batch < 1 || p.tokens < 1 || p.heads < 1 || p.kv_heads < 1 || p.half < 1) return Status::bad_sizes;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    const bool all = p.qkv && p.table && p.positions && p.slots && p.k_cache && p.v_cache && p.q;
+    return all ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const DecodeAttentionParams& p) {
+    if (p.batch < 1 || p.keys < 1 || p.heads < 1 || p.kv_heads < 1 || p.head < 1) return Status::bad_sizes;
+    if (p.heads % p.kv_heads) return Status::bad_sizes;
+    if (p.head > kMaxHead) return Status::head_too_large;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    const bool all = p.q && p.k && p.v && p.kv_start && p.kv_end && p.slots && p.o;
+    return all ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const CfgEulerParams& p) {

@@ -24,6 +24,11 @@ enum class Status : int32_t {
     misaligned_rows,
     isa_unavailable,
     launch_failed,
+    bad_sizes,
+    bad_threads,
+    null_tensor,
+    too_many_rows,
+    head_too_large,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -42,6 +47,94 @@ struct CfgEulerParams {
     int32_t width;
     int32_t channels;
     int32_t patch;
+};
+
+// The most rows that the matrix-vector kernel takes at once, and the most channels of an attention head.
+inline constexpr int32_t kMaxGemvRows = 4;
+inline constexpr int32_t kMaxHead = 256;
+
+// Below, `threads` is how many a CPU kernel may use; strides are in elements, and last dimensions are dense.
+
+// y = x w^T + bias, for a few rows: one pass over w.
+struct GemvParams {
+    const void* x;     // [rows, columns]
+    const void* w;     // [out, columns]
+    const void* bias;  // [out], or null
+    void* y;           // [rows, out]
+    Dtype dtype;       // of all four
+    int32_t rows;
+    int32_t columns;
+    int32_t out;
+    int32_t threads;
+};
+
+// total = x + delta (where delta is given), y = total / sqrt(mean(total^2) + eps) * weight; mean and product in
+// float32.
+struct RmsNormParams {
+    const void* x;        // [rows, channels]
+    const void* delta;    // [rows, channels], or null
+    const float* weight;  // [channels]
+    void* total;          // [rows, channels], or null with delta
+    void* y;              // [rows, channels]
+    Dtype x_dtype;        // of x and total
+    Dtype delta_dtype;
+    Dtype y_dtype;
+    float eps;
+    int32_t rows;
+    int32_t channels;
+    int32_t threads;
+};
+
+// y = silu(x[:, :channels]) * x[:, channels:].
+struct SiluMulParams {
+    const void* x;  // [rows, 2 * channels]
+    void* y;        // [rows, channels]
+    Dtype dtype;
+    int32_t rows;
+    int32_t channels;
+    int32_t threads;
+};
+
+// q = rotate(q), k_cache[b, slot] = rotate(k), v_cache[b, slot] = v, of qkv = [q | k | v] by heads; half-rotation
+// layout.
+struct RopeKvWriteParams {
+    const void* qkv;           // [batch, tokens, heads + 2 * kv_heads, 2 * half], rows `qkv_stride` apart
+    const float* table;        // [positions, 2, half]: cosines, sines
+    const int32_t* positions;  // [batch, tokens]
+    const int32_t* slots;      // [batch, tokens]
+    void* k_cache;             // [batch, slots, kv_heads, 2 * half]
+    void* v_cache;
+    void* q;  // [batch, tokens, heads, 2 * half]
+    Dtype dtype;
+    int32_t batch;
+    int32_t tokens;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t half;
+    int64_t cache_batch_stride;
+    int64_t cache_slot_stride;
+    int32_t threads;
+};
+
+// One query a row: o = softmax(scale q K^T) V over the keys kv_start[b] <= j < kv_end[b] and j = slots[b].
+struct DecodeAttentionParams {
+    const void* q;  // [batch, heads, head]
+    const void* k;  // [batch, keys, kv_heads, head]
+    const void* v;
+    const int32_t* kv_start;  // [batch]
+    const int32_t* kv_end;    // [batch]
+    const int32_t* slots;     // [batch]
+    void* o;                  // [batch, heads, head]
+    Dtype dtype;
+    float scale;
+    int32_t batch;
+    int32_t keys;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head;
+    int64_t batch_stride;  // of k and v
+    int64_t key_stride;
+    int32_t threads;
 };
 
 }  // namespace flashjanus

@@ -3,40 +3,89 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "check.h"
 #include "params.h"
 
 namespace flashjanus {
 
+// One member of a struct of arguments: addresses come as integers, a Dtype as its number.
+template <class P>
+struct Field {
+    const char* name;
+    std::function<void(P&, pybind11::handle)> set;
+    std::function<std::string(const P&)> show;  // empty for addresses
+
+    template <class T>
+    Field(const char* name, T P::* member) : name(name) {
+        if constexpr (std::is_pointer_v<T>) {
+            set = [member](P& p, pybind11::handle value) { p.*member = reinterpret_cast<T>(value.cast<uintptr_t>()); };
+        } else if constexpr (std::is_enum_v<T>) {
+            set = [member](P& p, pybind11::handle value) { p.*member = static_cast<T>(value.cast<int32_t>()); };
+            show = [member](const P& p) { return std::to_string(static_cast<int32_t>(p.*member)); };
+        } else {
+            set = [member](P& p, pybind11::handle value) { p.*member = value.cast<T>(); };
+            show = [member](const P& p) { return std::to_string(p.*member); };
+        }
+    }
+};
+
+template <class P>
+using Fields = std::vector<Field<P>>;
+
+// The members of P, in the order of params.h: bindings/fields.cpp.
+template <class P>
+const Fields<P>& fields();
+
+// Takes every field out of `arguments`; TypeError where one is missing or not of its type.
+template <class P>
+P take(const char* kernel, pybind11::dict& arguments) {
+    P params{};
+    for (const Field<P>& field : fields<P>()) {
+        if (!arguments.contains(field.name)) {
+            throw pybind11::type_error(std::string(kernel) + ": missing argument '" + field.name + "'");
+        }
+        const auto value = pybind11::object(arguments.attr("pop")(field.name));
+        try {
+            field.set(params, value);
+        } catch (const pybind11::cast_error&) {
+            throw pybind11::type_error(std::string(kernel) + ": argument '" + field.name +
+                                       "' does not fit its type, got " + std::string(pybind11::repr(value)));
+        }
+    }
+    return params;
+}
+
 template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
+T take(const char* kernel, pybind11::dict& arguments, const char* name, T otherwise) {
+    if (!arguments.contains(name)) return otherwise;
+    const auto value = pybind11::object(arguments.attr("pop")(name));
+    try {
+        return value.cast<T>();
+    } catch (const pybind11::cast_error&) {
+        throw pybind11::type_error(std::string(kernel) + ": argument '" + name + "' does not fit its type, got " +
+                                   std::string(pybind11::repr(value)));
+    }
 }
 
-inline CfgEulerParams cfg_euler_params(uintptr_t v, uintptr_t z, uintptr_t guidance, uintptr_t step, uintptr_t steps,
-                                       int32_t v_dtype, int32_t rows, int32_t unconditional, int32_t height,
-                                       int32_t width, int32_t channels, int32_t patch) {
-    return {pointer<const void>(v),
-            pointer<float>(z),
-            pointer<const float>(guidance),
-            pointer<int32_t>(step),
-            pointer<const int32_t>(steps),
-            static_cast<Dtype>(v_dtype),
-            rows,
-            unconditional,
-            height,
-            width,
-            channels,
-            patch};
+inline void expect_empty(const char* kernel, const pybind11::dict& arguments) {
+    for (const auto& item : arguments) {
+        throw pybind11::type_error(std::string(kernel) + ": unexpected argument '" +
+                                   std::string(pybind11::str(item.first)) + "'");
+    }
 }
 
-inline std::string describe(const CfgEulerParams& p) {
-    return "rows=" + std::to_string(p.rows) + ", unconditional=" + std::to_string(p.unconditional) +
-           ", height=" + std::to_string(p.height) + ", width=" + std::to_string(p.width) +
-           ", channels=" + std::to_string(p.channels) + ", patch=" + std::to_string(p.patch) +
-           ", v_dtype=" + std::to_string(static_cast<int32_t>(p.v_dtype));
+template <class P>
+std::string describe(const P& params) {
+    std::string text;
+    for (const Field<P>& field : fields<P>()) {
+        if (field.show) text += (text.empty() ? "" : ", ") + std::string(field.name) + "=" + field.show(params);
+    }
+    return text;
 }
 
 // Register the CUDA half: bindings/cuda.cpp in a CUDA build, bindings/no_cuda.cpp otherwise.

@@ -16,21 +16,26 @@ cpu::Isa isa_named(const std::string& wanted) {
     throw py::value_error("expected an instruction set out of " + known + ", got '" + wanted + "'");
 }
 
-void cfg_euler(uintptr_t v, uintptr_t z, uintptr_t guidance, uintptr_t step, uintptr_t steps, int32_t v_dtype,
-               int32_t rows, int32_t unconditional, int32_t height, int32_t width, int32_t channels, int32_t patch,
-               const std::string& isa) {
-    const CfgEulerParams params =
-        cfg_euler_params(v, z, guidance, step, steps, v_dtype, rows, unconditional, height, width, channels, patch);
-    const cpu::Isa chosen = isa.empty() ? cpu::best() : isa_named(isa);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = cpu::cfg_euler(params, chosen);
-    }
-    if (status != Status::ok) {
-        throw py::value_error(std::string("cfg_euler: ") + message(status) + ", got " + describe(params) +
-                              ", isa=" + cpu::name(chosen));
-    }
+// module.kernel(*, <the members of P>, isa=""): an empty isa takes the best one.
+template <class P>
+void bind_cpu(py::module_& module, const char* kernel, Status (*run)(const P&, cpu::Isa)) {
+    const auto call = [kernel, run](const py::kwargs& given) {
+        py::dict arguments(given);
+        const auto wanted = take<std::string>(kernel, arguments, "isa", "");
+        const P params = take<P>(kernel, arguments);
+        expect_empty(kernel, arguments);
+        const cpu::Isa isa = wanted.empty() ? cpu::best() : isa_named(wanted);
+        Status status;
+        {
+            py::gil_scoped_release release;
+            status = run(params, isa);
+        }
+        if (status != Status::ok) {
+            throw py::value_error(std::string(kernel) + ": " + message(status) + ", got " + describe(params) +
+                                  ", isa=" + cpu::name(isa));
+        }
+    };
+    module.def(kernel, call, "A CPU kernel; its arguments are the members of its struct in csrc/params.h.");
 }
 
 py::list instruction_sets(bool (*keep)(cpu::Isa)) {
@@ -58,10 +63,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Kernels on raw addresses. Sizes and alignment are checked; what the addresses point at is not.";
     module.def("build_info", &build_info, "Compiler, CUDA version (None in a CPU-only build) and instruction sets.");
-    module.def("cfg_euler", &cfg_euler, py::kw_only(), py::arg("v"), py::arg("z"), py::arg("guidance"), py::arg("step"),
-               py::arg("steps"), py::arg("v_dtype"), py::arg("rows"), py::arg("unconditional"), py::arg("height"),
-               py::arg("width"), py::arg("channels"), py::arg("patch"), py::arg("isa") = "",
-               "Guidance, Euler step and advance of the rows, on the CPU. An empty isa takes the best one.");
+#define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, &cpu::kernel);
+    FLASHJANUS_CPU_KERNELS(FLASHJANUS_BIND)
     bind_cuda(module);
 }
 

@@ -3,6 +3,15 @@
 
 #include "params.h"
 
+// Every kernel of this folder: its name, and its struct of arguments.
+#define FLASHJANUS_CPU_KERNELS(KERNEL)       \
+    KERNEL(cfg_euler, CfgEulerParams)        \
+    KERNEL(gemv, GemvParams)                 \
+    KERNEL(rms_norm, RmsNormParams)          \
+    KERNEL(silu_mul, SiluMulParams)          \
+    KERNEL(rope_kv_write, RopeKvWriteParams) \
+    KERNEL(decode_attention, DecodeAttentionParams)
+
 namespace flashjanus::cpu {
 
 enum class Isa : int32_t { baseline = 0, avx2 = 1, avx512 = 2 };
@@ -13,6 +22,8 @@ bool built(Isa isa);      // compiled into this module
 bool available(Isa isa);  // built, and this machine executes it
 Isa best();               // the widest available one
 
-Status cfg_euler(const CfgEulerParams& params, Isa isa);
+#define FLASHJANUS_DECLARE(kernel, Params) Status kernel(const Params& params, Isa isa);
+FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
+#undef FLASHJANUS_DECLARE
 
 }  // namespace flashjanus::cpu

@@ -4,18 +4,20 @@
 
 namespace flashjanus::cpu {
 
-// cfg_euler.cpp is compiled once into each of these namespaces.
+// Every kernel is compiled once into each of these namespaces.
+#define FLASHJANUS_DECLARE(kernel, Params) void kernel(const Params& params);
 namespace baseline {
-void cfg_euler(const CfgEulerParams& params);
+FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
 }
 #ifdef FLASHJANUS_X86
 namespace avx2 {
-void cfg_euler(const CfgEulerParams& params);
+FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
 }
 namespace avx512 {
-void cfg_euler(const CfgEulerParams& params);
+FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
 }
 #endif
+#undef FLASHJANUS_DECLARE
 
 const char* name(Isa isa) {
     switch (isa) {
@@ -38,7 +40,7 @@ bool available(Isa isa) {
     if (isa == Isa::baseline) return true;
 #ifdef FLASHJANUS_X86
     // These also ask whether the operating system saves the wide registers.
-    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == Isa::avx512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -52,22 +54,27 @@ Isa best() {
     return available(Isa::avx2) ? Isa::avx2 : Isa::baseline;
 }
 
-Status cfg_euler(const CfgEulerParams& params, Isa isa) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
-    if (!available(isa)) return Status::isa_unavailable;
 #ifdef FLASHJANUS_X86
-    if (isa == Isa::avx512) {
-        avx512::cfg_euler(params);
-        return Status::ok;
-    }
-    if (isa == Isa::avx2) {
-        avx2::cfg_euler(params);
-        return Status::ok;
-    }
+#define FLASHJANUS_CALL(kernel)                            \
+    if (isa == Isa::avx512) return avx512::kernel(params); \
+    if (isa == Isa::avx2) return avx2::kernel(params);     \
+    baseline::kernel(params)
+#else
+#define FLASHJANUS_CALL(kernel) baseline::kernel(params)
 #endif
-    baseline::cfg_euler(params);
-    return Status::ok;
-}
+
+#define FLASHJANUS_DEFINE(kernel, Params)                      \
+    static void call_##kernel(const Params& params, Isa isa) { \
+        FLASHJANUS_CALL(kernel);                               \
+        (void)isa;                                             \
+    }                                                          \
+    Status kernel(const Params& params, Isa isa) {             \
+        const Status status = check(params);                   \
+        if (status != Status::ok) return status;               \
+        if (!available(isa)) return Status::isa_unavailable;   \
+        call_##kernel(params, isa);                            \
+        return Status::ok;                                     \
+    }
+FLASHJANUS_CPU_KERNELS(FLASHJANUS_DEFINE)
 
 }  // namespace flashjanus::cpu

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..ir import TensorSpec
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 
@@ -49,6 +51,18 @@ def run_silu(x: torch.Tensor, y: torch.Tensor) -> None:
 @GELU.implementation("torch")
 def run_gelu(x: torch.Tensor, y: torch.Tensor) -> None:
     torch.ops.aten.gelu.out(x, out=y)
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
+        return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
+    return native.refuses(device)
+
+
+@SILU_MUL.implementation("native", _refuses_native)
+def run_silu_mul_native(x: torch.Tensor, y: torch.Tensor) -> None:
+    channels = y.shape[-1]
+    native.run("silu_mul", x=x.contiguous(), y=y, dtype=x.dtype, rows=y.numel() // channels, channels=channels)
 
 
 @SILU_MUL.implementation("torch")

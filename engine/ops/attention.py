@@ -9,14 +9,15 @@ Grouped heads: head h reads key/value head h * G // H.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import SchemaError
-from ..ir import Size
+from ..ir import Size, TensorSpec, static
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
 
@@ -104,11 +105,64 @@ OP = register(
             dict(b=2, n=5, s=40, heads=4, kv_heads=2, head_dim=8, rule="prefix"),
             dict(b=2, n=16, s=31, heads=3, kv_heads=1, head_dim=64, rule="block"),
             dict(b=2, n=1, s=65, heads=2, kv_heads=2, head_dim=128, rule="causal"),
+            dict(b=2, n=1, s=200, heads=4, kv_heads=2, head_dim=72, rule="prefix"),
         ],
         example=example,
         rounding_steps=4.0,
     )
 )
+
+
+MAX_HEAD = 256
+"""kMaxHead of csrc/params.h."""
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if len(specs) > 3 and specs[0] is not None:
+        queries, head = static(specs[0].shape[1]), static(specs[0].shape[3])
+        if queries != 1:
+            return f"decodes: serves one query a row, not {queries}"
+        if specs[3] is None:
+            return "decodes: needs kv_start, kv_end and slots"
+        if head > MAX_HEAD:
+            return f"takes heads of at most {MAX_HEAD} channels, not {head}"
+        if specs[0].dtype not in (torch.float32, torch.bfloat16):
+            return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
+    return native.refuses(device)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor,
+    kv_end: torch.Tensor,
+    slots: torch.Tensor,
+    o: torch.Tensor,
+    *,
+    scale: float,
+) -> None:
+    batch, keys, kv_heads, head = k.shape
+    native.run(
+        "decode_attention",
+        q=q.contiguous(),
+        k=k,
+        v=v,
+        kv_start=kv_start.contiguous(),
+        kv_end=kv_end.contiguous(),
+        slots=slots.contiguous(),
+        o=o,
+        dtype=q.dtype,
+        scale=scale,
+        batch=batch,
+        keys=keys,
+        heads=q.shape[2],
+        kv_heads=kv_heads,
+        head=head,
+        batch_stride=k.stride(0),
+        key_stride=k.stride(1),
+    )
 
 
 @OP.implementation("torch")

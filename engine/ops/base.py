@@ -167,6 +167,7 @@ class Implementation:
     name: str
     run: Callable[..., None]
     refuses_call: Refusal
+    yields_call: Refusal
 
     def refuses(
         self,
@@ -176,6 +177,10 @@ class Implementation:
     ) -> str | None:
         """Why this implementation cannot serve on `device` (for these arguments, where given), or None."""
         return self.refuses_call(device, specs, attrs or {})
+
+    def yields(self, device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+        """Why another one is the better choice for these arguments, though this one could serve, or None."""
+        return self.yields_call(device, specs, attrs)
 
 
 def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -204,12 +209,15 @@ class Op:
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(
-        self, name: str, refuses: Refusal = _accepts_all
+        self, name: str, refuses: Refusal = _accepts_all, yields: Refusal = _accepts_all
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register the decorated function; earlier registrations are preferred."""
+        """Register the decorated function; earlier registrations are preferred.
+
+        `refuses` gives the reason why it cannot serve a call; `yields` why it only does when asked for by name.
+        """
 
         def register(run: Callable[..., None]) -> Callable[..., None]:
-            self.implementations[name] = Implementation(name, run, refuses)
+            self.implementations[name] = Implementation(name, run, refuses, yields)
             return run
 
         return register
@@ -221,7 +229,7 @@ class Op:
         attrs: Mapping[str, Any],
         forced: str | None = None,
     ) -> tuple[Implementation, dict[str, str]]:
-        """The first implementation that does not refuse, and the refusals met on the way.
+        """The first implementation that neither refuses nor yields, and the reasons of those before it.
 
         Raises PlanError where none serves, or where the forced one is unknown or refuses.
         """
@@ -232,6 +240,8 @@ class Op:
             if forced is not None and name != forced:
                 continue
             reason = implementation.refuses(device, specs, attrs)
+            if reason is None and forced is None:
+                reason = implementation.yields(device, specs, attrs)
             if reason is None:
                 return implementation, refused
             refused[name] = reason

@@ -6,11 +6,13 @@ are not contiguous: the first linear of the official U-ViT meets one, and its bf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..ir import TensorSpec, product, static
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 
@@ -45,10 +47,45 @@ OP = register(
             dict(m=37, k=200, n=65, bias=True),
             dict(m=5, k=40, n=24, bias=True, split_bias=True),
             dict(m=6, k=16, n=8, bias=False),
+            dict(m=2, k=70, n=19, bias=True),
+            dict(m=3, k=48, n=32, bias=False),
+            dict(m=4, k=129, n=5, bias=True),
         ],
         example=example,
     )
 )
+
+
+MAX_ROWS = 4
+"""kMaxGemvRows of csrc/params.h."""
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None:
+        if static(product(specs[0].shape[:-1])) > MAX_ROWS:
+            return f"a matrix-vector kernel, for at most {MAX_ROWS} rows"
+        if specs[0].dtype not in (torch.float32, torch.bfloat16):
+            return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
+    if attrs.get("split_bias"):
+        return "adds the bias before it rounds"
+    return native.refuses(device)
+
+
+def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None:
+        if specs[0].dtype is not torch.bfloat16:
+            return "reads a float32 weight no faster than torch's GEMM"
+        if static(product(specs[0].shape[:-1])) == 1:
+            return "reads the weight no faster than torch's matrix-vector product of one row"
+    return None
+
+
+@OP.implementation("native", _refuses_native, _yields_native)
+def run_native(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
+) -> None:
+    x = x.reshape(-1, x.shape[-1]).contiguous()
+    native.run("gemv", x=x, w=weight, bias=bias, y=y, dtype=x.dtype, rows=len(x), columns=x.shape[1], out=len(weight))
 
 
 @OP.implementation("torch")

@@ -6,11 +6,13 @@ does: float32 weights round once, bfloat16 weights round as the official bfloat1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..ir import TensorSpec
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 
@@ -70,6 +72,58 @@ ADD_RMS_NORM = register(
         example_add,
     )
 )
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[-1] is not None and specs[-1].dtype is not torch.float32:
+        return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
+    if any(spec is not None and spec.dtype not in (torch.float32, torch.bfloat16) for spec in specs):
+        return "computes in float32 or bfloat16"
+    return native.refuses(device)
+
+
+@RMS_NORM.implementation("native", _refuses_native)
+def run_native(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
+    _run_native(x, None, weight, None, y, eps)
+
+
+@ADD_RMS_NORM.implementation("native", _refuses_native)
+def run_add_native(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    _run_native(x, delta, weight, total, y, eps)
+
+
+def _run_native(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    total: torch.Tensor | None,
+    y: torch.Tensor,
+    eps: float,
+) -> None:
+    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
+    native.run(
+        "rms_norm",
+        x=x,
+        delta=delta,
+        weight=weight,
+        total=total,
+        y=y,
+        x_dtype=x.dtype,
+        delta_dtype=x.dtype if delta is None else delta.dtype,
+        y_dtype=y.dtype,
+        eps=eps,
+        rows=x.numel() // x.shape[-1],
+        channels=x.shape[-1],
+    )
 
 
 @RMS_NORM.implementation("torch")

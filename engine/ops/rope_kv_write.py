@@ -7,13 +7,14 @@ official bfloat16 model does. Keys are rotated when they are written, so a cache
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import SchemaError
-from ..ir import Size
+from ..ir import Size, TensorSpec
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
 
@@ -92,6 +93,48 @@ OP = register(
         read_bytes=read_bytes,
     )
 )
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
+        return "takes angles in float32; numerics='official' keeps them in bfloat16"
+    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
+        return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
+    return native.refuses(device)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    qkv: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_out: torch.Tensor,
+    *,
+    heads: int,
+) -> None:
+    batch, tokens = positions.shape
+    batch_stride, slot_stride = k_cache.stride()[:2]
+    native.run(
+        "rope_kv_write",
+        qkv=qkv.contiguous(),
+        table=table,
+        positions=positions.contiguous(),
+        slots=slots.contiguous(),
+        k_cache=k_cache,
+        v_cache=v_cache,
+        q=q_out,
+        dtype=qkv.dtype,
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        kv_heads=k_cache.shape[2],
+        half=table.shape[2],
+        cache_batch_stride=batch_stride,
+        cache_slot_stride=slot_stride,
+    )
 
 
 @OP.implementation("torch")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import torch
 
 from ..errors import NativeError
 
-_V_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in csrc/params.h
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in csrc/params.h
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def _cfg_euler_arguments(
     steps: torch.Tensor,
 ) -> dict[str, int]:
     """Addresses and sizes of one call, checked. Raises NativeError, naming op and argument."""
-    _tensor(op, "v", v, z.device, tuple(_V_DTYPES))
+    _tensor(op, "v", v, z.device, tuple(_DTYPES))
     _tensor(op, "z", z, z.device, (torch.float32,))
     _tensor(op, "guidance", guidance, z.device, (torch.float32,))
     _tensor(op, "step", step, z.device, (torch.int32,))
@@ -104,7 +104,7 @@ def _cfg_euler_arguments(
         "guidance": guidance.data_ptr(),
         "step": step.data_ptr(),
         "steps": steps.data_ptr(),
-        "v_dtype": _V_DTYPES[v.dtype],
+        "v_dtype": _DTYPES[v.dtype],
         "rows": rows,
         "unconditional": branches - rows,
         "height": height,
@@ -114,11 +114,35 @@ def _cfg_euler_arguments(
     }
 
 
-def _call(function: Callable[..., None], arguments: dict[str, int], **options: int | str) -> None:
+def _call(function: Callable[..., None], arguments: Mapping[str, int | float], **options: int | str) -> None:
     try:
         function(**arguments, **options)
     except (ValueError, RuntimeError) as error:
         raise NativeError(str(error)) from error
+
+
+def refuses(device: torch.device) -> str | None:
+    """Why no CPU kernel can serve on `device`, or None."""
+    return available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+
+
+def run(kernel: str, *, isa: str | None = None, **arguments: torch.Tensor | torch.dtype | float | None) -> None:
+    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/params.h.
+
+    A tensor goes in as its address (None as null), a dtype as its number. What an address points at is not checked:
+    shapes and strides are the caller's, from a plan that was checked. Raises NativeError.
+    """
+    plain: dict[str, int | float] = {"threads": torch.get_num_threads()}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu":
+                raise NativeError(f"{kernel}: expected {name} on the CPU, got {value.device}")
+            plain[name] = value.data_ptr()
+        elif isinstance(value, torch.dtype):
+            plain[name] = _DTYPES[value]
+        else:
+            plain[name] = 0 if value is None else value
+    _call(getattr(_module(), kernel), plain, isa=isa or "")
 
 
 def cfg_euler(

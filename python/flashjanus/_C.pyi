@@ -1,6 +1,9 @@
-"""Kernels on raw addresses (csrc/bindings). Call them through flashjanus.engine.runtime.native."""
+"""Kernels on raw addresses (csrc/bindings). Call them through flashjanus.engine.runtime.native.
 
-from typing import TypedDict
+Arguments are the members of a kernel's struct in csrc/params.h: addresses and dtypes as integers.
+"""
+
+from typing import Protocol, TypedDict
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -9,36 +12,18 @@ class BuildInfo(TypedDict):
     instruction_sets_built: list[str]
     instruction_sets: list[str]
 
+class CpuKernel(Protocol):
+    def __call__(self, *, isa: str = "", **members: float) -> None: ...
+
+class CudaKernel(Protocol):
+    def __call__(self, *, stream: int, **members: float) -> None: ...
+
 def build_info() -> BuildInfo: ...
-def cfg_euler(
-    *,
-    v: int,
-    z: int,
-    guidance: int,
-    step: int,
-    steps: int,
-    v_dtype: int,
-    rows: int,
-    unconditional: int,
-    height: int,
-    width: int,
-    channels: int,
-    patch: int,
-    isa: str = "",
-) -> None: ...
-def cfg_euler_cuda(
-    *,
-    v: int,
-    z: int,
-    guidance: int,
-    step: int,
-    steps: int,
-    v_dtype: int,
-    rows: int,
-    unconditional: int,
-    height: int,
-    width: int,
-    channels: int,
-    patch: int,
-    stream: int,
-) -> None: ...
+
+cfg_euler: CpuKernel
+gemv: CpuKernel
+rms_norm: CpuKernel
+silu_mul: CpuKernel
+rope_kv_write: CpuKernel
+decode_attention: CpuKernel
+cfg_euler_cuda: CudaKernel

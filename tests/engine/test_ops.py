@@ -9,13 +9,16 @@ order, so it gets NOISE times that distance, besides the op's own rounding_steps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import Call, Op, all_ops
 from flashjanus.engine.ops.base import Arg
+from flashjanus.engine.runtime import native
 from torch.overrides import TorchFunctionMode
 
 NOISE = 4.0
@@ -117,7 +120,9 @@ def run(op: Op, implementation: str, call: Call) -> dict[str, torch.Tensor]:
     inputs = [None if t is None else Guarded(t) for t in call.args]
     outputs = [Guarded(torch.empty(s.shape, dtype=s.dtype), poisoned=True) for s in specs]
     buffers = [None if b is None else b.tensor for b in (*inputs, *outputs)]
-    op.implementations[implementation].run(*buffers, **call.attrs)
+    name, _, isa = implementation.partition(" ")
+    with patch.object(native, "run", partial(native.run, isa=isa or None)):
+        op.implementations[name].run(*buffers, **call.attrs)
     written: dict[str, torch.Tensor] = {}
     for arg, buffer in zip((*op.schema.inputs, *op.schema.outputs), (*inputs, *outputs), strict=True):
         if buffer is None:
@@ -168,6 +173,8 @@ def check(op: Op, call: Call) -> None:
     exact, f32 = reference(op, call, exact=True), reference(op, call, exact=False)
     names = serving(op, call)
     assert "torch" in names
+    if "native" in names:
+        names += [f"native {isa}" for isa in native.instruction_sets()]
     errors: dict[str, dict[str, float]] = {}
     for implementation in sorted(names, key="torch".__ne__):  # torch first, the others are measured against it
         written = run(op, implementation, call)

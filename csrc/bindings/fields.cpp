@@ -1,0 +1,72 @@
+#include "bindings/bindings.h"
+
+#define FIELD(member) {#member, &P::member}
+
+namespace flashjanus {
+
+template <>
+const Fields<CfgEulerParams>& fields() {
+    using P = CfgEulerParams;
+    static const Fields<P> all{FIELD(v),      FIELD(z),       FIELD(guidance), FIELD(step),
+                               FIELD(steps),  FIELD(v_dtype), FIELD(rows),     FIELD(unconditional),
+                               FIELD(height), FIELD(width),   FIELD(channels), FIELD(patch)};
+    return all;
+}
+
+template <>
+const Fields<GemvParams>& fields() {
+    using P = GemvParams;
+    static const Fields<P> all{FIELD(x),    FIELD(w),       FIELD(bias), FIELD(y),      FIELD(dtype),
+                               FIELD(rows), FIELD(columns), FIELD(out),  FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<RmsNormParams>& fields() {
+    using P = RmsNormParams;
+    static const Fields<P> all{FIELD(x),   FIELD(delta),   FIELD(weight),      FIELD(total),
+                               FIELD(y),   FIELD(x_dtype), FIELD(delta_dtype), FIELD(y_dtype),
+                               FIELD(eps), FIELD(rows),    FIELD(channels),    FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<SiluMulParams>& fields() {
+    using P = SiluMulParams;
+    static const Fields<P> all{FIELD(x), FIELD(y), FIELD(dtype), FIELD(rows), FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<RopeKvWriteParams>& fields() {
+    using P = RopeKvWriteParams;
+    static const Fields<P> all{FIELD(qkv),
+                               FIELD(table),
+                               FIELD(positions),
+                               FIELD(slots),
+                               FIELD(k_cache),
+                               FIELD(v_cache),
+                               FIELD(q),
+                               FIELD(dtype),
+                               FIELD(batch),
+                               FIELD(tokens),
+                               FIELD(heads),
+                               FIELD(kv_heads),
+                               FIELD(half),
+                               FIELD(cache_batch_stride),
+                               FIELD(cache_slot_stride),
+                               FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<DecodeAttentionParams>& fields() {
+    using P = DecodeAttentionParams;
+    static const Fields<P> all{FIELD(q),          FIELD(k),      FIELD(v),        FIELD(kv_start), FIELD(kv_end),
+                               FIELD(slots),      FIELD(o),      FIELD(dtype),    FIELD(scale),    FIELD(batch),
+                               FIELD(keys),       FIELD(heads),  FIELD(kv_heads), FIELD(head),     FIELD(batch_stride),
+                               FIELD(key_stride), FIELD(threads)};
+    return all;
+}
+
+}  // namespace flashjanus

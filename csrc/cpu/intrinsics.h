@@ -1,0 +1,10 @@
+// What vector.h and the kernels need from outside. Trap: no other header with inline functions (see cfg_euler.cpp);
+// intrinsics are always inlined, so the linker never sees them.
+#pragma once
+
+#include <cstdint>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "params.h"

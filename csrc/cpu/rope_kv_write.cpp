@@ -1,0 +1,56 @@
+// RoPE on queries and keys, and the write of keys and values into their cache, in one pass over qkv. See cfg_euler.cpp
+// for what a file compiled per instruction set must not do.
+#include "cpu/intrinsics.h"
+
+namespace flashjanus::cpu::FLASHJANUS_ISA {
+namespace {
+
+#include "cpu/vector.h"
+
+// [a, b] -> [a cos - b sin, b cos + a sin] over the halves of one head.
+template <class T>
+INLINE void rotate(const T* from, T* to, const float* cos, const float* sin, int32_t half) {
+    int32_t i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+        const F32 a = load(from + i), b = load(from + half + i), c = load(cos + i), s = load(sin + i);
+        store(to + i, a * c - b * s);
+        store(to + half + i, b * c + a * s);
+    }
+    const int32_t rest = half - i;
+    if (!rest) return;
+    const F32 a = load(from + i, rest), b = load(from + half + i, rest);
+    const F32 c = load(cos + i, rest), s = load(sin + i, rest);
+    store(to + i, a * c - b * s, rest);
+    store(to + half + i, b * c + a * s, rest);
+}
+
+template <class T>
+void tokens(const RopeKvWriteParams& p) {
+    const int64_t head = 2 * int64_t{p.half};
+    const int64_t width = (p.heads + 2 * int64_t{p.kv_heads}) * head;
+    const int64_t count = int64_t{p.batch} * p.tokens;
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (int64_t t = 0; t < count; ++t) {
+        const T* from = static_cast<const T*>(p.qkv) + t * width;
+        const float* cos = p.table + p.positions[t] * head;
+        const float* sin = cos + p.half;
+        T* q = static_cast<T*>(p.q) + t * p.heads * head;
+        for (int32_t h = 0; h < p.heads; ++h) rotate(from + h * head, q + h * head, cos, sin, p.half);
+        const int64_t at = t / p.tokens * p.cache_batch_stride + p.slots[t] * p.cache_slot_stride;
+        T* k = static_cast<T*>(p.k_cache) + at;
+        T* v = static_cast<T*>(p.v_cache) + at;
+        const T* keys = from + p.heads * head;
+        const T* values = keys + p.kv_heads * head;
+        for (int32_t g = 0; g < p.kv_heads; ++g) rotate(keys + g * head, k + g * head, cos, sin, p.half);
+        __builtin_memcpy(v, values, p.kv_heads * head * sizeof(T));
+    }
+}
+
+}  // namespace
+
+void rope_kv_write(const RopeKvWriteParams& p) {
+    if (p.dtype == Dtype::f32) return tokens<float>(p);
+    return tokens<bf16>(p);
+}
+
+}  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -1,0 +1,153 @@
+// Sixteen float32 lanes, loaded from and stored to float32 or bf16. GCC and clang vector extensions: one source for
+// every instruction set, but for the conversions, which GCC takes through memory. Included inside an anonymous
+// namespace (see the trap in cfg_euler.cpp), so intrinsics.h comes first, outside.
+
+typedef float F32 __attribute__((vector_size(64)));
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef uint16_t U16 __attribute__((vector_size(32)));
+
+using bf16 = uint16_t;  // the upper half of a float32
+constexpr int32_t kLanes = 16;
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE F32 splat(float x) {
+    return F32{} + x;
+}
+
+INLINE F32 load(const float* from) {
+    F32 v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// Zero-extended and shifted up: a bf16 is the upper half of a float32.
+INLINE F32 load(const bf16* from) {
+#if defined(__AVX512F__)
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return (F32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#elif defined(__AVX2__)
+    __m256i wide[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+        wide[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+    }
+    F32 v;
+    __builtin_memcpy(&v, wide, sizeof v);
+    return v;
+#else
+    U16 half;
+    __builtin_memcpy(&half, from, sizeof half);
+    return (F32)(__builtin_convertvector(half, U32) << 16);
+#endif
+}
+
+// Thirty-two neighbours as two vectors, those at even and those at odd places: cheaper than in order where the order
+// does not matter.
+INLINE void load_pairs(const bf16* from, F32& even, F32& odd) {
+    U32 pairs;
+    __builtin_memcpy(&pairs, from, sizeof pairs);
+    even = (F32)(pairs << 16);
+    odd = (F32)(pairs & 0xffff0000u);
+}
+
+INLINE void load_pairs(const float* from, F32& first, F32& second) {
+    first = load(from);
+    second = load(from + kLanes);
+}
+
+// The first `count` lanes, zeros behind them; nothing beyond is read.
+template <class T>
+INLINE F32 load(const T* from, int32_t count) {
+    T lanes[kLanes] = {};
+    __builtin_memcpy(lanes, from, count * sizeof(T));
+    return load(lanes);
+}
+
+template <class T>
+INLINE void load_pairs(const T* from, int32_t count, F32& even, F32& odd) {
+    T lanes[2 * kLanes] = {};
+    __builtin_memcpy(lanes, from, (count < 2 * kLanes ? count : 2 * kLanes) * sizeof(T));
+    load_pairs(lanes, even, odd);
+}
+
+INLINE void store(float* to, F32 v) {
+    __builtin_memcpy(to, &v, sizeof v);
+}
+
+// To nearest, ties to even, as torch rounds; NaN stays NaN.
+INLINE void store(bf16* to, F32 v) {
+    const U32 bits = (U32)v;
+    const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const U32 chosen = v == v ? rounded : (U32{} + 0x7fc0);
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)chosen));
+#else
+    const U16 half = __builtin_convertvector(chosen, U16);
+    __builtin_memcpy(to, &half, sizeof half);
+#endif
+}
+
+// The inverse of load_pairs for the first `count` of thirty-two.
+INLINE void store_pairs(bf16* to, F32 even, F32 odd, int32_t count) {
+    bf16 evens[kLanes], odds[kLanes];
+    store(evens, even);
+    store(odds, odd);
+    for (int32_t i = 0; i < count; ++i) to[i] = i % 2 ? odds[i / 2] : evens[i / 2];
+}
+
+INLINE void store_pairs(float* to, F32 first, F32 second, int32_t count) {
+    float lanes[2 * kLanes];
+    store(lanes, first);
+    store(lanes + kLanes, second);
+    __builtin_memcpy(to, lanes, count * sizeof(float));
+}
+
+template <class T>
+INLINE void store(T* to, F32 v, int32_t count) {
+    T lanes[kLanes];
+    store(lanes, v);
+    __builtin_memcpy(to, lanes, count * sizeof(T));
+}
+
+INLINE float sum(F32 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int32_t step = kLanes / 2; step; step /= 2) {
+        for (int32_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+    }
+    return lanes[0];
+#endif
+}
+
+// e^x within 2 units in the last place; 0 below -87.3 and infinity above 88.7. Cody and Waite's reduction to
+// |r| <= ln(2) / 2, Taylor's series to the seventh order.
+INLINE F32 exp(F32 x) {
+    const F32 bounded = x < -87.3f ? splat(-87.3f) : x > 88.7f ? splat(88.7f) : x;
+    const F32 shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+    const F32 n = shifted - 12582912.0f;
+    const F32 r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+    F32 y = splat(1.0f / 5040);
+    y = y * r + 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    // 2^n in two factors: n reaches 128.
+    const I32 whole = __builtin_convertvector(n, I32);
+    const I32 half = whole >> 1;
+    const F32 low = (F32)((half + 127) << 23), high = (F32)((whole - half + 127) << 23);
+    const F32 result = y * low * high;
+    return x < -87.3f ? F32{} : x > 88.7f ? splat(__builtin_inff()) : x == x ? result : x;
+}
+
+// x * sigmoid(x)
+INLINE F32 silu(F32 x) {
+    return x / (1.0f + exp(-x));
+}

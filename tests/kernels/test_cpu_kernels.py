@@ -1,0 +1,107 @@
+"""What the native module refuses: every kernel's raw arguments are checked before an address is read."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from flashjanus.engine.errors import NativeError, PlanError
+from flashjanus.engine.ir import TensorSpec
+from flashjanus.engine.ops import get_op
+from flashjanus.engine.runtime import native
+
+pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
+
+CPU = torch.device("cpu")
+GOOD: dict[str, dict[str, float]] = {
+    "gemv": dict(x=64, w=64, bias=0, y=64, dtype=0, rows=1, columns=8, out=8, threads=1),
+    "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6, rows=1)
+    | dict(channels=8, threads=1),
+    "silu_mul": dict(x=64, y=64, dtype=1, rows=1, channels=8, threads=1),
+    "rope_kv_write": dict(qkv=64, table=64, positions=64, slots=64, k_cache=64, v_cache=64, q=64, dtype=1, batch=1)
+    | dict(tokens=1, heads=2, kv_heads=1, half=4, cache_batch_stride=64, cache_slot_stride=8, threads=1),
+    "decode_attention": dict(q=64, k=64, v=64, kv_start=64, kv_end=64, slots=64, o=64, dtype=1, scale=1.0, batch=1)
+    | dict(keys=4, heads=2, kv_heads=1, head=8, batch_stride=32, key_stride=8, threads=1),
+}
+BAD = [
+    ("gemv", dict(rows=5), "at most 4 rows, got .*rows=5"),
+    ("gemv", dict(out=0), "every size >= 1"),
+    ("gemv", dict(w=0), "non-null"),
+    ("gemv", dict(dtype=2), "0 .float32. or 1 .bfloat16."),
+    ("gemv", dict(threads=0), "threads >= 1"),
+    ("rms_norm", dict(channels=-1), "every size >= 1"),
+    ("rms_norm", dict(delta=64), "non-null"),
+    ("rms_norm", dict(y_dtype=7), "0 .float32."),
+    ("silu_mul", dict(y=0), "non-null"),
+    ("silu_mul", dict(rows=0), "every size >= 1"),
+    ("rope_kv_write", dict(half=0), "every size >= 1"),
+    ("rope_kv_write", dict(slots=0), "non-null"),
+    ("decode_attention", dict(heads=3, kv_heads=2), "heads a multiple of kv_heads"),
+    ("decode_attention", dict(head=257), "at most 256 channels"),
+    ("decode_attention", dict(kv_end=0), "non-null"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "change", "message"), BAD)
+def test_a_kernel_checks_raw_arguments(kernel: str, change: dict[str, float], message: str) -> None:
+    import flashjanus._C as module
+
+    with pytest.raises(ValueError, match=f"{kernel}: expected .*{message}"):
+        getattr(module, kernel)(**(GOOD[kernel] | change))
+
+
+@pytest.mark.parametrize("kernel", GOOD)
+def test_a_kernel_names_the_argument_that_is_missing_unknown_or_of_another_type(kernel: str) -> None:
+    import flashjanus._C as module
+
+    run, good = getattr(module, kernel), GOOD[kernel]
+    short = {name: value for name, value in good.items() if name != "threads"}
+    with pytest.raises(TypeError, match=f"{kernel}: missing argument 'threads'"):
+        run(**short)
+    with pytest.raises(TypeError, match=f"{kernel}: unexpected argument 'colour'"):
+        run(**good, colour=1)
+    with pytest.raises(TypeError, match=f"{kernel}: argument 'threads' does not fit its type, got 'many'"):
+        run(**(good | {"threads": "many"}))
+    with pytest.raises(TypeError, match=f"{kernel}: argument 'isa' does not fit its type, got 3"):
+        run(**good, isa=3)
+
+
+def test_run_takes_cpu_tensors_only() -> None:
+    with pytest.raises(NativeError, match="silu_mul: expected x on the CPU, got meta"):
+        native.run("silu_mul", x=torch.zeros(2, 4, device="meta"), y=torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_work_without_changing_it(threads: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(2, 70, generator=generator), torch.randn(37, 70, generator=generator)
+    outputs = []
+    for count in (1, threads):
+        y = torch.full((2, 37), torch.nan)
+        native.run("gemv", x=x, w=w, bias=None, y=y, dtype=x.dtype, rows=2, columns=70, out=37, threads=count)
+        outputs.append(y)
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(outputs[0], x @ w.T)
+
+
+def specs(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[TensorSpec | None]:
+    return [TensorSpec(shape, dtype) for shape in shapes]
+
+
+def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
+    op, one_row = get_op("linear"), [*specs((1, 64), (32, 64)), None]
+    chosen, reasons = op.choose(CPU, one_row, {})
+    assert chosen.name == "torch"
+    assert re.search("no faster than torch's matrix-vector product", reasons["native"])
+    assert op.choose(CPU, one_row, {}, forced="native")[0].name == "native"
+    assert op.choose(CPU, [*specs((2, 64), (32, 64)), None], {})[0].name == "native"
+
+
+def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
+    with pytest.raises(PlanError, match="native: a matrix-vector kernel, for at most 4 rows"):
+        get_op("linear").choose(CPU, [*specs((5, 64), (32, 64)), None], {}, forced="native")
+    q, k = (2, 3, 4, 16), (2, 9, 4, 16)
+    indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
+    with pytest.raises(PlanError, match="native: decodes: serves one query a row, not 3"):
+        get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0}, forced="native")
