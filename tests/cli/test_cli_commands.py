@@ -74,6 +74,7 @@ def test_ask_json(cli, model, images: list[str]) -> None:
         "device": "cpu",
         "dtype": "float32",
         "numerics": "exact",
+        "untrained": True,
     }
 
 

@@ -38,7 +38,7 @@ MAX_THREADS = 1024
 
 
 def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
-    """The model that the options ask for."""
+    """The model that the options ask for; says on stderr when its weights are untrained."""
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, got {args.threads}")
     if args.threads is not None and args.threads > MAX_THREADS:
@@ -59,7 +59,12 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         numerics=args.numerics,
     )
     console.check_interrupt()
+    facts = model_facts(model)
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
+    if facts["untrained"]:
+        console.note(
+            f"model '{facts['model']}' is untrained: its weights are random, so what it says and draws is noise"
+        )
     return model
 
 
@@ -70,4 +75,5 @@ def model_facts(model: JanusFlow) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "numerics": model.numerics,
+        "untrained": bool(model.untrained),
     }

@@ -34,7 +34,7 @@ INTEGERS = (torch.int64, torch.int32)
 class TensorModel:
     """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
 
-    name, device, dtype, numerics, and why (the reasons for device and dtype in words) say what was resolved.
+    name, device, dtype, numerics, untrained, and why (the reasons for device and dtype in words) say what was resolved.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class TensorModel:
         processor: ImageProcessor,
         name: str,
         why: str,
+        untrained: bool,
     ) -> None:
         self.runner, self.tokenizer, self.processor = runner, tokenizer, processor
-        self.name, self.why = name, why
+        self.name, self.why, self.untrained = name, why, untrained
         self.config, self.device = runner.config, runner.device
         self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
 
@@ -83,6 +84,7 @@ class TensorModel:
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
             "state_dict",
             (device, dtype, vae_dtype, numerics, implementations),
+            False,
         )
 
     @classmethod
@@ -95,6 +97,7 @@ class TensorModel:
         processor: ImageProcessor,
         name: str,
         choices: tuple[Any, Any, Any, str, Mapping[str, str] | None],
+        untrained: bool,
     ) -> Self:
         wanted_device, wanted_dtype, wanted_vae, numerics, implementations = choices
         device, why_device = resolve_device(wanted_device)
@@ -129,7 +132,7 @@ class TensorModel:
             implementations=implementations,
         )
         why = f"{device} ({why_device}), {dtype} ({why_dtype if wanted_dtype == 'auto' else 'asked for'})"
-        return cls(runner, tokenizer, processor, name, why)
+        return cls(runner, tokenizer, processor, name, why, untrained)
 
     def sample_latents(
         self,
