@@ -14,6 +14,7 @@ from janusflow import Packed
 from loop import Draw
 from torch import Tensor
 
+# Shares of the kinds among the scenes that are kept.
 DRAWN: dict[world.Kind, float] = {
     "single_object": 0.10,
     "colors": 0.16,
@@ -21,6 +22,15 @@ DRAWN: dict[world.Kind, float] = {
     "counting": 0.20,
     "position": 0.22,
     "color_attribution": 0.18,
+}
+# How often a scene of each kind is taken in a step: what is learned slowest, more often than it is kept.
+TAKEN: dict[world.Kind, float] = {
+    "single_object": 0.06,
+    "colors": 0.11,
+    "two_objects": 0.13,
+    "counting": 0.17,
+    "position": 0.31,
+    "color_attribution": 0.22,
 }
 TOPIC_SHARES: dict[language.Topic, float] = {
     "color": 0.13,

@@ -52,6 +52,8 @@ class Recipe:
 
     scenes: drawn ones, whose latents are kept. alignment: weight of the representation alignment loss, 0 for none;
     middle: the block after which it is taken. drop: share of the pictures drawn without a prompt.
+    time_mean, time_std: of the logit of t. Where things lie is decided while little but noise is there, and at t = 0.5
+    the picture shows it already: with mean 0, prompts that name places stay at chance long after colours are right.
     shared: the generation encoder serves both faces, to compare with; all else, alignment included, stays as it is.
     whitened: scenes over which latents are whitened; checked: those that measure the VAE; ceiling: those whose latents
     go with the model. watched: prompts per category and questions per topic of a watch point, every watch_every steps;
@@ -64,7 +66,7 @@ class Recipe:
     vit: Stage = Stage("vit", 2, steps=700, lr=1e-3)
     answer: Stage = Stage("answer", 3, steps=700, lr=1e-3)
     adapt: Stage = Stage("adapt", 4, steps=100, lr=1e-3, warmup=50)
-    pretrain: Stage = Stage("pretrain", 5, steps=4500, lr=1e-3)
+    pretrain: Stage = Stage("pretrain", 5, steps=8000, lr=1e-3)
     tune: Stage = Stage("tune", 6, steps=250, lr=3e-4, warmup=50)
     vae_batch: int = 32
     vit_batch: int = 64
@@ -77,6 +79,8 @@ class Recipe:
     middle: int = 3
     shared: bool = False
     drop: float = 0.1
+    time_mean: float = -1.0
+    time_std: float = 1.3
     answer_weight: float = 0.25
     whitened: int = 3000
     checked: int = 300

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from autoencoder import AutoencoderKL
 from checkpoints import TrainingError, load_finished, save_atomically
-from data import AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
+from data import TAKEN, AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
 from faces import Faces, draw_score, drawn_sheet
 from files import whole
 from flashjanus.evaluation import language, world
@@ -102,6 +102,7 @@ class Trainer:
     def prepare_scenes(self) -> None:
         home = self.base or Base(self.folder, self.seed)
         self.scenes = drawn_scenes(np.random.default_rng([home.seed, 77]), self.recipe.scenes)
+        self.of_kind = [[i for i, scene in enumerate(self.scenes) if scene.kind == kind] for kind in TAKEN]
         path = home.folder / f"scenes-{self.recipe.scenes}.pt"
         with first_alone():
             if path.exists():
@@ -130,13 +131,14 @@ class Trainer:
         """Rectified flow at logit-normal times, and alignment of the middle to the understanding encoder."""
         r, rng = self.recipe, draw.numpy
         count = share(r.prompts)
-        chosen = rng.integers(0, len(self.scenes), count)
+        kinds = rng.choice(len(TAKEN), count, p=list(TAKEN.values()))
+        chosen = np.array([self.of_kind[kind][rng.integers(len(self.of_kind[kind]))] for kind in kinds])
         prompts = [self.encoder.prompt(language.caption(rng, self.scenes[i]).text) for i in chosen]
         dropped = torch.from_numpy(rng.random((count, r.levels)) < r.drop)
         batch = draw_batch(prompts, r.levels, self.model.config.num_image_tokens, dropped, self.device)
         rows = torch.from_numpy(chosen).to(self.device).repeat_interleave(r.levels)
         x = self.latents[rows]
-        t = torch.sigmoid(normal(draw, len(rows))).to(self.device)
+        t = torch.sigmoid(r.time_std * normal(draw, len(rows)) + r.time_mean).to(self.device)
         noise = normal(draw, *x.shape).to(self.device)
         z = torch.lerp(noise, x, t[:, None, None, None])
         with self.autocast():
