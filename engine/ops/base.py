@@ -160,6 +160,10 @@ class Call:
 Refusal = Callable[[torch.device, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
 
 
+def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """A function (inputs..., outputs..., **attrs) that writes its outputs, and when it cannot serve."""
@@ -167,7 +171,7 @@ class Implementation:
     name: str
     run: Callable[..., None]
     refuses_call: Refusal
-    yields_call: Refusal
+    yields_call: Refusal = _accepts_all
 
     def refuses(
         self,
@@ -181,10 +185,6 @@ class Implementation:
     def yields(self, device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
         """Why another one is the better choice for these arguments, though this one could serve, or None."""
         return self.yields_call(device, specs, attrs)
-
-
-def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return None
 
 
 @dataclass

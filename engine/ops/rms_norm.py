@@ -77,7 +77,8 @@ ADD_RMS_NORM = register(
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if specs and specs[-1] is not None and specs[-1].dtype is not torch.float32:
         return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
-    if any(spec is not None and spec.dtype not in (torch.float32, torch.bfloat16) for spec in specs):
+    dtypes = {spec.dtype for spec in specs if spec is not None} | ({attrs["dtype"]} if "dtype" in attrs else set())
+    if not dtypes <= {torch.float32, torch.bfloat16}:
         return "computes in float32 or bfloat16"
     return native.refuses(device)
 

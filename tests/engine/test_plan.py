@@ -212,7 +212,7 @@ def test_the_plan_prints_every_node_with_its_buffer_and_cost() -> None:
 
 
 def test_the_plan_is_plain_data_for_programs() -> None:
-    plan = lower(mlp(), {"R": 3})
+    plan = lower(mlp(), {"R": 3}, forced={"linear": "torch"})
     data = json.loads(json.dumps(plan.to_json()))
     assert data["program"] == "mlp"
     assert data["device"] == "cpu"
@@ -224,7 +224,7 @@ def test_the_plan_is_plain_data_for_programs() -> None:
         "label": "w.out",
         "op": "linear",
         "implementation": "torch",
-        "reason": "the only one",
+        "reason": "asked for by name",
         "refused": {},
         "outputs": ["f32[3, 8]"],
         "buffer": "arena+0",
