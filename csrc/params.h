@@ -98,7 +98,7 @@ struct SiluMulParams {
 // q = rotate(q), k_cache[b, slot] = rotate(k), v_cache[b, slot] = v, of qkv = [q | k | v] by heads; half-rotation
 // layout.
 struct RopeKvWriteParams {
-    const void* qkv;           // [batch, tokens, heads + 2 * kv_heads, 2 * half], rows `qkv_stride` apart
+    const void* qkv;           // [batch, tokens, heads + 2 * kv_heads, 2 * half]
     const float* table;        // [positions, 2, half]: cosines, sines
     const int32_t* positions;  // [batch, tokens]
     const int32_t* slots;      // [batch, tokens]

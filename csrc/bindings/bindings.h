@@ -41,7 +41,19 @@ using Fields = std::vector<Field<P>>;
 template <class P>
 const Fields<P>& fields();
 
-// Takes every field out of `arguments`; TypeError where one is missing or not of its type.
+// Takes `name` out of `arguments` and gives it to `use`; TypeError where it is not of the type that `use` casts it to.
+template <class Use>
+void take_one(const char* kernel, pybind11::dict& arguments, const char* name, const Use& use) {
+    const auto value = pybind11::object(arguments.attr("pop")(name));
+    try {
+        use(value);
+    } catch (const pybind11::cast_error&) {
+        throw pybind11::type_error(std::string(kernel) + ": argument '" + name + "' does not fit its type, got " +
+                                   std::string(pybind11::repr(value)));
+    }
+}
+
+// Every field of P out of `arguments`; TypeError where one is missing.
 template <class P>
 P take(const char* kernel, pybind11::dict& arguments) {
     P params{};
@@ -49,27 +61,18 @@ P take(const char* kernel, pybind11::dict& arguments) {
         if (!arguments.contains(field.name)) {
             throw pybind11::type_error(std::string(kernel) + ": missing argument '" + field.name + "'");
         }
-        const auto value = pybind11::object(arguments.attr("pop")(field.name));
-        try {
-            field.set(params, value);
-        } catch (const pybind11::cast_error&) {
-            throw pybind11::type_error(std::string(kernel) + ": argument '" + field.name +
-                                       "' does not fit its type, got " + std::string(pybind11::repr(value)));
-        }
+        take_one(kernel, arguments, field.name, [&](const pybind11::object& value) { field.set(params, value); });
     }
     return params;
 }
 
+// An argument beside the fields.
 template <class T>
 T take(const char* kernel, pybind11::dict& arguments, const char* name, T otherwise) {
-    if (!arguments.contains(name)) return otherwise;
-    const auto value = pybind11::object(arguments.attr("pop")(name));
-    try {
-        return value.cast<T>();
-    } catch (const pybind11::cast_error&) {
-        throw pybind11::type_error(std::string(kernel) + ": argument '" + name + "' does not fit its type, got " +
-                                   std::string(pybind11::repr(value)));
-    }
+    T taken = otherwise;
+    const auto use = [&](const pybind11::object& value) { taken = value.cast<T>(); };
+    if (arguments.contains(name)) take_one(kernel, arguments, name, use);
+    return taken;
 }
 
 inline void expect_empty(const char* kernel, const pybind11::dict& arguments) {

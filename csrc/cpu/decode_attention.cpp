@@ -29,13 +29,7 @@ INLINE void fetch(const T* from, int32_t head) {
 template <class T>
 INLINE float score(const Running& state, const T* k, int32_t head) {
     F32 even, odd, evens{}, odds{};
-    int32_t d = 0;
-    for (; d + kPair <= head; d += kPair) {
-        load_pairs(k + d, even, odd);
-        evens += state.q[d / kLanes] * even;
-        odds += state.q[d / kLanes + 1] * odd;
-    }
-    if (d < head) {
+    for (int32_t d = 0; d < head; d += kPair) {
         load_pairs(k + d, head - d, even, odd);
         evens += state.q[d / kLanes] * even;
         odds += state.q[d / kLanes + 1] * odd;
@@ -46,13 +40,7 @@ INLINE float score(const Running& state, const T* k, int32_t head) {
 template <class T>
 INLINE void add(Running& state, float weight, const T* v, int32_t head) {
     F32 even, odd;
-    int32_t d = 0;
-    for (; d + kPair <= head; d += kPair) {
-        load_pairs(v + d, even, odd);
-        state.values[d / kLanes] += weight * even;
-        state.values[d / kLanes + 1] += weight * odd;
-    }
-    if (d < head) {
+    for (int32_t d = 0; d < head; d += kPair) {
         load_pairs(v + d, head - d, even, odd);
         state.values[d / kLanes] += weight * even;
         state.values[d / kLanes + 1] += weight * odd;

@@ -12,24 +12,19 @@ template <class X, class D, class Y>
 void row(const RmsNormParams& p, const X* x, const D* delta, X* total, Y* y) {
     F32 squares{};
     for (int32_t c = 0; c < p.channels; c += kLanes) {
-        const int32_t count = p.channels - c < kLanes ? p.channels - c : kLanes;
-        F32 v = count == kLanes ? load(x + c) : load(x + c, count);
+        const int32_t count = p.channels - c;
+        F32 v = load(x + c, count);
         if (delta) {
-            v += count == kLanes ? load(delta + c) : load(delta + c, count);
-            count == kLanes ? store(total + c, v) : store(total + c, v, count);
-            v = count == kLanes ? load(total + c) : load(total + c, count);
+            store(total + c, v + load(delta + c, count), count);
+            v = load(total + c, count);
         }
         squares += v * v;
     }
     const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(p.channels) + p.eps);
     const X* from = delta ? total : x;
     for (int32_t c = 0; c < p.channels; c += kLanes) {
-        const int32_t count = p.channels - c < kLanes ? p.channels - c : kLanes;
-        if (count == kLanes) {
-            store(y + c, load(from + c) * scale * load(p.weight + c));
-        } else {
-            store(y + c, load(from + c, count) * scale * load(p.weight + c, count), count);
-        }
+        const int32_t count = p.channels - c;
+        store(y + c, load(from + c, count) * scale * load(p.weight + c, count), count);
     }
 }
 

@@ -10,18 +10,13 @@ namespace {
 // [a, b] -> [a cos - b sin, b cos + a sin] over the halves of one head.
 template <class T>
 INLINE void rotate(const T* from, T* to, const float* cos, const float* sin, int32_t half) {
-    int32_t i = 0;
-    for (; i + kLanes <= half; i += kLanes) {
-        const F32 a = load(from + i), b = load(from + half + i), c = load(cos + i), s = load(sin + i);
-        store(to + i, a * c - b * s);
-        store(to + half + i, b * c + a * s);
+    for (int32_t i = 0; i < half; i += kLanes) {
+        const int32_t count = half - i;
+        const F32 a = load(from + i, count), b = load(from + half + i, count);
+        const F32 c = load(cos + i, count), s = load(sin + i, count);
+        store(to + i, a * c - b * s, count);
+        store(to + half + i, b * c + a * s, count);
     }
-    const int32_t rest = half - i;
-    if (!rest) return;
-    const F32 a = load(from + i, rest), b = load(from + half + i, rest);
-    const F32 c = load(cos + i, rest), s = load(sin + i, rest);
-    store(to + i, a * c - b * s, rest);
-    store(to + half + i, b * c + a * s, rest);
 }
 
 template <class T>

@@ -13,10 +13,10 @@ void rows(const SiluMulParams& p) {
         const T* gate = static_cast<const T*>(p.x) + int64_t{r} * 2 * p.channels;
         const T* up = gate + p.channels;
         T* y = static_cast<T*>(p.y) + int64_t{r} * p.channels;
-        int32_t c = 0;
-        for (; c + kLanes <= p.channels; c += kLanes) store(y + c, silu(load(gate + c)) * load(up + c));
-        const int32_t rest = p.channels - c;
-        if (rest) store(y + c, silu(load(gate + c, rest)) * load(up + c, rest), rest);
+        for (int32_t c = 0; c < p.channels; c += kLanes) {
+            const int32_t count = p.channels - c;
+            store(y + c, silu(load(gate + c, count)) * load(up + c, count), count);
+        }
     }
 }
 

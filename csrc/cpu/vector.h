@@ -57,9 +57,10 @@ INLINE void load_pairs(const float* from, F32& first, F32& second) {
     second = load(from + kLanes);
 }
 
-// The first `count` lanes, zeros behind them; nothing beyond is read.
+// The first `count` lanes, zeros behind them; nothing beyond is read. All of them where count is larger.
 template <class T>
 INLINE F32 load(const T* from, int32_t count) {
+    if (count >= kLanes) return load(from);
     T lanes[kLanes] = {};
     __builtin_memcpy(lanes, from, count * sizeof(T));
     return load(lanes);
@@ -67,8 +68,9 @@ INLINE F32 load(const T* from, int32_t count) {
 
 template <class T>
 INLINE void load_pairs(const T* from, int32_t count, F32& even, F32& odd) {
+    if (count >= 2 * kLanes) return load_pairs(from, even, odd);
     T lanes[2 * kLanes] = {};
-    __builtin_memcpy(lanes, from, (count < 2 * kLanes ? count : 2 * kLanes) * sizeof(T));
+    __builtin_memcpy(lanes, from, count * sizeof(T));
     load_pairs(lanes, even, odd);
 }
 
@@ -106,6 +108,7 @@ INLINE void store_pairs(float* to, F32 first, F32 second, int32_t count) {
 
 template <class T>
 INLINE void store(T* to, F32 v, int32_t count) {
+    if (count >= kLanes) return store(to, v);
     T lanes[kLanes];
     store(lanes, v);
     __builtin_memcpy(to, lanes, count * sizeof(T));

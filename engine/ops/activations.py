@@ -54,9 +54,7 @@ def run_gelu(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
-        return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
-    return native.refuses(device)
+    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
 
 
 @SILU_MUL.implementation("native", _refuses_native)

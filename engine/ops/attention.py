@@ -126,9 +126,7 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
             return "decodes: needs kv_start, kv_end and slots"
         if head > MAX_HEAD:
             return f"takes heads of at most {MAX_HEAD} channels, not {head}"
-        if specs[0].dtype not in (torch.float32, torch.bfloat16):
-            return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
-    return native.refuses(device)
+    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
 
 
 @OP.implementation("native", _refuses_native)

@@ -100,9 +100,7 @@ def _needs_kernel_input(specs: Sequence[TensorSpec | None]) -> str | None:
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    return native.available() or _needs_f32(specs) or _needs_kernel_input(specs)
+    return native.refuses(device) or _needs_f32(specs) or _needs_kernel_input(specs)
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

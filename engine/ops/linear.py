@@ -61,14 +61,11 @@ MAX_ROWS = 4
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None:
-        if static(product(specs[0].shape[:-1])) > MAX_ROWS:
-            return f"a matrix-vector kernel, for at most {MAX_ROWS} rows"
-        if specs[0].dtype not in (torch.float32, torch.bfloat16):
-            return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
+    if specs and specs[0] is not None and static(product(specs[0].shape[:-1])) > MAX_ROWS:
+        return f"a matrix-vector kernel, for at most {MAX_ROWS} rows"
     if attrs.get("split_bias"):
         return "adds the bias before it rounds"
-    return native.refuses(device)
+    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
 
 
 def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

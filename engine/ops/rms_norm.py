@@ -77,10 +77,8 @@ ADD_RMS_NORM = register(
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if specs and specs[-1] is not None and specs[-1].dtype is not torch.float32:
         return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
-    dtypes = {spec.dtype for spec in specs if spec is not None} | ({attrs["dtype"]} if "dtype" in attrs else set())
-    if not dtypes <= {torch.float32, torch.bfloat16}:
-        return "computes in float32 or bfloat16"
-    return native.refuses(device)
+    of_output = [attrs["dtype"]] if "dtype" in attrs else []
+    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None), *of_output)
 
 
 @RMS_NORM.implementation("native", _refuses_native)

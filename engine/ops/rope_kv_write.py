@@ -98,9 +98,7 @@ OP = register(
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
         return "takes angles in float32; numerics='official' keeps them in bfloat16"
-    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
-        return f"computes in float32 or bfloat16, not in {specs[0].dtype}"
-    return native.refuses(device)
+    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
 
 
 @OP.implementation("native", _refuses_native)

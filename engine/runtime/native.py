@@ -121,8 +121,11 @@ def _call(function: Callable[..., None], arguments: Mapping[str, int | float], *
         raise NativeError(str(error)) from error
 
 
-def refuses(device: torch.device) -> str | None:
-    """Why no CPU kernel can serve on `device`, or None."""
+def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why no CPU kernel can serve tensors of `dtypes` on `device`, or None."""
+    for dtype in dtypes:
+        if dtype not in _DTYPES:
+            return f"computes in float32 or bfloat16, not in {dtype}"
     return available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
 
 

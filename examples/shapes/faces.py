@@ -11,24 +11,14 @@ from autoencoder import AutoencoderKL
 from configs import LATENT_CHANNELS, LATENT_SIZE
 from data import Encoder, answer_batch, draw_batch
 from flashjanus.evaluation import language, world
-from flashjanus.evaluation.prompts import Prompt, prompt_set
-from flashjanus.evaluation.sheet import Picture, draw_sheet
-from flashjanus.evaluation.verdict import Verdict, give_verdict
+from flashjanus.evaluation.prompts import prompt_set
+from flashjanus.evaluation.shapes import Drawn
+from flashjanus.evaluation.statistics import shares_by_name
+from flashjanus.evaluation.verdict import give_verdict
 from janusflow import JanusFlow
-from pictures import pixels, to_u8
+from pictures import rendered, to_u8
 from PIL import Image
 from torch import Tensor
-
-SHEET_COLUMNS = 6
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A prompt, the picture (S, S, 3) drawn for it and the verdict."""
-
-    prompt: Prompt
-    image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,9 @@ class Faces:
             here = slice(start, start + 120)
             with self.autocast():
                 images = to_u8(self.vae.decode(self.sample(ids[here], noise[here], steps, guidance)))
-            drawn += [Drawn(p, im, give_verdict(p, im)) for p, im in zip(prompts[here], images, strict=True)]
+            drawn += [
+                Drawn(p, Image.fromarray(im), give_verdict(p, im)) for p, im in zip(prompts[here], images, strict=True)
+            ]
         return drawn
 
     @torch.no_grad()
@@ -97,7 +89,7 @@ class Faces:
         for number, topic in enumerate(language.TOPICS):
             asked = [validation_question(topic, (seed, number, k)) for k in range(questions)]
             batch = answer_batch(self.encoder, [[question] for _, question in asked], self.device)
-            x = pixels([world.render(scene) for scene, _ in asked]).to(self.device)
+            x = rendered([scene for scene, _ in asked]).to(self.device)
             with self.autocast():
                 seen = self.picture_tokens(x, frozen=True)
                 logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start)
@@ -108,22 +100,9 @@ class Faces:
 
 def draw_score(drawn: Sequence[Drawn]) -> dict[str, float]:
     """Share of pictures drawn right, by category, and the categories' mean."""
-    right: dict[str, list[bool]] = {}
-    for one in drawn:
-        right.setdefault(one.prompt.category, []).append(one.verdict.correct)
-    shares = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
+    found = shares_by_name((one.prompt.category, one.verdict.correct) for one in drawn)
+    shares = {name: round(share.value, 3) for name, share in found.items()}
     return shares | {"overall": round(float(np.mean(list(shares.values()))), 3)}
-
-
-def drawn_sheet(title: str, drawn: Sequence[Drawn]) -> Image.Image:
-    """The first pictures of every category with prompts and verdicts."""
-    sections = []
-    for category, share in draw_score(drawn).items():
-        first = [one for one in drawn if one.prompt.category == category][:SHEET_COLUMNS]
-        if first:
-            shown = [Picture(Image.fromarray(d.image), d.prompt.text, d.verdict.correct, str(d.verdict)) for d in first]
-            sections.append((f"{category}  {share}", shown))
-    return draw_sheet(title, sections)
 
 
 def validation_question(topic: language.Topic, seed: tuple[int, ...]) -> tuple[world.Scene, language.Question]:

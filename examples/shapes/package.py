@@ -16,7 +16,7 @@ from flashjanus.evaluation import language, world
 from flashjanus.evaluation.prompts import ceiling_scenes
 from flashjanus.pipeline.prompts import DEFAULT_SYSTEM_PROMPT
 from janusflow import JanusFlow
-from pictures import pixels
+from pictures import rendered
 from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -77,7 +77,7 @@ def write_text_files(folder: Path, tokenizer: Tokenizer, config: Mapping[str, An
 def write_model(folder: Path, state: Mapping[str, Tensor], vae: AutoencoderKL, ceiling: int) -> None:
     """The weights, and the latents of `ceiling` true scenes, from which the evaluation tells the VAE's ceiling."""
     write_weights(folder / VAE_WEIGHTS, vae.state_dict())
-    images = pixels([world.render(scene) for scene in ceiling_scenes(ceiling)])
+    images = rendered(ceiling_scenes(ceiling))
     latents = vae.encode(images.to(next(vae.parameters()).device))[0]
     write_weights(folder / "evaluation.safetensors", {"latents": latents})
     write_weights(folder / MODEL_WEIGHTS, state)

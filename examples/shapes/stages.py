@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from autoencoder import AutoencoderKL
 from checkpoints import TrainingError, load_finished, save_atomically
 from data import TAKEN, AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
-from faces import Faces, draw_score, drawn_sheet
+from faces import Faces, draw_score
 from files import whole
 from flashjanus.evaluation import language, world
+from flashjanus.evaluation.shapes import category_sheet
 from janusflow import UNDERSTANDING, JanusFlow
 from loop import Draw, Losses, run_stage
-from pictures import pixels
+from pictures import rendered
 from plots import plot_run
 from ranks import first_alone, share
 from recipe import Recipe, Stage
@@ -81,7 +82,7 @@ class Trainer:
 
         def losses(step: int, draw: Draw) -> dict[str, Tensor]:
             scenes = seen_scenes(draw.numpy, share(self.recipe.vit_batch))
-            x = pixels([world.render(scene) for scene in scenes]).to(self.device)
+            x = rendered(scenes).to(self.device)
             with self.autocast():
                 logits = head(self.model.see(x)).float()
             labels = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes])).to(self.device)
@@ -119,7 +120,7 @@ class Trainer:
         """Latents and features, in fp32 and bf16."""
         latents, features = [], []
         for start in range(0, len(self.scenes), 100):
-            x = pixels([world.render(scene) for scene in self.scenes[start : start + 100]]).to(self.device)
+            x = rendered(self.scenes[start : start + 100]).to(self.device)
             with self.autocast():
                 latents.append(self.vae.encode(x)[0].float().cpu())
                 features.append(self.model.see(x).to(torch.bfloat16).cpu())
@@ -153,7 +154,7 @@ class Trainer:
         scenes = seen_scenes(draw.numpy, count)
         asked = [ask(draw.numpy, scene, self.recipe.questions) for scene in scenes]
         batch = answer_batch(self.encoder, asked, self.device)
-        x = pixels([world.render(scene) for scene in scenes]).to(self.device)
+        x = rendered(scenes).to(self.device)
         with self.autocast():
             seen = self.faces.picture_tokens(x, frozen)
             logits = self.model.answers(batch.ids, batch.packed, seen, self.encoder.image_start).float()
@@ -215,14 +216,15 @@ class Trainer:
         """
         samples, questions = self.recipe.watched
         drawn = self.faces.draw(samples, steps=12, guidance=2.0)
-        shares = draw_score(drawn) | self.faces.answer_score(questions)
+        scores = draw_score(drawn)
+        overall = scores.pop("overall")
         try:
             with whole(self.folder / f"samples-{name}.png") as file:
-                drawn_sheet(f"{name}  {shares['overall']}", drawn).save(file, "PNG")
+                category_sheet(f"{name}  {overall}", drawn, scores).save(file, "PNG")
             plot_run(self.folder, self.recipe)
         except OSError as error:
             print(f"no plots or sheet this time: {error}", flush=True)
-        return shares
+        return scores | {"overall": overall} | self.faces.answer_score(questions)
 
     def score(self, samples: int = 16, steps: int = 12, guidance: float = 2.0) -> dict[str, float]:
         """Share of validation prompts drawn right, by category and overall."""

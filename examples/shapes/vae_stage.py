@@ -11,7 +11,7 @@ from checkpoints import TrainingError, save_atomically
 from configs import vae_config
 from flashjanus.evaluation import judge, world
 from loop import Draw, run_stage
-from pictures import pixels, to_u8
+from pictures import rendered, to_u8
 from ranks import rank, share, spread
 from recipe import Recipe, Sizes
 from torch import Tensor
@@ -36,13 +36,12 @@ def sample_scenes(rng: np.random.Generator, count: int, split: world.Split = "tr
 def trained_vae(folder: Path, seed: int, device: torch.device, recipe: Recipe) -> AutoencoderKL:
     """The VAE, trained and whitened; from `folder` where it was finished before. Seeds torch's global generator."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(vae_config(recipe.sizes))
     path = folder / VAE_FILE
     if path.exists():
-        vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        vae.place(device)
+        vae = read_vae(folder, recipe.sizes, device)
     else:
-        train_vae(vae.place(device), folder, seed, recipe)
+        vae = AutoencoderKL(vae_config(recipe.sizes)).place(device)
+        train_vae(vae, folder, seed, recipe)
         whiten(vae, scene_means(vae, seed, recipe.whitened))
         spread(list(vae.parameters()))
         if rank() == 0:
@@ -59,12 +58,12 @@ def scene_means(vae: AutoencoderKL, seed: int, count: int) -> Tensor:
     scenes = sample_scenes(np.random.default_rng([seed, 78]), count)
     with torch.autocast(device.type, torch.bfloat16):
         parts = [scenes[i : i + 100] for i in range(0, len(scenes), 100)]
-        means = [vae.encode(pixels([world.render(s) for s in part]).to(device))[0].float() for part in parts]
+        means = [vae.encode(rendered(part).to(device))[0].float() for part in parts]
     return torch.cat(means)
 
 
 def read_vae(folder: Path, sizes: Sizes, device: torch.device) -> AutoencoderKL:
-    """The VAE that another run has trained and whitened. Raises TrainingError where there is none."""
+    """The VAE that a run has trained and whitened. Raises TrainingError where there is none."""
     path = folder / VAE_FILE
     if not path.is_file():
         raise TrainingError(f"{path} is missing: expected a run that has trained its VAE")
@@ -78,9 +77,8 @@ def train_vae(vae: AutoencoderKL, folder: Path, seed: int, recipe: Recipe) -> No
 
     def losses(step: int, draw: Draw) -> dict[str, Tensor]:
         scenes = sample_scenes(draw.numpy, share(recipe.vae_batch))
-        images = [world.render(scene) for scene in scenes]
         background = torch.tensor([world.BACKGROUNDS[scene.background] for scene in scenes])
-        x = pixels(images).to(device)
+        x = rendered(scenes).to(device)
         away = (x - (background.to(device)[:, :, None, None] / 127.5 - 1)).abs().amax(1, keepdim=True) > 0.02
         weight = 1 + 3 * away
         with torch.autocast(device.type, torch.bfloat16):
@@ -105,5 +103,5 @@ def exact_share(vae: AutoencoderKL, seed: int, count: int) -> float:
     """Share of validation scenes in which the judge sees the same after the VAE as before."""
     device = next(vae.parameters()).device
     scenes = sample_scenes(np.random.default_rng([seed, 79]), count, "validation")
-    images = to_u8(vae.decode(vae.encode(pixels([world.render(s) for s in scenes]).to(device))[0]))
+    images = to_u8(vae.decode(vae.encode(rendered(scenes).to(device))[0]))
     return float(np.mean([judge.matches(s, judge.look(image)) for s, image in zip(scenes, images, strict=True)]))

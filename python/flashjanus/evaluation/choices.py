@@ -64,8 +64,7 @@ class ChoicesReport:
 
     @property
     def overall(self) -> Share:
-        shares = self.categories.values()
-        return Share(sum(share.correct for share in shares), sum(share.total for share in shares))
+        return Share.pooled(self.categories.values())
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -41,9 +41,7 @@ class GroupedShares:
 
     @property
     def overall(self) -> Share:
-        return Share(
-            sum(share.correct for share in self.groups.values()), sum(share.total for share in self.groups.values())
-        )
+        return Share.pooled(self.groups.values())
 
     def to_json(self, name: str) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +126,19 @@ def draw_prompts(
 
 def shapes_sheet(drawn: Sequence[Drawn], report: DrawReport, columns: int = SHEET_COLUMNS) -> Image.Image:
     """The first pictures of every category, with prompts, verdicts and scores."""
+    return category_sheet(f"shapes  {report.overall}", drawn, report.categories, columns)
+
+
+def category_sheet(
+    title: str, drawn: Sequence[Drawn], scores: Mapping[str, object], columns: int = SHEET_COLUMNS
+) -> Image.Image:
+    """The first pictures of every category in `scores`, under its name and score."""
     sections = []
-    for category, share in report.categories.items():
+    for category, score in scores.items():
         first = [one for one in drawn if one.prompt.category == category][:columns]
         pictures = [Picture(one.image, one.prompt.text, one.verdict.correct, str(one.verdict)) for one in first]
-        sections.append((f"{category}  {share}", pictures))
-    return draw_sheet(f"shapes  {report.overall}", sections)
+        sections.append((f"{category}  {score}", pictures))
+    return draw_sheet(title, sections)
 
 
 def _pixels(image: Image.Image) -> judge.Image:

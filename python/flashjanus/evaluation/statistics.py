@@ -24,6 +24,12 @@ class Share:
         values = list(outcomes)
         return cls(sum(values), len(values))
 
+    @classmethod
+    def pooled(cls, shares: Iterable[Share]) -> Share:
+        """All of them as one."""
+        parts = list(shares)
+        return cls(sum(share.correct for share in parts), sum(share.total for share in parts))
+
     @property
     def value(self) -> float:
         return self.correct / self.total if self.total else 0.0
