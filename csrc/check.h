@@ -76,6 +76,13 @@ inline Status check(const DecodeAttentionParams& p) {
     return all ? Status::ok : Status::null_tensor;
 }
 
+inline Status check(const DepthwiseNormParams& p) {
+    if (p.batch < 1 || p.height < 1 || p.width < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.x_dtype) || !valid(p.weight_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.weight && p.norm && p.y ? Status::ok : Status::null_tensor;
+}
+
 inline Status check(const CfgEulerParams& p) {
     if (p.rows < 1 || p.unconditional < 0 || p.unconditional > p.rows) return Status::bad_rows;
     if (p.height < 1 || p.width < 1 || p.channels < 1 || p.patch < 1) return Status::bad_grid;

@@ -137,4 +137,23 @@ struct DecodeAttentionParams {
     int32_t threads;
 };
 
+// y = depthwise7x7(x) + bias (zero padding 3), divided by sqrt(mean over channels of its square + eps), times norm; all
+// in float32.
+struct DepthwiseNormParams {
+    const void* x;       // [batch, height, width, channels]
+    const void* weight;  // [7, 7, channels]
+    const void* bias;    // [channels], or null
+    const float* norm;   // [channels]
+    void* y;             // [batch, height, width, channels]
+    Dtype x_dtype;
+    Dtype weight_dtype;  // of weight and bias
+    Dtype y_dtype;
+    float eps;
+    int32_t batch;
+    int32_t height;
+    int32_t width;
+    int32_t channels;
+    int32_t threads;
+};
+
 }  // namespace flashjanus

@@ -69,4 +69,13 @@ const Fields<DecodeAttentionParams>& fields() {
     return all;
 }
 
+template <>
+const Fields<DepthwiseNormParams>& fields() {
+    using P = DepthwiseNormParams;
+    static const Fields<P> all{FIELD(x),       FIELD(weight),       FIELD(bias),     FIELD(norm),   FIELD(y),
+                               FIELD(x_dtype), FIELD(weight_dtype), FIELD(y_dtype),  FIELD(eps),    FIELD(batch),
+                               FIELD(height),  FIELD(width),        FIELD(channels), FIELD(threads)};
+    return all;
+}
+
 }  // namespace flashjanus
