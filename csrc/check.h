@@ -24,6 +24,9 @@ inline const char* message(Status status) {
         case Status::null_tensor: return "expected non-null pointers to all tensors that are not optional";
         case Status::too_many_rows: return "expected at most 4 rows";
         case Status::head_too_large: return "expected heads of at most 256 channels";
+        case Status::too_many_channels: return "expected at most 2048 channels";
+        case Status::bad_groups: return "expected at most 128 groups, and channels a multiple of them";
+        case Status::bad_images: return "expected images <= batch <= 2 * images";
     }
     return "unknown status";
 }
@@ -49,6 +52,13 @@ inline Status check(const RmsNormParams& p) {
     if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.weight && p.y && !p.delta == !p.total ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const LayerNormParams& p) {
+    if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.weight && p.bias && p.y && !p.delta == !p.total ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const SiluMulParams& p) {
@@ -78,9 +88,41 @@ inline Status check(const DecodeAttentionParams& p) {
 
 inline Status check(const DepthwiseNormParams& p) {
     if (p.batch < 1 || p.height < 1 || p.width < 1 || p.channels < 1) return Status::bad_sizes;
+    if (p.channels > kMaxNormChannels) return Status::too_many_channels;
     if (!valid(p.x_dtype) || !valid(p.weight_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.weight && p.norm && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const GeluGrnStatsParams& p) {
+    if (p.batch < 1 || p.positions < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.y && p.sumsq ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const GrnApplyParams& p) {
+    if (p.batch < 1 || p.positions < 1 || p.channels < 1) return Status::bad_sizes;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.y && p.sumsq && p.weight && p.bias && p.o ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const ResidualModulateParams& p) {
+    if (p.batch < 1 || p.positions < 1 || p.channels < 1 || p.steps < 1) return Status::bad_sizes;
+    if (p.images < 1 || p.images > p.batch || p.batch - p.images > p.images) return Status::bad_images;
+    if (!valid(p.y_dtype) || !valid(p.x_dtype) || !valid(p.o_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.y && p.x && p.table && p.step && p.o ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const GroupNormSiluParams& p) {
+    if (p.batch < 1 || p.positions < 1 || p.channels < 1 || p.groups < 1) return Status::bad_sizes;
+    if (p.channels > kMaxNormChannels) return Status::too_many_channels;
+    if (p.groups > kMaxNormGroups || p.channels % p.groups) return Status::bad_groups;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.weight && p.bias && p.y ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const CfgEulerParams& p) {

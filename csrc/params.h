@@ -29,6 +29,9 @@ enum class Status : int32_t {
     null_tensor,
     too_many_rows,
     head_too_large,
+    too_many_channels,
+    bad_groups,
+    bad_images,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -53,6 +56,10 @@ struct CfgEulerParams {
 inline constexpr int32_t kMaxGemvRows = 4;
 inline constexpr int32_t kMaxHead = 256;
 
+// The most channels of a normalisation that keeps some of its work on the stack, and its most groups.
+inline constexpr int32_t kMaxNormChannels = 2048;
+inline constexpr int32_t kMaxNormGroups = 128;
+
 // Below, `threads` is how many a CPU kernel may use; strides are in elements, and last dimensions are dense.
 
 // y = x w^T + bias, for a few rows: one pass over w.
@@ -74,6 +81,23 @@ struct RmsNormParams {
     const void* x;        // [rows, channels]
     const void* delta;    // [rows, channels], or null
     const float* weight;  // [channels]
+    void* total;          // [rows, channels], or null with delta
+    void* y;              // [rows, channels]
+    Dtype x_dtype;        // of x and total
+    Dtype delta_dtype;
+    Dtype y_dtype;
+    float eps;
+    int32_t rows;
+    int32_t channels;
+    int32_t threads;
+};
+
+// total = x + delta (where delta is given), y = (total - mean) / sqrt(var + eps) * weight + bias; all in float32.
+struct LayerNormParams {
+    const void* x;        // [rows, channels]
+    const void* delta;    // [rows, channels], or null
+    const float* weight;  // [channels]
+    const float* bias;    // [channels]
     void* total;          // [rows, channels], or null with delta
     void* y;              // [rows, channels]
     Dtype x_dtype;        // of x and total
@@ -153,6 +177,70 @@ struct DepthwiseNormParams {
     int32_t height;
     int32_t width;
     int32_t channels;
+    int32_t threads;
+};
+
+// y = gelu(x) (exact, by erf), sumsq = the sum over positions of y^2 as stored.
+struct GeluGrnStatsParams {
+    const void* x;  // [batch, positions, channels]
+    void* y;        // [batch, positions, channels]
+    float* sumsq;   // [batch, channels]
+    Dtype dtype;    // of x and y
+    int32_t batch;
+    int32_t positions;
+    int32_t channels;
+    int32_t threads;
+};
+
+// n = sqrt(sumsq) / (mean over channels of sqrt(sumsq) + 1e-6), o = bias + (weight * n + 1) * y.
+struct GrnApplyParams {
+    const void* y;        // [batch, positions, channels]
+    const float* sumsq;   // [batch, channels]
+    const float* weight;  // [channels]
+    const float* bias;    // [channels]
+    void* o;              // [batch, positions, channels]
+    Dtype dtype;          // of y and o
+    int32_t batch;
+    int32_t positions;
+    int32_t channels;
+    int32_t threads;
+};
+
+// o[b] = (x[b] + y[b]) * (1 + scale) + shift, where scale | shift = table[r, min(step[r], steps - 1)] and r = b, or
+// b - images for b >= images.
+struct ResidualModulateParams {
+    const void* y;        // [batch, positions, channels]
+    const void* x;        // [batch, positions, channels]
+    const float* table;   // [images, steps, 2 * channels]
+    const int32_t* step;  // [images]
+    void* o;              // [batch, positions, channels]
+    Dtype y_dtype;
+    Dtype x_dtype;
+    Dtype o_dtype;
+    int32_t batch;
+    int32_t images;
+    int32_t positions;
+    int32_t channels;
+    int32_t steps;
+    int64_t image_stride;  // of the table
+    int64_t step_stride;
+    int32_t threads;
+};
+
+// y = (x - mean) / sqrt(var + eps) * weight + bias, with the mean and variance of each image's groups of channels, and
+// where silu is not 0, y = silu(y); all in float32.
+struct GroupNormSiluParams {
+    const void* x;        // [batch, positions, channels]
+    const float* weight;  // [channels]
+    const float* bias;    // [channels]
+    void* y;              // [batch, positions, channels]
+    Dtype dtype;          // of x and y
+    float eps;
+    int32_t silu;
+    int32_t batch;
+    int32_t positions;
+    int32_t channels;
+    int32_t groups;
     int32_t threads;
 };
 

@@ -31,6 +31,15 @@ const Fields<RmsNormParams>& fields() {
 }
 
 template <>
+const Fields<LayerNormParams>& fields() {
+    using P = LayerNormParams;
+    static const Fields<P> all{FIELD(x),    FIELD(delta),    FIELD(weight),      FIELD(bias),    FIELD(total),
+                               FIELD(y),    FIELD(x_dtype),  FIELD(delta_dtype), FIELD(y_dtype), FIELD(eps),
+                               FIELD(rows), FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<SiluMulParams>& fields() {
     using P = SiluMulParams;
     static const Fields<P> all{FIELD(x), FIELD(y), FIELD(dtype), FIELD(rows), FIELD(channels), FIELD(threads)};
@@ -75,6 +84,42 @@ const Fields<DepthwiseNormParams>& fields() {
     static const Fields<P> all{FIELD(x),       FIELD(weight),       FIELD(bias),     FIELD(norm),   FIELD(y),
                                FIELD(x_dtype), FIELD(weight_dtype), FIELD(y_dtype),  FIELD(eps),    FIELD(batch),
                                FIELD(height),  FIELD(width),        FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<GeluGrnStatsParams>& fields() {
+    using P = GeluGrnStatsParams;
+    static const Fields<P> all{FIELD(x),     FIELD(y),         FIELD(sumsq),    FIELD(dtype),
+                               FIELD(batch), FIELD(positions), FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<GrnApplyParams>& fields() {
+    using P = GrnApplyParams;
+    static const Fields<P> all{FIELD(y),     FIELD(sumsq), FIELD(weight),    FIELD(bias),     FIELD(o),
+                               FIELD(dtype), FIELD(batch), FIELD(positions), FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<ResidualModulateParams>& fields() {
+    using P = ResidualModulateParams;
+    static const Fields<P> all{
+        FIELD(y),         FIELD(x),        FIELD(table),   FIELD(step),         FIELD(o),
+        FIELD(y_dtype),   FIELD(x_dtype),  FIELD(o_dtype), FIELD(batch),        FIELD(images),
+        FIELD(positions), FIELD(channels), FIELD(steps),   FIELD(image_stride), FIELD(step_stride),
+        FIELD(threads)};
+    return all;
+}
+
+template <>
+const Fields<GroupNormSiluParams>& fields() {
+    using P = GroupNormSiluParams;
+    static const Fields<P> all{FIELD(x),         FIELD(weight),   FIELD(bias),   FIELD(y),
+                               FIELD(dtype),     FIELD(eps),      FIELD(silu),   FIELD(batch),
+                               FIELD(positions), FIELD(channels), FIELD(groups), FIELD(threads)};
     return all;
 }
 
