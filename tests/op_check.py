@@ -42,10 +42,10 @@ class InFloat64(TorchFunctionMode):
 class Guarded:
     """A tensor of given strides inside a poisoned buffer; `poisoned` leaves the tensor itself poisoned too."""
 
-    def __init__(self, like: torch.Tensor, *, poisoned: bool = False) -> None:
+    def __init__(self, like: torch.Tensor, *, poisoned: bool = False, device: torch.device = CPU) -> None:
         reach = sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
         self.size = (reach + 1 if like.numel() else 0) * like.dtype.itemsize
-        self.buffer = torch.full((GUARD + self.size + GUARD,), POISON, dtype=torch.uint8)
+        self.buffer = torch.full((GUARD + self.size + GUARD,), POISON, dtype=torch.uint8, device=device)
         inside = self.buffer[GUARD : GUARD + self.size].view(like.dtype)
         self.tensor = inside.as_strided(like.shape, like.stride())
         if not poisoned:
@@ -101,11 +101,11 @@ def reference(op: Op, call: Call, *, exact: bool) -> dict[str, torch.Tensor]:
     return named | {arg.name: t for arg, t in zip(op.schema.inputs, args, strict=True) if arg.mutated and t is not None}
 
 
-def run(op: Op, implementation: str, call: Call) -> dict[str, torch.Tensor]:
-    """Outputs and mutated arguments by name; asserts that nothing else was written."""
+def run(op: Op, implementation: str, call: Call, device: torch.device = CPU) -> dict[str, torch.Tensor]:
+    """Outputs and mutated arguments by name, on the CPU; asserts that nothing else was written."""
     specs = op.schema.infer(op.name, specs_of(call), call.attrs)
-    inputs = [None if t is None else Guarded(t) for t in call.args]
-    outputs = [Guarded(torch.empty(s.shape, dtype=s.dtype), poisoned=True) for s in specs]
+    inputs = [None if t is None else Guarded(t, device=device) for t in call.args]
+    outputs = [Guarded(torch.empty(s.shape, dtype=s.dtype), poisoned=True, device=device) for s in specs]
     buffers = [None if b is None else b.tensor for b in (*inputs, *outputs)]
     name, _, isa = implementation.partition(" ")
     with patch.object(native, "run", partial(native.run, isa=isa or None)):
@@ -116,7 +116,7 @@ def run(op: Op, implementation: str, call: Call) -> dict[str, torch.Tensor]:
             continue
         if arg.mutated or arg in op.schema.outputs:
             assert buffer.untouched_around(), f"{op.name}: {implementation} wrote outside of '{arg.name}'"
-            written[arg.name] = buffer.tensor
+            written[arg.name] = buffer.tensor.cpu()
         else:
             assert buffer.untouched(), f"{op.name}: {implementation} changed its argument '{arg.name}'"
     return written
@@ -149,16 +149,16 @@ def serving(op: Op, call: Call, device: torch.device = CPU) -> list[str]:
     return [name for name, it in op.implementations.items() if it.refuses(device, specs_of(call), call.attrs) is None]
 
 
-def check(op: Op, call: Call, implementations: Sequence[str]) -> dict[str, float]:
-    """Largest error over allowed error of each implementation; asserts that none is above 1.
+def check(op: Op, call: Call, implementations: Sequence[str], device: torch.device = CPU) -> dict[str, float]:
+    """Largest error over allowed error of each implementation on `device`; asserts that none is above 1.
 
-    Torch's own error is the measure of the others: twice that, plus rounding. A name may be "native avx2".
+    Torch's own error, on the CPU, is the measure of the others: twice that, plus rounding. A name may be "native avx2".
     """
     exact, f32 = reference(op, call, exact=True), reference(op, call, exact=False)
     errors: dict[str, dict[str, float]] = {}
     worst: dict[str, float] = {}
     for implementation in ["torch", *(name for name in implementations if name != "torch")]:
-        written = run(op, implementation, call)
+        written = run(op, implementation, call, CPU if implementation == "torch" else device)
         assert written.keys() == exact.keys()
         dtypes = {name: t.dtype for name, t in written.items()}
         for name, got in written.items():

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import Variant
+
 BLOCK = 2048
 # No fusion: the same bits as the CPU and CUDA kernels.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
@@ -82,3 +84,9 @@ def launch(v: torch.Tensor, z: torch.Tensor, guidance: torch.Tensor, step: torch
         BLOCK=BLOCK,
         **OPTIONS,
     )
+
+
+def variants(capability: int) -> list[Variant]:
+    pointers = {"z_ptr": "*fp32", "guidance_ptr": "*fp32", "step_ptr": "*i32", "steps_ptr": "*i32"}
+    constants = {"CHANNELS": 4, "PATCH": 2, "BLOCK": BLOCK}
+    return [Variant(v, cfg_euler_kernel, {"v_ptr": f"*{v}"} | pointers, constants, OPTIONS) for v in ("bf16", "fp32")]

@@ -30,7 +30,8 @@ void bind(py::module_& module, const char* kernel, Status (*run)(const P&, void*
 }  // namespace
 
 void bind_cuda(py::module_& module) {
-    bind<CfgEulerParams>(module, "cfg_euler_cuda", &cuda::cfg_euler);
+#define FLASHJANUS_BIND(kernel, Params) bind<Params>(module, #kernel "_cuda", &cuda::kernel);
+    FLASHJANUS_CUDA_KERNELS(FLASHJANUS_BIND)
 }
 
 }  // namespace flashjanus

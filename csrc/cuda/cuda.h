@@ -3,9 +3,14 @@
 
 #include "params.h"
 
+// Every kernel of this folder: its name, and its struct of arguments.
+#define FLASHJANUS_CUDA_KERNELS(KERNEL) KERNEL(cfg_euler, CfgEulerParams)
+
 namespace flashjanus::cuda {
 
-Status cfg_euler(const CfgEulerParams& params, void* stream);
+#define FLASHJANUS_DECLARE(kernel, Params) Status kernel(const Params& params, void* stream);
+FLASHJANUS_CUDA_KERNELS(FLASHJANUS_DECLARE)
+#undef FLASHJANUS_DECLARE
 
 // What the CUDA runtime says about the last launch_failed of this thread.
 const char* last_error();

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ... import triton_kernels
 from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
@@ -79,6 +80,9 @@ OP = register(
             dict(images=2, guided=2, h=5, w=3, c=4, p=2),
             dict(images=3, guided=1, h=4, w=4, c=3, p=1),
             dict(images=1, guided=0, h=1, w=7, c=4, p=2),
+            dict(images=3, guided=2, h=9, w=11, c=4, p=2),
+            dict(images=2, guided=1, h=3, w=2, c=2, p=3),
+            dict(images=1, guided=1, h=24, w=24, c=4, p=2),
         ],
         example=example,
     )
@@ -104,17 +108,11 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if device.type != "cuda":
-        return f"runs on a CUDA device, not on {device.type}"
-    return native.cuda_available() or _needs_f32(specs) or _needs_kernel_input(specs)
+    return native.refuses_cuda(device) or _needs_f32(specs) or _needs_kernel_input(specs)
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if device.type != "cuda":
-        return f"runs on a CUDA device, not on {device.type}"
-    from ...triton_kernels import unavailable
-
-    return unavailable() or _needs_f32(specs)
+    return triton_kernels.refuses(device) or _needs_f32(specs)
 
 
 @OP.implementation("native", _refuses_native)

@@ -129,23 +129,52 @@ def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
     return available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
 
 
-def run(kernel: str, *, isa: str | None = None, **arguments: torch.Tensor | torch.dtype | float | None) -> None:
-    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/params.h.
+def refuses_cuda(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why no CUDA kernel can serve tensors of `dtypes` on `device`, or None."""
+    for dtype in dtypes:
+        if dtype not in _DTYPES:
+            return f"computes in float32 or bfloat16, not in {dtype}"
+    return cuda_available() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
 
-    A tensor goes in as its address (None as null), a dtype as its number. What an address points at is not checked:
-    shapes and strides are the caller's, from a plan that was checked. Raises NativeError.
+
+Argument = torch.Tensor | torch.dtype | float | None
+"""What a member of a kernel's struct is given as."""
+
+
+def plain(kernel: str, device: torch.device, arguments: Mapping[str, Argument]) -> dict[str, int | float]:
+    """Members of a struct of csrc/params.h: a tensor as its address (None as null), a dtype as its number.
+
+    Raises NativeError where a tensor is not on `device`.
     """
-    plain: dict[str, int | float] = {"threads": torch.get_num_threads()}
+    members: dict[str, int | float] = {}
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
-            if value.device.type != "cpu":
-                raise NativeError(f"{kernel}: expected {name} on the CPU, got {value.device}")
-            plain[name] = value.data_ptr()
+            if value.device.type != device.type:
+                raise NativeError(f"{kernel}: expected {name} on {device.type}, got {value.device}")
+            members[name] = value.data_ptr()
         elif isinstance(value, torch.dtype):
-            plain[name] = _DTYPES[value]
+            members[name] = _DTYPES[value]
         else:
-            plain[name] = 0 if value is None else value
-    _call(getattr(_module(), kernel), plain, isa=isa or "")
+            members[name] = 0 if value is None else value
+    return members
+
+
+def run(kernel: str, *, isa: str | None = None, **arguments: Argument) -> None:
+    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/params.h.
+
+    What an address points at is not checked: shapes and strides are the caller's, from a plan that was checked.
+    Raises NativeError.
+    """
+    members = {"threads": torch.get_num_threads()} | plain(kernel, torch.device("cpu"), arguments)
+    _call(getattr(_module(), kernel), members, isa=isa or "")
+
+
+def run_cuda(kernel: str, device: torch.device, **arguments: Argument) -> None:
+    """One CUDA kernel on the current stream of `device`; `threads`, which its struct shares with a CPU kernel, is 1."""
+    members = {"threads": 1} | plain(kernel, device, arguments)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        _call(getattr(_module(), f"{kernel}_cuda"), members, stream=stream)
 
 
 def cfg_euler(

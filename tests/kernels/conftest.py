@@ -1,12 +1,15 @@
-"""The cases and the reference that every form of cfg_euler is tested against, and buffers between poisoned guards."""
+"""The cases that cfg_euler's variants are compared on, and the table of what compiled kernels take of a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from kernel_resources import Resources
 
 GUARD = 64  # elements; a multiple of every alignment that a kernel asks for
 EPS = 2.0**-23
@@ -126,3 +129,21 @@ def kit() -> SimpleNamespace:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shape" in metafunc.fixturenames:
         metafunc.parametrize("shape", SHAPES, ids=lambda s: "R{}-U{}-{}x{}-C{}-p{}".format(*s))
+
+
+TABLE = Path(__file__).resolve().parents[2] / "build/kernel-resources.md"
+HEADER = "| kernel | chip | registers a thread | shared bytes a block | occupancy |\n| --- | --- | --- | --- | --- |\n"
+
+
+@pytest.fixture(scope="session")
+def record_kernel() -> Iterator[Callable[..., None]]:
+    """record(kernel, chip, resources, warps=None): a line of build/kernel-resources.md; `warps` of a block."""
+    lines: list[str] = []
+
+    def record(kernel: str, chip: int, resources: Resources, warps: int | None = None) -> None:
+        occupancy = "" if warps is None else f"{resources.occupancy(chip, warps):.0%}"
+        lines.append(f"| {kernel} | sm_{chip} | {resources.registers} | {resources.shared} | {occupancy} |\n")
+
+    yield record
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(HEADER + "".join(sorted(lines)))

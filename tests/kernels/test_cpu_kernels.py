@@ -68,7 +68,7 @@ def test_a_kernel_names_the_argument_that_is_missing_unknown_or_of_another_type(
 
 
 def test_run_takes_cpu_tensors_only() -> None:
-    with pytest.raises(NativeError, match="silu_mul: expected x on the CPU, got meta"):
+    with pytest.raises(NativeError, match="silu_mul: expected x on cpu, got meta"):
         native.run("silu_mul", x=torch.zeros(2, 4, device="meta"), y=torch.zeros(2, 2))
 
 

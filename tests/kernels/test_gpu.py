@@ -1,0 +1,31 @@
+"""Every CUDA and Triton implementation over its op's cases on a real GPU, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from flashjanus.engine.ops import Op, all_ops
+from op_check import check, make_call, specs_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = torch.device("cuda")
+CASES = [
+    pytest.param(op, name, case, dtype, id=f"{op.name}-{name}-{i}-{str(dtype).removeprefix('torch.')}")
+    for op in all_ops().values()
+    for name in op.implementations
+    if name not in ("torch", "native")
+    for i, case in enumerate(op.cases)
+    for dtype in op.dtypes
+]
+
+
+@pytest.mark.parametrize(("op", "implementation", "case", "dtype"), CASES)
+def test_meets_the_reference(op: Op, implementation: str, case: Mapping[str, Any], dtype: torch.dtype) -> None:
+    call = make_call(op, case, dtype, False)
+    reason = op.implementations[implementation].refuses(CUDA, specs_of(call), call.attrs)
+    if reason:
+        pytest.skip(reason)
+    check(op, call, [implementation], CUDA)
