@@ -4,13 +4,19 @@
 #include "params.h"
 
 // Every kernel of this folder: its name, and its struct of arguments.
-#define FLASHJANUS_CPU_KERNELS(KERNEL)       \
-    KERNEL(cfg_euler, CfgEulerParams)        \
-    KERNEL(gemv, GemvParams)                 \
-    KERNEL(rms_norm, RmsNormParams)          \
-    KERNEL(silu_mul, SiluMulParams)          \
-    KERNEL(rope_kv_write, RopeKvWriteParams) \
-    KERNEL(decode_attention, DecodeAttentionParams)
+#define FLASHJANUS_CPU_KERNELS(KERNEL)                \
+    KERNEL(cfg_euler, CfgEulerParams)                 \
+    KERNEL(gemv, GemvParams)                          \
+    KERNEL(rms_norm, RmsNormParams)                   \
+    KERNEL(layer_norm, LayerNormParams)               \
+    KERNEL(silu_mul, SiluMulParams)                   \
+    KERNEL(rope_kv_write, RopeKvWriteParams)          \
+    KERNEL(decode_attention, DecodeAttentionParams)   \
+    KERNEL(depthwise_norm, DepthwiseNormParams)       \
+    KERNEL(gelu_grn_stats, GeluGrnStatsParams)        \
+    KERNEL(grn_apply, GrnApplyParams)                 \
+    KERNEL(residual_modulate, ResidualModulateParams) \
+    KERNEL(group_norm_silu, GroupNormSiluParams)
 
 namespace flashjanus::cpu {
 

@@ -127,6 +127,19 @@ INLINE float sum(F32 v) {
 #endif
 }
 
+// v in the first `count` lanes, zero behind them.
+INLINE F32 first_lanes(F32 v, int32_t count) {
+    constexpr I32 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return count >= kLanes ? v : lane < count ? v : F32{};
+}
+
+INLINE F32 sqrt(F32 v) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int32_t i = 0; i < kLanes; ++i) lanes[i] = __builtin_sqrtf(lanes[i]);
+    return load(lanes);
+}
+
 // e^x within 2 units in the last place; 0 below -87.3 and infinity above 88.7. Cody and Waite's reduction to
 // |r| <= ln(2) / 2, Taylor's series to the seventh order.
 INLINE F32 exp(F32 x) {
@@ -153,4 +166,24 @@ INLINE F32 exp(F32 x) {
 // x * sigmoid(x)
 INLINE F32 silu(F32 x) {
     return x / (1.0f + exp(-x));
+}
+
+// x Phi(x), the exact GELU: Phi, the normal distribution function, within 2 units in the last place. Beside 0.5, its
+// smaller tail is exp(-x^2 / 2 + s(|x|)) with s = log(erfcx(|x| / sqrt 2)), here a weighted minimax polynomial up to 6;
+// so nothing cancels, as it does in 1 + erf(x / sqrt 2) for negative x.
+INLINE F32 gelu(F32 x) {
+    const F32 size = (F32)((U32)x & 0x7fffffffu);
+    const F32 t = size < 6.0f ? size : splat(6.0f);
+    F32 s = splat(-1.7181041e-8f);
+    s = s * t + 5.2823998e-7f;
+    s = s * t - 6.9361178e-6f;
+    s = s * t + 4.9424863e-5f;
+    s = s * t - 1.8256967e-4f;
+    s = s * t - 2.1446287e-5f;
+    s = s * t + 4.8392713e-3f;
+    s = s * t - 3.6364403e-2f;
+    s = s * t + 0.18169679f;
+    s = s * t - 0.79788506f;
+    const F32 tail = 0.5f * exp(s * t - 0.5f * size * size);
+    return x * (x < 0.0f ? tail : 1.0f - tail);
 }

@@ -23,7 +23,13 @@ def build_info() -> BuildInfo: ...
 cfg_euler: CpuKernel
 gemv: CpuKernel
 rms_norm: CpuKernel
+layer_norm: CpuKernel
 silu_mul: CpuKernel
 rope_kv_write: CpuKernel
 decode_attention: CpuKernel
+depthwise_norm: CpuKernel
+gelu_grn_stats: CpuKernel
+grn_apply: CpuKernel
+residual_modulate: CpuKernel
+group_norm_silu: CpuKernel
 cfg_euler_cuda: CudaKernel

@@ -1,0 +1,50 @@
+// Residual add, then scale and shift from the row's place in its table. See cfg_euler.cpp for what a file compiled per
+// instruction set must not do.
+#include "cpu/intrinsics.h"
+
+namespace flashjanus::cpu::FLASHJANUS_ISA {
+namespace {
+
+#include "cpu/vector.h"
+
+template <class Y, class X, class O>
+void rows(const ResidualModulateParams& p) {
+    const int64_t count = int64_t{p.batch} * p.positions;
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t b = static_cast<int32_t>(i / p.positions);
+        const int32_t image = b < p.images ? b : b - p.images;
+        const int32_t step = p.step[image] < p.steps ? p.step[image] : p.steps - 1;
+        const float* scale = p.table + image * p.image_stride + step * p.step_stride;
+        const float* shift = scale + p.channels;
+        const Y* y = static_cast<const Y*>(p.y) + i * p.channels;
+        const X* x = static_cast<const X*>(p.x) + i * p.channels;
+        O* o = static_cast<O*>(p.o) + i * p.channels;
+        for (int32_t c = 0; c < p.channels; c += kLanes) {
+            const int32_t left = p.channels - c;
+            const F32 total = load(x + c, left) + load(y + c, left);
+            store(o + c, total * (1.0f + load(scale + c, left)) + load(shift + c, left), left);
+        }
+    }
+}
+
+template <class Y, class X>
+void any_o(const ResidualModulateParams& p) {
+    if (p.o_dtype == Dtype::f32) return rows<Y, X, float>(p);
+    return rows<Y, X, bf16>(p);
+}
+
+template <class Y>
+void any_x(const ResidualModulateParams& p) {
+    if (p.x_dtype == Dtype::f32) return any_o<Y, float>(p);
+    return any_o<Y, bf16>(p);
+}
+
+}  // namespace
+
+void residual_modulate(const ResidualModulateParams& p) {
+    if (p.y_dtype == Dtype::f32) return any_x<float>(p);
+    return any_x<bf16>(p);
+}
+
+}  // namespace flashjanus::cpu::FLASHJANUS_ISA
