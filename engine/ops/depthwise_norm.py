@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..ir import TensorSpec, static
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import MAX_NORM_CHANNELS, native_for_f32
 from .rms_norm import normalise
 from .rms_norm import reference as rms_reference
 from .shapes import elements
@@ -49,10 +52,51 @@ OP = register(
         Schema.parse("x: X[B, H, W, C], weight: T[7, 7, C], bias?: T[C], norm: W0[C] -> y: O[B, H, W, C]"),
         reference,
         flops,
-        cases=[dict(size=9, channels=32, bias=True), dict(size=3, channels=5, bias=False)],
+        cases=[
+            dict(size=9, channels=32, bias=True),
+            dict(size=3, channels=5, bias=False),
+            dict(size=1, channels=40, bias=True),
+            dict(size=16, channels=129, bias=True),
+        ],
         example=example,
     )
 )
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_NORM_CHANNELS:
+        return f"takes at most {MAX_NORM_CHANNELS} channels"
+    return native_for_f32(3)(device, specs, attrs)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    batch, height, width, channels = x.shape
+    native.run(
+        "depthwise_norm",
+        x=x.contiguous(),
+        weight=weight,
+        bias=bias,
+        norm=norm,
+        y=y,
+        x_dtype=x.dtype,
+        weight_dtype=weight.dtype,
+        y_dtype=y.dtype,
+        eps=eps,
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+    )
 
 
 @OP.implementation("torch")

@@ -6,13 +6,16 @@ An image's sums run over all its positions, so the scaling cannot start before t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..ir import TensorSpec
+from ..runtime import native
 from .activations import reference_gelu
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import native_for_f32
 from .shapes import elements
 
 
@@ -41,7 +44,7 @@ def example_apply(generator: torch.Generator, dtype: torch.dtype, b: int, p: int
     return Call((y, sums, 0.3 * normal(generator, c), 0.3 * normal(generator, c)))
 
 
-CASES = [dict(b=2, p=36, c=64), dict(b=1, p=5, c=7)]
+CASES = [dict(b=2, p=36, c=64), dict(b=1, p=5, c=7), dict(b=3, p=1, c=40), dict(b=2, p=70, c=1100)]
 STATS = register(
     Op(
         "gelu_grn_stats",
@@ -64,6 +67,44 @@ APPLY = register(
         example_apply,
     )
 )
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
+
+
+@STATS.implementation("native", _refuses_native)
+def run_stats_native(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
+    batch, positions, channels = x.shape
+    native.run(
+        "gelu_grn_stats",
+        x=x.contiguous(),
+        y=y,
+        sumsq=sumsq,
+        dtype=x.dtype,
+        batch=batch,
+        positions=positions,
+        channels=channels,
+    )
+
+
+@APPLY.implementation("native", native_for_f32(2))
+def run_apply_native(
+    y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor
+) -> None:
+    batch, positions, channels = y.shape
+    native.run(
+        "grn_apply",
+        y=y.contiguous(),
+        sumsq=sumsq.contiguous(),
+        weight=weight,
+        bias=bias,
+        o=o,
+        dtype=y.dtype,
+        batch=batch,
+        positions=positions,
+        channels=channels,
+    )
 
 
 @STATS.implementation("torch")

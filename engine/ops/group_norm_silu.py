@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..ir import TensorSpec, static
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import MAX_NORM_CHANNELS, native_for_f32
 from .shapes import elements
 
 
@@ -39,10 +42,55 @@ OP = register(
         Schema.parse("x: T[B, H, W, C], weight: W0[C], bias: W0[C] -> y: T[B, H, W, C]"),
         reference,
         flops,
-        cases=[dict(size=5, c=32, groups=8, silu=True), dict(size=3, c=6, groups=3, silu=False)],
+        cases=[
+            dict(size=5, c=32, groups=8, silu=True),
+            dict(size=3, c=6, groups=3, silu=False),
+            dict(size=1, c=40, groups=1, silu=True),
+            dict(size=13, c=96, groups=32, silu=True),
+        ],
         example=example,
     )
 )
+
+
+MAX_GROUPS = 128
+"""kMaxNormGroups of csrc/params.h."""
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_NORM_CHANNELS:
+        return f"takes at most {MAX_NORM_CHANNELS} channels"
+    if attrs.get("groups", 1) > MAX_GROUPS:
+        return f"takes at most {MAX_GROUPS} groups"
+    return native_for_f32(1)(device, specs, attrs)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> None:
+    batch, height, width, channels = x.shape
+    native.run(
+        "group_norm_silu",
+        x=x.contiguous(),
+        weight=weight,
+        bias=bias,
+        y=y,
+        dtype=x.dtype,
+        eps=eps,
+        silu=silu,
+        batch=batch,
+        positions=height * width,
+        channels=channels,
+        groups=groups,
+    )
 
 
 @OP.implementation("torch")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import native_for_f32
 from .shapes import rows_of
 
 
@@ -62,6 +64,55 @@ ADD_LAYER_NORM = register(
         example_add,
     )
 )
+
+
+@LAYER_NORM.implementation("native", native_for_f32(1))
+def run_native(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    _run_native(x, None, weight, bias, None, y, eps)
+
+
+@ADD_LAYER_NORM.implementation("native", native_for_f32(2))
+def run_add_native(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    _run_native(x, delta, weight, bias, total, y, eps)
+
+
+def _run_native(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    total: torch.Tensor | None,
+    y: torch.Tensor,
+    eps: float,
+) -> None:
+    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
+    native.run(
+        "layer_norm",
+        x=x,
+        delta=delta,
+        weight=weight,
+        bias=bias,
+        total=total,
+        y=y,
+        x_dtype=x.dtype,
+        delta_dtype=x.dtype if delta is None else delta.dtype,
+        y_dtype=y.dtype,
+        eps=eps,
+        rows=x.numel() // x.shape[-1],
+        channels=x.shape[-1],
+    )
 
 
 @LAYER_NORM.implementation("torch")

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import native_for_f32
 from .shapes import branches_of_images, elements
 
 
@@ -66,6 +68,38 @@ OP = register(
         read_bytes=read_bytes,
     )
 )
+
+
+@OP.implementation("native", native_for_f32(2))
+def run_native(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    o: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+) -> None:
+    table = table if table.stride(-1) == 1 else table.contiguous()  # one block's columns of the whole table
+    batch, positions, channels = x.shape
+    native.run(
+        "residual_modulate",
+        y=y.contiguous(),
+        x=x.contiguous(),
+        table=table,
+        step=step.contiguous(),
+        o=o,
+        y_dtype=y.dtype,
+        x_dtype=x.dtype,
+        o_dtype=o.dtype,
+        batch=batch,
+        images=len(step),
+        positions=positions,
+        channels=channels,
+        steps=table.shape[1],
+        image_stride=table.stride(0),
+        step_stride=table.stride(1),
+    )
 
 
 @OP.implementation("torch")

@@ -6,14 +6,14 @@ does: float32 weights round once, bfloat16 weights round as the official bfloat1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..ir import TensorSpec
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import native_for_f32
 from .shapes import rows_of
 
 
@@ -74,19 +74,12 @@ ADD_RMS_NORM = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[-1] is not None and specs[-1].dtype is not torch.float32:
-        return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
-    of_output = [attrs["dtype"]] if "dtype" in attrs else []
-    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None), *of_output)
-
-
-@RMS_NORM.implementation("native", _refuses_native)
+@RMS_NORM.implementation("native", native_for_f32(1))
 def run_native(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
     _run_native(x, None, weight, None, y, eps)
 
 
-@ADD_RMS_NORM.implementation("native", _refuses_native)
+@ADD_RMS_NORM.implementation("native", native_for_f32(2))
 def run_add_native(
     x: torch.Tensor,
     delta: torch.Tensor,

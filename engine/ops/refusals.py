@@ -1,0 +1,36 @@
+"""Reasons to refuse that several ops' kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..ir import TensorSpec
+from ..runtime import native
+from .base import Refusal
+
+MAX_NORM_CHANNELS = 2048
+"""kMaxNormChannels of csrc/params.h."""
+
+
+def rounds_once(weight: TensorSpec | None) -> str | None:
+    """Why a kernel that computes in float32 and rounds only what it stores cannot take this weight or table, or None.
+
+    Beside bfloat16 weights (official numerics) torch rounds every step to bfloat16.
+    """
+    if weight is None or weight.dtype is torch.float32:
+        return None
+    return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
+
+
+def native_for_f32(index: int) -> Refusal:
+    """`refuses` of a CPU kernel for which argument `index`, a norm's weight or a table, has to be float32."""
+
+    def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+        dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
+        of_output = [attrs["dtype"]] if "dtype" in attrs else []
+        return (rounds_once(specs[index]) if specs else None) or native.refuses(device, *dtypes, *of_output)
+
+    return refuses
