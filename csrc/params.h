@@ -82,13 +82,14 @@ struct RmsNormParams {
     const void* delta;    // [rows, channels], or null
     const float* weight;  // [channels]
     void* total;          // [rows, channels], or null with delta
-    void* y;              // [rows, channels]
+    void* y;              // [rows, channels], rows `y_stride` apart
     Dtype x_dtype;        // of x and total
     Dtype delta_dtype;
     Dtype y_dtype;
     float eps;
     int32_t rows;
     int32_t channels;
+    int64_t y_stride;
     int32_t threads;
 };
 

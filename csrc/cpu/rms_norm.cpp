@@ -34,7 +34,7 @@ void rows(const RmsNormParams& p) {
     for (int32_t r = 0; r < p.rows; ++r) {
         const int64_t at = int64_t{r} * p.channels;
         row(p, static_cast<const X*>(p.x) + at, p.delta ? static_cast<const D*>(p.delta) + at : nullptr,
-            p.total ? static_cast<X*>(p.total) + at : nullptr, static_cast<Y*>(p.y) + at);
+            p.total ? static_cast<X*>(p.total) + at : nullptr, static_cast<Y*>(p.y) + r * p.y_stride);
     }
 }
 

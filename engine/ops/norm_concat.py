@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import native_for_f32
 from .residual_modulate import image_row
-from .rms_norm import normalise
+from .rms_norm import normalise, normalise_native
 from .rms_norm import reference as rms_reference
 from .shapes import branches_of_images, elements
 
@@ -44,11 +45,24 @@ OP = register(
 )
 
 
+def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
+    """The right part of o."""
+    images, channels = len(skip), o.shape[-1] - skip.shape[-1]
+    o[:images, :, channels:].copy_(skip)
+    o[images:, :, channels:].copy_(skip[: len(o) - images])
+
+
+@OP.implementation("native", native_for_f32(1))
+def run_native(
+    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    normalise_native(h, None, weight, None, o[..., : h.shape[-1]], eps)
+    copy_skip(skip, o)
+
+
 @OP.implementation("torch")
 def run_torch(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
-    channels, images = h.shape[-1], len(skip)
-    o[..., :channels].copy_(normalise(h, weight, eps))
-    o[:images, :, channels:].copy_(skip)
-    o[images:, :, channels:].copy_(skip[: len(h) - images])
+    o[..., : h.shape[-1]].copy_(normalise(h, weight, eps))
+    copy_skip(skip, o)

@@ -76,7 +76,7 @@ ADD_RMS_NORM = register(
 
 @RMS_NORM.implementation("native", native_for_f32(1))
 def run_native(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
-    _run_native(x, None, weight, None, y, eps)
+    normalise_native(x, None, weight, None, y, eps)
 
 
 @ADD_RMS_NORM.implementation("native", native_for_f32(2))
@@ -90,10 +90,10 @@ def run_add_native(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    _run_native(x, delta, weight, total, y, eps)
+    normalise_native(x, delta, weight, total, y, eps)
 
 
-def _run_native(
+def normalise_native(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
@@ -101,7 +101,9 @@ def _run_native(
     y: torch.Tensor,
     eps: float,
 ) -> None:
+    """RMSNorm of x, or of x + delta = total, into y, whose rows may be apart."""
     x, delta = x.contiguous(), None if delta is None else delta.contiguous()
+    rows, channels = x.numel() // x.shape[-1], x.shape[-1]
     native.run(
         "rms_norm",
         x=x,
@@ -113,8 +115,9 @@ def _run_native(
         delta_dtype=x.dtype if delta is None else delta.dtype,
         y_dtype=y.dtype,
         eps=eps,
-        rows=x.numel() // x.shape[-1],
-        channels=x.shape[-1],
+        rows=rows,
+        channels=channels,
+        y_stride=y.stride(-2) if rows > 1 else channels,
     )
 
 

@@ -17,12 +17,22 @@ CPU = torch.device("cpu")
 GOOD: dict[str, dict[str, float]] = {
     "gemv": dict(x=64, w=64, bias=0, y=64, dtype=0, rows=1, columns=8, out=8, threads=1),
     "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6, rows=1)
-    | dict(channels=8, threads=1),
+    | dict(channels=8, y_stride=8, threads=1),
+    "layer_norm": dict(x=64, delta=0, weight=64, bias=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
+    | dict(rows=1, channels=8, threads=1),
     "silu_mul": dict(x=64, y=64, dtype=1, rows=1, channels=8, threads=1),
     "rope_kv_write": dict(qkv=64, table=64, positions=64, slots=64, k_cache=64, v_cache=64, q=64, dtype=1, batch=1)
     | dict(tokens=1, heads=2, kv_heads=1, half=4, cache_batch_stride=64, cache_slot_stride=8, threads=1),
     "decode_attention": dict(q=64, k=64, v=64, kv_start=64, kv_end=64, slots=64, o=64, dtype=1, scale=1.0, batch=1)
     | dict(keys=4, heads=2, kv_heads=1, head=8, batch_stride=32, key_stride=8, threads=1),
+    "depthwise_norm": dict(x=64, weight=64, bias=0, norm=64, y=64, x_dtype=0, weight_dtype=1, y_dtype=1, eps=1e-6)
+    | dict(batch=1, height=2, width=2, channels=8, threads=1),
+    "gelu_grn_stats": dict(x=64, y=64, sumsq=64, dtype=1, batch=1, positions=2, channels=8, threads=1),
+    "grn_apply": dict(y=64, sumsq=64, weight=64, bias=64, o=64, dtype=1, batch=1, positions=2, channels=8, threads=1),
+    "residual_modulate": dict(y=64, x=64, table=64, step=64, o=64, y_dtype=1, x_dtype=0, o_dtype=0, batch=2, images=1)
+    | dict(positions=2, channels=8, steps=3, image_stride=48, step_stride=16, threads=1),
+    "group_norm_silu": dict(x=64, weight=64, bias=64, y=64, dtype=1, eps=1e-6, silu=1, batch=1, positions=2, channels=8)
+    | dict(groups=2, threads=1),
 }
 BAD = [
     ("gemv", dict(rows=5), "at most 4 rows, got .*rows=5"),
@@ -40,6 +50,25 @@ BAD = [
     ("decode_attention", dict(heads=3, kv_heads=2), "heads a multiple of kv_heads"),
     ("decode_attention", dict(head=257), "at most 256 channels"),
     ("decode_attention", dict(kv_end=0), "non-null"),
+    ("layer_norm", dict(rows=0), "every size >= 1"),
+    ("layer_norm", dict(total=64), "non-null"),
+    ("layer_norm", dict(x_dtype=-1), "0 .float32."),
+    ("depthwise_norm", dict(width=0), "every size >= 1"),
+    ("depthwise_norm", dict(channels=2049), "at most 2048 channels"),
+    ("depthwise_norm", dict(norm=0), "non-null"),
+    ("depthwise_norm", dict(weight_dtype=2), "0 .float32."),
+    ("gelu_grn_stats", dict(positions=0), "every size >= 1"),
+    ("gelu_grn_stats", dict(sumsq=0), "non-null"),
+    ("grn_apply", dict(channels=0), "every size >= 1"),
+    ("grn_apply", dict(bias=0), "non-null"),
+    ("residual_modulate", dict(steps=0), "every size >= 1"),
+    ("residual_modulate", dict(batch=3), "images <= batch <= 2 . images"),
+    ("residual_modulate", dict(images=3), "images <= batch <= 2 . images"),
+    ("residual_modulate", dict(step=0), "non-null"),
+    ("group_norm_silu", dict(channels=2050), "at most 2048 channels"),
+    ("group_norm_silu", dict(groups=3), "at most 128 groups, and channels a multiple"),
+    ("group_norm_silu", dict(groups=129, channels=258), "at most 128 groups"),
+    ("group_norm_silu", dict(weight=0), "non-null"),
 ]
 
 
