@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+MAX_ROW = 8192
+"""Channels of a row that a program holds in registers, 16 a thread."""
+
 
 def unavailable() -> str | None:
     """None where triton is installed, else the reason in words."""
@@ -21,9 +24,22 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(device: torch.device) -> str | None:
-    """Why no Triton kernel can serve on `device`, or None."""
+def refuses(device: torch.device, row: int = 0) -> str | None:
+    """Why no Triton kernel can serve on `device`, or none that holds rows of `row` channels in registers; or None."""
+    if row > MAX_ROW:
+        return f"holds a row in registers: at most {MAX_ROW} channels, not {row}"
     return unavailable() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
+
+
+def rows_of(x: torch.Tensor) -> torch.Tensor:
+    """x (*, C) as (rows, C) whose channels lie side by side: a view where the strides allow it, else a copy."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def options(tile: int) -> dict[str, int | bool]:
+    """Launch options of a program over a tile of so many elements: 16 a thread, products fused with sums."""
+    return {"num_warps": min(max(tile // 512, 1), 16), "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32
+from .refusals import native_for_f32, triton_for_f32
 from .shapes import rows_of
 
 
@@ -113,6 +113,32 @@ def _run_native(
         rows=x.numel() // x.shape[-1],
         channels=x.shape[-1],
     )
+
+
+@LAYER_NORM.implementation("triton", triton_for_f32(1, row=True))
+def run_triton(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    from ...triton_kernels.layer_norm import launch
+
+    launch(x, weight, bias, y, eps)
+
+
+@ADD_LAYER_NORM.implementation("triton", triton_for_f32(2, row=True))
+def run_add_triton(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    from ...triton_kernels.layer_norm import launch_add
+
+    launch_add(x, delta, weight, bias, total, y, eps)
 
 
 @LAYER_NORM.implementation("torch")

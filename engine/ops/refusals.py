@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..ir import TensorSpec
+from ... import triton_kernels
+from ..ir import TensorSpec, static
 from ..runtime import native
 from .base import Refusal
 
@@ -32,5 +33,15 @@ def native_for_f32(index: int) -> Refusal:
         dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
         of_output = [attrs["dtype"]] if "dtype" in attrs else []
         return (rounds_once(specs[index]) if specs else None) or native.refuses(device, *dtypes, *of_output)
+
+    return refuses
+
+
+def triton_for_f32(index: int, *, row: bool = False) -> Refusal:
+    """`refuses` of a Triton kernel for which argument `index` has to be float32; `row`: it holds one in registers."""
+
+    def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+        channels = static(specs[0].shape[-1]) if row and specs and specs[0] is not None else 0
+        return (rounds_once(specs[index]) if specs else None) or triton_kernels.refuses(device, channels)
 
     return refuses

@@ -13,7 +13,7 @@ import torch
 
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32
+from .refusals import native_for_f32, triton_for_f32
 from .shapes import rows_of
 
 
@@ -47,7 +47,8 @@ def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> C
 
 
 def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
-    x, delta = normal(generator, m, 3, c) * 5, normal(generator, m, 3, c, dtype=dtype)
+    x = 5 * normal(generator, m, 3, c + 8)[..., :c]  # rows further apart than they are long
+    delta = normal(generator, m, 3, c, dtype=dtype)
     return Call((x, delta, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=dtype))
 
 
@@ -119,6 +120,29 @@ def normalise_native(
         channels=channels,
         y_stride=y.stride(-2) if rows > 1 else channels,
     )
+
+
+@RMS_NORM.implementation("triton", triton_for_f32(1, row=True))
+def run_triton(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
+    from ...triton_kernels.rms_norm import launch
+
+    launch(x, weight, y, eps)
+
+
+@ADD_RMS_NORM.implementation("triton", triton_for_f32(2, row=True))
+def run_add_triton(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    from ...triton_kernels.rms_norm import launch_add
+
+    launch_add(x, delta, weight, total, y, eps)
 
 
 @RMS_NORM.implementation("torch")

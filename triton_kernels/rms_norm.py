@@ -1,0 +1,106 @@
+"""RMSNorm, alone or behind a residual add, in Triton."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import Variant, options, rows_of
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr,  # [rows, CHANNELS], rows x_stride apart
+    delta_ptr,  # [rows, CHANNELS], rows delta_stride apart, or None
+    weight_ptr,  # [CHANNELS]
+    total_ptr,  # [rows, CHANNELS] in x's dtype, or None
+    y_ptr,  # [rows, CHANNELS]
+    x_stride,
+    delta_stride,
+    eps,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per row, which it holds in registers."""
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < CHANNELS
+    x = tl.load(x_ptr + row * x_stride + c, mask=inside, other=0.0)
+    if delta_ptr is not None:
+        delta = tl.load(delta_ptr + row * delta_stride + c, mask=inside, other=0.0)
+        # the norm is of the total as it is stored
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
+        tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
+    x = x.to(tl.float32)
+    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps))
+    y = x * scale * tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def launch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    x [*, C] and y [*, C] (contiguous) in any float type, weight [C] float32, on one CUDA device (or on a CPU in
+    Triton's interpreter). Arguments are checked by the op's schema.
+    """
+    _launch(x, None, weight, None, y, eps)
+
+
+def launch_add(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, total: torch.Tensor, y: torch.Tensor, eps: float
+) -> None:
+    """total = x + delta; y = total / sqrt(mean(total^2) + eps) * weight. As `launch`; total in x's dtype."""
+    _launch(x, delta, weight, total, y, eps)
+
+
+def _launch(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    total: torch.Tensor | None,
+    y: torch.Tensor,
+    eps: float,
+) -> None:
+    x, delta = rows_of(x), None if delta is None else rows_of(delta)
+    rows, channels = x.shape
+    block = triton.next_power_of_2(channels)
+    rms_norm_kernel[(rows,)](
+        x,
+        delta,
+        weight,
+        total,
+        y,
+        x.stride(0),
+        0 if delta is None else delta.stride(0),
+        eps,
+        CHANNELS=channels,
+        BLOCK=block,
+        **options(block),
+    )
+
+
+def variants(capability: int) -> list[Variant]:
+    def variant(channels: int, x: str, delta: str | None, y: str) -> Variant:
+        block = triton.next_power_of_2(channels)
+        pointers = {"x_ptr": f"*{x}", "weight_ptr": "*fp32", "y_ptr": f"*{y}"}
+        constants: dict[str, int | None] = {"CHANNELS": channels, "BLOCK": block}
+        if delta is None:
+            constants |= {"delta_ptr": None, "total_ptr": None}
+        else:
+            pointers |= {"delta_ptr": f"*{delta}", "total_ptr": f"*{x}"}
+        return Variant(
+            f"{channels}-{x}{'' if delta is None else f'+{delta}'}-{y}",
+            rms_norm_kernel,
+            pointers,
+            constants,
+            options(block),
+            frozenset({"eps"}),
+            frozenset({"x_stride", "delta_stride"}),
+        )
+
+    return [
+        *(variant(2048, "fp32", delta, y) for delta in (None, "bf16") for y in ("bf16", "fp32")),
+        variant(2048, "fp32", "fp32", "fp32"),
+        variant(1536, "fp32", None, "fp32"),
+    ]
