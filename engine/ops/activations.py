@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ... import triton_kernels
 from ..ir import TensorSpec
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
@@ -35,7 +36,7 @@ def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> C
     return Call((4 * normal(generator, m, 2 * c).to(dtype),))
 
 
-CASES = [dict(m=1, c=64), dict(m=7, c=33)]
+CASES = [dict(m=1, c=64), dict(m=7, c=33), dict(m=2, c=1500)]
 SILU = register(Op("silu", Schema.parse("x: T[*, C] -> y: T[*, C]"), reference_silu, flops, CASES, example))
 GELU = register(Op("gelu", Schema.parse("x: T[*, C] -> y: T[*, C]"), reference_gelu, flops, CASES, example))
 SILU_MUL = register(
@@ -61,6 +62,17 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
 def run_silu_mul_native(x: torch.Tensor, y: torch.Tensor) -> None:
     channels = y.shape[-1]
     native.run("silu_mul", x=x.contiguous(), y=y, dtype=x.dtype, rows=y.numel() // channels, channels=channels)
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return triton_kernels.refuses(device)
+
+
+@SILU_MUL.implementation("triton", _refuses_triton)
+def run_silu_mul_triton(x: torch.Tensor, y: torch.Tensor) -> None:
+    from ...triton_kernels.silu_mul import launch
+
+    launch(x, y)
 
 
 @SILU_MUL.implementation("torch")
