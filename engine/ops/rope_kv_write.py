@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ... import triton_kernels
 from ..errors import SchemaError
 from ..ir import Size, TensorSpec
 from ..runtime import native
@@ -71,7 +72,8 @@ def example(
     table = torch.stack([angles.cos(), angles.sin()], dim=1)
     positions = torch.randint(0, 40, (b, n), generator=generator, dtype=torch.int32)
     slots = torch.stack([torch.randperm(n + 3, generator=generator)[:n] for _ in range(b)]).int()
-    caches = [normal(generator, b, n + 3, kv_heads, head_dim, dtype=dtype) for _ in range(2)]
+    # windows of a larger state, as the model's are
+    caches = [normal(generator, b, n + 5, kv_heads, head_dim, dtype=dtype)[:, 1 : n + 4] for _ in range(2)]
     return Call((qkv, table, positions, slots, *caches), dict(heads=heads))
 
 
@@ -88,6 +90,7 @@ OP = register(
         cases=[
             dict(b=2, n=5, heads=4, kv_heads=4, head_dim=32),
             dict(b=1, n=1, heads=6, kv_heads=2, head_dim=6),
+            dict(b=1, n=2, heads=11, kv_heads=10, head_dim=128),
         ],
         example=example,
         read_bytes=read_bytes,
@@ -95,10 +98,18 @@ OP = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _needs_f32_angles(specs: Sequence[TensorSpec | None]) -> str | None:
     if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
         return "takes angles in float32; numerics='official' keeps them in bfloat16"
-    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+    return None
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _needs_f32_angles(specs) or native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _needs_f32_angles(specs) or triton_kernels.refuses(device)
 
 
 @OP.implementation("native", _refuses_native)
@@ -133,6 +144,23 @@ def run_native(
         cache_batch_stride=batch_stride,
         cache_slot_stride=slot_stride,
     )
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    qkv: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_out: torch.Tensor,
+    *,
+    heads: int,
+) -> None:
+    from ...triton_kernels.rope_kv_write import launch
+
+    launch(qkv, table, positions, slots, k_cache, v_cache, q_out, heads)
 
 
 @OP.implementation("torch")
