@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from ... import triton_kernels
 from ..ir import TensorSpec
 from ..runtime import native
 from .activations import reference_gelu
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32
+from .refusals import native_for_f32, triton_for_f32
 from .shapes import elements
 
 
@@ -105,6 +106,26 @@ def run_apply_native(
         positions=positions,
         channels=channels,
     )
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return triton_kernels.refuses(device)
+
+
+@STATS.implementation("triton", _refuses_triton)
+def run_stats_triton(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
+    from ...triton_kernels.grn import launch_stats
+
+    launch_stats(x, y, sumsq)
+
+
+@APPLY.implementation("triton", triton_for_f32(2, row=True))
+def run_apply_triton(
+    y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor
+) -> None:
+    from ...triton_kernels.grn import launch_apply
+
+    launch_apply(y, sumsq, weight, bias, o)
 
 
 @STATS.implementation("torch")

@@ -14,7 +14,7 @@ import torch
 
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32
+from .refusals import native_for_f32, triton_for_f32
 from .shapes import branches_of_images, elements
 
 
@@ -48,7 +48,8 @@ def example(
     branches = images + guided
     y, x = normal(generator, branches, p, c, dtype=dtype), normal(generator, branches, p, c)
     step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
-    return Call((y, x, normal(generator, images, steps, 2 * c), step), dict(dtype=torch.float32))
+    table = normal(generator, images, steps, 2 * c + 8)[..., 4 : 4 + 2 * c]  # a block's entries of the whole table
+    return Call((y, x, table, step), dict(dtype=torch.float32))
 
 
 OP = register(
@@ -100,6 +101,21 @@ def run_native(
         image_stride=table.stride(0),
         step_stride=table.stride(1),
     )
+
+
+@OP.implementation("triton", triton_for_f32(2))
+def run_triton(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    o: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+) -> None:
+    from ...triton_kernels.residual_modulate import launch
+
+    launch(y, x, table, step, o)
 
 
 @OP.implementation("torch")
