@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ..ir import TensorSpec, static
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import MAX_NORM_CHANNELS, native_for_f32
+from .refusals import MAX_NORM_CHANNELS, native_for_f32, triton_for_f32
 from .shapes import elements
 
 
@@ -47,6 +47,7 @@ OP = register(
             dict(size=3, c=6, groups=3, silu=False),
             dict(size=1, c=40, groups=1, silu=True),
             dict(size=13, c=96, groups=32, silu=True),
+            dict(size=4, c=150, groups=10, silu=True),
         ],
         example=example,
     )
@@ -91,6 +92,32 @@ def run_native(
         channels=channels,
         groups=groups,
     )
+
+
+MAX_TRITON_GROUP = 32
+"""MAX_GROUP of triton_kernels/group_norm_silu.py."""
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_TRITON_GROUP * attrs["groups"]:
+        return f"takes at most {MAX_TRITON_GROUP} channels a group"
+    return triton_for_f32(1)(device, specs, attrs)
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> None:
+    from ...triton_kernels.group_norm_silu import launch
+
+    launch(x, weight, bias, y, groups, eps, silu)
 
 
 @OP.implementation("torch")
