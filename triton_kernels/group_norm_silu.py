@@ -81,7 +81,7 @@ def combine_kernel(
     means = tl.load(at, mask=inside, other=0.0)
     squares = tl.load(at + channels, mask=inside, other=0.0)
     counts = tl.where(inside, tl.minimum(positions - part * part_positions, part_positions), 0).to(tl.float32)
-    count = positions.to(tl.float32) * WIDTH
+    count = positions * 1.0 * WIDTH
     # around the first mean, so that no large mean cancels
     first = tl.load(parts_ptr + b * parts * 2 * channels + group * WIDTH)
     mean = first + tl.sum(counts * (means - first)) / count

@@ -32,32 +32,26 @@ def rope_kv_write_kernel(
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """One program per token and HEADS heads, all of them queries, keys or values."""
+    """One program per token, kind (queries, keys, values) and HEADS heads."""
     token = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    query_parts = tl.cdiv(heads, HEADS)
-    key_parts = tl.cdiv(kv_heads, HEADS)
-    slot = tl.load(slots_ptr + token).to(tl.int64)
+    kind = tl.program_id(1)
+    first = tl.where(kind == 0, 0, heads + (kind - 1) * kv_heads)
+    count = tl.where(kind == 0, heads, kv_heads)
+    h = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
-    h = tl.arange(0, HEADS)[:, None]
-    if part < query_parts:
-        h += part * HEADS
-        first, count = 0, heads
-        to = q_ptr + token * heads * (2 * HALF)
-    elif part < query_parts + key_parts:
-        h += (part - query_parts) * HEADS
-        first, count = heads, kv_heads
-        to = k_ptr + token // tokens * k_batch_stride + slot * k_slot_stride
-    else:
-        h += (part - query_parts - key_parts) * HEADS
-        first, count = heads + kv_heads, kv_heads
-        to = v_ptr + token // tokens * v_batch_stride + slot * v_slot_stride
     inside = (h < count) & (i < HALF)
     at = h * (2 * HALF) + i
     source = qkv_ptr + (token * (heads + 2 * kv_heads) + first) * (2 * HALF) + at
     a = tl.load(source, mask=inside, other=0.0)
     b = tl.load(source + HALF, mask=inside, other=0.0)
-    if part < query_parts + key_parts:
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    if kind == 0:
+        to = q_ptr + token * heads * (2 * HALF)
+    elif kind == 1:
+        to = k_ptr + token // tokens * k_batch_stride + slot * k_slot_stride
+    else:
+        to = v_ptr + token // tokens * v_batch_stride + slot * v_slot_stride
+    if kind < 2:
         angles = table_ptr + tl.load(positions_ptr + token).to(tl.int64) * (2 * HALF) + i
         cos = tl.load(angles, mask=i < HALF, other=0.0)
         sin = tl.load(angles + HALF, mask=i < HALF, other=0.0)
@@ -87,8 +81,7 @@ def launch(
     batch, tokens = positions.shape
     kv_heads, half = k_cache.shape[2], table.shape[2]
     block, per_program = _tile(half, heads, kv_heads)
-    parts = triton.cdiv(heads, per_program) + 2 * triton.cdiv(kv_heads, per_program)
-    rope_kv_write_kernel[(batch * tokens, parts)](
+    rope_kv_write_kernel[(batch * tokens, 3, triton.cdiv(max(heads, kv_heads), per_program))](
         qkv.contiguous(),
         table,
         positions.contiguous(),
