@@ -9,50 +9,52 @@ namespace {
 
 // Positions are cut into as many parts whatever the number of threads, so the statistics always have the same bits.
 constexpr int32_t kParts = 32;
+constexpr int32_t kSamples = 16;
 
-// Mean and centred sum of squares of some elements.
-struct Moments {
-    float count;
-    float mean;
-    float squares;
+// Sums over some elements of their distance to a pivot and of its square.
+struct Sums {
+    double distance;
+    double square;
 };
 
-// Chan, Golub and LeVeque's update.
-INLINE Moments join(const Moments& a, const Moments& b) {
-    const float count = a.count + b.count;
-    if (count == 0.0f) return a;
-    const float delta = b.mean - a.mean;
-    const float share = b.count / count;
-    return {count, a.mean + delta * share, a.squares + b.squares + delta * delta * a.count * share};
+// Each group's mean over a few positions, for all its channels: sums of distances to it do not cancel as sums of values
+// do where the mean is large.
+template <class T>
+void pivots_of(const GroupNormSiluParams& p, const T* x, float* pivots) {
+    const int32_t width = p.channels / p.groups;
+    const int32_t apart = (p.positions + kSamples - 1) / kSamples;
+    const int32_t samples = (p.positions + apart - 1) / apart;
+    for (int32_t c = 0; c < p.channels; c += kLanes) {
+        F32 total{};
+        for (int32_t i = 0; i < samples; ++i) total += load(x + int64_t{i} * apart * p.channels + c, p.channels - c);
+        store(pivots + c, total);
+    }
+    for (int32_t first = 0; first < p.channels; first += width) {
+        float total = 0.0f;
+        for (int32_t c = first; c < first + width; ++c) total += pivots[c];
+        for (int32_t c = first; c < first + width; ++c) pivots[c] = total / static_cast<float>(samples * width);
+    }
 }
 
-// The moments of every group over positions first .. last - 1. Sums are of the distance to one of the group's values: a
-// large mean with a small variance would cancel.
+// The sums of every group over positions first .. last - 1.
 template <class T>
-void part(const GroupNormSiluParams& p, const T* x, int32_t first, int32_t last, Moments* groups) {
-    float pivots[kMaxNormChannels], sums[kMaxNormChannels], squares[kMaxNormChannels];
-    const int32_t width = p.channels / p.groups;
-    for (int32_t c = 0; c < p.channels; ++c) {
-        pivots[c] = c % width ? pivots[c - 1] : load(x + int64_t{first} * p.channels + c, 1)[0];
-        sums[c] = squares[c] = 0.0f;
-    }
+void part(const GroupNormSiluParams& p, const T* x, const float* pivots, int32_t first, int32_t last, Sums* groups) {
+    float distances[kMaxNormChannels] = {}, squares[kMaxNormChannels] = {};
     for (int32_t i = first; i < last; ++i) {
         const T* from = x + int64_t{i} * p.channels;
         for (int32_t c = 0; c < p.channels; c += kLanes) {
             const F32 v = load(from + c, p.channels - c) - load(pivots + c);
-            store(sums + c, load(sums + c) + v);
+            store(distances + c, load(distances + c) + v);
             store(squares + c, load(squares + c) + v * v);
         }
     }
-    const float count = static_cast<float>(last - first) * width;
+    const int32_t width = p.channels / p.groups;
     for (int32_t g = 0; g < p.groups; ++g) {
-        float total = 0.0f, total_squares = 0.0f;
+        groups[g] = {};
         for (int32_t c = g * width; c < (g + 1) * width; ++c) {
-            total += sums[c];
-            total_squares += squares[c];
+            groups[g].distance += distances[c];
+            groups[g].square += squares[c];
         }
-        const float mean = total / count;
-        groups[g] = {count, pivots[g * width] + mean, total_squares - total * mean};
     }
 }
 
@@ -68,22 +70,29 @@ INLINE void finish(const GroupNormSiluParams& p, const T* x, const float* means,
 
 template <class T>
 void image(const GroupNormSiluParams& p, const T* x, T* y) {
-    Moments parts[kParts][kMaxNormGroups];
+    float pivots[kMaxNormChannels], means[kMaxNormChannels], scales[kMaxNormChannels];
+    pivots_of(p, x, pivots);
+    Sums parts[kParts][kMaxNormGroups];
     const int32_t length = (p.positions + kParts - 1) / kParts;
     const int32_t count = (p.positions + length - 1) / length;
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (int32_t i = 0; i < count; ++i) {
         const int32_t first = i * length;
-        part(p, x, first, p.positions - first < length ? p.positions : first + length, parts[i]);
+        part(p, x, pivots, first, p.positions - first < length ? p.positions : first + length, parts[i]);
     }
-    float means[kMaxNormChannels], scales[kMaxNormChannels];
     const int32_t width = p.channels / p.groups;
+    const double elements = static_cast<double>(p.positions) * width;
     for (int32_t g = 0; g < p.groups; ++g) {
-        Moments all{};
-        for (int32_t i = 0; i < count; ++i) all = join(all, parts[i][g]);
-        const float scale = 1.0f / __builtin_sqrtf(all.squares / all.count + p.eps);
+        Sums all{};
+        for (int32_t i = 0; i < count; ++i) {
+            all.distance += parts[i][g].distance;
+            all.square += parts[i][g].square;
+        }
+        const double mean = all.distance / elements;
+        const double variance = all.square / elements - mean * mean;
+        const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(variance < 0.0 ? 0.0 : variance) + p.eps);
         for (int32_t c = g * width; c < (g + 1) * width; ++c) {
-            means[c] = all.mean;
+            means[c] = static_cast<float>(pivots[c] + mean);
             scales[c] = scale * p.weight[c];
         }
     }
