@@ -13,8 +13,8 @@ from . import Variant, options, rows_of
 def layer_norm_kernel(
     x_ptr,  # [rows, CHANNELS], rows x_stride apart
     delta_ptr,  # [rows, CHANNELS], rows delta_stride apart, or None
-    weight_ptr,  # [CHANNELS]
-    bias_ptr,  # [CHANNELS]
+    weight_ptr,  # [CHANNELS] float32
+    bias_ptr,  # [CHANNELS] float32
     total_ptr,  # [rows, CHANNELS] in x's dtype, or None
     y_ptr,  # [rows, CHANNELS]
     x_stride,

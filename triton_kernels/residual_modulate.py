@@ -76,14 +76,17 @@ def launch(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Te
 
 
 def variants(capability: int) -> list[Variant]:
+    """Of one image, or several."""
+    constants = {"POSITIONS": POSITIONS, "BLOCK": BLOCK}
     return [
         Variant(
-            dtype,
+            f"{name}-{dtype}",
             residual_modulate_kernel,
             {"y_ptr": f"*{dtype}", "x_ptr": "*fp32", "table_ptr": "*fp32", "step_ptr": "*i32", "o_ptr": "*fp32"},
-            {"POSITIONS": POSITIONS, "BLOCK": BLOCK},
+            constants | images,
             OPTIONS,
             divisible=frozenset({"positions", "channels", "image_stride", "step_stride"}),
         )
         for dtype in ("bf16", "fp32")
+        for name, images in (("image", {"images": 1}), ("images", {}))
     ]

@@ -13,7 +13,7 @@ from . import Variant, options, rows_of
 def rms_norm_kernel(
     x_ptr,  # [rows, CHANNELS], rows x_stride apart
     delta_ptr,  # [rows, CHANNELS], rows delta_stride apart, or None
-    weight_ptr,  # [CHANNELS]
+    weight_ptr,  # [CHANNELS] float32
     total_ptr,  # [rows, CHANNELS] in x's dtype, or None
     y_ptr,  # [rows, CHANNELS]
     x_stride,
@@ -26,6 +26,7 @@ def rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < CHANNELS
+    weight = tl.load(weight_ptr + c, mask=inside, other=0.0)
     x = tl.load(x_ptr + row * x_stride + c, mask=inside, other=0.0)
     if delta_ptr is not None:
         delta = tl.load(delta_ptr + row * delta_stride + c, mask=inside, other=0.0)
@@ -34,8 +35,7 @@ def rms_norm_kernel(
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
     scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps))
-    y = x * scale * tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * CHANNELS + c, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def launch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:

@@ -108,19 +108,20 @@ def _tile(half: int, heads: int, kv_heads: int) -> tuple[int, int]:
 
 
 def variants(capability: int) -> list[Variant]:
-    """At Llama's 16 heads of 128."""
+    """At Llama's 16 heads of 128; one token a row, or any number."""
     block, per_program = _tile(64, 16, 16)
+    constants = {"HALF": 64, "BLOCK": block, "HEADS": per_program}
+    strides = {f"{kv}_{of}_stride" for kv in "kv" for of in ("batch", "slot")}
     return [
         Variant(
-            dtype,
+            f"{name}-{dtype}",
             rope_kv_write_kernel,
             dict.fromkeys(("qkv_ptr", "k_ptr", "v_ptr", "q_ptr"), f"*{dtype}")
             | {"table_ptr": "*fp32", "positions_ptr": "*i32", "slots_ptr": "*i32"},
-            {"HALF": 64, "BLOCK": block, "HEADS": per_program},
+            constants | tokens,
             options(2 * block * per_program),
-            divisible=frozenset(
-                {"tokens", "heads", "kv_heads"} | {f"{kv}_{of}_stride" for kv in "kv" for of in ("batch", "slot")}
-            ),
+            divisible=frozenset({"heads", "kv_heads"} | strides),
         )
         for dtype in ("bf16", "fp32")
+        for name, tokens in (("decode", {"tokens": 1}), ("prefill", {}))
     ]
