@@ -27,6 +27,7 @@ inline const char* message(Status status) {
         case Status::too_many_channels: return "expected at most 2048 channels";
         case Status::bad_groups: return "expected at most 128 groups, and channels a multiple of them";
         case Status::bad_images: return "expected images <= batch <= 2 * images";
+        case Status::too_many_blocks: return "expected sizes that make fewer than 2^31 blocks";
     }
     return "unknown status";
 }
@@ -45,6 +46,14 @@ inline Status check(const GemvParams& p) {
     if (!valid(p.dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const GemvInt8Params& p) {
+    if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
+    if (p.rows > kMaxGemvRows) return Status::too_many_rows;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.w && p.scale && p.y ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const RmsNormParams& p) {

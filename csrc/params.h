@@ -32,6 +32,7 @@ enum class Status : int32_t {
     too_many_channels,
     bad_groups,
     bad_images,
+    too_many_blocks,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -69,6 +70,20 @@ struct GemvParams {
     const void* bias;  // [out], or null
     void* y;           // [rows, out]
     Dtype dtype;       // of all four
+    int32_t rows;
+    int32_t columns;
+    int32_t out;
+    int32_t threads;
+};
+
+// y = (x w^T) * scale + bias, for a few rows: one pass over w.
+struct GemvInt8Params {
+    const void* x;       // [rows, columns]
+    const int8_t* w;     // [out, columns]
+    const float* scale;  // [out]
+    const void* bias;    // [out], or null
+    void* y;             // [rows, out]
+    Dtype dtype;         // of x, bias and y
     int32_t rows;
     int32_t columns;
     int32_t out;

@@ -22,6 +22,14 @@ const Fields<GemvParams>& fields() {
 }
 
 template <>
+const Fields<GemvInt8Params>& fields() {
+    using P = GemvInt8Params;
+    static const Fields<P> all{FIELD(x),     FIELD(w),    FIELD(scale),   FIELD(bias), FIELD(y),
+                               FIELD(dtype), FIELD(rows), FIELD(columns), FIELD(out),  FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<RmsNormParams>& fields() {
     using P = RmsNormParams;
     static const Fields<P> all{FIELD(x),        FIELD(delta),       FIELD(weight),  FIELD(total), FIELD(y),

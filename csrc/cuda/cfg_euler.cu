@@ -1,5 +1,6 @@
 #include "check.h"
 #include "cuda/cuda.h"
+#include "cuda/device.h"
 #include "cuda/launch.h"
 
 namespace flashjanus::cuda {
@@ -7,21 +8,12 @@ namespace {
 
 constexpr int kMaxThreads = 512;  // 1024 would leave 64 registers a thread, too few for the general patch
 
-__device__ inline float widen(float x) {
-    return x;
-}
-
-// bf16 is the upper half of a float32.
-__device__ inline float widen(uint16_t x) {
-    return __uint_as_float(static_cast<uint32_t>(x) << 16);
-}
-
 // The four velocities of a 2x2 patch, in one load.
 __device__ inline float4 load4(const float* v) {
     return *reinterpret_cast<const float4*>(v);
 }
 
-__device__ inline float4 load4(const uint16_t* v) {
+__device__ inline float4 load4(const bf16* v) {
     const uint2 bits = *reinterpret_cast<const uint2*>(v);
     return make_float4(__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u),
                        __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u));
@@ -99,7 +91,7 @@ Status launch_rows(const CfgEulerParams& p, void* stream) {
     const int items = p.height * p.width * p.channels;
     const int threads = items < kMaxThreads ? (items + 31) / 32 * 32 : kMaxThreads;
     const auto kernel = p.patch == 2 ? cfg_euler_kernel<T, true> : cfg_euler_kernel<T, false>;
-    return launch(kernel, dim3(p.rows), dim3(threads), p, stream);
+    return launch(kernel, Shape{p.rows, static_cast<unsigned>(threads)}, p, stream);
 }
 
 }  // namespace
@@ -107,7 +99,7 @@ Status launch_rows(const CfgEulerParams& p, void* stream) {
 Status cfg_euler(const CfgEulerParams& params, void* stream) {
     const Status status = check(params);
     if (status != Status::ok) return status;
-    return params.v_dtype == Dtype::f32 ? launch_rows<float>(params, stream) : launch_rows<uint16_t>(params, stream);
+    return params.v_dtype == Dtype::f32 ? launch_rows<float>(params, stream) : launch_rows<bf16>(params, stream);
 }
 
 }  // namespace flashjanus::cuda

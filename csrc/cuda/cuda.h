@@ -4,7 +4,12 @@
 #include "params.h"
 
 // Every kernel of this folder: its name, and its struct of arguments.
-#define FLASHJANUS_CUDA_KERNELS(KERNEL) KERNEL(cfg_euler, CfgEulerParams)
+#define FLASHJANUS_CUDA_KERNELS(KERNEL)             \
+    KERNEL(cfg_euler, CfgEulerParams)               \
+    KERNEL(gemv, GemvParams)                        \
+    KERNEL(gemv_int8, GemvInt8Params)               \
+    KERNEL(decode_attention, DecodeAttentionParams) \
+    KERNEL(depthwise_norm, DepthwiseNormParams)
 
 namespace flashjanus::cuda {
 

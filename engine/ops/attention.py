@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ... import triton_kernels
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, static
+from ..ir import Size, TensorSpec, dtype_name, static
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
@@ -106,6 +107,8 @@ OP = register(
             dict(b=2, n=16, s=31, heads=3, kv_heads=1, head_dim=64, rule="block"),
             dict(b=2, n=1, s=65, heads=2, kv_heads=2, head_dim=128, rule="causal"),
             dict(b=2, n=1, s=200, heads=4, kv_heads=2, head_dim=72, rule="prefix"),
+            dict(b=1, n=1, s=40, heads=2, kv_heads=1, head_dim=200, rule="causal"),
+            dict(b=1, n=1, s=21, heads=2, kv_heads=1, head_dim=37, rule="causal"),
         ],
         example=example,
         rounding_steps=4.0,
@@ -117,7 +120,7 @@ MAX_HEAD = 256
 """kMaxHead of csrc/params.h."""
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _decodes(specs: Sequence[TensorSpec | None]) -> str | None:
     if len(specs) > 3 and specs[0] is not None:
         queries, head = static(specs[0].shape[1]), static(specs[0].shape[3])
         if queries != 1:
@@ -126,7 +129,15 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
             return "decodes: needs kv_start, kv_end and slots"
         if head > MAX_HEAD:
             return f"takes heads of at most {MAX_HEAD} channels, not {head}"
-    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+    return None
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _decodes(specs) or native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _decodes(specs) or native.refuses_cuda(device, *(spec.dtype for spec in specs[:1] if spec is not None))
 
 
 @OP.implementation("native", _refuses_native)
@@ -141,9 +152,36 @@ def run_native(
     *,
     scale: float,
 ) -> None:
+    native.run("decode_attention", **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor,
+    kv_end: torch.Tensor,
+    slots: torch.Tensor,
+    o: torch.Tensor,
+    *,
+    scale: float,
+) -> None:
+    native.run_cuda("decode_attention", q.device, **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
+
+
+def _decode_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor,
+    kv_end: torch.Tensor,
+    slots: torch.Tensor,
+    o: torch.Tensor,
+    scale: float,
+) -> dict[str, Any]:
     batch, keys, kv_heads, head = k.shape
-    native.run(
-        "decode_attention",
+    return dict(
         q=q.contiguous(),
         k=k,
         v=v,
@@ -161,6 +199,38 @@ def run_native(
         batch_stride=k.stride(0),
         key_stride=k.stride(1),
     )
+
+
+MAX_HEAD_TRITON = 128
+"""A tile's keys, values and sums must fit a chip's shared memory and registers."""
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None:
+        dtype, head = specs[0].dtype, static(specs[0].shape[3])
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"takes float32, float16 or bfloat16, not {dtype_name(dtype)}"
+        if head > MAX_HEAD_TRITON:
+            return f"takes heads of at most {MAX_HEAD_TRITON} channels, not {head}"
+    return triton_kernels.refuses(device)
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    o: torch.Tensor,
+    *,
+    scale: float,
+) -> None:
+    from ...triton_kernels import attention, decode_attention  # import triton, which may be absent
+
+    kernel = decode_attention if q.shape[1] == 1 else attention
+    kernel.launch(q, k, v, kv_start, kv_end, slots, o, scale=scale)
 
 
 @OP.implementation("torch")

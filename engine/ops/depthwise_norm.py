@@ -63,10 +63,18 @@ OP = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _too_many_channels(specs: Sequence[TensorSpec | None]) -> str | None:
     if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_NORM_CHANNELS:
         return f"takes at most {MAX_NORM_CHANNELS} channels"
-    return native_for_f32(3)(device, specs, attrs)
+    return None
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _too_many_channels(specs) or native_for_f32(3)(device, specs, attrs)
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _too_many_channels(specs) or native_for_f32(3, native.refuses_cuda)(device, specs, attrs)
 
 
 @OP.implementation("native", _refuses_native)
@@ -80,9 +88,28 @@ def run_native(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
+    native.run("depthwise_norm", **_arguments(x, weight, bias, norm, y, eps))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    native.run_cuda("depthwise_norm", x.device, **_arguments(x, weight, bias, norm, y, eps))
+
+
+def _arguments(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.Tensor, y: torch.Tensor, eps: float
+) -> dict[str, Any]:
     batch, height, width, channels = x.shape
-    native.run(
-        "depthwise_norm",
+    return dict(
         x=x.contiguous(),
         weight=weight,
         bias=bias,

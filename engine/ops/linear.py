@@ -50,6 +50,9 @@ OP = register(
             dict(m=2, k=70, n=19, bias=True),
             dict(m=3, k=48, n=32, bias=False),
             dict(m=4, k=129, n=5, bias=True),
+            dict(m=1, k=2600, n=5, bias=True),
+            dict(m=4, k=2056, n=3, bias=False),
+            dict(m=2, k=1031, n=3, bias=False),
         ],
         example=example,
     )
@@ -60,12 +63,27 @@ MAX_ROWS = 4
 """kMaxGemvRows of csrc/params.h."""
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(product(specs[0].shape[:-1])) > MAX_ROWS:
+def too_many_rows(x: TensorSpec | None) -> str | None:
+    """Why a matrix-vector kernel cannot take x, or None."""
+    if x is not None and static(product(x.shape[:-1])) > MAX_ROWS:
         return f"a matrix-vector kernel, for at most {MAX_ROWS} rows"
+    return None
+
+
+def _refuses_gemv(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if attrs.get("split_bias"):
         return "adds the bias before it rounds"
-    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
+    return too_many_rows(specs[0]) if specs else None
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    dtypes = [spec.dtype for spec in specs if spec is not None]
+    return _refuses_gemv(specs, attrs) or native.refuses(device, *dtypes)
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    dtypes = [spec.dtype for spec in specs if spec is not None]
+    return _refuses_gemv(specs, attrs) or native.refuses_cuda(device, *dtypes)
 
 
 def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -81,8 +99,22 @@ def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], att
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:
+    native.run("gemv", **_gemv_arguments(x, weight, bias, y))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
+) -> None:
+    native.run_cuda("gemv", x.device, **_gemv_arguments(x, weight, bias, y))
+
+
+def _gemv_arguments(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> dict[str, Any]:
     x = x.reshape(-1, x.shape[-1]).contiguous()
-    native.run("gemv", x=x, w=weight, bias=bias, y=y, dtype=x.dtype, rows=len(x), columns=x.shape[1], out=len(weight))
+    rows, columns = x.shape
+    return dict(x=x, w=weight, bias=bias, y=y, dtype=x.dtype, rows=rows, columns=columns, out=len(weight))
 
 
 @OP.implementation("torch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,16 @@ def rounds_once(weight: TensorSpec | None) -> str | None:
     return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
 
 
-def native_for_f32(index: int) -> Refusal:
-    """`refuses` of a CPU kernel for which argument `index`, a norm's weight or a table, has to be float32."""
+def native_for_f32(index: int, of_device: Callable[..., str | None] = native.refuses) -> Refusal:
+    """`refuses` of a CPU kernel for which argument `index`, a norm's weight or a table, has to be float32.
+
+    With native.refuses_cuda, of a CUDA kernel.
+    """
 
     def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
         dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
         of_output = [attrs["dtype"]] if "dtype" in attrs else []
-        return (rounds_once(specs[index]) if specs else None) or native.refuses(device, *dtypes, *of_output)
+        return (rounds_once(specs[index]) if specs else None) or of_device(device, *dtypes, *of_output)
 
     return refuses
 

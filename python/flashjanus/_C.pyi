@@ -22,6 +22,7 @@ def build_info() -> BuildInfo: ...
 
 cfg_euler: CpuKernel
 gemv: CpuKernel
+gemv_int8: CpuKernel
 rms_norm: CpuKernel
 layer_norm: CpuKernel
 silu_mul: CpuKernel
@@ -33,3 +34,7 @@ grn_apply: CpuKernel
 residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
 cfg_euler_cuda: CudaKernel
+gemv_cuda: CudaKernel
+gemv_int8_cuda: CudaKernel
+decode_attention_cuda: CudaKernel
+depthwise_norm_cuda: CudaKernel
