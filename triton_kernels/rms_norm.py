@@ -15,9 +15,10 @@ def rms_norm_kernel(
     delta_ptr,  # [rows, CHANNELS], rows delta_stride apart, or None
     weight_ptr,  # [CHANNELS] float32
     total_ptr,  # [rows, CHANNELS] in x's dtype, or None
-    y_ptr,  # [rows, CHANNELS]
+    y_ptr,  # [rows, CHANNELS], rows y_stride apart
     x_stride,
     delta_stride,
+    y_stride,
     eps,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -35,14 +36,14 @@ def rms_norm_kernel(
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
     scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps))
-    tl.store(y_ptr + row * CHANNELS + c, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * y_stride + c, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def launch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
-    x [*, C] and y [*, C] (contiguous) in any float type, weight [C] float32, on one CUDA device (or on a CPU in
-    Triton's interpreter). Arguments are checked by the op's schema.
+    x [*, C] and y [*, C] (rows equally far apart) in any float type, weight [C] float32, on one CUDA device (or on a
+    CPU in Triton's interpreter). Arguments are checked by the op's schema.
     """
     _launch(x, None, weight, None, y, eps)
 
@@ -50,7 +51,7 @@ def launch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float) -
 def launch_add(
     x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, total: torch.Tensor, y: torch.Tensor, eps: float
 ) -> None:
-    """total = x + delta; y = total / sqrt(mean(total^2) + eps) * weight. As `launch`; total in x's dtype."""
+    """total = x + delta, contiguous in x's dtype; y = total / sqrt(mean(total^2) + eps) * weight. As `launch`."""
     _launch(x, delta, weight, total, y, eps)
 
 
@@ -62,7 +63,7 @@ def _launch(
     y: torch.Tensor,
     eps: float,
 ) -> None:
-    x, delta = rows_of(x), None if delta is None else rows_of(delta)
+    x, delta, y = rows_of(x), None if delta is None else rows_of(delta), y.view(-1, y.shape[-1])
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)
     rms_norm_kernel[(rows,)](
@@ -73,6 +74,7 @@ def _launch(
         y,
         x.stride(0),
         0 if delta is None else delta.stride(0),
+        y.stride(0),
         eps,
         CHANNELS=channels,
         BLOCK=block,
@@ -96,11 +98,12 @@ def variants(capability: int) -> list[Variant]:
             constants,
             options(block),
             frozenset({"eps"}),
-            frozenset({"x_stride", "delta_stride"}),
+            frozenset({"x_stride", "delta_stride", "y_stride"}),
         )
 
     return [
         *(variant(2048, "fp32", delta, y) for delta in (None, "bf16") for y in ("bf16", "fp32")),
         variant(2048, "fp32", "fp32", "fp32"),
         variant(1536, "fp32", None, "fp32"),
+        *(variant(768, x, None, "fp32") for x in ("bf16", "fp32")),
     ]

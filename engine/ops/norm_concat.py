@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32
+from .refusals import native_for_f32, triton_for_f32
 from .residual_modulate import image_row
 from .rms_norm import normalise, normalise_native
 from .rms_norm import reference as rms_reference
@@ -57,6 +57,16 @@ def run_native(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
     normalise_native(h, None, weight, None, o[..., : h.shape[-1]], eps)
+    copy_skip(skip, o)
+
+
+@OP.implementation("triton", triton_for_f32(1, row=True))
+def run_triton(
+    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
+) -> None:
+    from ...triton_kernels.rms_norm import launch
+
+    launch(h, weight, o[..., : h.shape[-1]], eps)
     copy_skip(skip, o)
 
 
