@@ -140,10 +140,15 @@ INLINE F32 sqrt(F32 v) {
     return load(lanes);
 }
 
-// e^x within 2 units in the last place; 0 below -87.3 and infinity above 88.7. Cody and Waite's reduction to
-// |r| <= ln(2) / 2, Taylor's series to the seventh order.
+// e^x within 2 units in the last place; infinity above 88.8, and below -87.3 subnormal numbers or 0. Cody and Waite's
+// reduction to |r| <= ln(2) / 2, Taylor's series to the seventh order.
 INLINE F32 exp(F32 x) {
-    const F32 bounded = x < -87.3f ? splat(-87.3f) : x > 88.7f ? splat(88.7f) : x;
+#if defined(__AVX512F__)
+    // both give their second operand where one is NaN
+    const F32 bounded = (F32)_mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-105.0f), (__m512)x));
+#else
+    const F32 bounded = x < -87.3f ? splat(-87.3f) : x > 89.0f ? splat(89.0f) : x;
+#endif
     const F32 shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
     const F32 n = shifted - 12582912.0f;
     const F32 r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -155,12 +160,15 @@ INLINE F32 exp(F32 x) {
     y = y * r + 0.5f;
     y = y * r + 1.0f;
     y = y * r + 1.0f;
+#if defined(__AVX512F__)
+    return (F32)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
     // 2^n in two factors: n reaches 128.
     const I32 whole = __builtin_convertvector(n, I32);
     const I32 half = whole >> 1;
     const F32 low = (F32)((half + 127) << 23), high = (F32)((whole - half + 127) << 23);
-    const F32 result = y * low * high;
-    return x < -87.3f ? F32{} : x > 88.7f ? splat(__builtin_inff()) : x == x ? result : x;
+    return x < -87.3f ? F32{} : y * low * high;
+#endif
 }
 
 // x * sigmoid(x)
