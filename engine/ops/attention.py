@@ -77,16 +77,22 @@ def example(
     attrs = dict(scale=head_dim**-0.5)
     if rule == "all":
         return Call((q, k, v, None, None, None), attrs)
-    slots = (s - n + torch.arange(n)).expand(b, n).int().contiguous()
+    first = (s - n) // 2 if rule == "cached" else s - n
+    slots = (first + torch.arange(n)).expand(b, n).int().contiguous()
     start = torch.randint(0, s, (b,), generator=generator, dtype=torch.int32)
+    if rule == "gap":
+        start[0] = 3
+    if rule == "guided":  # a prompt's last token and the time token lie before; of the unconditional rows', only these
+        start[: b // 2] %= first - 2
+        start[b // 2 :] = first - 2
     end = {
-        "causal": slots + 1,
-        "prefix": torch.full_like(slots, s - n),
+        "prefix": torch.full_like(slots, first),
+        "gap": torch.full_like(slots, first // 2),
         "block": torch.where(torch.arange(n) >= n // 2, s, slots + 1).int(),
-    }[rule]
-    for row in range(b):  # what lies before the first visible key is never read
-        k[row, : min(int(start[row]), s - n)] = torch.nan
-        v[row, : min(int(start[row]), s - n)] = torch.nan
+    }.get(rule, slots + 1)
+    unseen = ~visible(start, end, slots, torch.arange(s)).any(1)
+    for t in (k, v):  # a slot that nobody sees may hold anything
+        t[unseen] = torch.nan
     return Call((q, k, v, start, end, slots), attrs)
 
 
@@ -109,6 +115,17 @@ OP = register(
             dict(b=2, n=1, s=200, heads=4, kv_heads=2, head_dim=72, rule="prefix"),
             dict(b=1, n=1, s=40, heads=2, kv_heads=1, head_dim=200, rule="causal"),
             dict(b=1, n=1, s=21, heads=2, kv_heads=1, head_dim=37, rule="causal"),
+            # longer than a tile of queries or keys, or than one of a row's shares of keys
+            dict(b=2, n=70, s=150, heads=2, kv_heads=1, head_dim=16, rule="causal"),
+            dict(b=2, n=130, s=200, heads=1, kv_heads=1, head_dim=32, rule="guided"),
+            dict(b=3, n=66, s=140, heads=1, kv_heads=1, head_dim=40, rule="cached"),
+            dict(b=2, n=65, s=180, heads=1, kv_heads=1, head_dim=16, rule="gap"),
+            dict(b=2, n=97, s=170, heads=1, kv_heads=1, head_dim=16, rule="block"),
+            dict(b=1, n=81, s=81, heads=2, kv_heads=2, head_dim=64, rule="all"),
+            dict(b=1, n=65, s=80, heads=1, kv_heads=1, head_dim=128, rule="guided"),
+            dict(b=1, n=1, s=150, heads=2, kv_heads=1, head_dim=64, rule="all"),
+            dict(b=4, n=1, s=520, heads=1, kv_heads=1, head_dim=16, rule="cached"),
+            dict(b=4, n=1, s=300, heads=1, kv_heads=1, head_dim=16, rule="gap"),
         ],
         example=example,
         rounding_steps=4.0,
