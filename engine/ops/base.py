@@ -227,20 +227,21 @@ class Op:
         device: torch.device,
         specs: Sequence[TensorSpec | None],
         attrs: Mapping[str, Any],
-        forced: str | None = None,
+        forced: Sequence[str] = (),
     ) -> tuple[Implementation, dict[str, str]]:
         """The first implementation that neither refuses nor yields, and the reasons of those before it.
 
-        Raises PlanError where none serves, or where the forced one is unknown or refuses.
+        Of those in `forced`, where given, in its order, the first that does not refuse. Raises PlanError where none
+        serves or a forced one is unknown.
         """
-        if forced is not None and forced not in self.implementations:
-            raise PlanError(f"{self.name}: no implementation '{forced}'; there are: {', '.join(self.implementations)}")
+        unknown = [name for name in forced if name not in self.implementations]
+        if unknown:
+            raise PlanError(f"{self.name}: no implementation '{unknown[0]}'; there are: {', '.join(self.implementations)}")
         refused: dict[str, str] = {}
-        for name, implementation in self.implementations.items():
-            if forced is not None and name != forced:
-                continue
+        for name in forced or self.implementations:
+            implementation = self.implementations[name]
             reason = implementation.refuses(device, specs, attrs)
-            if reason is None and forced is None:
+            if reason is None and not forced:
                 reason = implementation.yields(device, specs, attrs)
             if reason is None:
                 return implementation, refused

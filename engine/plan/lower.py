@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,13 @@ def lower(
     graph: Graph,
     sizes: Mapping[str, int],
     device: torch.device | str = "cpu",
-    forced: Mapping[str, str] | None = None,
+    forced: Mapping[str, Sequence[str]] | None = None,
     guard: int = 0,
 ) -> Plan:
     """The plan of `graph` with its symbols bound to `sizes`.
 
-    `forced` names an implementation per op; one that is unknown or cannot serve is a PlanError. `guard` leaves that
-    many bytes free behind every intermediate, for tests.
+    `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
+    none of them can serve, is a PlanError. `guard` leaves that many bytes free behind every intermediate, for tests.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -34,7 +34,7 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op)) for node in graph.nodes)
+    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ())) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -86,7 +86,7 @@ def _check_window(value: Value, ref: Ref, elements: int) -> None:
         )
 
 
-def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, forced: str | None) -> PlannedNode:
+def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str]) -> PlannedNode:
     op = get_op(node.op)
     inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
     outputs = tuple(_concrete(v, sizes) for v in node.outputs)
@@ -94,7 +94,7 @@ def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, force
     specs = [None if r is None else r.spec for r in inputs]
     bound = op.schema.bind(op.name, specs, attrs, node.label)
     implementation, refused = op.choose(device, specs, attrs, forced)
-    if forced is not None:
+    if forced:
         reason = "asked for by name"
     elif refused:
         reason = "first that can serve"

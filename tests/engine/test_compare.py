@@ -41,7 +41,10 @@ def euler() -> Graph:
 
 def executor(graph: Graph, **forced: str) -> Executor:
     """Random inputs, weights and states of a fixed seed, one for `steps`."""
-    plan, generator = lower(graph, {}, forced=forced), torch.Generator().manual_seed(0)
+    plan, generator = (
+        lower(graph, {}, forced={op: [name] for op, name in forced.items()}),
+        torch.Generator().manual_seed(0),
+    )
     weights = {name: torch.randn(8, 8, generator=generator) for name in plan.weights}
     made = Executor(plan, weights)
     for tensor in (*made.inputs.values(), *made.states.values()):

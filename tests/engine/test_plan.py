@@ -76,7 +76,7 @@ def test_the_preferred_one_is_chosen_where_it_serves(silu_with: Callable[..., No
 
 def test_a_forced_implementation_serves_whatever_is_preferred(silu_with: Callable[..., None]) -> None:
     silu_with(picky("fast", None))
-    plan = lower(mlp(), {"R": 3}, forced={"silu": "torch"})
+    plan = lower(mlp(), {"R": 3}, forced={"silu": ["torch"]})
     assert planned(plan, "silu") == ("torch", "asked for by name", {})
     assert "silu: torch (asked for by name)" in plan.why()
 
@@ -84,7 +84,7 @@ def test_a_forced_implementation_serves_whatever_is_preferred(silu_with: Callabl
 def test_a_forced_implementation_that_refuses_is_an_error_with_the_reason(silu_with: Callable[..., None]) -> None:
     silu_with(picky("wide", "needs 512 columns"))
     with pytest.raises(PlanError, match="silu: no implementation serves on cpu: wide: needs 512 columns"):
-        lower(mlp(), {"R": 3}, forced={"silu": "wide"})
+        lower(mlp(), {"R": 3}, forced={"silu": ["wide"]})
 
 
 def test_a_node_that_nobody_serves_is_an_error_with_every_reason(
@@ -98,9 +98,9 @@ def test_a_node_that_nobody_serves_is_an_error_with_every_reason(
 
 def test_unknown_names_are_errors() -> None:
     with pytest.raises(PlanError, match="forced for unknown ops: gelou, silou"):
-        lower(mlp(), {"R": 3}, forced={"silou": "torch", "gelou": "torch", "silu": "torch"})
+        lower(mlp(), {"R": 3}, forced={"silou": ["torch"], "gelou": ["torch"], "silu": ["torch"]})
     with pytest.raises(PlanError, match="silu: no implementation 'cuda'; there are: torch"):
-        lower(mlp(), {"R": 3}, forced={"silu": "cuda"})
+        lower(mlp(), {"R": 3}, forced={"silu": ["cuda"]})
 
 
 def test_a_refusal_sees_device_specs_and_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_cfg_euler_s_kernels_say_why_they_cannot_serve() -> None:
     assert list(op.implementations) == ["native", "cuda", "triton", "torch"]
     for name, word in (("cuda", "runs on a CUDA device, not on cpu"), ("triton", "runs on a CUDA device, not on cpu")):
         with pytest.raises(PlanError, match=word):
-            lower(euler(), {"R": 1}, forced={"cfg_euler": name})
+            lower(euler(), {"R": 1}, forced={"cfg_euler": [name]})
     official = lower(euler(torch.bfloat16), {"R": 1})
     name, _, refused = planned(official, "cfg_euler")
     assert name == "torch"
@@ -212,7 +212,7 @@ def test_the_plan_prints_every_node_with_its_buffer_and_cost() -> None:
 
 
 def test_the_plan_is_plain_data_for_programs() -> None:
-    plan = lower(mlp(), {"R": 3}, forced={"linear": "torch"})
+    plan = lower(mlp(), {"R": 3}, forced={"linear": ["torch"]})
     data = json.loads(json.dumps(plan.to_json()))
     assert data["program"] == "mlp"
     assert data["device"] == "cpu"

@@ -123,14 +123,14 @@ def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
     chosen, reasons = op.choose(CPU, one_row, {})
     assert chosen.name == "torch"
     assert re.search("no faster than torch's matrix-vector product", reasons["native"])
-    assert op.choose(CPU, one_row, {}, forced="native")[0].name == "native"
+    assert op.choose(CPU, one_row, {}, forced=["native"])[0].name == "native"
     assert op.choose(CPU, [*specs((2, 64), (32, 64)), None], {})[0].name == "native"
 
 
 def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
     with pytest.raises(PlanError, match="native: a matrix-vector kernel, for at most 4 rows"):
-        get_op("linear").choose(CPU, [*specs((5, 64), (32, 64)), None], {}, forced="native")
+        get_op("linear").choose(CPU, [*specs((5, 64), (32, 64)), None], {}, forced=["native"])
     q, k = (2, 3, 4, 16), (2, 9, 4, 16)
     indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
     with pytest.raises(PlanError, match="native: decodes: serves one query a row, not 3"):
-        get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0}, forced="native")
+        get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0}, forced=["native"])

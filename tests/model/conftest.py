@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.engine.ops import all_ops
 from safetensors import safe_open
 from safetensors.torch import load_file
 from seeded import seeded_state_dict
@@ -71,17 +72,29 @@ def thin_state() -> dict[str, torch.Tensor]:
 ThinModel = Callable[..., JanusFlow]
 
 
+def preferring(first: str | None) -> dict[str, list[str]] | None:
+    """Every op that has `first` runs on it, and on torch where it refuses."""
+    if first is None:
+        return None
+    return {op.name: [first, "torch"] for op in all_ops().values() if first in op.implementations}
+
+
 @pytest.fixture(scope="session")
 def thin(thin_state: dict[str, torch.Tensor]) -> ThinModel:
-    """thin(dtype, numerics): the model in that dtype."""
+    """thin(dtype, numerics, first): the model in that dtype; `first`: this implementation wherever it can serve."""
 
     @cache
-    def build(dtype: str, numerics: str = "exact") -> JanusFlow:
+    def built(dtype: str, numerics: str, first: str | None) -> JanusFlow:
         return JanusFlow.from_state_dict(
-            golden_json("thin.config"), thin_state, device="cpu", dtype=dtype, numerics=numerics
+            golden_json("thin.config"),
+            thin_state,
+            device="cpu",
+            dtype=dtype,
+            numerics=numerics,
+            implementations=preferring(first),
         )
 
-    return build
+    return lambda dtype, numerics="exact", first=None: built(dtype, numerics, first)  # one key for one model
 
 
 @dataclass(frozen=True)
@@ -95,15 +108,15 @@ class Case:
 
 @pytest.fixture(scope="session")
 def run_case(thin: ThinModel, generation: Golden) -> Callable[..., Case]:
-    """run_case(name, dtype, numerics): a generation golden, run once per session."""
+    """run_case(name, dtype, numerics, first): a generation golden, run once per session."""
     cases = {case["name"]: case for case in json.loads(generation.metadata["cases"])}
 
     @cache
-    def run(name: str, dtype: str, numerics: str = "exact") -> Case:
+    def run(name: str, dtype: str, numerics: str = "exact", first: str | None = None) -> Case:
         case = cases[name]
         ids = generation[f"{name}.input_ids"]
         assert len(ids) == case["prompt_tokens"] + 1
-        z1, trace = thin(dtype, numerics).sample_latents(
+        z1, trace = thin(dtype, numerics, first).sample_latents(
             input_ids=[ids] * case["batch"],
             noise=generation[f"{name}.z0"],
             guidance_scale=case["cfg_weight"],
@@ -116,14 +129,20 @@ def run_case(thin: ThinModel, generation: Golden) -> Callable[..., Case]:
 
 
 @pytest.fixture(scope="session")
-def thin_vae() -> JanusFlow:
-    """The golden's VAE in float32, beside the smallest model that takes it."""
-    config = small_config()
-    return JanusFlow.from_state_dict(
-        config,
-        small_state(config),
-        vae_config=golden_json("vae_thin.config"),
-        vae_state_dict=seeded_state_dict(golden_json("vae_thin.manifest"), prefix="vae."),
-        device="cpu",
-        dtype="float32",
-    )
+def thin_vae() -> Callable[..., JanusFlow]:
+    """thin_vae(first): the golden's VAE in float32, beside the smallest model that takes it; `first` as for `thin`."""
+
+    @cache
+    def build(first: str | None = None) -> JanusFlow:
+        config = small_config()
+        return JanusFlow.from_state_dict(
+            config,
+            small_state(config),
+            vae_config=golden_json("vae_thin.config"),
+            vae_state_dict=seeded_state_dict(golden_json("vae_thin.manifest"), prefix="vae."),
+            device="cpu",
+            dtype="float32",
+            implementations=preferring(first),
+        )
+
+    return build

@@ -24,9 +24,13 @@ def pixels(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_fp32_velocities_and_latents(run_case, generation, name):
-    run = run_case(name, "float32")
+# What serves: the plan's own choice; torch alone; the native kernels wherever they can, also where they yield.
+FIRST = [None, "torch", "native"]
+
+
+@pytest.mark.parametrize(("name", "first"), [("a", None), ("b", None), ("c", None), ("c", "torch"), ("c", "native")])
+def test_fp32_velocities_and_latents(run_case, generation, name, first):
+    run = run_case(name, "float32", first=first)
     assert len(run.trace) == run.steps
     errors = {
         f"step{k}.{value}": relative_error(step[value], generation[f"{name}.step{k}.{value}"])
@@ -102,8 +106,9 @@ def test_understanding_encoder(thin, stages):
     assert relative_error(executor.outputs["hidden"][:, ::16], stages["und_enc.features"]) <= FP32
 
 
-def test_vae(thin_vae, vae_golden):
-    assert relative_error(thin_vae.decode_latents(vae_golden["latent"]), vae_golden["image"]) <= FP32
+@pytest.mark.parametrize("first", FIRST)
+def test_vae(thin_vae, vae_golden, first):
+    assert relative_error(thin_vae(first).decode_latents(vae_golden["latent"]), vae_golden["image"]) <= FP32
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +128,17 @@ def greedy(understanding) -> dict:
     return dict(max_new_tokens=GREEDY, eos_token_id=int(understanding.metadata["eos_id"]))
 
 
-def test_last_logits(thin, understanding, chat):
-    logits = thin("float32").next_token_logits(**chat)
+@pytest.mark.parametrize("first", FIRST)
+def test_last_logits(thin, understanding, chat, first):
+    logits = thin("float32", first=first).next_token_logits(**chat)
     for got, expected in zip(logits, understanding["last_logits"], strict=True):
         assert relative_error(got, expected) <= FP32
 
 
-def test_greedy_tokens_of_the_left_padded_batch(thin, understanding, chat, greedy):
-    assert torch.equal(thin("float32").generate_ids(**chat, **greedy), understanding["generated"])
+@pytest.mark.parametrize("first", FIRST)
+def test_greedy_tokens_of_the_left_padded_batch(thin, understanding, chat, greedy, first):
+    model = thin("float32", first=first)
+    assert torch.equal(model.generate_ids(**chat, **greedy), understanding["generated"])
 
 
 @pytest.mark.parametrize("row", [0, 1])

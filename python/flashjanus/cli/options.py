@@ -30,6 +30,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"
     )
+    group.add_argument(
+        "--attention",
+        metavar="NAME[,NAME]",
+        help="implementations of attention that may serve, the preferred first, e.g. native,torch (default: the "
+        "fastest; flashjanus doctor lists them)",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
@@ -57,6 +63,7 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         dtype=args.dtype,
         vae_dtype=args.vae_dtype,
         numerics=args.numerics,
+        implementations=None if args.attention is None else {"attention": args.attention.split(",")},
     )
     console.check_interrupt()
     facts = model_facts(model)

@@ -53,15 +53,16 @@ class JanusFlow(TensorModel):
         vae_dtype: str | torch.dtype = "auto",
         quantization: str | None = None,
         numerics: str = "exact",
-        implementations: Mapping[str, str] | None = None,
+        implementations: Mapping[str, str | Sequence[str]] | None = None,
         revision: str | None = None,
     ) -> Self:
         """A model from "shapes" (built in), a folder in the official layout, or a hub id.
 
         vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
         the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
-        dtype. numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: an
-        implementation by op name. Raises CheckpointError, ConfigError, DeviceError, InputError.
+        dtype. numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name
+        the implementation that is to serve, or several, the preferred first. Raises CheckpointError, ConfigError,
+        DeviceError, InputError, PlanError.
         """
         refuse_quantization(quantization)
         folder = builtin_folder(str(source)) if source in NAMES else source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from threading import Lock
@@ -58,7 +58,7 @@ class Runner:
         vae_config: VaeConfig | None = None,
         vae_policy: Policy | None = None,
         vae_weights: Mapping[str, torch.Tensor] | None = None,
-        implementations: Mapping[str, str] | None = None,
+        implementations: Mapping[str, str | Sequence[str]] | None = None,
     ) -> None:
         self.config, self.policy, self.device = config, policy, device
         self.vae_config, self.vae_policy = vae_config, vae_policy or policy
@@ -125,18 +125,23 @@ class Runner:
     def _specs(self, layout: list[Target], policy: Policy, language: bool) -> dict[str, TensorSpec]:
         return programs.weight_specs(layout, policy, self.config.language if language else None)
 
-    def _forced(self, program: str) -> dict[str, str]:
+    def _forced(self, program: str) -> dict[str, tuple[str, ...]]:
         present = {node.op for node in self.graph(program).nodes}
-        return {op: name for op, name in self.implementations.items() if op in present}
+        return {op: names for op, names in self.implementations.items() if op in present}
 
 
-def _known(implementations: Mapping[str, str]) -> dict[str, str]:
-    """A copy, checked: programs take from it what they need, so a name that none has would go unnoticed."""
+def _known(implementations: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Names by op, checked: programs take from it what they need, so a name that none has would go unnoticed."""
     ops = all_ops()
-    for op, name in implementations.items():
+    chosen: dict[str, tuple[str, ...]] = {}
+    for op, names in implementations.items():
         if op not in ops:
             raise PlanError(f"implementations: no op {op!r}; there are: {', '.join(ops)}")
-        if name not in ops[op].implementations:
-            known = ", ".join(ops[op].implementations)
-            raise PlanError(f"implementations: no implementation {name!r} of {op}; there are: {known}")
-    return dict(implementations)
+        chosen[op] = (names,) if isinstance(names, str) else tuple(names)
+        if not chosen[op]:
+            raise PlanError(f"implementations: expected at least one name for {op}, got none; leave {op} out")
+        for name in chosen[op]:
+            if name not in ops[op].implementations:
+                known = ", ".join(ops[op].implementations)
+                raise PlanError(f"implementations: no implementation {name!r} of {op}; there are: {known}")
+    return chosen

@@ -65,7 +65,7 @@ class TensorModel:
         vae_dtype: str | torch.dtype = "auto",
         quantization: str | None = None,
         numerics: str = "exact",
-        implementations: Mapping[str, str] | None = None,
+        implementations: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Self:
         """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
         `JanusFlow.from_pretrained`."""
@@ -96,7 +96,7 @@ class TensorModel:
         tokenizer: Tokenizer | None,
         processor: ImageProcessor,
         name: str,
-        choices: tuple[Any, Any, Any, str, Mapping[str, str] | None],
+        choices: tuple[Any, Any, Any, str, Mapping[str, str | Sequence[str]] | None],
         untrained: bool,
     ) -> Self:
         wanted_device, wanted_dtype, wanted_vae, numerics, implementations = choices
