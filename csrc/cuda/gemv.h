@@ -33,22 +33,25 @@ __device__ inline void load_tile(GemvTile<W>& tile, const W* const (&rows)[kGemv
     }
 }
 
-// sums[r][o] += a pack of w times x, from `column` on.
+// sums[r][o] += a pack of w times x, from `column` on. Summed for itself first: short sums round less.
 template <bool kAligned, int kRows, class X, class W>
 __device__ inline void add_pack(float (&sums)[kRows][kGemvOut], const Pack<W> (&w)[kGemvOut], const X* x, int rows,
                                 int column, int columns) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
         const X* from = x + int64_t{min(r, rows - 1)} * columns;
+        float of_pack[kGemvOut] = {};
 #pragma unroll
         for (int part = 0; part < Pack<W>::kSize; part += Pack<X>::kSize) {
             const Pack<X> values = load_pack<kAligned>(from + column + part, columns - column - part);
 #pragma unroll
             for (int i = 0; i < Pack<X>::kSize; ++i) {
 #pragma unroll
-                for (int o = 0; o < kGemvOut; ++o) sums[r][o] += values[i] * w[o][part + i];
+                for (int o = 0; o < kGemvOut; ++o) of_pack[o] += values[i] * w[o][part + i];
             }
         }
+#pragma unroll
+        for (int o = 0; o < kGemvOut; ++o) sums[r][o] += of_pack[o];
     }
 }
 
@@ -82,7 +85,7 @@ __global__ void __launch_bounds__(kGemvWarps* kWarp) gemv_kernel(const __grid_co
 #pragma unroll
         for (int d = 0; d < kGemvDepth; ++d) {
             const int at = column + d * kWarp * Pack<W>::kSize;
-            if (at < p.columns) add_pack<kAligned>(sums, tile[d], static_cast<const X*>(p.x), p.rows, at, p.columns);
+            add_pack<kAligned>(sums, tile[d], static_cast<const X*>(p.x), p.rows, at, p.columns);
         }
     }
 #pragma unroll

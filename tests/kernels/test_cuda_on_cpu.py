@@ -6,64 +6,21 @@ What this cannot see: races between blocks, alignment faults, the device's own r
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
+import fibers
 import pytest
 import torch
-from flashjanus.engine.ops import Op, all_ops
-from flashjanus.engine.runtime import native
-from op_check import check, make_call, specs_of
+from fibers import CUDA, PRODUCTION_SHARED, running_on
+from flashjanus.engine.ops import Call, Op, all_ops, get_op
+from op_check import check, make_call, run, specs_of
 
-ROOT = Path(__file__).resolve().parents[2]
-FIBERS = Path(__file__).with_name("cuda_on_cpu")
-CUDA = torch.device("cuda")
-pybind11 = pytest.importorskip("pybind11")
+pytest.importorskip("pybind11")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def fibers(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """flashjanus._C's CUDA half, compiled by g++."""
-    library = tmp_path_factory.mktemp("fibers") / f"cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sources = [FIBERS / "module.cpp", *(ROOT / "csrc/bindings" / name for name in ("cuda.cpp", "fields.cpp"))]
-    sources += [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/errors.cpp"]
-    includes = [FIBERS, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    flags += ["-Werror", "-Wno-unknown-pragmas"]
-    command = ["g++", *flags, *(f"-I{path}" for path in includes), "-x", "c++", *map(str, sources), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("cuda_on_cpu", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def on_fibers(fibers: ModuleType) -> Iterator[None]:
-    """`cuda` implementations take CPU tensors and run on fibers."""
-
-    def run_cuda(kernel: str, device: torch.device, **arguments: Any) -> None:
-        members = {"threads": 1} | native.plain(kernel, torch.device("cpu"), arguments)
-        getattr(fibers, f"{kernel}_cuda")(**members, stream=0)
-
-    def cfg_euler_cuda(*tensors: torch.Tensor) -> None:
-        fibers.cfg_euler_cuda(**native._cfg_euler_arguments("cfg_euler", *tensors), stream=0)
-
-    with patch.object(native, "run_cuda", run_cuda), patch.object(native, "cfg_euler_cuda", cfg_euler_cuda):
-        yield
-
-
 CASES = [
     pytest.param(op, case, dtype, id=f"{op.name}-{i}-{str(dtype).removeprefix('torch.')}")
     for op in all_ops().values()
@@ -73,38 +30,107 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("on_fibers")
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    return fibers.module()
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(("op", "case", "dtype"), CASES)
-def test_the_source_meets_the_reference(op: Op, case: Mapping[str, Any], dtype: torch.dtype) -> None:
+def test_the_source_meets_the_reference(
+    op: Op, case: Mapping[str, Any], dtype: torch.dtype, architecture: int, module: ModuleType
+) -> None:
     call = make_call(op, case, dtype, False)
-    with patch.object(native, "cuda_available", lambda: None):
+    with running_on(module, architecture):
         reason = op.implementations["cuda"].refuses(CUDA, specs_of(call), call.attrs)
-    if reason:
-        pytest.skip(reason)
-    check(op, call, ["cuda"])
+        if reason:
+            pytest.skip(reason)
+        check(op, call, ["cuda"])
 
 
-def address(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def test_keys_that_are_not_on_sixteen_bytes_are_read_one_by_one(module: ModuleType) -> None:
+    op, generator = get_op("attention"), torch.Generator().manual_seed(2)
+    k, v = (torch.randn(2, 30, 33, generator=generator).bfloat16()[..., :32].unflatten(-1, (2, 16)) for _ in range(2))
+    q = torch.randn(2, 1, 2, 16, generator=generator).bfloat16()
+    start, end = torch.tensor([3, 11], dtype=torch.int32), torch.tensor([[30], [12]], dtype=torch.int32)
+    with running_on(module, 90):
+        check(op, Call((q, k, v, start, end, end - 1), {"scale": 0.25}), ["cuda"])
 
 
-def test_arguments_are_checked_before_the_launch(fibers: ModuleType) -> None:
+def test_production_sizes_ask_for_the_shared_memory_of_the_table(module: ModuleType) -> None:
+    position = (torch.ones(1, 1, 1, 1536), torch.ones(7, 7, 1536).bfloat16(), None, torch.ones(1536))
+    depthwise = Call(position, dict(eps=1e-6, dtype=torch.bfloat16))
+    query, slot = torch.ones(1, 1, 1, 128).bfloat16(), torch.zeros(1, dtype=torch.int32)
+    decode = Call((query, query, query, slot, slot[:, None] + 1, slot[:, None]), dict(scale=1.0))
+    asked = []
+    for op, call, architecture in (
+        ("depthwise_norm", depthwise, 90),
+        ("depthwise_norm", depthwise, 80),
+        ("attention", decode, 90),
+    ):
+        with running_on(module, architecture):
+            run(get_op(op), "cuda", call)
+        asked.append(module.launched()[1])
+    assert asked == list(PRODUCTION_SHARED.values())
+
+
+def test_arguments_are_checked_before_the_launch(module: ModuleType) -> None:
     with pytest.raises(ValueError, match="cfg_euler_cuda: expected rows >= 1"):
-        fibers.cfg_euler_cuda(
+        module.cfg_euler_cuda(
             **dict(v=64, z=64, guidance=64, step=64, steps=64, v_dtype=0, rows=0, unconditional=0),
             **dict(height=1, width=1, channels=4, patch=2, stream=0),
         )
 
 
-def test_the_fibers_tell_right_kernels_from_wrong_ones(tmp_path: Path) -> None:
-    library = tmp_path / "selftest.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{FIBERS}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, str(FIBERS / "selftest.cpp"), "-o", str(library)], check=True)
-    block_sum = ctypes.CDLL(str(library)).block_sum_of
-    x, total = torch.arange(1.0, 129.0), torch.zeros(1)
-    assert block_sum(address(x), address(total), 128, 0, 0) == 0
-    assert total.item() != x.sum().item(), "a missing barrier must show"
-    assert block_sum(address(x), address(total), 128, 0, 1) == 0
-    assert total.item() == x.sum().item()
-    assert block_sum(address(x), address(total), 128, 1, 1) != 0, "a barrier that one thread skips must show"
-    assert block_sum(address(x), address(total), 2048, 0, 1) != 0, "more threads than a block may have"
+SelfTest = Callable[..., tuple[int, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def selftest(tmp_path_factory: pytest.TempPathFactory) -> SelfTest:
+    """selftest(kernel, count, blocks, threads, ...) -> (status, what it wrote) on x = 1, 2, ..."""
+    library = tmp_path_factory.mktemp("selftest") / "selftest.so"
+    includes = [f"-I{fibers.HEADERS}", f"-I{fibers.ROOT / 'csrc'}"]
+    source = fibers.HEADERS / "selftest.cpp"
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", *includes]
+    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
+    entry = ctypes.CDLL(str(library)).run
+
+    def run_one(
+        kernel: int, blocks: int, threads: int, *, shared: int = 512, leave_early: bool = False, barrier: bool = True
+    ) -> tuple[int, torch.Tensor]:
+        x, written = torch.arange(1.0, 129.0), torch.full((128,), torch.nan)
+        addresses = (ctypes.c_void_p(t.data_ptr()) for t in (x, written))
+        status = entry(kernel, *addresses, blocks, threads, shared, int(leave_early), int(barrier))
+        return status, written
+
+    return run_one
+
+
+def test_a_missing_barrier_shows(selftest: SelfTest) -> None:
+    status, total = selftest(0, 1, 128)
+    assert (status, total[0].item()) == (0, 8256.0)
+    status, total = selftest(0, 1, 128, barrier=False)
+    assert status == 0
+    assert total[0].isnan(), "shared memory starts as NaN"
+    assert selftest(0, 1, 128, leave_early=True)[0] != 0, "a barrier that one thread skips"
+
+
+def test_a_missing_barrier_of_a_cluster_shows(selftest: SelfTest) -> None:
+    status, total = selftest(1, 8, 32)
+    assert (status, total[0].item()) == (0, 36.0)
+    assert selftest(1, 8, 32, barrier=False)[1][0].isnan()
+    assert selftest(1, 8, 32, leave_early=True)[1][0].isnan(), "blocks that end before they are read"
+
+
+def test_a_copy_that_is_not_waited_for_shows(selftest: SelfTest) -> None:
+    status, copied = selftest(2, 1, 32)
+    assert status == 0
+    assert torch.equal(copied, torch.arange(1.0, 129.0))
+    assert selftest(2, 1, 32, barrier=False)[1].isnan().all()
+
+
+def test_a_launch_that_no_chip_takes_fails(selftest: SelfTest) -> None:
+    assert selftest(0, 1, 2048)[0] != 0, "more threads than a block may have"
+    assert selftest(0, 1, 128, shared=0)[0] != 0, "a write behind the shared memory"
+    assert selftest(0, 1, 128, shared=228 * 1024)[0] != 0, "more shared memory than a block may have"
+    assert selftest(1, 9, 32)[0] != 0, "more blocks than a cluster may have"

@@ -1,22 +1,27 @@
-// Stands in for CUDA's header, so that g++ compiles a .cu file and runs it: every thread of a block is a fiber that
-// gives way at barriers and shuffles. Blocks run one after the other, and a thread runs until its next barrier before
+// Stands in for CUDA's header, so that g++ compiles a .cu file and runs it: every thread of a cluster is a fiber that
+// gives way at barriers and shuffles. Clusters run one after the other, and a thread runs until its next barrier before
 // the following thread starts: the least overlap that the hardware allows, so a missing barrier shows.
-// Fibers' stacks start as NaN. A barrier that some threads of the block (or warp) never reach fails the launch.
+// What earlier kernels of a stream write is NaN until a kernel that may start early waits for it. Fibers' stacks and
+// shared memory start as NaN, a block's shared memory is NaN again once it has ended, and asynchronous copies land when
+// they are waited for. A barrier that some threads never reach and a write behind the shared memory that was asked for
+// fail the launch.
 #pragma once
 
-#include <ucontext.h>
+#include <math.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <vector>
+
+#include "fibers.h"
 
 #define __global__
 #define __device__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__  // dynamic shared memory only: a static one would be a local variable
 
 using cudaError_t = int;
 using cudaStream_t = void*;
@@ -43,6 +48,9 @@ struct alignas(16) float4 {
 struct uint2 {
     unsigned x, y;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 inline float2 make_float2(float x, float y) {
     return {x, y};
@@ -50,74 +58,31 @@ inline float2 make_float2(float x, float y) {
 inline float4 make_float4(float x, float y, float z, float w) {
     return {x, y, z, w};
 }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
 inline float __uint_as_float(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+inline uint32_t __float_as_uint(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+template <class T>
+T __ldcs(const T* from) {
+    return *from;
+}
+using std::max;
+using std::min;
 
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
-
-namespace fibers {
-
-constexpr unsigned kWarp = 32;
-enum class State { ready, at_block_barrier, at_warp_barrier, done };
-
-struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack = std::vector<char>(64 * 1024, char(0xff));
-    State state = State::ready;
-    uint64_t shuffled = 0;
-};
-
-inline std::vector<Fiber> block;
-inline ucontext_t scheduler;
-inline std::function<void()> body;
-
-inline void enter() {
-    body();
-    block[threadIdx.x].state = State::done;
-}
-
-inline void wait(State barrier) {
-    const unsigned self = threadIdx.x;
-    block[self].state = barrier;
-    swapcontext(&block[self].context, &scheduler);
-}
-
-// Lets threads first..last pass if all of them stand at the barrier.
-inline bool release(unsigned first, unsigned last, State barrier) {
-    for (unsigned i = first; i < last; ++i) {
-        if (block[i].state != barrier) return false;
-    }
-    for (unsigned i = first; i < last; ++i) block[i].state = State::ready;
-    return true;
-}
-
-inline bool run_block() {
-    const unsigned count = blockDim.x;
-    block = std::vector<Fiber>(count);
-    for (Fiber& fiber : block) {
-        getcontext(&fiber.context);
-        fiber.context.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
-        fiber.context.uc_link = &scheduler;
-        makecontext(&fiber.context, enter, 0);
-    }
-    for (;;) {
-        for (unsigned i = 0; i < count; ++i) {
-            threadIdx.x = i;
-            if (block[i].state == State::ready) swapcontext(&scheduler, &block[i].context);
-        }
-        bool progress = release(0, count, State::at_block_barrier);
-        for (unsigned i = 0; i < count; i += kWarp) {
-            progress |= release(i, std::min(i + kWarp, count), State::at_warp_barrier);
-        }
-        if (!progress) break;
-    }
-    return std::all_of(block.begin(), block.end(), [](const Fiber& fiber) { return fiber.state == State::done; });
-}
-
-}  // namespace fibers
+inline uint4 dynamic_shared[(fibers::kMaxShared + fibers::kGuard) / sizeof(uint4)];
 
 inline void __syncthreads() {
     fibers::wait(fibers::State::at_block_barrier);
@@ -130,22 +95,104 @@ inline void __syncwarp(unsigned = 0xffffffffu) {
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {
     static_assert(sizeof(T) <= sizeof(uint64_t));
-    std::memcpy(&fibers::block[threadIdx.x].shuffled, &value, sizeof value);
+    const unsigned self = fibers::current;
+    std::memcpy(&fibers::threads[self].shuffled, &value, sizeof value);
     __syncwarp();
-    std::memcpy(&value, &fibers::block[threadIdx.x ^ lanes].shuffled, sizeof value);
+    std::memcpy(&value, &fibers::threads[self ^ lanes].shuffled, sizeof value);
     __syncwarp();  // nobody writes again before everybody has read
     return value;
 }
 
-template <class Params>
-cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 grid, dim3 threads, void** arguments, size_t, cudaStream_t) {
-    if (!grid.x || !threads.x || threads.x > 1024) return cudaErrorInvalidConfiguration;
-    const Params params = *static_cast<const Params*>(arguments[0]);
-    fibers::body = [=] { kernel(params); };
-    gridDim = grid;
-    blockDim = threads;
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-        if (!fibers::run_block()) return cudaErrorLaunchFailure;
+// What earlier kernels write: NaN until the kernel waits for it.
+struct LateInputs {
+    struct Window {
+        char* at;
+        std::vector<char> contents;
+    };
+    std::vector<Window> windows;
+
+    void delay(char* at, size_t bytes) {
+        windows.push_back({at, std::vector<char>(at, at + bytes)});
+        std::memset(at, fibers::kPoison, bytes);
     }
+    void arrive() {
+        for (const Window& window : windows) std::memcpy(window.at, window.contents.data(), window.contents.size());
+        windows.clear();
+    }
+};
+inline LateInputs late_inputs;
+
+inline void cudaTriggerProgrammaticLaunchCompletion() {
+}
+inline void cudaGridDependencySynchronize() {
+    late_inputs.arrive();
+}
+
+// The architecture that the kernels act as if compiled for.
+inline int emulated_architecture = 90;
+
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
+
+template <class T>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, T*) {
+    attributes->ptxVersion = emulated_architecture;
     return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+template <class T>
+cudaError_t cudaFuncSetAttribute(T*, cudaFuncAttribute, size_t bytes) {
+    return bytes <= fibers::kMaxShared ? cudaSuccess : cudaErrorInvalidConfiguration;
+}
+
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization };
+
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        struct {
+            unsigned x, y, z;
+        } clusterDim;
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
+
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+};
+
+// The last launch, for tests.
+inline cudaLaunchConfig_t launched;
+
+template <class Params>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params), const Params& params) {
+    unsigned cluster = 1;
+    bool early = false;
+    for (unsigned i = 0; i < config->numAttrs; ++i) {
+        if (emulated_architecture < 90) return cudaErrorInvalidConfiguration;
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config->attrs[i].val.clusterDim.x;
+        if (config->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) early = true;
+    }
+    gridDim = config->gridDim;
+    blockDim = config->blockDim;
+    launched = *config;
+    const size_t shared = config->dynamicSmemBytes;
+    if (!gridDim.x || gridDim.x % cluster || cluster > 8) return cudaErrorInvalidConfiguration;
+    if (!blockDim.x || blockDim.x > 1024 || shared > fibers::kMaxShared) return cudaErrorInvalidConfiguration;
+    const auto select = [](unsigned block, unsigned thread) { blockIdx.x = block, threadIdx.x = thread; };
+    fibers::body = [=] { kernel(params); };
+    if (!early) late_inputs.arrive();
+    bool ran = true;
+    for (unsigned first = 0; first < gridDim.x && ran; first += cluster) {
+        ran = fibers::run(first, cluster, blockDim.x, dynamic_shared, shared, select);
+    }
+    late_inputs.arrive();
+    return ran ? cudaSuccess : cudaErrorLaunchFailure;
 }

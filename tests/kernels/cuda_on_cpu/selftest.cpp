@@ -1,8 +1,13 @@
 // Small kernels with known answers, right and wrong, to test the fibers themselves.
+#include <cuda_pipeline.h>
+
 #include "check.h"
+#include "cuda/device.h"
 #include "cuda/launch.h"
 
 namespace {
+
+using namespace flashjanus::cuda;
 
 struct Params {
     const float* x;
@@ -13,9 +18,8 @@ struct Params {
 
 // sum = sum of x over a block of whole warps; thread 0 leaves before the barrier if asked to.
 void block_sum(Params p) {
-    __shared__ float partial[32];
-    float value = p.x[threadIdx.x];
-    for (int lanes = 16; lanes; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    float* partial = reinterpret_cast<float*>(dynamic_shared);
+    const float value = sum_lanes(p.x[threadIdx.x]);
     if (p.leave_early && threadIdx.x == 0) return;
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
     if (p.barrier) __syncthreads();
@@ -24,9 +28,38 @@ void block_sum(Params p) {
     for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) *p.sum += partial[warp];
 }
 
+// sum = sum of x over the blocks of a cluster, which may skip the barrier before the reading or that behind it. Blocks
+// take turns in order, so the first one shows the former and the last one the latter.
+void cluster_sum(Params p) {
+    float* own = reinterpret_cast<float*>(dynamic_shared);
+    if (threadIdx.x == 0) *own = p.x[blockIdx.x];
+    if (p.barrier) cluster_sync();
+    const unsigned reader = p.leave_early ? cluster_size() - 1 : 0;
+    if (cluster_rank() == reader && threadIdx.x == 0) {
+        *p.sum = 0.0f;
+        for (unsigned rank = 0; rank < cluster_size(); ++rank) *p.sum += *in_block(rank, own);
+    }
+    if (!p.leave_early) cluster_sync();
+}
+
+// x through shared memory by an asynchronous copy, which may not be waited for.
+void copy(Params p) {
+    __pipeline_memcpy_async(dynamic_shared + threadIdx.x, p.x + 4 * threadIdx.x, 16);
+    __pipeline_commit();
+    if (p.barrier) __pipeline_wait_prior(0);
+    for (int i = 0; i < 4; ++i) {
+        p.sum[4 * threadIdx.x + i] = reinterpret_cast<float*>(dynamic_shared + threadIdx.x)[i];
+    }
+}
+
 }  // namespace
 
-extern "C" int32_t block_sum_of(const float* x, float* sum, int32_t threads, int32_t leave_early, int32_t barrier) {
-    return static_cast<int32_t>(
-        flashjanus::cuda::launch(block_sum, dim3(1), dim3(threads), Params{x, sum, leave_early, barrier}, nullptr));
+using Kernel = void (*)(Params);
+
+extern "C" int32_t run(int32_t which, const float* x, float* sum, int32_t blocks, int32_t threads, int32_t shared,
+                       int32_t leave_early, int32_t barrier) {
+    const Kernel kernel = which == 0 ? block_sum : which == 1 ? cluster_sum : copy;
+    const Shape shape{blocks, static_cast<unsigned>(threads), static_cast<unsigned>(shared),
+                      static_cast<unsigned>(blocks)};
+    return static_cast<int32_t>(launch(kernel, shape, Params{x, sum, leave_early, barrier}, nullptr));
 }
