@@ -5,11 +5,14 @@ left padding, cached prefixes, prefix-only tokens (kv_end = end of the prefix) a
 the block for every token in it) are all choices of these numbers. A query always sees its own key, so no row of the
 softmax is empty, padding included. Without the index arguments every query sees every key.
 Grouped heads: head h reads key/value head h * G // H.
+causal=True tells beforehand what the numbers say: a row's slots follow one another, and every query sees kv_start up
+to its own slot. Libraries that have no such rule can then serve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ def reference(
     kv_end: torch.Tensor | None,
     slots: torch.Tensor | None,
     scale: float,
+    causal: bool = False,
 ) -> torch.Tensor:
     group = q.shape[2] // k.shape[2]
     k, v = (t.float().repeat_interleave(group, dim=2) for t in (k, v))
@@ -74,7 +78,7 @@ def example(
 ) -> Call:
     q = normal(generator, b, n, heads, head_dim, dtype=dtype)
     k, v = (normal(generator, b, s, kv_heads, head_dim, dtype=dtype) for _ in range(2))
-    attrs = dict(scale=head_dim**-0.5)
+    attrs = dict(scale=head_dim**-0.5, causal=rule in ("causal", "cached", "guided"))
     if rule == "all":
         return Call((q, k, v, None, None, None), attrs)
     first = (s - n) // 2 if rule == "cached" else s - n
@@ -168,6 +172,7 @@ def run_native(
     o: torch.Tensor,
     *,
     scale: float,
+    causal: bool = False,
 ) -> None:
     native.run("decode_attention", **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
 
@@ -183,6 +188,7 @@ def run_cuda(
     o: torch.Tensor,
     *,
     scale: float,
+    causal: bool = False,
 ) -> None:
     native.run_cuda("decode_attention", q.device, **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
 
@@ -243,11 +249,97 @@ def run_triton(
     o: torch.Tensor,
     *,
     scale: float,
+    causal: bool = False,
 ) -> None:
     from ...triton_kernels import attention, decode_attention  # import triton, which may be absent
 
     kernel = decode_attention if q.shape[1] == 1 else attention
     kernel.launch(q, k, v, kv_start, kv_end, slots, o, scale=scale)
+
+
+def _refuses_flash_attn(
+    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]
+) -> str | None:
+    if len(specs) > 3 and specs[0] is not None:
+        dtype, head = specs[0].dtype, static(specs[0].shape[3])
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"takes float16 or bfloat16, not {dtype_name(dtype)}"
+        if head > MAX_HEAD or head % 8:
+            return f"takes heads of at most {MAX_HEAD} channels, a multiple of 8, not {head}"
+        if specs[3] is not None and not attrs.get("causal"):
+            return "has no rule for keys that are hidden in another way than causally"
+    return _refuses_library(device, "flash_attn")
+
+
+def _refuses_xformers(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[0] is not None and static(specs[0].shape[3]) % 8:
+        return f"takes heads of a multiple of 8 channels, not {specs[0].shape[3]}"
+    return _refuses_library(device, "xformers")
+
+
+def _refuses_library(device: torch.device, module: str) -> str | None:
+    if device.type != "cuda":
+        return f"runs on a CUDA device, not on {device.type}"
+    return None if find_spec(module) else f"{module} is not installed: `pip install flashjanus[attention]`"
+
+
+@OP.implementation("flash_attn", _refuses_flash_attn)
+def run_flash_attn(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    o: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+) -> None:
+    from flash_attn import flash_attn_func, flash_attn_with_kvcache
+
+    if kv_start is None or slots is None:
+        o.copy_(flash_attn_func(q, k, v, softmax_scale=scale))
+        return
+    # bottom-right causal: the last query stands at the last of cache_seqlens keys
+    lengths = slots[:, -1] + 1
+    seen = flash_attn_with_kvcache(
+        q, k, v, cache_seqlens=lengths, cache_leftpad=kv_start.contiguous(), softmax_scale=scale, causal=True
+    )
+    # a query before its row's first key sees only itself; the library gives it zeros
+    row = torch.arange(len(q), device=q.device)[:, None]
+    own = v[row, slots.long()].repeat_interleave(q.shape[2] // v.shape[2], dim=2)
+    torch.where((slots < kv_start[:, None])[:, :, None, None], own, seen, out=o)
+
+
+@OP.implementation("xformers", _refuses_xformers)
+def run_xformers(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    o: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+) -> None:
+    from xformers.ops import memory_efficient_attention
+
+    bias = None
+    batch, queries, heads, _ = q.shape
+    keys = k.shape[1]
+    if kv_start is not None and kv_end is not None and slots is not None:
+        mask = visible(kv_start, kv_end, slots, torch.arange(keys, device=q.device))
+        unseen = ~mask.any(1)[:, :, None, None]  # may be NaN, and 0 * NaN is NaN
+        k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
+        # its rows must be a multiple of 8 apart
+        bias = torch.full((batch, queries, -(-keys // 8) * 8), -torch.inf, dtype=q.dtype, device=q.device)[..., :keys]
+        bias.masked_fill_(mask, 0.0)
+        bias = bias[:, None].expand(batch, heads, queries, keys)
+    k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) if t.shape[2] != heads else t for t in (k, v))
+    o.copy_(memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale))
 
 
 @OP.implementation("torch")
@@ -261,6 +353,7 @@ def run_torch(
     o: torch.Tensor,
     *,
     scale: float,
+    causal: bool = False,
 ) -> None:
     mask = None
     if kv_start is not None and kv_end is not None and slots is not None:

@@ -236,7 +236,8 @@ class Op:
         """
         unknown = [name for name in forced if name not in self.implementations]
         if unknown:
-            raise PlanError(f"{self.name}: no implementation '{unknown[0]}'; there are: {', '.join(self.implementations)}")
+            known = ", ".join(self.implementations)
+            raise PlanError(f"{self.name}: no implementation '{unknown[0]}'; there are: {known}")
         refused: dict[str, str] = {}
         for name in forced or self.implementations:
             implementation = self.implementations[name]

@@ -17,6 +17,7 @@ class Sequences:
     """Where the queries of a pass stand: cache windows (L, B, S, G, D) and the numbers of the attention rule.
 
     positions (B, N): RoPE positions. slots (B, N): where each token's key is written. kv_start (B,), kv_end (B, N).
+    causal: the numbers will say no more than that every token sees kv_start up to itself.
     """
 
     k: Value
@@ -25,6 +26,7 @@ class Sequences:
     slots: Value
     kv_start: Value
     kv_end: Value
+    causal: bool
 
 
 def caches(g: Graph, config: LanguageConfig, policy: Policy, rows: Size, slots: Size) -> tuple[Value, Value]:
@@ -81,7 +83,8 @@ def layers(
         if last and last_only:
             final = q.shape[1] - 1
             q, x, kv_end, slots = (g.narrow(t, 1, final, 1) for t in (q, x, kv_end, slots))
-        o = g.add("attention", q, k, v, seq.kv_start, kv_end, slots, scale=config.head_dim**-0.5, label="attention")
+        rule = dict(scale=config.head_dim**-0.5, causal=seq.causal)
+        o = g.add("attention", q, k, v, seq.kv_start, kv_end, slots, **rule, label="attention")
         o = g.reshape(o, (*o.shape[:2], config.num_attention_heads * config.head_dim))
         delta = g.add("linear", o, g.weight(f"llm.{i}.o"), None, label="o.out")
         norm2 = g.weight(f"llm.{i}.norm2")

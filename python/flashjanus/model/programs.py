@@ -81,7 +81,8 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     k, v = llama.caches(g, language, policy, B, S)
     h = g.add("embed", ids, g.weight("llm.embed"), index, features, dtype=policy.residual)
     numbers = {name: g.input(name, (B, N), I32) for name in ("positions", "slots", "kv_end")}
-    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers)
+    causal = config.image_attention == "causal"
+    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers, causal=causal)
     hidden = llama.layers(g, language, policy, h, seq, last_only=True)
     assert hidden is not None
     _sampling(g, g.add("linear", g.select(hidden, 1, 0), g.weight("llm.head"), None, label="logits"))
@@ -97,7 +98,8 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     h = g.add("embed", g.reshape(token, (B, 1)), g.weight("llm.embed"), None, None, dtype=policy.residual)
     slots = g.reshape(slot, (B, 1))
     # every key before its own slot, and its own by the rule
-    seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, g.input("kv_start", (B,), I32), kv_end=slots)
+    kv_start = g.input("kv_start", (B,), I32)
+    seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, kv_start, kv_end=slots, causal=True)
     hidden = llama.layers(g, language, policy, h, seq)
     assert hidden is not None
     logits = g.add("linear", g.reshape(hidden, (B, language.hidden_size)), g.weight("llm.head"), None, label="logits")
@@ -122,7 +124,8 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     kv_start = g.input("kv_start", (rows,), I32)
     numbers = {name: g.input(f"prompt_{name}", (R, P), I32) for name in ("positions", "slots", "kv_end")}
     prompt_start = g.narrow(kv_start, 0, 0, R)
-    seq = llama.Sequences(g.narrow(k, 1, 0, R), g.narrow(v, 1, 0, R), kv_start=prompt_start, **numbers)
+    image_k, image_v = g.narrow(k, 1, 0, R), g.narrow(v, 1, 0, R)
+    seq = llama.Sequences(image_k, image_v, kv_start=prompt_start, **numbers, causal=True)
     h = g.add("embed", ids, g.weight("llm.embed"), None, None, dtype=policy.residual)
     llama.layers(g, language, policy, h, seq, keys_only=True)
     g.add("copy_first_token", k, v, prompt_start, slot=P - 1)
@@ -131,7 +134,8 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     h = g.add("branch_rows", t_emb, B=rows, dtype=policy.residual, label="time_tokens")
     numbers = {name: g.input(f"time_{name}", (rows, K), I32) for name in ("positions", "slots", "kv_end")}
     g.scope = "time."
-    llama.layers(g, language, policy, h, llama.Sequences(k, v, kv_start=kv_start, **numbers), keys_only=True)
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=False)
+    llama.layers(g, language, policy, h, seq, keys_only=True)
     g.output("t_emb", t_emb)
     if modulation is not None:
         g.output("modulation", modulation)
@@ -158,7 +162,8 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
     )
     k, v = llama.caches(g, language, policy, rows, P + (1 + tokens))
     numbers = {name: g.input(name, (rows, tokens), I32) for name in ("positions", "slots", "kv_end")}
-    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (rows,), I32), **numbers)
+    causal = config.image_attention == "causal"
+    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (rows,), I32), **numbers, causal=causal)
 
     g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
     x = uvit.encode(g, config, policy, z, table, step)
