@@ -14,7 +14,7 @@ constexpr int32_t kPadding = 3;
 #if defined(__AVX512F__)
 constexpr int32_t kTall = 2, kWide = 8;
 #else
-constexpr int32_t kTall = 1, kWide = 4;
+constexpr int32_t kTall = 1, kWide = 8;
 #endif
 
 // A tile's outputs before the norm. Trap: rows a power of two apart would share their places in the first cache.

@@ -14,14 +14,8 @@ INLINE F32 widen(const int8_t* from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return (F32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 #elif defined(__AVX2__)
-    __m256 wide[2];
-    for (int i = 0; i < 2; ++i) {
-        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i));
-        wide[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    }
-    F32 v;
-    __builtin_memcpy(&v, wide, sizeof v);
-    return v;
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return (F32)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 #else
     F32 v;
     for (int32_t i = 0; i < kLanes; ++i) v[i] = from[i];

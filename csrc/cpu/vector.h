@@ -1,14 +1,22 @@
-// Sixteen float32 lanes, loaded from and stored to float32 or bf16. GCC and clang vector extensions: one source for
-// every instruction set, but for the conversions, which GCC takes through memory. Included inside an anonymous
-// namespace (see the trap in cfg_euler.cpp), so intrinsics.h comes first, outside.
+// A register of float32 lanes, loaded from and stored to float32 or bf16. GCC and clang vector extensions: one source
+// for every instruction set, but for the conversions. Included inside an anonymous namespace (see the trap in
+// cfg_euler.cpp), so intrinsics.h comes first, outside.
 
-typedef float F32 __attribute__((vector_size(64)));
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
+// Trap: no wider than a register. GCC compares wider vectors lane by lane, and keeps sums of them in memory.
+#if defined(__AVX512F__)
+constexpr int32_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int32_t kLanes = 8;
+#else
+constexpr int32_t kLanes = 4;
+#endif
+
+typedef float F32 __attribute__((vector_size(4 * kLanes)));
+typedef int32_t I32 __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t U16 __attribute__((vector_size(2 * kLanes)));
 
 using bf16 = uint16_t;  // the upper half of a float32
-constexpr int32_t kLanes = 16;
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -28,14 +36,8 @@ INLINE F32 load(const bf16* from) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return (F32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
 #elif defined(__AVX2__)
-    __m256i wide[2];
-    for (int i = 0; i < 2; ++i) {
-        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
-        wide[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
-    }
-    F32 v;
-    __builtin_memcpy(&v, wide, sizeof v);
-    return v;
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (F32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
 #else
     U16 half;
     __builtin_memcpy(&half, from, sizeof half);
@@ -43,8 +45,8 @@ INLINE F32 load(const bf16* from) {
 #endif
 }
 
-// Thirty-two neighbours as two vectors, those at even and those at odd places: cheaper than in order where the order
-// does not matter.
+// Two registers of neighbours as those at even and those at odd places: cheaper than in order where the order does not
+// matter.
 INLINE void load_pairs(const bf16* from, F32& even, F32& odd) {
     U32 pairs;
     __builtin_memcpy(&pairs, from, sizeof pairs);
@@ -57,21 +59,27 @@ INLINE void load_pairs(const float* from, F32& first, F32& second) {
     second = load(from + kLanes);
 }
 
-// The first `count` lanes, zeros behind them; nothing beyond is read. All of them where count is larger.
+// `from`, or where fewer than N values are left there, `lanes` with those and zeros behind them; nothing beyond is
+// read.
+template <int32_t N, class T>
+INLINE const T* padded(const T* from, int32_t count, T (&lanes)[N]) {
+    if (count >= N) return from;
+    __builtin_memset(lanes, 0, sizeof lanes);
+    __builtin_memcpy(lanes, from, count * sizeof(T));
+    return lanes;
+}
+
+// The first `count` lanes, zeros behind them. All of them where count is larger.
 template <class T>
 INLINE F32 load(const T* from, int32_t count) {
-    if (count >= kLanes) return load(from);
-    T lanes[kLanes] = {};
-    __builtin_memcpy(lanes, from, count * sizeof(T));
-    return load(lanes);
+    T lanes[kLanes];
+    return load(padded(from, count, lanes));
 }
 
 template <class T>
 INLINE void load_pairs(const T* from, int32_t count, F32& even, F32& odd) {
-    if (count >= 2 * kLanes) return load_pairs(from, even, odd);
-    T lanes[2 * kLanes] = {};
-    __builtin_memcpy(lanes, from, count * sizeof(T));
-    load_pairs(lanes, even, odd);
+    T lanes[2 * kLanes];
+    load_pairs(padded(from, count, lanes), even, odd);
 }
 
 INLINE void store(float* to, F32 v) {
@@ -85,13 +93,17 @@ INLINE void store(bf16* to, F32 v) {
     const U32 chosen = v == v ? rounded : (U32{} + 0x7fc0);
 #if defined(__AVX512F__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)chosen));
+#elif defined(__AVX2__)
+    const __m256i mixed = _mm256_packus_epi32((__m256i)chosen, (__m256i)chosen);  // within halves of 128 bits
+    const __m128i half = _mm256_castsi256_si128(_mm256_permute4x64_epi64(mixed, 0x08));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
 #else
     const U16 half = __builtin_convertvector(chosen, U16);
     __builtin_memcpy(to, &half, sizeof half);
 #endif
 }
 
-// The inverse of load_pairs for the first `count` of thirty-two.
+// The inverse of load_pairs for the first `count` of the two registers.
 INLINE void store_pairs(bf16* to, F32 even, F32 odd, int32_t count) {
     bf16 evens[kLanes], odds[kLanes];
     store(evens, even);
@@ -108,10 +120,9 @@ INLINE void store_pairs(float* to, F32 first, F32 second, int32_t count) {
 
 template <class T>
 INLINE void store(T* to, F32 v, int32_t count) {
-    if (count >= kLanes) return store(to, v);
     T lanes[kLanes];
-    store(lanes, v);
-    __builtin_memcpy(to, lanes, count * sizeof(T));
+    store(count >= kLanes ? to : lanes, v);
+    if (count < kLanes) __builtin_memcpy(to, lanes, count * sizeof(T));
 }
 
 INLINE float sum(F32 v) {
@@ -129,8 +140,9 @@ INLINE float sum(F32 v) {
 
 // v in the first `count` lanes, zero behind them.
 INLINE F32 first_lanes(F32 v, int32_t count) {
-    constexpr I32 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return count >= kLanes ? v : lane < count ? v : F32{};
+    F32 numbers;
+    for (int32_t i = 0; i < kLanes; ++i) numbers[i] = static_cast<float>(i);
+    return numbers < splat(static_cast<float>(count)) ? v : F32{};
 }
 
 INLINE F32 sqrt(F32 v) {
