@@ -2,6 +2,7 @@
 
     python benchmarks/full_size.py make FOLDER            # 4.1 GB of bf16 shards in the official layout
     python benchmarks/full_size.py run FOLDER [--dtype bfloat16] [--steps 3] [--tokens 16] [--threads N]
+    python benchmarks/full_size.py compare FOLDER    # beside the same graphs on torch's implementations alone
 
 Random weights draw noise, but every shape, layout and byte is that of the published checkpoint, and so is the time.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 from flashjanus import JanusFlow
+from flashjanus.engine.ops import all_ops
 from flashjanus.pipeline import flow, text
 from flashjanus.pipeline.runner import prompt_capacity
 from safetensors.torch import save_file
@@ -92,12 +94,31 @@ def run(folder: Path, dtype: str, steps: int, tokens: int) -> dict[str, object]:
     return out
 
 
-def time_flow(model: JanusFlow, steps: int) -> dict[str, object]:
+def compare(folder: Path, dtype: str, steps: int, tokens: int, rounds: int = 2) -> dict[str, object]:
+    """Medians of what the plan chooses and of torch's implementations alone, taken in turns, and their ratio."""
+    torch_alone = dict.fromkeys(all_ops(), "torch")
+    models = {
+        name: JanusFlow.from_pretrained(folder, dtype=dtype, implementations=implementations)
+        for name, implementations in (("chosen", None), ("torch", torch_alone))
+    }
+    medians: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            for stage, measured in {**time_flow(model, steps), **time_chat(model, tokens)}.items():
+                medians[name].setdefault(stage, []).append(measured["median_s"])
+    stages = {
+        stage: {"chosen_s": chosen, "torch_s": alone, "ratio": statistics.median(alone) / statistics.median(chosen)}
+        for (stage, chosen), alone in zip(medians["chosen"].items(), medians["torch"].values(), strict=True)
+    }
+    return {"dtype": dtype, "threads": torch.get_num_threads(), "stages": stages}
+
+
+def time_flow(model: JanusFlow, steps: int) -> dict[str, dict[str, float]]:
     ids = tuple(range(5, 5 + PROMPT_TOKENS))
     noise = torch.randn(4, 48, 48, generator=torch.Generator().manual_seed(0))
     capacity = prompt_capacity(PROMPT_TOKENS)
     prepared = flow.Prepared(model.runner, 1, 1, capacity, 30)
-    out: dict[str, object] = {"flow_prepare": seconds(lambda: prepared.run([(ids, 30)]), 2)}
+    out = {"flow_prepare": seconds(lambda: prepared.run([(ids, 30)]), 2)}
     session = flow.FlowSession(model.runner, 1, 1, capacity, 30)
     session.join(prepared, 0, 0, flow.FlowRequest(ids, 30, 2.0, noise))
     out["flow_step"] = seconds(session.step, steps)
@@ -105,9 +126,9 @@ def time_flow(model: JanusFlow, steps: int) -> dict[str, object]:
     return out
 
 
-def time_chat(model: JanusFlow, tokens: int) -> dict[str, object]:
+def time_chat(model: JanusFlow, tokens: int) -> dict[str, dict[str, float]]:
     pixels = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(1))
-    out: dict[str, object] = {"encode_images": seconds(lambda: text.encode_images(model.runner, pixels), 3)}
+    out = {"encode_images": seconds(lambda: text.encode_images(model.runner, pixels), 3)}
     capacity = prompt_capacity(CHAT_TOKENS)
     chat = text.TextSession(model.runner, 1, capacity, capacity + 128, 1, tokens + 8)
     question = [text.TextRequest(tuple(range(5, 5 + CHAT_TOKENS)))]
@@ -118,7 +139,7 @@ def time_chat(model: JanusFlow, tokens: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["make", "run"])
+    parser.add_argument("action", choices=["make", "run", "compare"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=3, help="timed flow steps, one image with guidance")
@@ -130,7 +151,8 @@ def main() -> None:
     if args.action == "make":
         make(args.folder)
     else:
-        print(json.dumps({**run(args.folder, args.dtype, args.steps, args.tokens), "torch": torch.__version__}))
+        measure = run if args.action == "run" else compare
+        print(json.dumps({**measure(args.folder, args.dtype, args.steps, args.tokens), "torch": torch.__version__}))
 
 
 if __name__ == "__main__":
