@@ -8,14 +8,20 @@ NATIVE_SOURCES := $(shell find csrc -type f)
 CLANG_FORMATTED := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6))
 
+DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
+	"a yellow square above a purple circle"
+
 .PHONY: demo test lint wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
-	$(BIN)/flashjanus generate "a red circle and a blue square" --model shapes --num-images 2 --steps 10 --seed 7 --out demo
-	@image=$$(ls demo/*.png | head -n 1) && \
-	echo "$$image: What shape is red?" && \
-	$(BIN)/flashjanus ask "$$image" "What shape is red?" --model shapes --max-new-tokens 24
+	$(BIN)/flashjanus generate $(DEMO_PROMPTS) --steps 30 --guidance 2 --seed 7 --enlarge 4 --out demo
+	@ask() { echo "$$1: $$2"; $(BIN)/flashjanus ask "$$1" "$$2" --max-new-tokens 16; } && \
+	ask demo/a-red-circle-*.png "Which is on the left, the circle or the square?" && \
+	ask demo/three-green-triangles-*.png "How many triangles are there?" && \
+	ask demo/a-yellow-square-*.png "What color is the square?"
+	$(BIN)/flashjanus eval shapes --samples 4 --questions 10 --sheet demo/sheet.png
+	@echo "more pictures with their verdicts: demo/sheet.png"
 
 test: lint
 	$(BIN)/pytest --cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90

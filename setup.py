@@ -143,7 +143,10 @@ if __name__ == "__main__":
         version=version(),
         package_dir=SOURCE_ROOTS,
         packages=packages(),
-        package_data={"flashjanus": ["py.typed", "*.pyi", "*.json", "**/*.json"]},
+        package_data={
+            "flashjanus": ["py.typed", "*.pyi"],
+            "flashjanus.builtin": ["**/*.json", "**/*.safetensors", "**/*.md"],
+        },
         ext_modules=[Extension("flashjanus._C", sources=[])],
         cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
         zip_safe=False,

@@ -1,22 +1,22 @@
-"""Shared by all tests: a model cache of their own, and the built-in model, loaded once."""
+"""Shared by all tests: the built-in model as it was before its training, loaded once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flashjanus import JanusFlow
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither read nor write the user's cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLASHJANUS_CACHE", str(tmp_path_factory.mktemp("flashjanus-cache")))
-        yield
+from untrained_model import write_untrained_model
 
 
 @pytest.fixture(scope="session")
-def shapes(own_cache: None) -> JanusFlow:
-    """The built-in model in float32."""
-    return JanusFlow.from_pretrained("shapes", device="cpu", dtype="float32")
+def untrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    write_untrained_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(untrained_folder: Path) -> JanusFlow:
+    """In float32."""
+    return JanusFlow.from_pretrained(untrained_folder, device="cpu", dtype="float32")

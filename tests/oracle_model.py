@@ -27,7 +27,6 @@ class OracleModel:
     dtype: str = "torch.float32"
     numerics: str = "exact"
     why: str = "cpu (asked for), torch.float32 (asked for)"
-    untrained: bool = False
     size: int = world.SIZE
     blank: frozenset[int] = frozenset()
     wrong: frozenset[str] = frozenset()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from flashjanus.builtin import model_shapes
-from flashjanus.checkpoint import JanusFlowConfig
-from seeded import seeded_state_dict
+from flashjanus.checkpoint import JanusFlowConfig, weight_layout
+from untrained_model import seeded_state
 
 VOCABULARY, START, IMAGE, END = 80, 77, 78, 79
 """Ids 77 to 79 stand for the start of an image, a feature of it, and its end."""
@@ -57,9 +56,8 @@ def small_config(kv_heads: int = 4, image_attention: str | None = None) -> dict[
 
 
 def small_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Every tensor of an official checkpoint of that config; it never answers with the ids of images."""
-    shapes = model_shapes(JanusFlowConfig.from_dict(config))
-    state = seeded_state_dict({name: list(shape) for name, shape in shapes.items()})
+    """Every tensor of a checkpoint of that config; it never answers with the ids of images."""
+    state = seeded_state(weight_layout(JanusFlowConfig.from_dict(config)))
     state["language_model.lm_head.weight"][START:] = 0
     return state
 

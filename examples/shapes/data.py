@@ -25,12 +25,12 @@ DRAWN: dict[world.Kind, float] = {
 }
 # How often a scene of each kind is taken in a step: what is learned slowest, more often than it is kept.
 TAKEN: dict[world.Kind, float] = {
-    "single_object": 0.06,
-    "colors": 0.11,
-    "two_objects": 0.13,
+    "single_object": 0.05,
+    "colors": 0.10,
+    "two_objects": 0.14,
     "counting": 0.17,
-    "position": 0.31,
-    "color_attribution": 0.22,
+    "position": 0.33,
+    "color_attribution": 0.21,
 }
 TOPIC_SHARES: dict[language.Topic, float] = {
     "color": 0.13,

@@ -66,7 +66,7 @@ class Recipe:
     vit: Stage = Stage("vit", 2, steps=700, lr=1e-3)
     answer: Stage = Stage("answer", 3, steps=700, lr=1e-3)
     adapt: Stage = Stage("adapt", 4, steps=100, lr=1e-3, warmup=50)
-    pretrain: Stage = Stage("pretrain", 5, steps=8000, lr=1e-3)
+    pretrain: Stage = Stage("pretrain", 5, steps=10_000, lr=1e-3)
     tune: Stage = Stage("tune", 6, steps=250, lr=3e-4, warmup=50)
     vae_batch: int = 32
     vit_batch: int = 64
@@ -84,7 +84,7 @@ class Recipe:
     answer_weight: float = 0.25
     whitened: int = 3000
     checked: int = 300
-    ceiling: int = 240
+    ceiling: int = 120
     watched: tuple[int, int] = (16, 40)
     watch_every: int = 750
     scored: tuple[int, int] = (100, 100)

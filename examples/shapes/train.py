@@ -95,6 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     compare.add_argument("--alignment", type=float, help="weight of the representation alignment; 0: none")
     compare.add_argument("--shared-encoder", action="store_true", help="the generation encoder serves both faces")
     compare.add_argument("--pretrain-steps", type=int)
+    compare.add_argument("--tune-steps", type=int)
     chosen = parser.parse_args(arguments)
     if chosen.processes > 1 and chosen.device.type != "cpu":
         parser.error("--processes is for CPUs; leave it out with --device")
@@ -107,6 +108,8 @@ def chosen_recipe(chosen: argparse.Namespace) -> Recipe:
         recipe = replace(recipe, alignment=chosen.alignment)
     if chosen.pretrain_steps is not None:
         recipe = replace(recipe, pretrain=replace(recipe.pretrain, steps=chosen.pretrain_steps))
+    if chosen.tune_steps is not None:
+        recipe = replace(recipe, tune=replace(recipe.tune, steps=chosen.tune_steps))
     return recipe
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flashjanus.builtin import FILES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CFG_EULER = """
@@ -29,6 +30,8 @@ try:
 except RuntimeError as error:
     print(error)
 print(flashjanus.__file__)
+from flashjanus.builtin import builtin_folder
+print(builtin_folder())
 """
 
 
@@ -48,6 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name.removeprefix("flashjanus/") for name in names}
     assert {"py.typed", "_C.pyi", "engine/runtime/native.py", "triton_kernels/cfg_euler.py"} <= inside
     assert sum(name.startswith("_C.") and name.endswith(".so") for name in inside) == 1
+    assert {f"builtin/shapes/{file}" for file in FILES} <= inside
     assert "stale.py" not in inside
 
 
@@ -56,9 +60,10 @@ def test_the_wheel_runs_away_from_the_sources(wheel: Path, tmp_path: Path, pytho
     install(wheel, target, python)
     done = python("-S", "-c", CFG_EULER, cwd=tmp_path, **away(target))
     assert done.returncode == 0, done.stderr
-    error, where = done.stdout.splitlines()
+    error, where, model = done.stdout.splitlines()
     assert "cfg_euler_cuda: this build has no CUDA kernels" in error
     assert where == str(target / "flashjanus/__init__.py")
+    assert model == str(target / "flashjanus/builtin/shapes")
 
 
 def test_without_a_compiler_it_installs_and_says_so_once(sources: Path, tmp_path: Path, python: Run) -> None:
@@ -121,6 +126,7 @@ def test_a_source_archive_can_build_the_native_module(sources: Path, tmp_path: P
         files = [path for path in (sources / folder).rglob("*") if path.is_file()]
         assert {str(path.relative_to(sources)) for path in files} <= names
     assert {"CMakeLists.txt", "setup.py", "python/flashjanus/py.typed"} <= names
+    assert {f"python/flashjanus/builtin/shapes/{file}" for file in FILES} <= names
 
 
 def test_the_installed_module_needs_no_cuda_library() -> None:

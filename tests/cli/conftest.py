@@ -40,7 +40,6 @@ class FakePlan:
 class FakeModel:
     """Records every call; `answer` is streamed, `fail` is raised by generate_image and chat."""
 
-    untrained: bool = True
     name: str = "shapes"
     device: str = "cpu"
     dtype: str = "torch.float32"
@@ -64,7 +63,7 @@ class FakeModel:
             raise self.fail
         first = 7 if options["seed"] is None else options["seed"]
         return SimpleNamespace(
-            images=[Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(count)],
+            images=[Image.frombytes("RGB", (8, 8), bytes(range(i, i + 192))) for i in range(count)],
             seeds=[first + i for i in range(count)],
             timings={"total": 0.5},
         )
@@ -123,21 +122,11 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a child process: its own model cache, one thread."""
-    return {
-        **os.environ,
-        "FLASHJANUS_CACHE": str(tmp_path_factory.mktemp("cache")),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
 @pytest.fixture
-def spawn(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start `python -m flashjanus ARGUMENTS` (or `python ARGUMENTS` with module=False)."""
     started = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
     def start(*arguments: str | bytes | Path, module: bool = True, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, *(["-m", "flashjanus"] if module else []), *arguments]

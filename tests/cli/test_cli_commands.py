@@ -74,7 +74,6 @@ def test_ask_json(cli, model, images: list[str]) -> None:
         "device": "cpu",
         "dtype": "float32",
         "numerics": "exact",
-        "untrained": True,
     }
 
 

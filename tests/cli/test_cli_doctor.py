@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from flashjanus import builtin
+from flashjanus.builtin import builtin_folder
 from flashjanus.cli.machine import machine_facts
 from flashjanus.engine import ops
 from flashjanus.engine.errors import PlanError
@@ -126,6 +128,16 @@ def test_torch_is_missing(cli, without: Callable[[str], None]) -> None:
     assert result.code == 1
     assert "pip install torch" in result.out
     assert "runs on" not in result.out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_built_in_model_is_found_or_missed(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cli("doctor", "--json").json["models"] == {"shapes": str(builtin_folder())}
+    monkeypatch.setattr(builtin, "__file__", str(tmp_path / "__init__.py"))
+    result = cli("doctor")
+    assert result.code == 0  # other models run
+    assert "shapes           incomplete" in result.out
+    assert "note: built-in model 'shapes': expected all of its files in" in result.out
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -46,6 +46,8 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "official",
         "--vae-dtype",
         "float32",
+        "--attention",
+        "native,torch",
     ]
     assert cli("generate", "a", "b", "--num-images", "2", "--out", tmp_path, *options).code == 0
     loaded = {
@@ -55,6 +57,7 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "dtype": "bfloat16",
         "vae_dtype": "float32",
         "numerics": "official",
+        "implementations": {"attention": ["native", "torch"]},
     }
     assert model.called("from_pretrained") == loaded
     assert model.called("generate_image") == {
@@ -94,18 +97,25 @@ def test_json(cli, model, tmp_path: Path) -> None:
         "device": "cpu",
         "dtype": "float32",
         "numerics": "exact",
-        "untrained": True,
         "timings": {"total": 0.5},
     }
 
 
-def test_untrained_is_said_on_stderr(cli, model, tmp_path: Path) -> None:
-    result = cli("generate", "a", "--out", tmp_path)
-    assert "untrained" in result.err
-    assert result.err.count("\n") == 1
-    assert cli("generate", "a", "--out", tmp_path, "--quiet").err == ""
-    model.untrained = False
-    assert cli("generate", "a", "--out", tmp_path).err == ""
+def test_enlarged_pixels_are_squares(cli, model, tmp_path: Path) -> None:
+    plain, large = (
+        Image.open(cli("generate", "a", "--seed", "1", "--enlarge", factor, "--out", tmp_path).out.strip())
+        for factor in ("1", "3")
+    )
+    assert (plain.size, large.size) == ((8, 8), (24, 24))
+    assert large.text == plain.text
+    assert large.tobytes() == plain.resize((24, 24), Image.Resampling.BOX).tobytes()
+
+
+@pytest.mark.parametrize("factor", ["0", "-2", "17"])
+def test_an_impossible_enlargement_is_refused_before_the_model_loads(cli, model, tmp_path: Path, factor: str) -> None:
+    result = cli("generate", "a", "--enlarge", factor, "--out", tmp_path)
+    assert (result.code, f"--enlarge must be 1 to 16, got {factor}" in result.err) == (2, True)
+    assert model.calls == []
 
 
 def test_progress_counts_the_steps_of_all_batches(cli, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

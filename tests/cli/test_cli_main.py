@@ -118,7 +118,7 @@ import flashjanus
 from flashjanus.cli import main
 
 class Model:
-    name, device, dtype, numerics, untrained, why = "m", "cpu", "float32", "exact", False, ""
+    name, device, dtype, numerics, why = "m", "cpu", "float32", "exact", ""
 
     @classmethod
     def from_pretrained(cls, name, **options):
@@ -228,7 +228,7 @@ def test_status_and_progress_show_on_a_terminal_only(monkeypatch: pytest.MonkeyP
     assert "3/3" in err
     quiet = Console(json=False, quiet=True)
     quiet.status("loading")
-    quiet.note("untrained")
+    quiet.note("by the way")
     with quiet.progress(3, "drawing") as show:
         show(3)
     assert capsys.readouterr().err == ""

@@ -41,7 +41,7 @@ def test_a_perfect_model_scores_one(tmp_path: Path) -> None:
     assert value["vae_ceiling"] is None
     assert "evaluation.safetensors" in value["vae_ceiling_absent"]
     assert value["options"] == {**OPTIONS, "guidance": 2.0, "seed": 0}
-    assert (value["model"], value["dtype"], value["untrained"]) == ("oracle", "float32", False)
+    assert (value["model"], value["dtype"]) == ("oracle", "float32")
     assert "VAE ceiling unknown" in str(report)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert min(sheet.size) > 4 * SIDE

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from checkpoints import TrainingError
-from data import answer_batch
+from data import Encoder, answer_batch
 from faces import Faces, validation_question
 from flashjanus import JanusFlow
+from flashjanus.builtin import builtin_folder
 from flashjanus.evaluation import evaluate_shapes, world
+from flashjanus.pipeline.tokenizer import Tokenizer
 from loop import Draw, averaged
-from package import read_model
+from package import TOKENIZER_FILES, read_model
 from pictures import pixels
 from plots import read_log
 from recipe import MINIATURE
@@ -53,22 +55,29 @@ def test_a_run_leaves_plots_and_sheets(miniature: Run) -> None:
     }
 
 
-@pytest.fixture(scope="module")
-def engine(miniature: Run) -> JanusFlow:
-    return JanusFlow.from_pretrained(miniature.folder / "model", device="cpu", dtype="float32", vae_dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def faces(miniature: Run) -> Faces:
-    """The training modules with the weights that were written."""
-    model, vae = read_model(miniature.folder / "model")
-    return Faces(model, vae, miniature.trainer.encoder)
-
-
-def test_written_weights_are_the_trained_ones_in_bf16(miniature: Run, faces: Faces) -> None:
-    trained, written = miniature.trainer.model.official_state(), faces.model.official_state()
+def test_written_weights_are_the_trained_ones_in_bf16(miniature: Run) -> None:
+    trained = miniature.trainer.model.official_state()
+    written = read_model(miniature.folder / "model")[0].official_state()
     assert list(trained) == list(written)
     assert all(torch.equal(written[name], trained[name].bfloat16().float()) for name in trained)
+
+
+@pytest.fixture(scope="module", params=["miniature", "shapes"])
+def written(request: pytest.FixtureRequest, miniature: Run) -> Path:
+    """A model as it was written: the miniature, and the one that comes with the package."""
+    return builtin_folder() if request.param == "shapes" else miniature.folder / "model"
+
+
+@pytest.fixture(scope="module")
+def engine(written: Path) -> JanusFlow:
+    return JanusFlow.from_pretrained(written, device="cpu", dtype="float32", vae_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def faces(written: Path) -> Faces:
+    """The training modules with the weights that were written."""
+    tokenizer = Tokenizer.from_files(*(written / name for name in TOKENIZER_FILES))
+    return Faces(*read_model(written), Encoder(tokenizer))
 
 
 def test_the_engine_draws_what_the_training_modules_draw(engine: JanusFlow, faces: Faces) -> None:
@@ -213,8 +222,10 @@ def test_a_base_that_is_not_finished_is_refused(miniature: Run, tmp_path: Path) 
 
 def test_options_choose_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [str(tmp_path), "--miniature", "--alignment", "0", "--shared-encoder", "--pretrain-steps", "7"]
+    options += ["--tune-steps", "3"]
     pretrain = replace(MINIATURE.pretrain, steps=7)
-    assert chosen_recipe(parse(options)) == replace(MINIATURE, alignment=0.0, shared=True, pretrain=pretrain)
+    tune = replace(MINIATURE.tune, steps=3)
+    assert chosen_recipe(parse(options)) == replace(MINIATURE, alignment=0.0, shared=True, pretrain=pretrain, tune=tune)
     with pytest.raises(SystemExit):
         parse([str(tmp_path), "--device", "cuda", "--processes", "2"])
     assert "--processes is for CPUs" in capsys.readouterr().err

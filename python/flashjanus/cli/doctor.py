@@ -9,10 +9,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
+from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
 from flashjanus.cli.options import add_output_options
-from flashjanus.errors import DeviceError, PlanError
+from flashjanus.errors import CheckpointError, DeviceError, PlanError
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def examine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": _packages(problems),
+        "models": _models(problems),
         "machine": machine_facts(),
         "gpus": [],
         "device": None,
@@ -79,6 +81,18 @@ def _packages(problems: list[dict[str, Any]]) -> dict[str, str | None]:
             if name in REQUIRED:
                 problems.append(_problem(f"{name} is not installed", f"pip install {name}"))
     return versions
+
+
+def _models(problems: list[dict[str, Any]]) -> dict[str, str | None]:
+    """Folders of the built-in models, None where one is incomplete."""
+    folders: dict[str, str | None] = {}
+    for name in NAMES:
+        try:
+            folders[name] = str(builtin_folder(name))
+        except CheckpointError as error:
+            folders[name] = None
+            problems.append(_problem(str(error), "until then name another model with --model", fatal=False))
+    return folders
 
 
 def _problem(problem: str, fix: str, *, fatal: bool = True) -> dict[str, Any]:
@@ -144,6 +158,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for name, version in report["packages"].items():
         use = f" ({OPTIONAL[name]})" if name in OPTIONAL else ""
         yield f"  {name:<16} {version or 'not installed'}{'' if version else use}"
+    yield "\nbuilt-in models"
+    for name, folder in report["models"].items():
+        yield f"  {name:<16} {folder or 'incomplete'}"
     yield "\nmachine"
     yield f"  {'cpu':<16} {machine['cpu'] or 'unknown'}, {machine['architecture']}"
     yield f"  {'cores':<16} {machine['cores']}, {machine['usable_threads']} threads usable"

@@ -10,9 +10,14 @@ from flashjanus import __version__
 from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
 from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from flashjanus import JanusFlow
+
+MAX_ENLARGE = 16
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,12 +36,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
+    parser.add_argument(
+        "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
+    )
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    if not 1 <= args.enlarge <= MAX_ENLARGE:
+        raise InputError(f"--enlarge must be 1 to {MAX_ENLARGE}, got {args.enlarge}")
     destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
     model = load_model(args, console)
     from flashjanus.pipeline.images import save_png
@@ -73,7 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "model": str(facts["model"]),
             "Software": f"flashjanus {__version__}",
         }
-        save_png(image, path, metadata)
+        save_png(_enlarged(image, args.enlarge), path, metadata)
         paths.append(str(path))
         console.text(str(path))
     console.result(
@@ -88,3 +98,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return 0
+
+
+def _enlarged(image: PIL.Image.Image, factor: int) -> PIL.Image.Image:
+    from PIL import Image
+
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

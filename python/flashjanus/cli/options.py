@@ -44,7 +44,7 @@ MAX_THREADS = 1024
 
 
 def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
-    """The model that the options ask for; says on stderr when its weights are untrained."""
+    """The model that the options ask for."""
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, got {args.threads}")
     if args.threads is not None and args.threads > MAX_THREADS:
@@ -66,12 +66,7 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         implementations=None if args.attention is None else {"attention": args.attention.split(",")},
     )
     console.check_interrupt()
-    facts = model_facts(model)
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
-    if facts["untrained"]:
-        console.note(
-            f"model '{facts['model']}' is untrained: its weights are random, so what it says and draws is noise"
-        )
     return model
 
 
@@ -82,5 +77,4 @@ def model_facts(model: JanusFlow) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "numerics": model.numerics,
-        "untrained": bool(model.untrained),
     }

@@ -107,7 +107,6 @@ def evaluate_shapes(
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "numerics": loaded.numerics,
-        "untrained": bool(loaded.untrained),
     }
     return ShapesReport(facts, chosen, judged, drawing, ceiling, absent, answers, seconds)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from flashjanus.builtin import NAMES, builtin_folder, is_untrained
+from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.errors import ConfigError, InputError
 
@@ -83,7 +83,6 @@ class JanusFlow(TensorModel):
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
             str(source),
             (device, dtype, vae_dtype, numerics, implementations),
-            is_untrained(checkpoint.config_dict),
         )
 
     def generate_image(

@@ -34,7 +34,7 @@ INTEGERS = (torch.int64, torch.int32)
 class TensorModel:
     """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
 
-    name, device, dtype, numerics, untrained, and why (the reasons for device and dtype in words) say what was resolved.
+    name, device, dtype, numerics, and why (the reasons for device and dtype in words) say what was resolved.
     """
 
     def __init__(
@@ -44,10 +44,9 @@ class TensorModel:
         processor: ImageProcessor,
         name: str,
         why: str,
-        untrained: bool,
     ) -> None:
         self.runner, self.tokenizer, self.processor = runner, tokenizer, processor
-        self.name, self.why, self.untrained = name, why, untrained
+        self.name, self.why = name, why
         self.config, self.device = runner.config, runner.device
         self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
 
@@ -84,7 +83,6 @@ class TensorModel:
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
             "state_dict",
             (device, dtype, vae_dtype, numerics, implementations),
-            False,
         )
 
     @classmethod
@@ -97,7 +95,6 @@ class TensorModel:
         processor: ImageProcessor,
         name: str,
         choices: tuple[Any, Any, Any, str, Mapping[str, str | Sequence[str]] | None],
-        untrained: bool,
     ) -> Self:
         wanted_device, wanted_dtype, wanted_vae, numerics, implementations = choices
         device, why_device = resolve_device(wanted_device)
@@ -132,7 +129,7 @@ class TensorModel:
             implementations=implementations,
         )
         why = f"{device} ({why_device}), {dtype} ({why_dtype if wanted_dtype == 'auto' else 'asked for'})"
-        return cls(runner, tokenizer, processor, name, why, untrained)
+        return cls(runner, tokenizer, processor, name, why)
 
     def sample_latents(
         self,
