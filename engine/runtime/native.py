@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 
 import torch
@@ -121,20 +121,20 @@ def _call(function: Callable[..., None], arguments: Mapping[str, int | float], *
         raise NativeError(str(error)) from error
 
 
+def _refuses_dtypes(dtypes: Iterable[torch.dtype]) -> str | None:
+    return next((f"computes in float32 or bfloat16, not in {dtype}" for dtype in dtypes if dtype not in _DTYPES), None)
+
+
 def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
     """Why no CPU kernel can serve tensors of `dtypes` on `device`, or None."""
-    for dtype in dtypes:
-        if dtype not in _DTYPES:
-            return f"computes in float32 or bfloat16, not in {dtype}"
-    return available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+    on_device = available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+    return _refuses_dtypes(dtypes) or on_device
 
 
 def refuses_cuda(device: torch.device, *dtypes: torch.dtype) -> str | None:
     """Why no CUDA kernel can serve tensors of `dtypes` on `device`, or None."""
-    for dtype in dtypes:
-        if dtype not in _DTYPES:
-            return f"computes in float32 or bfloat16, not in {dtype}"
-    return cuda_available() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
+    on_device = cuda_available() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
+    return _refuses_dtypes(dtypes) or on_device
 
 
 Argument = torch.Tensor | torch.dtype | float | None
