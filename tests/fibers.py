@@ -61,6 +61,7 @@ def _compile(source: Path) -> Path:
 def _objects() -> Mapping[Path, Path]:
     bindings = [ROOT / "csrc/bindings" / name for name in ("cuda.cpp", "fields.cpp")]
     sources = [*KERNELS, HEADERS / "module.cpp", *bindings, ROOT / "csrc/cuda/errors.cpp"]
+    _folder()  # before the threads, each of which would make one and drop all but the last
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(sources, pool.map(_compile, sources), strict=True))
 
