@@ -23,8 +23,10 @@ demo: $(VENV)/.installed
 	$(BIN)/flashjanus eval shapes --samples 4 --questions 10 --sheet demo/sheet.png
 	@echo "more pictures with their verdicts: demo/sheet.png"
 
+# A worker a core, each with one thread; what needs more threads asks for them itself.
 test: lint
-	$(BIN)/pytest --cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
+		--cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90
 
 lint: $(VENV)/.test-tools
 	$(BIN)/ruff check .
