@@ -27,6 +27,8 @@ inline const char* message(Status status) {
         case Status::too_many_channels: return "expected at most 2048 channels";
         case Status::bad_groups: return "expected at most 128 groups, and channels a multiple of them";
         case Status::bad_images: return "expected images <= batch <= 2 * images";
+        case Status::bad_x_dtype: return "expected x_dtype as dtype, or 0 (float32) with norm";
+        case Status::gated_bias: return "expected no bias where gated";
         case Status::too_many_blocks: return "expected sizes that make fewer than 2^31 blocks";
     }
     return "unknown status";
@@ -43,17 +45,12 @@ inline bool valid(Dtype dtype) {
 inline Status check(const GemvParams& p) {
     if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
     if (p.rows > kMaxGemvRows) return Status::too_many_rows;
-    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.norm && p.columns > kMaxNormChannels) return Status::too_many_channels;
+    if (!valid(p.dtype) || !valid(p.x_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
+    if (p.x_dtype != p.dtype && !(p.norm && p.x_dtype == Dtype::f32)) return Status::bad_x_dtype;
+    if (p.gated && p.bias) return Status::gated_bias;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
-}
-
-inline Status check(const GemvInt8Params& p) {
-    if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
-    if (p.rows > kMaxGemvRows) return Status::too_many_rows;
-    if (!valid(p.dtype)) return Status::bad_dtype;
-    if (p.threads < 1) return Status::bad_threads;
-    return p.x && p.w && p.scale && p.y ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const RmsNormParams& p) {

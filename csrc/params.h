@@ -33,6 +33,8 @@ enum class Status : int32_t {
     bad_groups,
     bad_images,
     too_many_blocks,
+    bad_x_dtype,
+    gated_bias,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -63,27 +65,22 @@ inline constexpr int32_t kMaxNormGroups = 128;
 
 // Below, `threads` is how many a CPU kernel may use; strides are in elements, and last dimensions are dense.
 
-// y = x w^T + bias, for a few rows: one pass over w.
+// y = act(norm(x) w^T * scale + bias) + residual, for a few rows: one pass over w. norm is RMSNorm, act(gate, up) =
+// silu(gate) * up; each is left out where its argument is null or 0.
 struct GemvParams {
-    const void* x;     // [rows, columns]
-    const void* w;     // [out, columns]
-    const void* bias;  // [out], or null
-    void* y;           // [rows, out]
-    Dtype dtype;       // of all four
-    int32_t rows;
-    int32_t columns;
-    int32_t out;
-    int32_t threads;
-};
-
-// y = (x w^T) * scale + bias, for a few rows: one pass over w.
-struct GemvInt8Params {
-    const void* x;       // [rows, columns]
-    const int8_t* w;     // [out, columns]
-    const float* scale;  // [out]
-    const void* bias;    // [out], or null
-    void* y;             // [rows, out]
-    Dtype dtype;         // of x, bias and y
+    const void* x;      // [rows, columns]
+    const float* norm;  // [columns], or null
+    const void* w;  // [out, columns], of `dtype`, or int8 where scale is given; gated: [2 * out, columns], gates first
+    const float* scale;    // one per row of w, or null
+    const void* bias;      // [out], or null; not with gated
+    const void* residual;  // [rows, out], or null
+    void* y;               // [rows, out]
+    Dtype dtype;           // of norm(x), w and bias
+    Dtype x_dtype;         // `dtype` where norm is null
+    Dtype residual_dtype;
+    Dtype y_dtype;
+    float eps;
+    int32_t gated;
     int32_t rows;
     int32_t columns;
     int32_t out;

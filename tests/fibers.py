@@ -30,6 +30,7 @@ PRODUCTION_SHARED = {
     "depthwise_norm_kernel<Tile<3, 6>": 83088,
     "depthwise_norm_kernel<Tile<1, 4>": 79904,
     "decode_attention_kernel": 4680,
+    "gemv_kernel<float": 32768,
 }
 """Bytes of dynamic shared memory a block at the released model's largest sizes, which the compiler cannot know."""
 

@@ -16,16 +16,10 @@ const Fields<CfgEulerParams>& fields() {
 template <>
 const Fields<GemvParams>& fields() {
     using P = GemvParams;
-    static const Fields<P> all{FIELD(x),    FIELD(w),       FIELD(bias), FIELD(y),      FIELD(dtype),
-                               FIELD(rows), FIELD(columns), FIELD(out),  FIELD(threads)};
-    return all;
-}
-
-template <>
-const Fields<GemvInt8Params>& fields() {
-    using P = GemvInt8Params;
-    static const Fields<P> all{FIELD(x),     FIELD(w),    FIELD(scale),   FIELD(bias), FIELD(y),
-                               FIELD(dtype), FIELD(rows), FIELD(columns), FIELD(out),  FIELD(threads)};
+    static const Fields<P> all{FIELD(x),        FIELD(norm),   FIELD(w),     FIELD(scale),   FIELD(bias),
+                               FIELD(residual), FIELD(y),      FIELD(dtype), FIELD(x_dtype), FIELD(residual_dtype),
+                               FIELD(y_dtype),  FIELD(eps),    FIELD(gated), FIELD(rows),    FIELD(columns),
+                               FIELD(out),      FIELD(threads)};
     return all;
 }
 

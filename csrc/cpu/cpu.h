@@ -7,7 +7,6 @@
 #define FLASHJANUS_CPU_KERNELS(KERNEL)                \
     KERNEL(cfg_euler, CfgEulerParams)                 \
     KERNEL(gemv, GemvParams)                          \
-    KERNEL(gemv_int8, GemvInt8Params)                 \
     KERNEL(rms_norm, RmsNormParams)                   \
     KERNEL(layer_norm, LayerNormParams)               \
     KERNEL(silu_mul, SiluMulParams)                   \

@@ -136,17 +136,12 @@ void tiles(const DepthwiseNormParams& p) {
     }
 }
 
-template <class X>
-void any_weight(const DepthwiseNormParams& p) {
-    if (p.weight_dtype == Dtype::f32) return tiles<X, float>(p);
-    return tiles<X, bf16>(p);
-}
-
 }  // namespace
 
 void depthwise_norm(const DepthwiseNormParams& p) {
-    if (p.x_dtype == Dtype::f32) return any_weight<float>(p);
-    return any_weight<bf16>(p);
+    with_type(p.x_dtype, [&](auto x) {
+        with_type(p.weight_dtype, [&](auto weight) { tiles<decltype(x), decltype(weight)>(p); });
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

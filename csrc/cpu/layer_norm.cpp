@@ -45,23 +45,14 @@ void rows(const LayerNormParams& p) {
     }
 }
 
-template <class X, class D>
-void any_y(const LayerNormParams& p) {
-    if (p.y_dtype == Dtype::f32) return rows<X, D, float>(p);
-    return rows<X, D, bf16>(p);
-}
-
-template <class X>
-void any_delta(const LayerNormParams& p) {
-    if (p.delta_dtype == Dtype::f32) return any_y<X, float>(p);
-    return any_y<X, bf16>(p);
-}
-
 }  // namespace
 
 void layer_norm(const LayerNormParams& p) {
-    if (p.x_dtype == Dtype::f32) return any_delta<float>(p);
-    return any_delta<bf16>(p);
+    with_type(p.x_dtype, [&](auto x) {
+        with_type(p.delta_dtype, [&](auto delta) {
+            with_type(p.y_dtype, [&](auto y) { rows<decltype(x), decltype(delta), decltype(y)>(p); });
+        });
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -28,23 +28,14 @@ void rows(const ResidualModulateParams& p) {
     }
 }
 
-template <class Y, class X>
-void any_o(const ResidualModulateParams& p) {
-    if (p.o_dtype == Dtype::f32) return rows<Y, X, float>(p);
-    return rows<Y, X, bf16>(p);
-}
-
-template <class Y>
-void any_x(const ResidualModulateParams& p) {
-    if (p.x_dtype == Dtype::f32) return any_o<Y, float>(p);
-    return any_o<Y, bf16>(p);
-}
-
 }  // namespace
 
 void residual_modulate(const ResidualModulateParams& p) {
-    if (p.y_dtype == Dtype::f32) return any_x<float>(p);
-    return any_x<bf16>(p);
+    with_type(p.y_dtype, [&](auto y) {
+        with_type(p.x_dtype, [&](auto x) {
+            with_type(p.o_dtype, [&](auto o) { rows<decltype(y), decltype(x), decltype(o)>(p); });
+        });
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

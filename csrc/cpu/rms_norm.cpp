@@ -7,25 +7,19 @@ namespace {
 
 #include "cpu/vector.h"
 
-// `total` is read back by the second pass, rounded as it is stored.
-template <class X, class D, class Y>
-void row(const RmsNormParams& p, const X* x, const D* delta, X* total, Y* y) {
+#include "cpu/norm.h"
+
+// total = x + delta, rounded as it is stored; the sum of its squares.
+template <class X, class D>
+float add(const X* x, const D* delta, X* total, int32_t channels) {
     F32 squares{};
-    for (int32_t c = 0; c < p.channels; c += kLanes) {
-        const int32_t count = p.channels - c;
-        F32 v = load(x + c, count);
-        if (delta) {
-            store(total + c, v + load(delta + c, count), count);
-            v = load(total + c, count);
-        }
+    for (int32_t c = 0; c < channels; c += kLanes) {
+        const int32_t count = channels - c;
+        store(total + c, load(x + c, count) + load(delta + c, count), count);
+        const F32 v = load(total + c, count);
         squares += v * v;
     }
-    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(p.channels) + p.eps);
-    const X* from = delta ? total : x;
-    for (int32_t c = 0; c < p.channels; c += kLanes) {
-        const int32_t count = p.channels - c;
-        store(y + c, load(from + c, count) * scale * load(p.weight + c, count), count);
-    }
+    return sum(squares);
 }
 
 template <class X, class D, class Y>
@@ -33,28 +27,26 @@ void rows(const RmsNormParams& p) {
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (int32_t r = 0; r < p.rows; ++r) {
         const int64_t at = int64_t{r} * p.channels;
-        row(p, static_cast<const X*>(p.x) + at, p.delta ? static_cast<const D*>(p.delta) + at : nullptr,
-            p.total ? static_cast<X*>(p.total) + at : nullptr, static_cast<Y*>(p.y) + r * p.y_stride);
+        const X* x = static_cast<const X*>(p.x) + at;
+        Y* y = static_cast<Y*>(p.y) + r * p.y_stride;
+        if (p.delta) {
+            X* total = static_cast<X*>(p.total) + at;
+            const float squares = add(x, static_cast<const D*>(p.delta) + at, total, p.channels);
+            scale_by_rms(total, squares, p.weight, p.eps, p.channels, y);
+        } else {
+            scale_by_rms(x, sum_of_squares(x, p.channels), p.weight, p.eps, p.channels, y);
+        }
     }
-}
-
-template <class X, class D>
-void any_y(const RmsNormParams& p) {
-    if (p.y_dtype == Dtype::f32) return rows<X, D, float>(p);
-    return rows<X, D, bf16>(p);
-}
-
-template <class X>
-void any_delta(const RmsNormParams& p) {
-    if (p.delta_dtype == Dtype::f32) return any_y<X, float>(p);
-    return any_y<X, bf16>(p);
 }
 
 }  // namespace
 
 void rms_norm(const RmsNormParams& p) {
-    if (p.x_dtype == Dtype::f32) return any_delta<float>(p);
-    return any_delta<bf16>(p);
+    with_type(p.x_dtype, [&](auto x) {
+        with_type(p.delta_dtype, [&](auto delta) {
+            with_type(p.y_dtype, [&](auto y) { rows<decltype(x), decltype(delta), decltype(y)>(p); });
+        });
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -20,6 +20,13 @@ using bf16 = uint16_t;  // the upper half of a float32
 
 #define INLINE inline __attribute__((always_inline))
 
+// f(T{}), with T the type of a tensor's elements.
+template <class F>
+INLINE void with_type(Dtype dtype, const F& f) {
+    if (dtype == Dtype::f32) return f(float{});
+    f(bf16{});
+}
+
 INLINE F32 splat(float x) {
     return F32{} + x;
 }
@@ -42,6 +49,20 @@ INLINE F32 load(const bf16* from) {
     U16 half;
     __builtin_memcpy(&half, from, sizeof half);
     return (F32)(__builtin_convertvector(half, U32) << 16);
+#endif
+}
+
+INLINE F32 load(const int8_t* from) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (F32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return (F32)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+    F32 v;
+    for (int32_t i = 0; i < kLanes; ++i) v[i] = from[i];
+    return v;
 #endif
 }
 

@@ -7,7 +7,6 @@
 #define FLASHJANUS_CUDA_KERNELS(KERNEL)             \
     KERNEL(cfg_euler, CfgEulerParams)               \
     KERNEL(gemv, GemvParams)                        \
-    KERNEL(gemv_int8, GemvInt8Params)               \
     KERNEL(decode_attention, DecodeAttentionParams) \
     KERNEL(depthwise_norm, DepthwiseNormParams)
 

@@ -99,22 +99,48 @@ def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], att
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:
-    native.run("gemv", **_gemv_arguments(x, weight, bias, y))
+    native.run("gemv", **gemv_arguments(x, weight, y, bias=bias))
 
 
 @OP.implementation("cuda", _refuses_cuda)
 def run_cuda(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:
-    native.run_cuda("gemv", x.device, **_gemv_arguments(x, weight, bias, y))
+    native.run_cuda("gemv", x.device, **gemv_arguments(x, weight, y, bias=bias))
 
 
-def _gemv_arguments(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+def gemv_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    norm: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    eps: float = 0.0,
+    gated: bool = False,
 ) -> dict[str, Any]:
+    """Members of GemvParams in csrc/params.h; int8 weights come with their scale."""
     x = x.reshape(-1, x.shape[-1]).contiguous()
-    rows, columns = x.shape
-    return dict(x=x, w=weight, bias=bias, y=y, dtype=x.dtype, rows=rows, columns=columns, out=len(weight))
+    return dict(
+        x=x,
+        norm=norm,
+        w=weight,
+        scale=scale,
+        bias=bias,
+        residual=None if residual is None else residual.contiguous(),
+        y=y,
+        dtype=x.dtype if scale is not None else weight.dtype,
+        x_dtype=x.dtype,
+        residual_dtype=torch.float32 if residual is None else residual.dtype,
+        y_dtype=y.dtype,
+        eps=eps,
+        gated=gated,
+        rows=len(x),
+        columns=x.shape[1],
+        out=y.shape[-1],
+    )
 
 
 @OP.implementation("torch")

@@ -13,7 +13,7 @@ import torch
 from ..ir import TensorSpec
 from ..runtime import native
 from .base import Call, Op, Schema, normal, register
-from .linear import flops, too_many_rows
+from .linear import flops, gemv_arguments, too_many_rows
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -66,22 +66,14 @@ def _dtype(specs: Sequence[TensorSpec | None]) -> list[torch.dtype]:
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
 ) -> None:
-    native.run("gemv_int8", **_arguments(x, weight, scale, bias, y))
+    native.run("gemv", **gemv_arguments(x, weight, y, scale=scale, bias=bias))
 
 
 @OP.implementation("cuda", _refuses_cuda)
 def run_cuda(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
 ) -> None:
-    native.run_cuda("gemv_int8", x.device, **_arguments(x, weight, scale, bias, y))
-
-
-def _arguments(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
-) -> dict[str, Any]:
-    x = x.reshape(-1, x.shape[-1]).contiguous()
-    sizes = dict(rows=len(x), columns=x.shape[1], out=len(weight))
-    return dict(x=x, w=weight, scale=scale, bias=bias, y=y, dtype=x.dtype, **sizes)
+    native.run_cuda("gemv", x.device, **gemv_arguments(x, weight, y, scale=scale, bias=bias))
 
 
 @OP.implementation("torch")

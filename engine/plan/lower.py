@@ -10,6 +10,7 @@ import torch
 from ..errors import GraphError, PlanError
 from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, product, static, verify
 from ..ops import all_ops, get_op
+from .fuse import fuse
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
 
@@ -20,11 +21,13 @@ def lower(
     device: torch.device | str = "cpu",
     forced: Mapping[str, Sequence[str]] | None = None,
     guard: int = 0,
+    fused: bool = True,
 ) -> Plan:
     """The plan of `graph` with its symbols bound to `sizes`.
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
     none of them can serve, is a PlanError. `guard` leaves that many bytes free behind every intermediate, for tests.
+    Without `fused` the plan has the graph's own nodes (see fuse.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -34,7 +37,10 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ())) for node in graph.nodes)
+    unfused: Mapping[str, str] = {}
+    if fused:
+        graph, unfused = fuse(graph, sizes, device, forced)
+    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), unfused) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -86,7 +92,13 @@ def _check_window(value: Value, ref: Ref, elements: int) -> None:
         )
 
 
-def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str]) -> PlannedNode:
+def _plan_node(
+    node: Node,
+    sizes: Mapping[str, int],
+    device: torch.device,
+    forced: Sequence[str],
+    unfused: Mapping[str, str],
+) -> PlannedNode:
     op = get_op(node.op)
     inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
     outputs = tuple(_concrete(v, sizes) for v in node.outputs)
@@ -100,6 +112,8 @@ def _plan_node(node: Node, sizes: Mapping[str, int], device: torch.device, force
         reason = "first that can serve"
     else:
         reason = "first choice" if len(op.implementations) > 1 else "the only one"
+    if node.label in unfused:
+        refused = refused | {"fused_linear": unfused[node.label]}
     moved = op.bytes_moved(bound, attrs, [*specs, *(r.spec for r in outputs)])
     return PlannedNode(
         node.label, node.op, implementation, reason, refused, inputs, outputs, attrs, op.flops(bound, attrs), moved

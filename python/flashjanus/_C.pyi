@@ -22,7 +22,6 @@ def build_info() -> BuildInfo: ...
 
 cfg_euler: CpuKernel
 gemv: CpuKernel
-gemv_int8: CpuKernel
 rms_norm: CpuKernel
 layer_norm: CpuKernel
 silu_mul: CpuKernel
@@ -35,6 +34,5 @@ residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
 cfg_euler_cuda: CudaKernel
 gemv_cuda: CudaKernel
-gemv_int8_cuda: CudaKernel
 decode_attention_cuda: CudaKernel
 depthwise_norm_cuda: CudaKernel

@@ -34,7 +34,7 @@ def test_programs_verify_and_lower(
     graph = programs(dtype, numerics)[name]
     verify(graph)
     plan = lower(graph, bucket)
-    assert len(plan.nodes) == len(graph.nodes)
+    assert len(lower(graph, bucket, fused=False).nodes) == len(graph.nodes) >= len(plan.nodes)
     assert plan.flops > 0
     assert 0 < plan.arena_bytes < plan.unpacked_bytes
     assert plan.outputs.keys() == graph.outputs.keys()

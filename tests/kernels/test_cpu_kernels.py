@@ -9,13 +9,15 @@ import torch
 from flashjanus.engine.errors import NativeError, PlanError
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import get_op
+from flashjanus.engine.ops.linear import gemv_arguments
 from flashjanus.engine.runtime import native
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
 CPU = torch.device("cpu")
 GOOD: dict[str, dict[str, float]] = {
-    "gemv": dict(x=64, w=64, bias=0, y=64, dtype=0, rows=1, columns=8, out=8, threads=1),
+    "gemv": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, dtype=1, x_dtype=1, residual_dtype=0, y_dtype=0)
+    | dict(eps=1e-6, gated=0, rows=1, columns=8, out=8, threads=1),
     "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6, rows=1)
     | dict(channels=8, y_stride=8, threads=1),
     "layer_norm": dict(x=64, delta=0, weight=64, bias=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
@@ -39,6 +41,9 @@ BAD = [
     ("gemv", dict(out=0), "every size >= 1"),
     ("gemv", dict(w=0), "non-null"),
     ("gemv", dict(dtype=2), "0 .float32. or 1 .bfloat16."),
+    ("gemv", dict(x_dtype=0), "x_dtype as dtype, or 0 .float32. with norm"),
+    ("gemv", dict(norm=64, columns=2049), "at most 2048 channels"),
+    ("gemv", dict(gated=1, bias=64), "no bias where gated"),
     ("gemv", dict(threads=0), "threads >= 1"),
     ("rms_norm", dict(channels=-1), "every size >= 1"),
     ("rms_norm", dict(delta=64), "non-null"),
@@ -108,7 +113,7 @@ def test_threads_share_the_work_without_changing_it(threads: int) -> None:
     outputs = []
     for count in (1, threads):
         y = torch.full((2, 37), torch.nan)
-        native.run("gemv", x=x, w=w, bias=None, y=y, dtype=x.dtype, rows=2, columns=70, out=37, threads=count)
+        native.run("gemv", **gemv_arguments(x, w, y), threads=count)
         outputs.append(y)
     assert torch.equal(*outputs)
     torch.testing.assert_close(outputs[0], x @ w.T)

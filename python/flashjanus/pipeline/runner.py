@@ -79,7 +79,7 @@ class Runner:
         """The plan of a program for a bucket of sizes (see `flashjanus.model.programs` for the symbols)."""
         if program not in self._builders:
             raise InputError(f"program '{program}': expected one of {', '.join(self._builders)}")
-        return lower(self.graph(program), sizes, self.device, self._forced(program))
+        return lower(self.graph(program), sizes, self.device, self.implementations)
 
     def executor(
         self,
@@ -124,10 +124,6 @@ class Runner:
 
     def _specs(self, layout: list[Target], policy: Policy, language: bool) -> dict[str, TensorSpec]:
         return programs.weight_specs(layout, policy, self.config.language if language else None)
-
-    def _forced(self, program: str) -> dict[str, tuple[str, ...]]:
-        present = {node.op for node in self.graph(program).nodes}
-        return {op: names for op, names in self.implementations.items() if op in present}
 
 
 def _known(implementations: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:

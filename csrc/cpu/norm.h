@@ -1,0 +1,22 @@
+// RMSNorm of a row in two passes, for what normalises before it goes on. Included inside an anonymous namespace, behind
+// vector.h.
+
+template <class X>
+INLINE float sum_of_squares(const X* x, int32_t channels) {
+    F32 squares{};
+    for (int32_t c = 0; c < channels; c += kLanes) {
+        const F32 v = load(x + c, channels - c);
+        squares += v * v;
+    }
+    return sum(squares);
+}
+
+// y = x / sqrt(squares / channels + eps) * weight
+template <class X, class Y>
+INLINE void scale_by_rms(const X* x, float squares, const float* weight, float eps, int32_t channels, Y* y) {
+    const float scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(channels) + eps);
+    for (int32_t c = 0; c < channels; c += kLanes) {
+        const int32_t count = channels - c;
+        store(y + c, load(x + c, count) * scale * load(weight + c, count), count);
+    }
+}

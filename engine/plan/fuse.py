@@ -1,0 +1,144 @@
+"""A linear, the norm in front of it and what stands behind it, as one node where a kernel for that serves.
+
+Graphs are written in small ops. For a few rows, as in decoding, `fused_linear` takes an RMSNorm in front, and a gated
+SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one for
+the linear behind it. Only values that nobody else reads disappear.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..errors import PlanError, SchemaError
+from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
+from ..ops import get_op
+
+PARTS = ("linear", "linear_int8", "rms_norm", "add_rms_norm", "silu_mul")
+
+
+def fuse(
+    graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Mapping[str, Sequence[str]]
+) -> tuple[Graph, Mapping[str, str]]:
+    """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.
+
+    A graph in which one of the parts is forced to an implementation stays as it is.
+    """
+    if any(part in forced for part in PARTS):
+        return graph, {}
+    fusion = _Fusion(graph, sizes, device, forced.get("fused_linear", ()))
+    fusion.run()
+    return fusion.graph, fusion.refused
+
+
+class _Fusion:
+    def __init__(self, graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str]) -> None:
+        self.graph = replace(
+            graph, values=dict(graph.values), nodes=[], outputs=dict(graph.outputs), labels=set(graph.labels)
+        )
+        self.source, self.sizes, self.device, self.forced = graph.nodes, sizes, device, forced
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for value in node.inputs:
+                if value is not None:
+                    self.readers.setdefault(value.root.name, []).append(node)
+        self.kept = Counter(value.root.name for value in graph.outputs.values())
+        self.norms: dict[str, Node] = {}
+        """RMSNorms that a linear may take, by the value that they write."""
+        self.done: set[str] = set()
+        self.refused: dict[str, str] = {}
+
+    def run(self) -> None:
+        for node in self.source:
+            if node.label in self.done:
+                continue
+            if node.op in ("linear", "linear_int8"):
+                self._linear(node)
+            elif node.op == "rms_norm":
+                self._norm(node)
+            else:
+                self._keep(node)
+
+    def _reader(self, value: Value, *ops: str) -> Node | None:
+        """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
+        readers = self.readers.get(value.name, [])
+        alone = len(readers) == 1 and not self.kept[value.name]
+        return readers[0] if alone and readers[0].op in ops else None
+
+    def _keep(self, node: Node) -> None:
+        """Behind the norms that it turned out to need."""
+        for value in node.inputs:
+            if value is not None and value.root.name in self.norms:
+                self.graph.nodes.append(self.norms.pop(value.root.name))
+        self.graph.nodes.append(node)
+
+    def _linear(self, node: Node) -> None:
+        x, weight, *rest = node.inputs
+        scale, bias = rest if node.op == "linear_int8" else (None, *rest)
+        assert x is not None
+        assert weight is not None
+        (y,) = node.outputs
+        norm = self.norms.get(x.root.name)
+        if norm is not None and not _whole(x, norm.outputs[0]):
+            norm = None
+        behind = self._reader(y, "silu_mul", "add_rms_norm")
+        if behind is not None and behind.inputs[-2 if behind.op == "add_rms_norm" else 0] is not y:
+            behind = None
+        gated = behind is not None and behind.op == "silu_mul"
+        adds = None if gated else behind
+        # not for a gated SiLU alone, whose dtypes do not tell whether the linear has to round before it
+        if bias is not None or node.attrs.get("split_bias") or (norm is None and adds is None):
+            return self._keep(node)
+        norm_weight = None
+        if norm is not None:
+            source, norm_weight = norm.inputs
+            assert source is not None
+            x = source if source.shape == x.shape else self.graph.reshape(source, x.shape)
+        out = y if behind is None else behind.outputs[0]
+        inputs = (x, norm_weight, weight, scale, adds.inputs[0] if adds else None)
+        attrs = dict(eps=norm.attrs["eps"] if norm else 0.0, gated=gated, dtype=out.dtype)
+        reason = self._refusal(inputs, attrs)
+        if reason is not None:
+            self.refused[node.label] = reason
+            return self._keep(node)
+        if norm is not None:
+            del self.norms[norm.outputs[0].name]
+        self._keep(Node(node.label, "fused_linear", inputs, (out,), attrs))
+        if behind is not None:
+            self.done.add(behind.label)
+        if adds is not None:
+            total, normed = adds.outputs
+            self._norm(Node(f"{adds.label}.norm", "rms_norm", (total, adds.inputs[2]), (normed,), dict(adds.attrs)))
+        return None
+
+    def _norm(self, node: Node) -> None:
+        """Waits for the linear that may take it; a state that it reads could change until then."""
+        (normed,), (source, _) = node.outputs, node.inputs
+        if source is not None and source.kind == "node" and self._reader(normed, "linear", "linear_int8"):
+            self.norms[normed.name] = node
+        else:
+            self.graph.nodes.append(node)
+
+    def _refusal(self, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> str | None:
+        op = get_op("fused_linear")
+        specs = [
+            None if v is None else TensorSpec(tuple(bind(s, self.sizes) for s in v.shape), v.dtype) for v in inputs
+        ]
+        try:
+            op.schema.bind(op.name, specs, attrs)
+            op.choose(self.device, specs, attrs, self.forced)
+        except (PlanError, SchemaError) as error:
+            return str(error)
+        return None
+
+
+def _whole(view: Value, value: Value) -> bool:
+    """True if `view` is all of `value`, at most in another shape."""
+    if view is value:
+        return True
+    same = view.root is value and product(view.shape) == product(value.shape)
+    return same and view.strides == contiguous_strides(view.shape)

@@ -1,0 +1,158 @@
+"""Fused linears: which neighbours they take, which they leave, and that the numbers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from flashjanus.engine.errors import PlanError
+from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value, verify
+from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.plan.fuse import fuse
+from flashjanus.engine.runtime import native
+from flashjanus.engine.runtime.executor import Executor
+from op_check import POISON
+
+pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
+
+F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
+R = Dim.symbol("R")
+WEIGHTS = {
+    "norm": TensorSpec((8,), F32),
+    "norm2": TensorSpec((8,), F32),
+    "w": TensorSpec((8, 8), F32),
+    "bias": TensorSpec((8,), F32),
+    "gate_up": TensorSpec((12, 8), F32),
+    "down": TensorSpec((8, 6), F32),
+}
+
+
+def layer() -> tuple[Graph, Value, Value]:
+    """norm, linear, residual add and norm, gated linear, linear, residual add and norm: the graph, and what it adds."""
+    g = Graph("layer", WEIGHTS)
+    h = g.add("cast", g.input("h", (R, 1, 8), F32), dtype=F32, label="h32")
+    o = g.add("linear", norm(g, h), g.weight("w"), None, label="o")
+    x, normed = g.add("add_rms_norm", h, o, g.weight("norm2"), eps=1e-6, dtype=F32, label="add")
+    gate_up = g.add("linear", normed, g.weight("gate_up"), None, label="gate_up.out")
+    down = g.add("linear", g.add("silu_mul", gate_up), g.weight("down"), None, label="down.out")
+    x, y = g.add("add_rms_norm", x, down, g.weight("norm"), eps=1e-6, dtype=F32, label="last")
+    g.output("x", x)
+    g.output("y", y)
+    return g, x, gate_up
+
+
+def norm(g: Graph, h: Value, weight: str = "norm") -> Value:
+    normed: Value = g.add("rms_norm", h, g.weight(weight), eps=1e-6, dtype=F32)
+    return normed
+
+
+def ops(plan: Plan) -> list[str]:
+    return [node.op for node in plan.nodes]
+
+
+def weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(spec.shape, generator=generator).to(spec.dtype) for name, spec in WEIGHTS.items()}  # type: ignore[arg-type]
+
+
+def outputs(plan: Plan, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    executor = Executor(plan, {name: weights()[name] for name in plan.weights})
+    executor._arena.fill_(POISON)
+    for name, value in inputs.items():
+        executor.inputs[name].copy_(value)
+    executor.run()
+    return {name: t.clone() for name, t in executor.outputs.items()}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_layer_becomes_one_node_a_linear(rows: int) -> None:
+    graph = layer()[0]
+    plan, parts = lower(graph, {"R": rows}), lower(graph, {"R": rows}, fused=False)
+    assert ops(plan) == ["cast", "fused_linear", "fused_linear", "fused_linear", "rms_norm"]
+    assert ops(parts) == [node.op for node in graph.nodes]
+    assert plan.arena_bytes <= parts.arena_bytes
+    h = torch.randn(rows, 1, 8, generator=torch.Generator().manual_seed(1))
+    fused, alone = outputs(plan, {"h": h}), outputs(parts, {"h": h})
+    for name, value in alone.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_more_rows_than_a_kernel_takes_keep_the_parts_and_the_reason() -> None:
+    graph = layer()[0]
+    plan = lower(graph, {"R": 5})
+    assert ops(plan) == [node.op for node in graph.nodes]
+    assert (
+        "not fused_linear: fused_linear: no implementation serves on cpu: native: a matrix-vector kernel" in plan.why()
+    )
+
+
+def test_parts_that_are_forced_stay_alone() -> None:
+    graph = layer()[0]
+    assert "fused_linear" not in ops(lower(graph, {"R": 1}, forced={"rms_norm": ["torch"]}))
+    plan = lower(graph, {"R": 1}, forced={"fused_linear": ["torch"]})
+    assert [n.implementation.name for n in plan.nodes if n.op == "fused_linear"] == ["torch"] * 3
+    with pytest.raises(PlanError, match="no implementation 'triton'"):
+        lower(graph, {"R": 1}, forced={"fused_linear": ["triton"], "cast": ["triton"]})
+
+
+def test_a_value_that_is_read_elsewhere_or_kept_stays() -> None:
+    graph, _, gate_up = layer()
+    graph.output("gate_up", gate_up)
+    assert ops(lower(graph, {"R": 1})) == [
+        "cast",
+        "fused_linear",
+        "fused_linear",
+        "silu_mul",
+        "fused_linear",
+        "rms_norm",
+    ]
+    g = Graph("twice", WEIGHTS)
+    normed = norm(g, g.add("cast", g.input("h", (R, 8), F32), dtype=F32))
+    for i in range(2):
+        g.output(f"y{i}", g.add("linear", normed, g.weight("w"), None))
+    assert ops(lower(g, {"R": 1})) == ["cast", "rms_norm", "linear", "linear"]
+
+
+def test_a_linear_with_a_bias_or_behind_half_of_a_norm_stays() -> None:
+    g = Graph("bias", WEIGHTS)
+    h = g.add("cast", g.input("h", (R, 2, 8), F32), dtype=F32)
+    g.output("y", g.add("linear", norm(g, h), g.weight("w"), g.weight("bias")))
+    g.output("z", g.add("linear", g.narrow(norm(g, h, "norm2"), 1, 1, 1), g.weight("w"), None))
+    plan = lower(g, {"R": 1})
+    assert sorted(ops(plan)) == ["cast", "linear", "linear", "rms_norm", "rms_norm"]
+    assert [node.label for node in plan.nodes].index("rms_norm") < [node.label for node in plan.nodes].index("linear")
+    outputs(plan, {"h": torch.ones(1, 2, 8)})
+
+
+def test_a_norm_of_a_state_does_not_wait() -> None:
+    """Between the norm and its linear the state may change."""
+    g = Graph("state", WEIGHTS)
+    position, slot = g.state("position", (R,), torch.int32), g.state("slot", (R,), torch.int32)
+    normed = norm(g, g.state("h", (R, 8), F32))
+    g.add("advance", position, slot)
+    g.output("y", g.add("linear", normed, g.weight("w"), None))
+    assert ops(lower(g, {"R": 1})) == ["rms_norm", "advance", "linear"]
+
+
+def test_a_delta_that_is_the_stream_itself_is_not_fused() -> None:
+    """add_rms_norm(y, delta): y = linear(...) as the stream, not as what is added to it."""
+    g = Graph("stream", WEIGHTS | {"w32": TensorSpec((8, 8), F32)})
+    h = g.input("h", (R, 8), F32)
+    y = g.add("linear", h, g.weight("w32"), None)
+    x, _ = g.add("add_rms_norm", y, h, g.weight("norm"), eps=1e-6, dtype=F32)
+    g.output("x", x)
+    assert ops(lower(g, {"R": 1})) == ["linear", "add_rms_norm"]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_decoding_is_fused_in_exact_numerics_only(
+    programs: Callable[..., dict[str, Graph]], dtype: torch.dtype
+) -> None:
+    sizes = dict(B=2, S=9, K=4)
+    graph, untouched = programs(dtype)["decode_step"], programs(BF16, "official")["decode_step"]
+    fused, _ = fuse(graph, sizes, CPU, {})
+    verify(fused)
+    assert [n.op for n in fused.nodes].count("fused_linear") == 2 * 4 + 1
+    assert not {"add_rms_norm", "silu_mul", "rms_norm", "linear"} & {n.op for n in fused.nodes}
+    assert ops(lower(untouched, sizes)) == [n.op for n in untouched.nodes]
