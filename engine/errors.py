@@ -21,5 +21,9 @@ class DeviceError(FlashJanusError, RuntimeError):
     """The device asked for is absent or cannot run this build."""
 
 
+class OutOfMemoryError(DeviceError):
+    """A device has not enough free memory: what needed how much, and what lowers it."""
+
+
 class NativeError(FlashJanusError, RuntimeError):
     """A native kernel refused its arguments, or the native module is not built."""

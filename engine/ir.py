@@ -201,10 +201,16 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
+    on_device: set[str] = field(default_factory=set)
     scope: str = ""
 
-    def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:
-        """A tensor that the caller fills before a run; it keeps its contents between runs."""
+    def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype, *, on_device: bool = False) -> Value:
+        """A tensor that the caller fills before a run; it keeps its contents between runs.
+
+        on_device: from other tensors on the device; all others are written on the host and cross together.
+        """
+        if on_device:
+            self.on_device.add(name)
         return self._declare(Value(name, TensorSpec(tuple(shape), dtype), "input"))
 
     def state(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:

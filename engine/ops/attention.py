@@ -22,6 +22,7 @@ from ... import triton_kernels
 from ..errors import SchemaError
 from ..ir import Size, TensorSpec, dtype_name, static
 from ..runtime import native
+from . import shapes
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
 
@@ -358,13 +359,13 @@ def run_torch(
     mask = None
     if kv_start is not None and kv_end is not None and slots is not None:
         first, last = 0, k.shape[1]
-        if q.device.type == "cpu":  # on a GPU this would wait for the device
+        if shapes.readable(q):
             first = int(torch.minimum(kv_start.min(), slots.min()))
             last = int(torch.maximum(kv_end.max(), slots.max() + 1))
         k, v = k[:, first:last], v[:, first:last]
         mask = visible(kv_start, kv_end, slots, torch.arange(first, last, device=q.device))
         seen = mask.any(1)
-        if q.device.type != "cpu" or not bool(seen.all()):  # what nobody sees may be NaN, and 0 * NaN is NaN
+        if not (shapes.readable(q) and bool(seen.all())):  # what nobody sees may be NaN, and 0 * NaN is NaN
             unseen = ~seen[:, :, None, None]
             k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
         elif bool(mask.all()):  # a decoded token sees all of its range: the faster path

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..errors import SchemaError
 from ..ir import Size
 from .base import Bound
@@ -31,3 +33,8 @@ def branches_of_images(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, S
     """`derive` of ops whose B rows are branches of R images."""
     check_branches(bound["B"], bound["R"])
     return {}
+
+
+def readable(x: torch.Tensor) -> bool:
+    """True if the host can look at values of x without waiting for a device, which a CUDA graph would not take."""
+    return x.device.type == "cpu"

@@ -54,6 +54,7 @@ def lower(
         device=device,
         nodes=nodes,
         inputs=specs("input"),
+        on_device=frozenset(graph.on_device),
         states=specs("state"),
         weights=specs("weight"),
         outputs={name: _concrete(value, sizes) for name, value in graph.outputs.items()},

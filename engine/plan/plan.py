@@ -54,6 +54,8 @@ class Plan:
     device: torch.device
     nodes: tuple[PlannedNode, ...]
     inputs: Mapping[str, TensorSpec]
+    on_device: frozenset[str]
+    """Inputs that are filled on the device, not by the host."""
     states: Mapping[str, TensorSpec]
     weights: Mapping[str, TensorSpec]
     outputs: Mapping[str, Ref]

@@ -8,19 +8,27 @@ from pathlib import Path
 import torch
 
 from ..errors import DeviceError
+from .cuda import unusable
 
 
 def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
-    """The device for "auto", "cpu" or a torch device, and why. Raises DeviceError where it cannot be used."""
+    """The device for "auto", "cpu", "cuda" or a torch device, and why. Raises DeviceError where it cannot be used."""
     if str(device) == "auto":
-        return torch.device("cpu"), "auto: the CPU, the only device that this version has a runtime for"
+        return torch.device("cpu"), "auto: the CPU; a GPU is used where it is asked for, 'cuda'"
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(f"device '{device}': expected 'auto' or 'cpu', got something torch does not know") from error
-    if resolved.type != "cpu":
-        raise DeviceError(f"device '{device}': this version has no {resolved.type} runtime yet; use 'cpu' or 'auto'")
-    return torch.device("cpu"), "asked for"
+        raise DeviceError(
+            f"device '{device}': expected 'auto', 'cpu' or 'cuda', got something torch does not know"
+        ) from error
+    if resolved.type == "cpu":
+        return torch.device("cpu"), "asked for"
+    if resolved.type != "cuda":
+        raise DeviceError(f"device '{device}': there is no {resolved.type} runtime; use 'cpu', 'cuda' or 'auto'")
+    reason = unusable(resolved)
+    if reason is not None:
+        raise DeviceError(f"device '{device}': {reason}; 'cpu' runs everywhere")
+    return torch.device("cuda", resolved.index or 0), "asked for"
 
 
 @cache

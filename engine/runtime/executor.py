@@ -1,13 +1,14 @@
-"""Runs a plan: every tensor is bound to its bytes once, then a run is a walk over ready calls.
+"""Runs a plan: every tensor is bound to its bytes once, then a run is a walk over ready calls, or the replay of one.
 
-Between runs the caller writes `inputs` and reads `outputs`; states outlive the executor and may be shared by several.
-The loop over the calls makes no tensor and no allocation of its own; torch implementations may take temporaries inside
-torch.
+Between runs the caller writes `host`, calls `upload()`, and reads `outputs`; states outlive the executor and may be
+shared by several. The loop over the calls makes no tensor and no allocation of its own; torch implementations may take
+temporaries inside torch. On a GPU the walk is captured once, and a run replays it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -15,6 +16,11 @@ import torch
 from ..errors import PlanError
 from ..ir import TensorSpec, contiguous_strides
 from ..plan import Plan, PlannedNode, Ref
+from ..plan.plan import nbytes
+from .cuda import Gpu, Replay, Staging
+
+ALIGNMENT = 256
+"""Of every input in the host's block, as torch aligns tensors on a GPU."""
 
 
 def allocate(spec: TensorSpec, device: torch.device) -> torch.Tensor:
@@ -22,9 +28,11 @@ def allocate(spec: TensorSpec, device: torch.device) -> torch.Tensor:
     return torch.zeros([int(s) for s in spec.shape], dtype=spec.dtype, device=device)  # type: ignore[arg-type]
 
 
-def allocate_states(plan: Plan) -> dict[str, torch.Tensor]:
-    """One zeroed tensor per state of the plan."""
-    return {name: allocate(spec, plan.device) for name, spec in plan.states.items()}
+def allocate_states(plan: Plan, gpu: Gpu | None = None) -> dict[str, torch.Tensor]:
+    """One zeroed tensor per state of the plan. Raises OutOfMemoryError."""
+    device = plan.device if gpu is None else gpu.device
+    with _memory(plan, gpu, {"states": plan.state_bytes()}):
+        return {name: allocate(spec, device) for name, spec in plan.states.items()}
 
 
 class Executor:
@@ -32,7 +40,11 @@ class Executor:
 
     `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device (PlanError otherwise, or where
     one that is read through views is not contiguous); without `states` all of them are allocated. `inputs` may hold
-    some of the inputs, to share them with another executor; the others are allocated.
+    some of the inputs, to share them with another executor; the others are allocated. A plan for a GPU needs its `gpu`.
+    Raises OutOfMemoryError.
+
+    host: what the caller writes of the inputs, in one block that `upload()` sends to the device; on a CPU it is the
+    inputs themselves. Inputs that the plan has on the device are not among it.
     """
 
     def __init__(
@@ -41,23 +53,48 @@ class Executor:
         weights: Mapping[str, torch.Tensor],
         states: Mapping[str, torch.Tensor] | None = None,
         inputs: Mapping[str, torch.Tensor] | None = None,
+        gpu: Gpu | None = None,
     ) -> None:
-        self.plan = plan
-        self.states = allocate_states(plan) if states is None else dict(states)
-        self.inputs = {
-            name: inputs[name] if inputs and name in inputs else allocate(spec, plan.device)
-            for name, spec in plan.inputs.items()
-        }
+        self.plan, self.gpu = plan, gpu
+        self.device = plan.device if gpu is None else gpu.device
+        shared = {name: inputs[name] for name in plan.inputs if inputs and name in inputs}
+        self.states = allocate_states(plan, gpu) if states is None else dict(states)
+        own = {name: spec for name, spec in plan.inputs.items() if name not in shared}
+        with _memory(plan, gpu, {"intermediates": plan.arena_bytes, "inputs": sum(map(nbytes, own.values()))}):
+            self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=self.device)
+            made = {name: allocate(spec, self.device) for name, spec in own.items() if name in plan.on_device}
+            written = {name: spec for name, spec in own.items() if name not in plan.on_device}
+            self._block, placed = _block(written, self.device)
+        self.inputs = shared | made | placed
+        self.host, self._host_block, self._staging = placed, self._block, None
+        if gpu is not None:
+            self._host_block, self.host = _block(written, torch.device("cpu"))
+            self._staging = Staging(gpu, self._block.nbytes)
         for kind, specs, tensors in (
             ("weight", plan.weights, weights),
             ("state", plan.states, self.states),
             ("input", plan.inputs, self.inputs),
         ):
-            _check(plan, kind, specs, tensors)
-        self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=plan.device)
+            _check(plan, self.device, kind, specs, tensors)
         self._storages = {"weight": weights, "state": self.states, "input": self.inputs}
         self.calls = [self._bind(node) for node in plan.nodes]
         self.outputs = {name: self.tensor(ref) for name, ref in plan.outputs.items()}
+        self._replay: Replay | None = None
+
+    def capture(self) -> None:
+        """From now on a run replays one CUDA graph. Zeroes the states: call it before they hold anything.
+
+        Without a GPU, or with graphs turned off, nothing happens. Raises DeviceError, OutOfMemoryError.
+        """
+        if self.gpu is None or not self.gpu.graphs or self._replay is not None:
+            return
+        bucket = ", ".join(f"{k}={v}" for k, v in self.plan.sizes.items())
+        self._replay = self.gpu.capture(f"{self.plan.name} [{bucket}]", self._named_walk, self._clear)
+
+    def upload(self) -> None:
+        """Send what the caller wrote in `host`, in one copy; it may write on at once."""
+        if self._staging is not None:
+            self._staging.send(self._host_block, self._block)
 
     @property
     def nbytes(self) -> int:
@@ -65,10 +102,31 @@ class Executor:
         return sum(t.nbytes for t in (self._arena, *self.states.values(), *self.inputs.values()))
 
     def run(self) -> None:
-        """Walk the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
+        """Run the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._walk()
+
+    def _walk(self) -> None:
         with torch.autocast(self.plan.device.type, enabled=False):
             for call in self.calls:
                 call()
+
+    def _named_walk(self) -> None:
+        """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""
+        with torch.autocast(self.plan.device.type, enabled=False):
+            for node, call in zip(self.plan.nodes, self.calls, strict=True):
+                try:
+                    call()
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    raise RuntimeError(f"{node.label} ({node.op} by {node.implementation.name}): {error}") from error
+
+    def _clear(self) -> None:
+        for state in self.states.values():
+            state.zero_()
 
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
         """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
@@ -99,12 +157,44 @@ class Executor:
         return partial(node.implementation.run, *args, **node.attrs)
 
 
-def _check(plan: Plan, kind: str, specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
+def _check(
+    plan: Plan,
+    device: torch.device,
+    kind: str,
+    specs: Mapping[str, TensorSpec],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
     for name, spec in specs.items():
         if name not in tensors:
             raise PlanError(f"{plan.name}: {kind} '{name}' is missing, expected {spec}")
         got = TensorSpec(tuple(tensors[name].shape), tensors[name].dtype)
         if got != spec:
             raise PlanError(f"{plan.name}: {kind} '{name}' expected {spec}, got {got}")
-        if tensors[name].device.type != plan.device.type:
-            raise PlanError(f"{plan.name}: {kind} '{name}' expected on {plan.device}, got {tensors[name].device}")
+        if tensors[name].device.type != device.type:
+            raise PlanError(f"{plan.name}: {kind} '{name}' expected on {device}, got {tensors[name].device}")
+
+
+def _block(specs: Mapping[str, TensorSpec], device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Zeroed bytes, and a tensor in them for each spec."""
+    starts, end = {}, 0
+    for name, spec in specs.items():
+        starts[name], end = end, end + -(-nbytes(spec) // ALIGNMENT) * ALIGNMENT
+    block = torch.zeros(end, dtype=torch.uint8, device=device)
+
+    def placed(name: str, spec: TensorSpec) -> torch.Tensor:
+        part = block[starts[name] : starts[name] + nbytes(spec)].view(spec.dtype)
+        return part.view([int(s) for s in spec.shape])  # type: ignore[arg-type]
+
+    return block, {name: placed(name, spec) for name, spec in specs.items()}
+
+
+@contextmanager
+def _memory(plan: Plan, gpu: Gpu | None, parts: dict[str, int | None]) -> Iterator[None]:
+    """Memory that the device does not have becomes an error that says what it was for."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if gpu is None:
+            raise
+        bucket = ", ".join(f"{k}={v}" for k, v in plan.sizes.items())
+        raise gpu.out_of_memory(f"{plan.name} [{bucket}]", parts) from error

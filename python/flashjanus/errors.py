@@ -5,6 +5,7 @@ from flashjanus.engine.errors import (
     FlashJanusError,
     GraphError,
     NativeError,
+    OutOfMemoryError,
     PlanError,
     SchemaError,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "NativeError",
+    "OutOfMemoryError",
     "OutputError",
     "PlanError",
     "SchemaError",

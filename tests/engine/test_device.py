@@ -24,16 +24,16 @@ def test_the_cpu_can_be_asked_for(asked: str | torch.device) -> None:
     assert resolve_device(asked) == (CPU, "asked for")
 
 
-@pytest.mark.parametrize("asked", ["cuda", "cuda:0", "meta", torch.device("mps")])
+@pytest.mark.parametrize("asked", ["meta", torch.device("mps")])
 def test_a_device_without_a_runtime_is_refused(asked: str | torch.device) -> None:
     kind = torch.device(asked).type
-    with pytest.raises(DeviceError, match=f"device '{asked}': this version has no {kind} runtime yet; use 'cpu'"):
+    with pytest.raises(DeviceError, match=f"device '{asked}': there is no {kind} runtime; use 'cpu', 'cuda' or"):
         resolve_device(asked)
 
 
 @pytest.mark.parametrize("asked", ["gpu", "", "cpu cpu"])
 def test_what_is_no_device_is_refused(asked: str) -> None:
-    with pytest.raises(DeviceError, match="expected 'auto' or 'cpu'"):
+    with pytest.raises(DeviceError, match="expected 'auto', 'cpu' or 'cuda'"):
         resolve_device(asked)
 
 

@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show what is installed, which kernels are built, and which back end each op will use and why. "
         "Exit code 0 if the engine can run, else 1.",
     )
-    parser.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, the CPU)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 

@@ -77,7 +77,7 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     language = config.language
     g = Graph("prefill", weights)
     ids, index = g.input("ids", (B, N), I32), g.input("index", (B, N), I32)
-    features = g.input("features", (F, language.hidden_size), policy.matrix)
+    features = g.input("features", (F, language.hidden_size), policy.matrix, on_device=True)
     k, v = llama.caches(g, language, policy, B, S)
     h = g.add("embed", ids, g.weight("llm.embed"), index, features, dtype=policy.residual)
     numbers = {name: g.input(name, (B, N), I32) for name in ("positions", "slots", "kv_end")}
@@ -156,9 +156,10 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
     step = g.state("step", (R,), I32)
     steps, guidance = g.input("steps", (R,), I32), g.input("guidance", (R,), F32)
     width = uvit.modulation_width(config)
-    table = g.input("modulation", (R, K, width), policy.vector) if width else None
+    table = g.input("modulation", (R, K, width), policy.vector, on_device=True) if width else None
     k_table, v_table = (
-        g.input(name, (language.num_hidden_layers, rows, K, *heads), policy.matrix) for name in ("k_table", "v_table")
+        g.input(name, (language.num_hidden_layers, rows, K, *heads), policy.matrix, on_device=True)
+        for name in ("k_table", "v_table")
     )
     k, v = llama.caches(g, language, policy, rows, P + (1 + tokens))
     numbers = {name: g.input(name, (rows, tokens), I32) for name in ("positions", "slots", "kv_end")}
@@ -192,6 +193,6 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
 def decode_latents(config: VaeConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
     """z (B, c, H, W) f32 -> `image` (B, 3, H s, W s), about [-1, 1]."""
     g = Graph("decode_latents", weights)
-    z = g.input("z", (B, config.latent_channels, HEIGHT, WIDTH), F32)
+    z = g.input("z", (B, config.latent_channels, HEIGHT, WIDTH), F32, on_device=True)
     g.output("image", vae.decode(g, config, policy, z))
     return g

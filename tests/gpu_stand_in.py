@@ -1,0 +1,112 @@
+"""CUDA as the runtime sees it, on a machine without one: tensors on the CPU, and a record of what was asked for.
+
+What a captured graph must not do is refused here too: read on the host, or make a tensor out of the host's numbers. As
+on a GPU, a capture changes no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FORBIDDEN = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::unique_dim",
+    "aten::lift_fresh",
+}
+
+
+class Capturing(TorchDispatchMode):
+    """Refuses what CUDA refuses in a capture, and keeps what is overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        schema, kwargs = func._schema, kwargs or {}
+        if schema.name in FORBIDDEN:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing: {schema.name}")
+        named = dict(zip((arg.name for arg in schema.arguments), args, strict=False)) | kwargs
+        for arg in schema.arguments:
+            value = named.get(arg.name)
+            if arg.alias_info is not None and arg.alias_info.is_write and isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                self.kept.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        return func(*args, **kwargs)
+
+    def restore(self) -> None:
+        for storage, before in self.kept.values():
+            storage.copy_(before)
+
+
+class StandInEvent:
+    def __init__(self, log: list[tuple[Any, ...]]) -> None:
+        self.log = log
+
+    def record(self) -> None:
+        self.log.append(("record", id(self)))
+
+    def synchronize(self) -> None:
+        self.log.append(("synchronize", id(self)))
+
+
+class StandInDriver:
+    """flashjanus.engine.runtime.cuda.Driver; `log` holds a tuple for each call, `current` is the current stream."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self.current: Any = "stream 0"
+        self.free = 3 << 30
+
+    def free_memory(self) -> tuple[int, int]:
+        return self.free, 4 << 30
+
+    def stream(self) -> Any:
+        return self.current
+
+    def wait(self, stream: Any) -> None:
+        self.log.append(("wait", self.current, stream))
+
+    def aside(self, run: Callable[[], None]) -> None:
+        self.log.append(("aside",))
+        run()
+
+    def pool(self) -> Any:
+        self.log.append(("pool",))
+        return len(self.log)
+
+    def capture(self, run: Callable[[], None], pool: Any) -> Callable[[], None]:
+        number = sum(entry[0] == "capture" for entry in self.log)
+        self.log.append(("capture", number, pool))
+        with Capturing() as capturing:
+            run()
+        capturing.restore()
+
+        def replay() -> None:
+            self.log.append(("replay", number))
+            run()
+
+        return replay
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        self.log.append(("pinned", nbytes))
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def event(self) -> StandInEvent:
+        return StandInEvent(self.log)
+
+    def asked(self, *kinds: str) -> list[str]:
+        """The kinds of calls, in order; of these only, where given."""
+        return [entry[0] for entry in self.log if not kinds or entry[0] in kinds]
