@@ -22,7 +22,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.ops import all_ops
 from flashjanus.pipeline import flow, text
-from flashjanus.pipeline.runner import prompt_capacity
+from flashjanus.pipeline.buckets import EXACT, padded
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def compare(folder: Path, dtype: str, steps: int, tokens: int, rounds: int = 2) 
 def time_flow(model: JanusFlow, steps: int) -> dict[str, dict[str, float]]:
     ids = tuple(range(5, 5 + PROMPT_TOKENS))
     noise = torch.randn(4, 48, 48, generator=torch.Generator().manual_seed(0))
-    capacity = prompt_capacity(PROMPT_TOKENS)
+    capacity = padded(PROMPT_TOKENS, EXACT.prompt_tokens)
     prepared = flow.Prepared(model.runner, 1, 1, capacity, 30)
     out = {"flow_prepare": seconds(lambda: prepared.run([(ids, 30)]), 2)}
     session = flow.FlowSession(model.runner, 1, 1, capacity, 30)
@@ -129,7 +129,7 @@ def time_flow(model: JanusFlow, steps: int) -> dict[str, dict[str, float]]:
 def time_chat(model: JanusFlow, tokens: int) -> dict[str, dict[str, float]]:
     pixels = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(1))
     out = {"encode_images": seconds(lambda: text.encode_images(model.runner, pixels), 3)}
-    capacity = prompt_capacity(CHAT_TOKENS)
+    capacity = padded(CHAT_TOKENS, EXACT.prompt_tokens)
     chat = text.TextSession(model.runner, 1, capacity, capacity + 128, 1, tokens + 8)
     question = [text.TextRequest(tuple(range(5, 5 + CHAT_TOKENS)))]
     out["prefill_620"] = seconds(lambda: chat.start(question, None), 3)

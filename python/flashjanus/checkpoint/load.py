@@ -12,6 +12,7 @@ from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
 from flashjanus.errors import CheckpointError
 
+CPU = torch.device("cpu")
 LISTED = 20
 CHUNK_BYTES = 2**20
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -46,8 +47,9 @@ def load_weights(
     matrix_dtype: torch.dtype,
     vector_dtype: torch.dtype,
     allow_unused: Sequence[str] = (),
+    device: torch.device = CPU,
 ) -> dict[str, torch.Tensor]:
-    """Target name -> tensor on the CPU. Beyond the result, memory holds about one source tensor at a time.
+    """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
     allow_unused: patterns (fnmatch) of further tensors that may be left over.
     CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
@@ -71,7 +73,7 @@ def load_weights(
                 name = _stored_name(wanted, stored)
                 assert name is not None  # check_layout has reported it otherwise
                 row += _fill(weight, row, source.read(name), target, f"{source.label}: {name}")
-            weights[target.name] = weight
+            weights[target.name] = weight.to(device)
     source.close()
     return weights
 

@@ -11,7 +11,9 @@ import torch
 from flashjanus.engine.ops.cfg_euler import unpatchify
 from flashjanus.errors import InputError
 
-from .runner import Runner, prompt_capacity
+from .buckets import padded
+from .options import MAX_STEPS
+from .runner import Runner
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,19 @@ class FlowSession:
     """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K steps.
 
     The contract for embedding: `join` rows, `step` all of them together, read `z`; a row may be joined anew between any
-    two steps.
+    two steps. On a GPU a step is the replay of one graph, and neither waits for the device.
     """
 
     def __init__(self, runner: Runner, rows: int, guided: int, prompt: int, steps: int) -> None:
         self.runner, self.prompt, self.steps = runner, prompt, steps
         self.rows, self.guided = rows, guided
+        self._written = True
         self.flow = runner.executor("flow_step", R=rows, U=guided, P=prompt, K=steps)
-        inputs = self.flow.inputs
-        tokens = inputs["slots"].shape[1]
-        inputs["slots"].copy_(prompt + 1 + torch.arange(tokens))
+        host = self.flow.host
+        tokens = host["slots"].shape[1]
+        host["slots"].copy_(prompt + 1 + torch.arange(tokens))
         bidirectional = runner.config.image_attention == "bidirectional"
-        inputs["kv_end"].copy_(torch.full((tokens,), prompt + 1 + tokens) if bidirectional else inputs["slots"][0] + 1)
+        host["kv_end"].copy_(torch.full((tokens,), prompt + 1 + tokens) if bidirectional else host["slots"][0] + 1)
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +59,9 @@ class FlowSession:
 
     def step(self) -> None:
         """One Euler step of every row that has steps left."""
+        if self._written:
+            self.flow.upload()
+            self._written = False
         self.flow.run()
 
     def velocities(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,14 +93,15 @@ class FlowSession:
                 end, steps = prepared.capacity, prepared.steps
                 flow.states[cache][:, to, capacity - prefix : capacity].copy_(made[:, end - prefix : end])
                 flow.inputs[table][:, to, :steps].copy_(made[:, end : end + steps])
-            flow.inputs["kv_start"][to] = capacity - prefix
-            positions = flow.inputs["positions"]
+            flow.host["kv_start"][to] = capacity - prefix
+            positions = flow.host["positions"]
             positions[to].copy_(length + 1 + torch.arange(positions.shape[1]))
         if "modulation" in flow.inputs:
             made = prepared.executor.outputs["modulation"][source]
             flow.inputs["modulation"][row, : len(made)].copy_(made)
-        flow.inputs["steps"][row] = request.steps
-        flow.inputs["guidance"][row] = request.guidance
+        flow.host["steps"][row] = request.steps
+        flow.host["guidance"][row] = request.guidance
+        self._written = True
         flow.states["step"][row] = 0
         self.z[row].copy_(request.noise)
 
@@ -106,11 +113,11 @@ class Prepared:
         self.runner, self.prompts, self.guided = runner, prompts, guided
         self.capacity, self.steps = capacity, steps
         self.executor = runner.executor("flow_prepare", R=prompts, U=guided, P=capacity, K=steps)
-        inputs, slots = self.executor.inputs, torch.arange(capacity)
-        inputs["prompt_slots"].copy_(slots)
-        inputs["prompt_kv_end"].copy_(slots + 1)
-        inputs["time_slots"].copy_(capacity + torch.arange(steps))
-        inputs["time_kv_end"].fill_(capacity)
+        host, slots = self.executor.host, torch.arange(capacity)
+        host["prompt_slots"].copy_(slots)
+        host["prompt_kv_end"].copy_(slots + 1)
+        host["time_slots"].copy_(capacity + torch.arange(steps))
+        host["time_kv_end"].fill_(capacity)
 
     @property
     def nbytes(self) -> int:
@@ -118,18 +125,19 @@ class Prepared:
 
     def run(self, schedule: Sequence[tuple[tuple[int, ...], int]]) -> None:
         """Fill the state for (prompt ids, number of steps) of each row."""
-        inputs, capacity = self.executor.inputs, self.capacity
+        host, capacity = self.executor.host, self.capacity
         for row, (ids, steps) in enumerate(schedule):
             start = capacity - len(ids)
-            inputs["ids"][row].zero_()
-            inputs["ids"][row, start:].copy_(torch.tensor(ids))
-            inputs["prompt_positions"][row].copy_((torch.arange(capacity) - start).clamp(min=0))
-            inputs["kv_start"][row] = start
-            inputs["time_positions"][row] = len(ids)
+            host["ids"][row].zero_()
+            host["ids"][row, start:].copy_(torch.tensor(ids))
+            host["prompt_positions"][row].copy_((torch.arange(capacity) - start).clamp(min=0))
+            host["kv_start"][row] = start
+            host["time_positions"][row] = len(ids)
             if row < self.guided:
-                inputs["kv_start"][self.prompts + row] = capacity - 1
-                inputs["time_positions"][self.prompts + row] = len(ids)
-            inputs["t"][row].copy_(self._times(steps))
+                host["kv_start"][self.prompts + row] = capacity - 1
+                host["time_positions"][self.prompts + row] = len(ids)
+            host["t"][row].copy_(self._times(steps))
+        self.executor.upload()
         self.executor.run()
 
     def _times(self, steps: int) -> torch.Tensor:
@@ -152,23 +160,28 @@ def generate(
     None if there are no others).
     """
     order = sorted(range(len(requests)), key=lambda i: not requests[i].guided)
+    buckets, keys = runner.buckets, [(r.prompt, r.steps) for r in requests]
+    rows = padded(len(requests), buckets.rows)
     guided = sum(r.guided for r in requests)
-    steps = max(r.steps for r in requests)
-    capacity = prompt_capacity(max(len(r.prompt) for r in requests))
-    schedule = list(dict.fromkeys((requests[i].prompt, requests[i].steps) for i in order))
-    with_branch = len(dict.fromkeys((r.prompt, r.steps) for r in requests if r.guided))
-    with runner.lease(FlowSession, len(requests), guided, capacity, steps) as session:
-        with runner.lease(Prepared, len(schedule), with_branch, capacity, steps) as prepared:
+    branches = buckets.branches(guided, rows)
+    capacity = padded(max(len(r.prompt) for r in requests), buckets.prompt_tokens)
+    longest = max(r.steps for r in requests)
+    steps = min(padded(longest, buckets.steps), MAX_STEPS)
+    schedule = list(dict.fromkeys(keys[i] for i in order))
+    prompts = padded(len(schedule), buckets.rows)
+    with_branch = buckets.branches(len({keys[i] for i in order[:branches]}), prompts)
+    with runner.lease(FlowSession, rows, branches, capacity, steps) as session:
+        with runner.lease(Prepared, prompts, with_branch, capacity, steps) as prepared:
             prepared.run(schedule)
             for row, i in enumerate(order):
-                source = schedule.index((requests[i].prompt, requests[i].steps))
-                session.join(prepared, source, row, requests[i])
-        return _integrate(session, order, steps, on_step, trace)
+                session.join(prepared, schedule.index(keys[i]), row, requests[i])
+        return _integrate(session, order, guided, longest, on_step, trace)
 
 
 def _integrate(
     session: FlowSession,
     order: Sequence[int],
+    guided: int,
     steps: int,
     on_step: Callable[[int, torch.Tensor], torch.Tensor | None] | None,
     trace: list[dict[str, Any]] | None,
@@ -179,11 +192,11 @@ def _integrate(
         session.step()
         if trace is not None:
             cond, uncond = session.velocities()
-            padded = torch.full_like(cond, torch.nan)
-            padded[: session.guided] = uncond
-            trace.append({"z": before, "v_cond": cond[back], "v_uncond": padded[back] if session.guided else None})
+            others = torch.full_like(cond, torch.nan)
+            others[:guided] = uncond[:guided]
+            trace.append({"z": before, "v_cond": cond[back], "v_uncond": others[back] if guided else None})
         if on_step is not None:
             replaced = on_step(k, session.z[back].float())
             if replaced is not None:
-                session.z.copy_(replaced[torch.tensor(order)])
+                session.z[: len(order)].copy_(replaced[torch.tensor(order)])
     return session.z[back].float()

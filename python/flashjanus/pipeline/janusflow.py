@@ -18,7 +18,7 @@ from flashjanus.errors import ConfigError, InputError
 from . import flow, options, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
-from .tensor_model import FLOATS, TensorModel, refuse_quantization
+from .tensor_model import FLOATS, Choices, TensorModel, refuse_quantization
 from .tokenizer import StreamDecoder, Tokenizer
 
 ROWS_AT_ONCE = 8
@@ -54,6 +54,8 @@ class JanusFlow(TensorModel):
         quantization: str | None = None,
         numerics: str = "exact",
         implementations: Mapping[str, str | Sequence[str]] | None = None,
+        cuda_graphs: bool = True,
+        buckets: Mapping[str, Sequence[int]] | None = None,
         revision: str | None = None,
     ) -> Self:
         """A model from "shapes" (built in), a folder in the official layout, or a hub id.
@@ -61,8 +63,10 @@ class JanusFlow(TensorModel):
         vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
         the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
         dtype. numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name
-        the implementation that is to serve, or several, the preferred first. Raises CheckpointError, ConfigError,
-        DeviceError, InputError, PlanError.
+        the implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
+        graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",
+        "prompt_tokens", "steps", "new_tokens" (see pipeline/buckets.py). Raises CheckpointError, ConfigError,
+        DeviceError, InputError, OutOfMemoryError, PlanError.
         """
         refuse_quantization(quantization)
         folder = builtin_folder(str(source)) if source in NAMES else source
@@ -82,7 +86,7 @@ class JanusFlow(TensorModel):
             tokenizer,
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
             str(source),
-            (device, dtype, vae_dtype, numerics, implementations),
+            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets),
         )
 
     def generate_image(

@@ -16,14 +16,17 @@ from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout
 from flashjanus.engine.ir import Graph, TensorSpec
 from flashjanus.engine.ops import all_ops
 from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError, PlanError
 from flashjanus.model import Policy
 
-PROMPT_GRANULARITY = 16
-"""Prompt capacities are multiples of this, so that prompts of similar length share a plan."""
+from .buckets import EXACT, Buckets
+
 IDLE_BYTES = 2 * 2**30
-"""Memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
+"""Host memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
+IDLE_SHARE = 0.25
+"""The same on a GPU, as a share of its memory."""
 
 
 class Session(Protocol):
@@ -36,16 +39,11 @@ class Session(Protocol):
 T = TypeVar("T", bound=Session)
 
 
-def prompt_capacity(longest: int) -> int:
-    """The capacity of the bucket that a longest prompt of so many tokens takes."""
-    return -(-longest // PROMPT_GRANULARITY) * PROMPT_GRANULARITY
-
-
 class Runner:
     """Plans and executors of one model on one device.
 
     `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.
-    `implementations` forces an implementation per op.
+    `implementations` forces an implementation per op. `gpu`: where `device` is one.
     """
 
     def __init__(
@@ -59,10 +57,14 @@ class Runner:
         vae_policy: Policy | None = None,
         vae_weights: Mapping[str, torch.Tensor] | None = None,
         implementations: Mapping[str, str | Sequence[str]] | None = None,
+        buckets: Buckets = EXACT,
+        gpu: Gpu | None = None,
     ) -> None:
         self.config, self.policy, self.device = config, policy, device
+        self.buckets, self.gpu = buckets, gpu
         self.vae_config, self.vae_policy = vae_config, vae_policy or policy
-        self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(device)}
+        memory = device if gpu is None else gpu.device
+        self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(memory)}
         self.vae_weights = dict(vae_weights or {})
         self.implementations = _known(implementations or {})
         self._graphs: dict[str, Graph] = {}
@@ -88,14 +90,18 @@ class Runner:
         inputs: Mapping[str, torch.Tensor] | None = None,
         **sizes: int,
     ) -> Executor:
-        """A plan bound to this model's weights."""
+        """A plan bound to this model's weights, on a GPU captured; zeroes `states` there."""
         weights = self.vae_weights if program == "decode_latents" else self.weights
-        return Executor(self.plan(program, **sizes), weights, states, inputs)
+        executor = Executor(self.plan(program, **sizes), weights, states, inputs, self.gpu)
+        executor.capture()
+        return executor
 
     @contextmanager
     def lease(self, make: Callable[..., T], *bucket: Hashable) -> Iterator[T]:
         """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
         key = (make, *bucket)
+        if self.gpu is not None:
+            self.gpu.order()
         with self._lock:
             session = self._idle.pop(key, None)
         if session is None:
@@ -106,8 +112,12 @@ class Runner:
         finally:
             with self._lock:
                 self._idle[key] = session
-                while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > IDLE_BYTES:
+                while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > self._idle_bytes:
                     self._idle.popitem(last=False)
+
+    @property
+    def _idle_bytes(self) -> int:
+        return IDLE_BYTES if self.gpu is None else int(IDLE_SHARE * self.gpu.driver.free_memory()[1])
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from typing_extensions import Self
 
 from flashjanus.checkpoint import (
     JanusFlowConfig,
+    Layout,
     StateDictSource,
     TensorSource,
     VaeConfig,
@@ -18,17 +22,32 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.engine.plan import Plan
+from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
 from . import flow, options, text
+from .buckets import EXACT, PADDED, Buckets, padded
 from .images import ImageProcessor
 from .runner import Runner
 from .tokenizer import Tokenizer
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of a model, as they were given."""
+
+    device: Any
+    dtype: Any
+    vae_dtype: Any
+    numerics: str
+    implementations: Mapping[str, str | Sequence[str]] | None
+    cuda_graphs: bool
+    buckets: Mapping[str, Sequence[int]] | None
 
 
 class TensorModel:
@@ -65,6 +84,8 @@ class TensorModel:
         quantization: str | None = None,
         numerics: str = "exact",
         implementations: Mapping[str, str | Sequence[str]] | None = None,
+        cuda_graphs: bool = True,
+        buckets: Mapping[str, Sequence[int]] | None = None,
     ) -> Self:
         """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
         `JanusFlow.from_pretrained`."""
@@ -82,7 +103,7 @@ class TensorModel:
             tokenizer,
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
             "state_dict",
-            (device, dtype, vae_dtype, numerics, implementations),
+            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets),
         )
 
     @classmethod
@@ -94,13 +115,14 @@ class TensorModel:
         tokenizer: Tokenizer | None,
         processor: ImageProcessor,
         name: str,
-        choices: tuple[Any, Any, Any, str, Mapping[str, str | Sequence[str]] | None],
+        choices: Choices,
     ) -> Self:
-        wanted_device, wanted_dtype, wanted_vae, numerics, implementations = choices
-        device, why_device = resolve_device(wanted_device)
+        numerics = choices.numerics
+        device, why_device = resolve_device(choices.device)
         automatic, why_dtype = default_dtype(device)
-        dtype = options.dtype(wanted_dtype, automatic)
-        vae_dtype = options.dtype(wanted_vae, dtype)
+        dtype = options.dtype(choices.dtype, automatic)
+        vae_dtype = options.dtype(choices.vae_dtype, dtype)
+        buckets = Buckets.of(choices.buckets, EXACT if device.type == "cpu" else PADDED)
         options.choice("numerics", numerics, ("exact", "official"))
         if numerics == "official" and dtype is torch.float16:
             raise InputError(
@@ -114,21 +136,34 @@ class TensorModel:
                     "(it follows dtype unless you give it)"
                 )
         policy, vae_policy = Policy.of(dtype, numerics), Policy.of(vae_dtype, numerics)
+        gpu = None if device.type == "cpu" else open_gpu(device, choices.cuda_graphs)
+
+        def load(layout: Layout, source: TensorSource, policy: Policy) -> dict[str, torch.Tensor]:
+            memory = device if gpu is None else gpu.device
+            try:
+                return load_weights(
+                    layout, source, matrix_dtype=policy.matrix, vector_dtype=policy.vector, device=memory
+                )
+            except torch.OutOfMemoryError as error:
+                if gpu is None:
+                    raise
+                size = sum(math.prod(t.shape) for t in layout if not t.same_as) * policy.matrix.itemsize
+                raise gpu.out_of_memory(name, {f"weights in {policy.matrix}": size}) from error
+
         runner = Runner(
             config,
             policy,
-            load_weights(weight_layout(config), weights, matrix_dtype=policy.matrix, vector_dtype=policy.vector),
+            load(weight_layout(config), weights, policy),
             device,
             vae_config=None if vae is None else vae[0],
             vae_policy=vae_policy,
-            vae_weights=None
-            if vae is None
-            else load_weights(
-                vae_layout(vae[0]), vae[1], matrix_dtype=vae_policy.matrix, vector_dtype=vae_policy.vector
-            ),
-            implementations=implementations,
+            vae_weights=None if vae is None else load(vae_layout(vae[0]), vae[1], vae_policy),
+            implementations=choices.implementations,
+            buckets=buckets,
+            gpu=gpu,
         )
-        why = f"{device} ({why_device}), {dtype} ({why_dtype if wanted_dtype == 'auto' else 'asked for'})"
+        asked = choices.dtype != "auto"
+        why = f"{device} ({why_device}), {dtype} ({'asked for' if asked else why_dtype})"
         return cls(runner, tokenizer, processor, name, why)
 
     def sample_latents(
@@ -240,6 +275,44 @@ class TensorModel:
         fill = 0 if eos is None else eos
         columns = [[fill if token is None else token for token in row] for row in steps]
         return torch.tensor(columns, dtype=torch.int64).T.contiguous()
+
+    def warm_up(
+        self,
+        images: Sequence[int] = (1,),
+        conversations: Sequence[int] = (1,),
+        prompt_tokens: Sequence[int] = (64,),
+        steps: int = 30,
+        new_tokens: int = 512,
+    ) -> None:
+        """Make the memory of these buckets, and on a GPU their graphs, before the first request needs them.
+
+        images, conversations: at once; prompt_tokens: of the longest prompt among them. The largest buckets come first:
+        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. An empty sequence
+        leaves a face out. Raises InputError, OutOfMemoryError.
+        """
+        buckets = self.runner.buckets
+        limit = self.config.language.max_position_embeddings
+        lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
+        capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
+        steps = padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps)
+        new = padded(options.integer("new_tokens", new_tokens, 1, limit), buckets.new_tokens)
+
+        def sizes(name: str, counts: Sequence[int]) -> list[int]:
+            checked = {padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}
+            return sorted(checked, reverse=True)
+
+        with ExitStack() as leases:
+            for rows in sizes("images", images):
+                for capacity in capacities:
+                    for session in (flow.FlowSession, flow.Prepared):
+                        leases.enter_context(self.runner.lease(session, rows, rows, capacity, steps))
+            for rows in sizes("conversations", conversations):
+                for capacity in capacities:
+                    features = 1 + buckets.images(rows, rows) * self.config.num_understanding_tokens
+                    bucket = (rows, capacity, capacity + new, features, new)
+                    leases.enter_context(self.runner.lease(text.TextSession, *bucket))
+            if images and self.runner.vae_config is not None:
+                leases.enter_context(self.runner.lease(_Decoder, self.config.latent_size, self.config.latent_size))
 
     def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
         """The plan that a program runs with `rows` rows (guided, for the flow), a prompt and a number of steps."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from flashjanus.engine.runtime.executor import Executor, allocate_states
+from flashjanus.engine.runtime.cuda import Staging
+from flashjanus.engine.runtime.executor import allocate_states
 from flashjanus.errors import InputError
 
+from .buckets import padded
 from .options import Sampling
-from .runner import Runner, prompt_capacity
+from .runner import Runner
 
 IMAGES_AT_ONCE = 4
 GREEDY = Sampling()
@@ -47,10 +49,11 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
     """Aligned features (I, N, D), in the matrix dtype, of normalised pixels (I, 3, S, S)."""
     features = []
     for part in torch.split(pixels, IMAGES_AT_ONCE):
-        with runner.lease(_Encoder, len(part)) as encoder:
-            encoder.executor.inputs["pixels"].copy_(part)
+        with runner.lease(_Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
+            encoder.executor.host["pixels"][: len(part)].copy_(part)
+            encoder.executor.upload()
             encoder.executor.run()
-            features.append(encoder.executor.outputs["features"].clone())
+            features.append(encoder.executor.outputs["features"][: len(part)].clone())
     return torch.cat(features)
 
 
@@ -59,11 +62,11 @@ class TextSession:
 
     def __init__(self, runner: Runner, rows: int, prompt: int, slots: int, features: int, new: int) -> None:
         self.runner, self.rows, self.prompt = runner, rows, prompt
-        plan = runner.plan("decode_step", B=rows, S=slots, K=new)
-        self.states = allocate_states(plan)
+        self.states = allocate_states(runner.plan("decode_step", B=rows, S=slots, K=new), runner.gpu)
         self.prefill = runner.executor("prefill", self.states, B=rows, N=prompt, S=slots, F=features, K=new)
-        self.decode = Executor(plan, runner.weights, self.states, self.prefill.inputs)
-        self.prefill.inputs["slots"].copy_(torch.arange(prompt))
+        self.decode = runner.executor("decode_step", self.states, self.prefill.inputs, B=rows, S=slots, K=new)
+        self.prefill.host["slots"].copy_(torch.arange(prompt))
+        self._staging = None if runner.gpu is None else Staging(runner.gpu, self.states["token"].nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +75,7 @@ class TextSession:
 
     def start(self, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
         """Read the prompts; returns the logits (B, V) of each row's next token, which is then in state `token`."""
-        inputs = self.prefill.inputs
+        inputs, host = self.prefill.inputs, self.prefill.host
         per_image = self.runner.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
         inputs["features"][0].copy_(self.runner.weights["vit.begin"][0])
@@ -85,30 +88,43 @@ class TextSession:
             index, block_end = image_index(request, tokens, per_image, first)
             first += per_image * (0 if request.pixels is None else len(request.pixels))
             slots = torch.arange(self.prompt)
-            inputs["ids"][row].zero_()
-            inputs["ids"][row, start:].copy_(torch.tensor(request.ids))
-            inputs["index"][row].fill_(-1)
-            inputs["index"][row, start:].copy_(torch.tensor(index))
-            inputs["positions"][row].copy_((slots - start).clamp(min=0))
-            inputs["kv_start"][row] = start
-            inputs["kv_end"][row].copy_(slots + 1)
+            host["ids"][row].zero_()
+            host["ids"][row, start:].copy_(torch.tensor(request.ids))
+            host["index"][row].fill_(-1)
+            host["index"][row, start:].copy_(torch.tensor(index))
+            host["positions"][row].copy_((slots - start).clamp(min=0))
+            host["kv_start"][row] = start
+            host["kv_end"][row].copy_(slots + 1)
             if self.runner.config.image_attention == "bidirectional":
-                inputs["kv_end"][row, start:].copy_(start + torch.tensor(block_end))
-            self.states["position"][row] = len(request.ids)
+                host["kv_end"][row, start:].copy_(start + torch.tensor(block_end))
             self._settle(row, request.sampling)
         self.states["slot"].fill_(self.prompt)
         self.states["step"].zero_()
         self.states["seen"].zero_()
+        self.states["position"].zero_()  # rows of the bucket that no request has stay within the rotary table too
+        self.states["position"][: len(requests)].copy_(torch.tensor([len(r.ids) for r in requests]))
+        self.prefill.upload()
         self.prefill.run()
-        return self.prefill.outputs["logits"]
+        return self.prefill.outputs["logits"][: len(requests)]
 
     def step(self) -> torch.Tensor:
         """Decode one token of every row; returns the next tokens (B,)."""
         self.decode.run()
         return self.states["token"]
 
+    def tokens(self) -> Callable[[], list[int]]:
+        """The tokens (B,) of the last step, when they are asked for; a GPU may be given the next step before that."""
+        if self._staging is None:
+            return self.states["token"].tolist
+        fetched = self._staging.fetch(self.states["token"])
+        return lambda: fetched().tolist()
+
+    def retire(self, row: int) -> None:
+        """A row that has ended runs on with the others, and would leave the rotary table."""
+        self.states["position"][row] = 0
+
     def _settle(self, row: int, sampling: Sampling) -> None:
-        inputs = self.prefill.inputs
+        inputs = self.prefill.host
         inputs["temperature"][row] = sampling.temperature
         inputs["top_k"][row] = sampling.top_k
         inputs["top_p"][row] = sampling.top_p
@@ -145,9 +161,12 @@ def image_index(
 
 
 def _bucket(runner: Runner, requests: Sequence[TextRequest], new: int) -> tuple[int, int, int, int, int]:
-    prompt = prompt_capacity(max(len(r.ids) for r in requests))
+    buckets = runner.buckets
+    prompt, new = padded(max(len(r.ids) for r in requests), buckets.prompt_tokens), padded(new, buckets.new_tokens)
     images = sum(len(r.pixels) for r in requests if r.pixels is not None)
-    return len(requests), prompt, prompt + new, 1 + images * runner.config.num_understanding_tokens, new
+    rows = padded(len(requests), buckets.rows)
+    features = 1 + buckets.images(images, rows) * runner.config.num_understanding_tokens
+    return rows, prompt, prompt + new, features, new
 
 
 def next_token_logits(runner: Runner, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
@@ -167,12 +186,23 @@ def generate(
     new = max(room)
     with runner.lease(TextSession, *_bucket(runner, requests, new)) as session:
         session.start(requests, tokens)
+        ahead, pending = runner.gpu is not None, session.tokens()
         for n in range(new):
-            ids = (session.step() if n else session.states["token"]).tolist()
+            full = [row for row, size in enumerate(room) if size == n + 1]
+            if ahead and n + 1 < new:  # before the host waits for this step's tokens
+                for row in full:
+                    session.retire(row)
+                session.step()
+                following = session.tokens()
+            ids = pending()[: len(requests)]
             yield [None if finished else token for token, finished in zip(ids, done, strict=True)]
             for row, token in enumerate(ids):
-                if not done[row] and (token == eos or n + 1 == room[row]):
+                if not done[row] and (token == eos or row in full):
                     done[row] = True
-                    session.states["position"][row] = 0  # it runs on with the others, and could leave the rotary table
+                    session.retire(row)
             if all(done):
                 return
+            if not ahead:
+                session.step()
+                following = session.tokens()
+            pending = following

@@ -1,0 +1,60 @@
+"""Which sizes plans are made for: on a GPU few, each captured once, with rows and prompts padded up to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flashjanus.errors import InputError
+
+from . import options
+
+LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Sizes in ascending order; above the last, its multiples. `(1,)` takes every size as it is.
+
+    rows: images or conversations at once. prompt_tokens: capacities. steps: Euler steps. new_tokens: of an answer.
+    """
+
+    rows: tuple[int, ...] = (1,)
+    prompt_tokens: tuple[int, ...] = (16,)
+    steps: tuple[int, ...] = (1,)
+    new_tokens: tuple[int, ...] = (1,)
+
+    def branches(self, guided: int, rows: int) -> int:
+        """Unconditional branches of a bucket of `rows`: one for each guided row; where rows are padded, all or none."""
+        return guided if self.rows == (1,) or not guided else rows
+
+    def images(self, images: int, rows: int) -> int:
+        """Images that a bucket of `rows` conversations has room for; where rows are padded, one each at least."""
+        return images if self.rows == (1,) else padded(max(images, rows), self.rows)
+
+    @staticmethod
+    def of(given: Mapping[str, Sequence[int]] | None, default: Buckets) -> Buckets:
+        """`default` with the sizes that `given` has by name. Raises InputError."""
+        sizes = {name: getattr(default, name) for name in Buckets.__dataclass_fields__}
+        for name, values in (given or {}).items():
+            options.choice("buckets", name, list(sizes))
+            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+                raise InputError(f"buckets: expected a list of sizes for {name}, got {values!r:.80}")
+            sizes[name] = tuple(sorted({options.integer(f"buckets: {name}", v, 1, LARGEST) for v in values}))
+        return Buckets(**sizes)
+
+
+EXACT = Buckets()
+"""For a CPU: padding costs as much as work, and a plan nothing. Prompts of similar length share one."""
+PADDED = Buckets(
+    rows=(1, 2, 4, 8, 16, 32),
+    prompt_tokens=(32, 64, 128, 256, 512, 640, 1024, 2048),
+    steps=(30, 50, 100),
+    new_tokens=(128, 512, 1024),
+)
+"""For a GPU."""
+
+
+def padded(size: int, sizes: Sequence[int]) -> int:
+    """The smallest bucket that holds `size`: of those given, or a multiple of the last."""
+    return next((s for s in sizes if s >= size), -(-size // sizes[-1]) * sizes[-1])

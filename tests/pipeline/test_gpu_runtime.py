@@ -1,0 +1,204 @@
+"""The whole model on a GPU's path, with a stand-in for CUDA: the same results as on the CPU, in the order that graphs
+need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flashjanus import JanusFlow
+from flashjanus.engine.ops import all_ops, shapes
+from flashjanus.engine.runtime import cuda
+from flashjanus.engine.runtime import device as device_module
+from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
+from flashjanus.pipeline import tensor_model
+from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.pipeline.text import ImageTokens
+from gpu_stand_in import StandInDriver
+from small_model import FEATURES, IMAGE, IMAGE_SIZE, LATENT, START, small_config, small_state
+
+TORCH = {name: ["torch"] for name in all_ops()}
+"""Triton and CUDA kernels, which would serve on a GPU, do not run on the stand-in's tensors."""
+TOKENS = ImageTokens(START, IMAGE)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return torch.randint(1, 70, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    made = StandInDriver()
+    monkeypatch.setattr(device_module, "unusable", lambda device: None)
+    monkeypatch.setattr(shapes, "readable", lambda x: False)
+    monkeypatch.setattr(tensor_model, "open_gpu", lambda device, graphs: cuda.Gpu(made, graphs))
+    return made
+
+
+def build(device, **options):
+    config = small_config()
+    return JanusFlow.from_state_dict(
+        config, small_state(config), device=device, dtype="float32", implementations=TORCH, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    return build("cpu")
+
+
+@pytest.fixture
+def on_gpu(driver):
+    return build("cuda")
+
+
+def draw(model):
+    prompts = [prompt(1, 6), prompt(2, 20), prompt(3, 9)]
+    options = dict(guidance_scale=[3.0, 1.0, 2.0], num_inference_steps=[4, 2, 3])
+    return model.sample_latents(prompts, normal(4, 3, *LATENT), **options)
+
+
+def test_images_are_those_of_the_cpu(on_cpu, on_gpu, driver):
+    """Three rows in a bucket of four, one of them without guidance, and three prompts."""
+    torch.testing.assert_close(draw(on_gpu), draw(on_cpu), rtol=0, atol=1e-5)
+    assert driver.asked("capture") == ["capture"] * 2
+    before = len(driver.log)
+    draw(on_gpu)
+    later = [entry[0] for entry in driver.log[before:] if entry[0] not in ("synchronize", "record")]
+    assert later == ["replay"] * (1 + 4), "the prompts, then one graph a step, and nothing between"
+
+
+def test_trace_and_callbacks_see_the_rows_of_requests_only(on_cpu, on_gpu):
+    options = dict(guidance_scale=[1.0, 2.0, 1.0], num_inference_steps=2, trace=True)
+    noise, prompts = normal(5, 3, *LATENT), [prompt(1, 5), prompt(2, 7), prompt(3, 5)]
+    due, got = (model.sample_latents(prompts, noise, **options)[1] for model in (on_cpu, on_gpu))
+    for a, b in zip(got, due, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            torch.testing.assert_close(value, b[name], rtol=0, atol=1e-5, equal_nan=True)
+
+
+def ask(model, **options):
+    ids = torch.tensor([[1, START, *[IMAGE] * FEATURES, 5, 6, 7], [2, 3, 4, 5, 6, 7, 8, *range(10, 24)]])
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
+    pixels = normal(6, 2, 1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return model.generate_ids(ids, mask, pixels, image_tokens=TOKENS, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(max_new_tokens=12), dict(max_new_tokens=9, do_sample=True, temperature=1.3, top_k=20, seed=3)]
+)
+def test_answers_are_those_of_the_cpu(on_cpu, on_gpu, options):
+    assert torch.equal(ask(on_gpu, **options), ask(on_cpu, **options))
+
+
+def test_an_answer_ends_at_the_end_token_or_the_context(on_cpu, on_gpu):
+    greedy = ask(on_cpu, max_new_tokens=12)
+    eos = int(greedy[0, 3])
+    assert torch.equal(*(ask(m, max_new_tokens=12, eos_token_id=eos) for m in (on_gpu, on_cpu)))
+    assert torch.equal(*(ask(m, max_new_tokens=500) for m in (on_gpu, on_cpu)))
+
+
+def test_the_next_step_is_launched_before_the_host_reads_a_token(on_gpu, driver):
+    ask(on_gpu, max_new_tokens=4)
+    driver.log.clear()
+    ask(on_gpu, max_new_tokens=4)
+    order = driver.asked("replay", "synchronize", "record")
+    # sent pixels and settings; then a step is launched and its token's copy recorded before the one before is awaited
+    last = order[order.index("replay", order.index("replay") + 1) :]
+    assert "".join({"replay": "R", "record": "r", "synchronize": "s"}[kind] for kind in last).endswith("rRrsRrsRrss")
+
+
+def test_features_and_pictures_are_those_of_the_cpu(on_cpu, on_gpu):
+    pixels = normal(7, 3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    torch.testing.assert_close(on_gpu.encode_images(pixels), on_cpu.encode_images(pixels), rtol=0, atol=1e-5)
+
+
+def test_without_graphs_every_run_launches_kernel_by_kernel(on_cpu, driver):
+    model = build("cuda", cuda_graphs=False)
+    torch.testing.assert_close(draw(model), draw(on_cpu), rtol=0, atol=1e-5)
+    assert not driver.asked("capture", "replay", "aside")
+
+
+def test_warming_up_captures_the_largest_first_and_requests_capture_no_more(on_gpu, driver):
+    made = []
+    plan = on_gpu.runner.plan
+    on_gpu.runner.plan = lambda program, **sizes: made.append((program, sizes)) or plan(program, **sizes)
+    on_gpu.warm_up(images=[1, 4], conversations=[1], prompt_tokens=[40, 10], steps=4, new_tokens=20)
+    flows = [sizes for program, sizes in made if program == "flow_step"]
+    assert [(s["R"], s["P"]) for s in flows] == [(4, 64), (4, 32), (1, 64), (1, 32)]
+    captured = len(driver.asked("capture"))
+    assert driver.asked("pool") == ["pool"]
+    draw(on_gpu)
+    on_gpu.generate_ids(torch.tensor([prompt(1, 12)]), max_new_tokens=3)
+    assert len(driver.asked("capture")) == captured
+
+
+def test_another_stream_waits_for_the_one_that_used_the_model_last(on_gpu, driver):
+    draw(on_gpu)
+    assert not driver.asked("wait")
+    driver.current = "stream 1"
+    before = len(driver.log)
+    draw(on_gpu)
+    assert driver.log[before] == ("wait", "stream 1", "stream 0")
+    assert driver.asked("wait") == ["wait"]
+
+
+def test_buckets_are_sized_by_the_user(driver):
+    model = build("cuda", buckets={"rows": [3], "prompt_tokens": [8, 24], "steps": [4]})
+    draw(model)
+    (plan,) = [session.flow.plan for session in model.runner._idle.values() if hasattr(session, "flow")]
+    assert plan.sizes == {"R": 3, "U": 3, "P": 24, "K": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": [1]}, "buckets: expected one of 'rows', 'prompt_tokens', 'steps', 'new_tokens', got 'images'"),
+        ({"rows": []}, r"buckets: expected a list of sizes for rows, got \[\]"),
+        ({"rows": [0]}, "buckets: rows: expected an integer from 1"),
+        ({"steps": "30"}, "buckets: expected a list of sizes for steps, got '30'"),
+    ],
+)
+def test_buckets_that_are_none_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        Buckets.of(given, EXACT)
+
+
+def test_the_bucket_of_least_padding_is_taken():
+    assert [padded(n, PADDED.rows) for n in (1, 3, 4, 5, 32, 33, 65)] == [1, 4, 4, 8, 32, 64, 96]
+    assert [padded(n, EXACT.rows) for n in (1, 3, 77)] == [1, 3, 77]
+    assert [padded(n, EXACT.prompt_tokens) for n in (1, 16, 17)] == [16, 16, 32]
+
+
+def test_memory_that_is_missing_is_named(driver, monkeypatch):
+    model = build("cuda")
+    monkeypatch.setattr(torch, "zeros", _no_memory)
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"flow_step \[R=4, U=4, P=32, K=30\]: expected memory on cpu for [\d.]+ GiB states; got 3.00 of 4.00 GiB",
+    ):
+        draw(model)
+    monkeypatch.undo()
+
+
+def test_weights_that_do_not_fit_are_named(driver, monkeypatch):
+    monkeypatch.setattr(tensor_model, "load_weights", _no_memory)
+    with pytest.raises(
+        OutOfMemoryError, match=r"state_dict: expected memory on cpu for [\d.]+ GiB weights in torch.float32"
+    ):
+        build("cuda")
+
+
+def _no_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_gpu_that_cannot_be_used_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(device_module, "unusable", lambda device: "expected compute capability 8.0 or later")
+    with pytest.raises(DeviceError, match=r"device 'cuda': expected compute capability 8\.0 or later; 'cpu' runs"):
+        build("cuda")
