@@ -100,6 +100,14 @@ inline Status check(const DepthwiseNormParams& p) {
     return p.x && p.weight && p.norm && p.y ? Status::ok : Status::null_tensor;
 }
 
+inline Status check(const SampleTokenParams& p) {
+    if (p.rows < 1 || p.vocab < 1 || p.steps < 1) return Status::bad_sizes;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    const bool settings = p.temperature && p.top_k && p.top_p && p.penalty && p.uniforms;
+    return settings && p.logits && p.seen && p.token && p.step ? Status::ok : Status::null_tensor;
+}
+
 inline Status check(const GeluGrnStatsParams& p) {
     if (p.batch < 1 || p.positions < 1 || p.channels < 1) return Status::bad_sizes;
     if (!valid(p.dtype)) return Status::bad_dtype;

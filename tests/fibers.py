@@ -31,6 +31,7 @@ PRODUCTION_SHARED = {
     "depthwise_norm_kernel<Tile<1, 4>": 79904,
     "decode_attention_kernel": 4680,
     "gemv_kernel<float": 32768,
+    "sample_token_kernel": 34320,
 }
 """Bytes of dynamic shared memory a block at the released model's largest sizes, which the compiler cannot know."""
 

@@ -90,6 +90,15 @@ const Fields<DepthwiseNormParams>& fields() {
 }
 
 template <>
+const Fields<SampleTokenParams>& fields() {
+    using P = SampleTokenParams;
+    static const Fields<P> all{FIELD(logits),   FIELD(temperature), FIELD(top_k), FIELD(top_p),  FIELD(penalty),
+                               FIELD(uniforms), FIELD(seen),        FIELD(token), FIELD(step),   FIELD(dtype),
+                               FIELD(rows),     FIELD(vocab),       FIELD(steps), FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<GeluGrnStatsParams>& fields() {
     using P = GeluGrnStatsParams;
     static const Fields<P> all{FIELD(x),     FIELD(y),         FIELD(sumsq),    FIELD(dtype),

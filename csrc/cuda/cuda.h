@@ -8,7 +8,8 @@
     KERNEL(cfg_euler, CfgEulerParams)               \
     KERNEL(gemv, GemvParams)                        \
     KERNEL(decode_attention, DecodeAttentionParams) \
-    KERNEL(depthwise_norm, DepthwiseNormParams)
+    KERNEL(depthwise_norm, DepthwiseNormParams)     \
+    KERNEL(sample_token, SampleTokenParams)
 
 namespace flashjanus::cuda {
 

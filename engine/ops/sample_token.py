@@ -7,11 +7,13 @@ the tokens generated so far (what the penalty applies to); top_k 0 and top_p 1 k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..ir import TensorSpec
+from ..runtime import native
 from . import shapes
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
@@ -50,15 +52,28 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 10 * elements(bound, "B", "V")
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, rows: int, vocab: int) -> Call:
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    rows: int,
+    vocab: int,
+    whole: bool = False,
+    masked: bool = False,
+    steps: int = 0,
+) -> Call:
+    """`whole`: integers, hence many of them equal; `masked`: a third is -inf; `steps` were made before."""
     logits = 3 * normal(generator, rows, vocab)
-    temperature = torch.tensor([0.0, 1.0, 0.7, 1.3])[:rows]
-    top_k = torch.tensor([0, 0, 5, 1], dtype=torch.int32)[:rows]
-    top_p = torch.tensor([1.0, 0.8, 1.0, 0.5])[:rows]
-    penalty = torch.tensor([1.3, 1.0, 1.2, 1.0])[:rows]
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.3, 2.5, 1.0, 1.0])[:rows]
+    top_k = torch.tensor([0, 0, 5, 1, 20, 0, 0], dtype=torch.int32)[:rows]
+    top_p = torch.tensor([1.0, 0.8, 1.0, 0.5, 0.9, 0.01, 1.0])[:rows]
+    penalty = torch.tensor([1.3, 1.0, 1.2, 1.0, 1.1, 1.0, 1.0])[:rows]
     uniforms = torch.rand(rows, 3, generator=generator)
     seen = (torch.rand(rows, vocab, generator=generator) < 0.3).to(torch.uint8)
-    token, step = (torch.zeros(rows, dtype=torch.int32) for _ in range(2))
+    token, step = (torch.full((rows,), n, dtype=torch.int32) for n in (0, steps))
+    if whole:
+        logits = logits.round()
+    if masked:
+        logits[torch.rand(rows, vocab, generator=generator) < 1 / 3] = -torch.inf
     return Call((logits.to(dtype), temperature, top_k, top_p, penalty, uniforms, seen, token, step))
 
 
@@ -71,11 +86,54 @@ OP = register(
         ),
         reference,
         flops,
-        cases=[dict(rows=4, vocab=50), dict(rows=1, vocab=7)],
+        cases=[
+            dict(rows=4, vocab=50),
+            dict(rows=1, vocab=7),
+            dict(rows=7, vocab=3, masked=True),
+            dict(rows=7, vocab=311, whole=True, masked=True, steps=5),
+            dict(rows=7, vocab=5000, whole=True, steps=2),
+            dict(rows=2, vocab=9001),
+        ],
         example=example,
         rounding_steps=0.0,
     )
 )
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses_cuda(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    penalty: torch.Tensor,
+    uniforms: torch.Tensor,
+    seen: torch.Tensor,
+    token: torch.Tensor,
+    step: torch.Tensor,
+) -> None:
+    rows, vocab = logits.shape
+    native.run_cuda(
+        "sample_token",
+        logits.device,
+        logits=logits.contiguous(),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        penalty=penalty,
+        uniforms=uniforms,
+        seen=seen,
+        token=token,
+        step=step,
+        dtype=logits.dtype,
+        rows=rows,
+        vocab=vocab,
+        steps=uniforms.shape[1],
+    )
 
 
 @OP.implementation("torch")

@@ -36,3 +36,4 @@ cfg_euler_cuda: CudaKernel
 gemv_cuda: CudaKernel
 decode_attention_cuda: CudaKernel
 depthwise_norm_cuda: CudaKernel
+sample_token_cuda: CudaKernel

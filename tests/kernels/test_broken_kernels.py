@@ -24,6 +24,7 @@ FAULTS = {
         "__pipeline_wait_prior(0);",
     ),
     "another eps": ("depthwise_norm", "depthwise_norm", "+ p.eps", "+ 1e-5f"),
+    "always the first of equal tokens": ("sample_token", "sample_token", ": ties;", ": 1;"),
     "a read before the wait": ("decode_attention", "attention", "    wait_for_inputs();\n", ""),
 }
 

@@ -74,6 +74,12 @@ inline uint32_t __float_as_uint(float value) {
 inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
+inline int __clz(unsigned x) {
+    return x ? __builtin_clz(x) : 32;
+}
+inline int __ffs(unsigned x) {
+    return __builtin_ffs(static_cast<int>(x));
+}
 template <class T>
 T __ldcs(const T* from) {
     return *from;
@@ -92,15 +98,51 @@ inline void __syncwarp(unsigned = 0xffffffffu) {
     fibers::wait(fibers::State::at_warp_barrier);
 }
 
-template <class T>
-T __shfl_xor_sync(unsigned, T value, int lanes) {
+// use(lane, at), where at(lane) is what a lane of the warp gives as `value`.
+template <class T, class Use>
+auto among_lanes(T value, const Use& use) {
     static_assert(sizeof(T) <= sizeof(uint64_t));
-    const unsigned self = fibers::current;
+    const unsigned self = fibers::current, lane = self % fibers::kWarp;
     std::memcpy(&fibers::threads[self].shuffled, &value, sizeof value);
     __syncwarp();
-    std::memcpy(&value, &fibers::threads[self ^ lanes].shuffled, sizeof value);
+    const auto result = use(lane, [=](unsigned from) {
+        T given;
+        std::memcpy(&given, &fibers::threads[self - lane + from].shuffled, sizeof given);
+        return given;
+    });
     __syncwarp();  // nobody writes again before everybody has read
-    return value;
+    return result;
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, unsigned from) {
+    return among_lanes(value, [=](unsigned, const auto& at) { return at(from); });
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+    return among_lanes(value, [=](unsigned lane, const auto& at) { return at(lane ^ lanes); });
+}
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned lanes) {
+    return among_lanes(value, [=](unsigned lane, const auto& at) { return at(lane < lanes ? lane : lane - lanes); });
+}
+
+inline unsigned __ballot_sync(unsigned, bool mine) {
+    return among_lanes(mine, [](unsigned, const auto& at) {
+        unsigned all = 0;
+        for (unsigned lane = 0; lane < fibers::kWarp; ++lane) all |= unsigned{at(lane)} << lane;
+        return all;
+    });
+}
+
+// A fiber gives way at barriers only.
+template <class T>
+T atomicAdd(T* to, T value) {
+    const T before = *to;
+    *to += value;
+    return before;
 }
 
 // What earlier kernels write: NaN until the kernel waits for it.
