@@ -16,6 +16,9 @@ from .base import Bound, Call, Op, Schema, normal, register
 from .residual_modulate import image_row
 from .shapes import branches_of_images, check_branches
 
+LAST = 2**31 - 2
+"""The last position where none is given."""
+
 
 def no_flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 0
@@ -154,31 +157,60 @@ def run_first(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_start: torch.Tens
     v_cache[:, images:, slot].copy_(v_cache[:, rows, first])
 
 
-def reference_advance(position: torch.Tensor, slot: torch.Tensor) -> None:
-    position += 1
-    slot += 1
+def reference_advance(
+    position: torch.Tensor,
+    slot: torch.Tensor,
+    token: torch.Tensor | None,
+    eos: torch.Tensor | None,
+    live: torch.Tensor | None,
+    last: int = LAST,
+) -> None:
+    for b in range(len(position)):
+        if token is not None and eos is not None and live is not None:
+            live[b] = int(live[b] and token[b] != eos[b] and position[b] < last)
+        if live is None or live[b]:
+            position[b] += 1
+            slot[b] += 1
 
 
-def example_advance(generator: torch.Generator, dtype: torch.dtype, rows: int) -> Call:
-    return Call(tuple(torch.randint(0, 99, (rows,), generator=generator, dtype=torch.int32) for _ in range(2)))
+def example_advance(generator: torch.Generator, dtype: torch.dtype, rows: int, ends: bool = False) -> Call:
+    def draw(high: int) -> torch.Tensor:
+        return torch.randint(0, high, (rows,), generator=generator, dtype=torch.int32)
+
+    if not ends:
+        return Call((draw(99), draw(99), None, None, None))
+    return Call((draw(9), draw(99), draw(3), draw(3) - 1, draw(2)), dict(last=6))
 
 
 ADVANCE = register(
     Op(
         "advance",
-        Schema.parse("position!: i32[B], slot!: i32[B] ->"),
+        Schema.parse("position!: i32[B], slot!: i32[B], token?: i32[B], eos?: i32[B], live?!: i32[B] ->"),
         reference_advance,
         no_flops,
-        [dict(rows=1), dict(rows=5)],
+        [dict(rows=1), dict(rows=5), dict(rows=40, ends=True)],
         example_advance,
         dtypes=(torch.float32,),
         rounding_steps=0.0,
     )
 )
-"""position += 1, slot += 1: a decoded token has been written, every row moves on."""
+"""position += 1, slot += 1: a decoded token has been written, every row moves on.
+
+With `live`, those do that have not met `eos` (-1: none) and stand before `last`: what has ended stays ended.
+"""
 
 
 @ADVANCE.implementation("torch")
-def run_advance(position: torch.Tensor, slot: torch.Tensor) -> None:
-    position.add_(1)
-    slot.add_(1)
+def run_advance(
+    position: torch.Tensor,
+    slot: torch.Tensor,
+    token: torch.Tensor | None,
+    eos: torch.Tensor | None,
+    live: torch.Tensor | None,
+    *,
+    last: int = LAST,
+) -> None:
+    if token is not None and eos is not None and live is not None:
+        live.mul_(token != eos).mul_(position < last)
+    position.add_(1 if live is None else live)
+    slot.add_(1 if live is None else live)

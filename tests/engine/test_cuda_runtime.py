@@ -31,7 +31,7 @@ def plan(rows: int = 3) -> Plan:
     y = g.add("silu", g.add("linear", x, g.weight("w"), None))
     g.output("y", y)
     g.output("t", g.add("silu", table))
-    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32))
+    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32), None, None, None)
     return lower(g, {"R": rows}, CUDA, forced={name: ["torch"] for name in all_ops()})
 
 

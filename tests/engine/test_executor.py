@@ -36,7 +36,7 @@ def mlp_weights() -> dict[str, torch.Tensor]:
 
 def counter() -> Graph:
     g = Graph("counter")
-    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32))
+    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32), None, None, None)
     return g
 
 
@@ -208,7 +208,7 @@ def pointwise() -> Graph:
     y = g.add("add", g.add("gelu", g.add("silu", x)), x, dtype=F32)
     v = g.reshape(y, (R, 2, 2, 4))
     rows = {"guidance": g.input("guidance", (R,), F32), "step": g.state("step", (R,), I32)}
-    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32))
+    g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32), None, None, None)
     if native.available() is None:
         g.add("cfg_euler", v, g.state("z", (R, 1, 4, 4), F32), *rows.values(), g.input("steps", (R,), I32))
     return g

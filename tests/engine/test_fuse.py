@@ -130,7 +130,7 @@ def test_a_norm_of_a_state_does_not_wait() -> None:
     g = Graph("state", WEIGHTS)
     position, slot = g.state("position", (R,), torch.int32), g.state("slot", (R,), torch.int32)
     normed = norm(g, g.state("h", (R, 8), F32))
-    g.add("advance", position, slot)
+    g.add("advance", position, slot, None, None, None)
     g.output("y", g.add("linear", normed, g.weight("w"), None))
     assert ops(lower(g, {"R": 1})) == ["rms_norm", "advance", "linear"]
 

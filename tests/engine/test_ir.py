@@ -159,8 +159,8 @@ def test_names_are_unique() -> None:
 def test_nodes_without_outputs_have_labels_of_their_own() -> None:
     g = Graph("g")
     rows = [g.state(name, (2,), I32) for name in ("position", "slot")]
-    assert g.add("advance", *rows) is None
-    g.add("advance", *rows)
+    assert g.add("advance", *rows, None, None, None) is None
+    g.add("advance", *rows, None, None, None)
     assert [n.label for n in g.nodes] == ["advance", "advance#1"]
 
 
@@ -224,7 +224,7 @@ def test_verify_lets_only_states_be_written_in_place(kind: str) -> None:
         "weight": lambda: g.weight("slot"),
         "node": lambda: g.add("cast", g.input("x", (2,), I32), dtype=I32, label="slot"),
     }[kind]()
-    g.add("advance", g.state("position", (2,), I32), slot)
+    g.add("advance", g.state("position", (2,), I32), slot, None, None, None)
     refuses(g, rf"node 'advance' would overwrite 'slot' \({kind}\); only a state may be written in place")
 
 

@@ -44,7 +44,7 @@ def test_sizes_and_dtypes_are_shared_between_arguments() -> None:
 def test_a_wrong_dtype_is_named() -> None:
     message = refused("linear", [f32(2, 8), TensorSpec((3, 8), BF16), None])
     assert message == "linear: argument 'weight' expected f32[N, K with K=8], got bf16[3, 8]"
-    message = refused("advance", [f32(2), f32(2)])
+    message = refused("advance", [f32(2), f32(2), None, None, None])
     assert message == "advance: argument 'position' expected i32[B], got f32[2]"
 
 

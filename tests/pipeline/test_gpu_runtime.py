@@ -202,3 +202,12 @@ def test_a_gpu_that_cannot_be_used_is_refused_before_anything_is_read(monkeypatc
     monkeypatch.setattr(device_module, "unusable", lambda device: "expected compute capability 8.0 or later")
     with pytest.raises(DeviceError, match=r"device 'cuda': expected compute capability 8\.0 or later; 'cpu' runs"):
         build("cuda")
+
+
+def test_a_row_that_met_its_end_token_moves_no_more(on_gpu):
+    greedy = ask(on_gpu, max_new_tokens=12)
+    ask(on_gpu, max_new_tokens=12, eos_token_id=int(greedy[0, 3]))
+    (session,) = [it for it in on_gpu.runner._idle.values() if hasattr(it, "decode")]
+    assert session.states["live"].tolist()[0] == 0
+    read = 2 + FEATURES + 3  # and then the tokens before the end
+    assert session.states["position"].tolist()[0] == read + greedy[0].tolist().index(int(greedy[0, 3])) - 1

@@ -90,7 +90,10 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
 
 
 def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
-    """One token of every row: `token` in, its key and value cached, `logits` and the next `token` out."""
+    """One token of every row: `token` in, its key and value cached, `logits` and the next `token` out.
+
+    A row that met its `eos` is no longer `live`: it runs on with the others, but does not move.
+    """
     language = config.language
     g = Graph("decode_step", weights)
     token, position, slot = (g.state(name, (B,), I32) for name in ("token", "position", "slot"))
@@ -104,7 +107,8 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     assert hidden is not None
     logits = g.add("linear", g.reshape(hidden, (B, language.hidden_size)), g.weight("llm.head"), None, label="logits")
     _sampling(g, logits)
-    g.add("advance", position, slot)
+    ends = (g.input("eos", (B,), I32), g.state("live", (B,), I32))
+    g.add("advance", position, slot, token, *ends, last=language.max_position_embeddings - 1)
     return g
 
 

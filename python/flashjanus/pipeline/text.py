@@ -73,8 +73,13 @@ class TextSession:
         """States and settings are shared, and counted twice."""
         return self.prefill.nbytes + self.decode.nbytes
 
-    def start(self, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
-        """Read the prompts; returns the logits (B, V) of each row's next token, which is then in state `token`."""
+    def start(
+        self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None = None
+    ) -> torch.Tensor:
+        """Read the prompts; returns the logits (B, V) of each row's next token, which is then in state `token`.
+
+        Rows stop moving at `eos`, and where the rotary table ends.
+        """
         inputs, host = self.prefill.inputs, self.prefill.host
         per_image = self.runner.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
@@ -101,8 +106,12 @@ class TextSession:
         self.states["slot"].fill_(self.prompt)
         self.states["step"].zero_()
         self.states["seen"].zero_()
-        self.states["position"].zero_()  # rows of the bucket that no request has stay within the rotary table too
-        self.states["position"][: len(requests)].copy_(torch.tensor([len(r.ids) for r in requests]))
+        last = self.runner.config.language.max_position_embeddings - 1
+        self.states["position"].zero_()
+        self.states["position"][: len(requests)].copy_(torch.tensor([min(len(r.ids), last) for r in requests]))
+        self.states["live"].fill_(1)
+        self.decode.host["eos"].fill_(-1 if eos is None else eos)
+        self.decode.upload()
         self.prefill.upload()
         self.prefill.run()
         return self.prefill.outputs["logits"][: len(requests)]
@@ -118,10 +127,6 @@ class TextSession:
             return self.states["token"].tolist
         fetched = self._staging.fetch(self.states["token"])
         return lambda: fetched().tolist()
-
-    def retire(self, row: int) -> None:
-        """A row that has ended runs on with the others, and would leave the rotary table."""
-        self.states["position"][row] = 0
 
     def _settle(self, row: int, sampling: Sampling) -> None:
         inputs = self.prefill.host
@@ -185,21 +190,15 @@ def generate(
     done = [False] * len(requests)
     new = max(room)
     with runner.lease(TextSession, *_bucket(runner, requests, new)) as session:
-        session.start(requests, tokens)
+        session.start(requests, tokens, eos)
         ahead, pending = runner.gpu is not None, session.tokens()
         for n in range(new):
-            full = [row for row, size in enumerate(room) if size == n + 1]
             if ahead and n + 1 < new:  # before the host waits for this step's tokens
-                for row in full:
-                    session.retire(row)
                 session.step()
                 following = session.tokens()
             ids = pending()[: len(requests)]
             yield [None if finished else token for token, finished in zip(ids, done, strict=True)]
-            for row, token in enumerate(ids):
-                if not done[row] and (token == eos or row in full):
-                    done[row] = True
-                    session.retire(row)
+            done = [end or token == eos or n + 1 == size for end, token, size in zip(done, ids, room, strict=True)]
             if all(done):
                 return
             if not ahead:
