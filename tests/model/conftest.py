@@ -79,20 +79,24 @@ def preferring(first: str | None) -> dict[str, list[str]] | None:
     return {op.name: [first, "torch"] for op in all_ops().values() if first in op.implementations}
 
 
+def thin_model(state: dict[str, torch.Tensor], dtype: str, numerics: str, first: str | None) -> JanusFlow:
+    return JanusFlow.from_state_dict(
+        golden_json("thin.config"),
+        state,
+        device="cpu",
+        dtype=dtype,
+        numerics=numerics,
+        implementations=preferring(first),
+    )
+
+
 @pytest.fixture(scope="session")
 def thin(thin_state: dict[str, torch.Tensor]) -> ThinModel:
     """thin(dtype, numerics, first): the model in that dtype; `first`: this implementation wherever it can serve."""
 
     @cache
     def built(dtype: str, numerics: str, first: str | None) -> JanusFlow:
-        return JanusFlow.from_state_dict(
-            golden_json("thin.config"),
-            thin_state,
-            device="cpu",
-            dtype=dtype,
-            numerics=numerics,
-            implementations=preferring(first),
-        )
+        return thin_model(thin_state, dtype, numerics, first)
 
     return lambda dtype, numerics="exact", first=None: built(dtype, numerics, first)  # one key for one model
 
@@ -128,21 +132,21 @@ def run_case(thin: ThinModel, generation: Golden) -> Callable[..., Case]:
     return run
 
 
+def thin_vae_model(first: str | None) -> JanusFlow:
+    config = small_config()
+    return JanusFlow.from_state_dict(
+        config,
+        small_state(config),
+        vae_config=golden_json("vae_thin.config"),
+        vae_state_dict=seeded_state_dict(golden_json("vae_thin.manifest"), prefix="vae."),
+        device="cpu",
+        dtype="float32",
+        implementations=preferring(first),
+    )
+
+
 @pytest.fixture(scope="session")
 def thin_vae() -> Callable[..., JanusFlow]:
     """thin_vae(first): the golden's VAE in float32, beside the smallest model that takes it; `first` as for `thin`."""
-
-    @cache
-    def build(first: str | None = None) -> JanusFlow:
-        config = small_config()
-        return JanusFlow.from_state_dict(
-            config,
-            small_state(config),
-            vae_config=golden_json("vae_thin.config"),
-            vae_state_dict=seeded_state_dict(golden_json("vae_thin.manifest"), prefix="vae."),
-            device="cpu",
-            dtype="float32",
-            implementations=preferring(first),
-        )
-
-    return build
+    built = cache(thin_vae_model)
+    return lambda first=None: built(first)  # one key for one model
