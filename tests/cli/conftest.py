@@ -17,6 +17,7 @@ import flashjanus
 import pytest
 from flashjanus.cli import main
 from flashjanus.errors import InputError
+from flashjanus.pipeline.buckets import EXACT, Buckets
 from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 from PIL import Image
 
@@ -47,6 +48,7 @@ class FakeModel:
     why: str = "cpu (asked for), torch.float32 (asked for)"
     answer: tuple[str, ...] = ("a red ", "circle")
     fail: BaseException | None = None
+    buckets: Buckets = EXACT
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def from_pretrained(self, name: str, **options: Any) -> FakeModel:

@@ -95,25 +95,35 @@ def test_ask_fails_in_the_middle(cli, model, images: list[str]) -> None:
     assert cli("ask", images[0], "q", "--json").json == {"error": {"type": "InputError", "message": "too long"}}
 
 
+BUCKETS = "buckets: rows as asked; prompt_tokens multiples of 16; steps as asked; new_tokens as asked\n"
+
+
 def test_plan(cli, model) -> None:
-    assert cli("plan").out == "plan of flow_step\n"
+    assert cli("plan").out == f"plan of flow_step\n\n{BUCKETS}"
     assert model.called("plan") == {"program": "flow_step", "rows": 1, "prompt_tokens": 64, "steps": 30}
 
 
 def test_plan_why(cli, model) -> None:
     out = cli("plan", "--program", "prefill", "--rows", "3", "--prompt-tokens", "5", "--steps", "2", "--why").out
-    assert out == "plan of prefill\n\nwhy of prefill\n"
+    assert out == f"plan of prefill\n\nwhy of prefill\n\n{BUCKETS}"
     assert model.called("plan") == {"program": "prefill", "rows": 3, "prompt_tokens": 5, "steps": 2}
 
 
 def test_plan_all(cli, model) -> None:
-    assert cli("plan", "--program", "all").out.split("\n\n") == [f"plan of {p}" for p in PROGRAMS[:-1]] + [
-        f"plan of {PROGRAMS[-1]}\n"
-    ]
+    assert cli("plan", "--program", "all").out.split("\n\n") == [*(f"plan of {p}" for p in PROGRAMS), BUCKETS]
     value = cli("plan", "--program", "all", "--json").json
     assert list(value["plans"]) == list(PROGRAMS)
     assert value["plans"]["prefill"] == {"program": "prefill", "rows": 1, "prompt_tokens": 64, "steps": 30}
     assert value["device"] == "cpu"
+    assert value["buckets"]["prompt_tokens"] == [16]
+
+
+def test_buckets_and_eager_reach_the_model(cli, model) -> None:
+    cli("plan", "--eager", "--buckets", "rows=4,1", "--buckets", "steps=30")
+    options = model.called("from_pretrained")
+    assert (options["cuda_graphs"], options["buckets"]) == (False, {"rows": [4, 1], "steps": [30]})
+    result = cli("plan", "--buckets", "rows=few")
+    assert (result.code, result.err.endswith("expected NAME=N[,N], e.g. rows=1,4, got 'rows=few'\n")) == (2, True)
 
 
 def test_plan_of_an_impossible_bucket(cli, model) -> None:

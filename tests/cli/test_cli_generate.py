@@ -58,6 +58,8 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "vae_dtype": "float32",
         "numerics": "official",
         "implementations": {"attention": ["native", "torch"]},
+        "cuda_graphs": True,
+        "buckets": {},
     }
     assert model.called("from_pretrained") == loaded
     assert model.called("generate_image") == {

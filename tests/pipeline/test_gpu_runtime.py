@@ -211,3 +211,21 @@ def test_a_row_that_met_its_end_token_moves_no_more(on_gpu):
     assert session.states["live"].tolist()[0] == 0
     read = 2 + FEATURES + 3  # and then the tokens before the end
     assert session.states["position"].tolist()[0] == read + greedy[0].tolist().index(int(greedy[0, 3])) - 1
+
+
+def test_warming_up_on_a_cpu_makes_the_memory_that_requests_take(on_cpu):
+    model = build("cpu")
+    model.warm_up(images=[1], conversations=[], prompt_tokens=[9], steps=3)
+    before = dict(model.runner._idle)
+    model.sample_latents([prompt(1, 9)], normal(1, 1, *LATENT), num_inference_steps=3)
+    assert {key: id(session) for key, session in model.runner._idle.items()} == {k: id(s) for k, s in before.items()}
+    with pytest.raises(InputError, match="prompt_tokens: expected an integer from 1"):
+        model.warm_up(prompt_tokens=[0])
+
+
+def test_plans_are_those_of_the_buckets(on_gpu):
+    assert on_gpu.plan("flow_step", rows=3, prompt_tokens=33, steps=7).sizes == {"R": 4, "U": 4, "P": 64, "K": 30}
+    assert on_gpu.plan("decode_step", rows=1, prompt_tokens=33, steps=7).sizes == {"B": 1, "S": 64 + 128, "K": 128}
+    text = "rows 1, 2, 4, 8, 16, 32, then multiples of 32; prompt_tokens 32, 64, 128"
+    assert str(on_gpu.buckets).startswith(text)
+    assert str(EXACT).startswith("rows as asked; prompt_tokens multiples of 16; steps as asked")

@@ -36,6 +36,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="implementations of attention that may serve, the preferred first, e.g. native,torch (default: the "
         "fastest; flashjanus doctor lists them)",
     )
+    group.add_argument("--eager", action="store_true", help="on a GPU, launch kernel by kernel: no CUDA graphs")
+    group.add_argument(
+        "--buckets",
+        action="append",
+        metavar="NAME=N[,N]",
+        help="sizes that plans are made for; NAME is rows, prompt_tokens, steps or new_tokens (flashjanus plan lists "
+        "them)",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
@@ -64,10 +72,23 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         vae_dtype=args.vae_dtype,
         numerics=args.numerics,
         implementations=None if args.attention is None else {"attention": args.attention.split(",")},
+        cuda_graphs=not args.eager,
+        buckets=_buckets(args.buckets or []),
     )
     console.check_interrupt()
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
     return model
+
+
+def _buckets(given: list[str]) -> dict[str, list[int]]:
+    """Sizes by name; what the names and sizes may be, the model says."""
+    sizes: dict[str, list[int]] = {}
+    for text in given:
+        name, _, numbers = text.partition("=")
+        if not all(number.isdigit() for number in numbers.split(",")):
+            raise InputError(f"--buckets: expected NAME=N[,N], e.g. rows=1,4, got {text!r}")
+        sizes[name] = [int(number) for number in numbers.split(",")]
+    return sizes
 
 
 def model_facts(model: JanusFlow) -> dict[str, Any]:

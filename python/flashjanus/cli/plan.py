@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
@@ -34,6 +35,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for program in programs
     }
     texts = [f"{plan}\n\n{plan.why()}" if args.why else str(plan) for plan in plans.values()]
-    console.text("\n\n".join(texts))
-    console.result({**model_facts(model), "plans": {program: plan.to_json() for program, plan in plans.items()}})
+    console.text("\n\n".join([*texts, f"buckets: {model.buckets}"]))
+    buckets = asdict(model.buckets)
+    console.result(
+        {
+            **model_facts(model),
+            "buckets": buckets,
+            "plans": {program: plan.to_json() for program, plan in plans.items()},
+        }
+    )
     return 0

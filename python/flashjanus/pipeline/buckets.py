@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from flashjanus.errors import InputError
 
@@ -31,6 +31,15 @@ class Buckets:
     def images(self, images: int, rows: int) -> int:
         """Images that a bucket of `rows` conversations has room for; where rows are padded, one each at least."""
         return images if self.rows == (1,) else padded(max(images, rows), self.rows)
+
+    def __str__(self) -> str:
+        def words(sizes: tuple[int, ...]) -> str:
+            if sizes == (1,):
+                return "as asked"
+            listed = "" if len(sizes) == 1 else f"{', '.join(map(str, sizes))}, then "
+            return f"{listed}multiples of {sizes[-1]}"
+
+        return "; ".join(f"{name} {words(sizes)}" for name, sizes in asdict(self).items())
 
     @staticmethod
     def of(given: Mapping[str, Sequence[int]] | None, default: Buckets) -> Buckets:

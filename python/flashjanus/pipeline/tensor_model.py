@@ -295,7 +295,7 @@ class TensorModel:
         lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
         capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
         steps = padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps)
-        new = padded(options.integer("new_tokens", new_tokens, 1, limit), buckets.new_tokens)
+        new = padded(min(options.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
 
         def sizes(name: str, counts: Sequence[int]) -> list[int]:
             checked = {padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}
@@ -314,18 +314,25 @@ class TensorModel:
             if images and self.runner.vae_config is not None:
                 leases.enter_context(self.runner.lease(_Decoder, self.config.latent_size, self.config.latent_size))
 
+    @property
+    def buckets(self) -> Buckets:
+        """The sizes that plans are made for."""
+        return self.runner.buckets
+
     def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
-        """The plan that a program runs with `rows` rows (guided, for the flow), a prompt and a number of steps."""
-        rows = options.integer("rows", rows, 1, 1024)
-        limit = self.config.language.max_position_embeddings
-        prompt = options.integer("prompt_tokens", prompt_tokens, 1, limit)
-        steps = options.integer("steps", steps, 1, options.MAX_STEPS)
+        """The plan of the bucket in which a program runs `rows` rows (guided, for the flow) with a prompt of so many
+        tokens, for a number of steps or new tokens. Raises InputError."""
+        buckets, limit = self.runner.buckets, self.config.language.max_position_embeddings
+        rows = padded(options.integer("rows", rows, 1, 1024), buckets.rows)
+        prompt = padded(options.integer("prompt_tokens", prompt_tokens, 1, limit), buckets.prompt_tokens)
+        options.integer("steps", steps, 1, options.MAX_STEPS)
+        new, steps = padded(steps, buckets.new_tokens), padded(steps, buckets.steps)
         tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
         sizes = {
             "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
             "flow_step": dict(R=rows, U=rows, P=prompt, K=steps),
-            "prefill": dict(B=rows, N=prompt, S=prompt + steps, F=1 + tokens, K=steps),
-            "decode_step": dict(B=rows, S=prompt + steps, K=steps),
+            "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + tokens, K=new),
+            "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),
             "decode_latents": dict(B=rows, H=latent, W=latent),
         }
