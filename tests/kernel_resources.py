@@ -29,19 +29,18 @@ class Resources:
         return min(blocks, SHARED_PER_SM[chip] // shared) * warps / WARPS_PER_SM
 
 
-def parse(report: str) -> dict[str, Resources]:
-    """Resources by mangled kernel name, of `ptxas -v`'s report."""
+def parse(report: str) -> dict[tuple[str, str], Resources]:
+    """Resources by mangled kernel name and chip ("sm_90"), of `ptxas -v`'s report."""
     found = {}
-    for part in re.split(r"Compiling entry function '", report)[1:]:
-        name = part.partition("'")[0]
-        stack, stores, loads = map(
-            int,
-            re.search(  # type: ignore[union-attr]
-                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
-            ).groups(),
-        )
+    for part in re.split(r"Compiling entry function ", report)[1:]:
+        entry = re.match(r"'(\w+)' for '(\w+)'", part)
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         shared = re.search(r"(\d+) bytes smem", part)
+        assert entry is not None, part
+        assert frame is not None, part
         assert registers is not None, part
-        found[name] = Resources(int(registers[1]), int(shared[1]) if shared else 0, stores + loads, stack)
+        stack, stores, loads = map(int, frame.groups())
+        spills = stores + loads
+        found[entry[1], entry[2]] = Resources(int(registers[1]), int(shared[1]) if shared else 0, spills, stack)
     return found

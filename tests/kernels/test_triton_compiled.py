@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from flashjanus.triton_kernels import Variant
 from kernel_resources import SHARED_PER_BLOCK, parse
 
 triton = pytest.importorskip("triton")
+from flashjanus.triton_kernels import attention, cfg_euler  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -35,15 +37,37 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@dataclass(frozen=True)
+class Compiled:
+    kernel: Any
+    report: str
+    """What ptxas said when Triton called it."""
+
+
+Compiler = Callable[[Variant, int], Compiled]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiler]:
+    """compiled(variant, chip): the kernel as a launch on torch's tensors would compile it; once for all tests."""
+    done: dict[tuple[str, str, int], Compiled] = {}
+
+    def once(variant: Variant, chip: int) -> Compiled:
+        key = (variant.kernel.__name__, variant.name, chip)
+        if key not in done:
+            said = io.StringIO()
+            with redirect_stdout(said):
+                kernel = compile_for(variant, chip)
+            done[key] = Compiled(kernel, said.getvalue())
+        return done[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
+        patch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
+        yield once
 
 
-def compiled(variant: Variant, chip: int) -> Any:
-    """The kernel as a launch on torch's tensors would compile it."""
+def compile_for(variant: Variant, chip: int) -> Any:
     names = variant.kernel.arg_names
     unknown = (set(variant.pointers) | set(variant.constants) | variant.floats | variant.divisible) - set(names)
     assert not unknown, f"no parameters of {variant.kernel.__name__}: {unknown}"
@@ -56,41 +80,44 @@ def compiled(variant: Variant, chip: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=dict(variant.options))
 
 
-def ptxas() -> str:
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    return str(next(path for name in ("ptxas-blackwell", "ptxas") if (path := tools / name).exists()))
-
-
 @pytest.mark.parametrize(("variant", "chip"), VARIANTS)
 def test_compiles_without_spills(
-    variant: Variant, chip: int, tmp_path: Path, record_kernel: Callable[..., None], request: pytest.FixtureRequest
+    variant: Variant,
+    chip: int,
+    compiled: Compiler,
+    record_kernel: Callable[..., None],
+    request: pytest.FixtureRequest,
 ) -> None:
-    kernel = compiled(variant, chip)
-    ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(kernel.asm["ptx"])
-    arch = re.search(r"\.target (sm_\w+)", kernel.asm["ptx"])
-    assert arch is not None
-    assert arch[1].startswith(f"sm_{chip}")
-    report = subprocess.run(
-        [ptxas(), "-v", f"-arch={arch[1]}", str(ptx), "-o", str(tmp_path / "kernel.cubin")],
-        capture_output=True,
-        text=True,
-    )
-    assert report.returncode == 0, report.stderr
-    (resources,) = parse(report.stdout + report.stderr).values()
+    it = compiled(variant, chip)
+    (((_, arch), resources),) = parse(it.report).items()
+    assert arch.startswith(f"sm_{chip}")
     assert resources.spills == 0
-    assert kernel.metadata.shared <= SHARED_PER_BLOCK[chip]
+    shared = it.kernel.metadata.shared
+    assert shared <= SHARED_PER_BLOCK[chip]
     name = request.node.callspec.id.rpartition("-")[0]
-    taken = replace(resources, shared=kernel.metadata.shared)
-    record_kernel(f"triton {name}", chip, taken, kernel.metadata.num_warps)
+    record_kernel(f"triton {name}", chip, replace(resources, shared=shared), it.kernel.metadata.num_warps)
 
 
-def test_the_advance_of_a_row_follows_a_barrier() -> None:
+@pytest.mark.parametrize(("chip", "instruction"), [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")])
+def test_bf16_attention_runs_on_tensor_cores(chip: int, instruction: str, compiled: Compiler) -> None:
+    """Both products, in both loops, of every production form; operands arrive by asynchronous copies."""
+    forms = [variant for variant in attention.variants(chip) if variant.name.startswith("bf16")]
+    assert {variant.constants["HEAD"] for variant in forms} == {64, 128}
+    for variant in forms:
+        ptx = compiled(variant, chip).kernel.asm["ptx"]
+        assert len(re.findall(re.escape(instruction), ptx)) >= 4
+        assert "cp.async" in ptx
+
+
+def test_float32_attention_multiplies_in_float32(compiled: Compiler) -> None:
+    (variant, *_) = [v for v in attention.variants(90) if v.name == "fp32-64"]
+    assert not re.search(r"tf32|mma", compiled(variant, 90).kernel.asm["ptx"])
+
+
+def test_the_advance_of_a_row_follows_a_barrier(compiled: Compiler) -> None:
     """Warps drift: one that read its step after another had advanced it would stop too early."""
-    from flashjanus.triton_kernels import cfg_euler
-
     for variant in cfg_euler.variants(90):
-        assert re.search(r"bar(rier)?\.sync.*st\.global", compiled(variant, 90).asm["ptx"], re.DOTALL)
+        assert re.search(r"bar(rier)?\.sync.*st\.global", compiled(variant, 90).kernel.asm["ptx"], re.DOTALL)
 
 
 def test_importing_the_package_imports_no_triton() -> None:
