@@ -29,6 +29,7 @@ inline const char* message(Status status) {
         case Status::bad_images: return "expected images <= batch <= 2 * images";
         case Status::bad_x_dtype: return "expected x_dtype as dtype, or 0 (float32) with norm";
         case Status::gated_bias: return "expected no bias where gated";
+        case Status::row_too_long: return "expected at most 8192 channels where scale is given";
         case Status::too_many_blocks: return "expected sizes that make fewer than 2^31 blocks";
     }
     return "unknown status";
@@ -55,6 +56,7 @@ inline Status check(const GemvParams& p) {
 
 inline Status check(const RmsNormParams& p) {
     if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (p.scale && p.channels > kMaxQuantisedChannels) return Status::row_too_long;
     if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.weight && p.y && !p.delta == !p.total ? Status::ok : Status::null_tensor;
@@ -69,6 +71,7 @@ inline Status check(const LayerNormParams& p) {
 
 inline Status check(const SiluMulParams& p) {
     if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (p.scale && p.channels > kMaxQuantisedChannels) return Status::row_too_long;
     if (!valid(p.dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.y ? Status::ok : Status::null_tensor;

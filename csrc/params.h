@@ -35,6 +35,7 @@ enum class Status : int32_t {
     too_many_blocks,
     bad_x_dtype,
     gated_bias,
+    row_too_long,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -63,6 +64,9 @@ inline constexpr int32_t kMaxHead = 256;
 inline constexpr int32_t kMaxNormChannels = 2048;
 inline constexpr int32_t kMaxNormGroups = 128;
 
+// The most channels of a row that is quantised: it waits on the stack, in float32, for its largest value.
+inline constexpr int32_t kMaxQuantisedChannels = 8192;
+
 // Below, `threads` is how many a CPU kernel may use; strides are in elements, and last dimensions are dense.
 
 // y = act(norm(x) w^T * scale + bias) + residual, for a few rows: one pass over w. norm is RMSNorm, act(gate, up) =
@@ -88,16 +92,17 @@ struct GemvParams {
 };
 
 // total = x + delta (where delta is given), y = total / sqrt(mean(total^2) + eps) * weight; mean and product in
-// float32.
+// float32. Where scale is given, y in int8: see cpu/quantise.h.
 struct RmsNormParams {
     const void* x;        // [rows, channels]
     const void* delta;    // [rows, channels], or null
     const float* weight;  // [channels]
     void* total;          // [rows, channels], or null with delta
     void* y;              // [rows, channels], rows `y_stride` apart
+    float* scale;         // [rows], or null
     Dtype x_dtype;        // of x and total
     Dtype delta_dtype;
-    Dtype y_dtype;
+    Dtype y_dtype;  // without scale
     float eps;
     int32_t rows;
     int32_t channels;
@@ -122,11 +127,12 @@ struct LayerNormParams {
     int32_t threads;
 };
 
-// y = silu(x[:, :channels]) * x[:, channels:].
+// y = silu(x[:, :channels]) * x[:, channels:]. Where scale is given, y in int8: see cpu/quantise.h.
 struct SiluMulParams {
     const void* x;  // [rows, 2 * channels]
     void* y;        // [rows, channels]
-    Dtype dtype;
+    float* scale;   // [rows], or null
+    Dtype dtype;    // of x, and of y without scale
     int32_t rows;
     int32_t channels;
     int32_t threads;

@@ -1,4 +1,4 @@
-"""RMSNorm, alone or behind a residual add, in Triton."""
+"""RMSNorm, alone or behind a residual add, also into int8, in Triton."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ from . import Variant, options, rows_of
 
 
 @triton.jit
+def quantised(y):
+    """A row in int8, y / scale rounded to even, and scale = max |y| / 127: see engine/ops/quantise.py."""
+    sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, which NaN wins
+    largest = tl.max(sizes).to(tl.float32, bitcast=True)
+    usable = (largest >= 1e-30) & (largest < float("inf"))
+    steps = tl.where(usable, y * tl.div_rn(127.0, largest), 0.0)
+    bits = (steps + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 * 2^23: rounds to an integer in the low bits
+    return bits.to(tl.int8), tl.div_rn(largest, 127.0)
+
+
+@triton.jit
 def rms_norm_kernel(
     x_ptr,  # [rows, CHANNELS], rows x_stride apart
     delta_ptr,  # [rows, CHANNELS], rows delta_stride apart, or None
     weight_ptr,  # [CHANNELS] float32
     total_ptr,  # [rows, CHANNELS] in x's dtype, or None
     y_ptr,  # [rows, CHANNELS], rows y_stride apart
+    scale_ptr,  # [rows] float32 where y is int8, else None
     x_stride,
     delta_stride,
     y_stride,
@@ -35,24 +47,35 @@ def rms_norm_kernel(
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
-    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps))
-    tl.store(y_ptr + row * y_stride + c, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    y = x * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps)) * weight
+    if scale_ptr is not None:
+        y, scale = quantised(y)
+        tl.store(scale_ptr + row, scale)
+    tl.store(y_ptr + row * y_stride + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def launch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis.
+def launch(
+    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float, scale: torch.Tensor | None = None
+) -> None:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis; in int8 where a scale [*] float32 is given.
 
     x [*, C] and y [*, C] (rows equally far apart) in any float type, weight [C] float32, on one CUDA device (or on a
     CPU in Triton's interpreter). Arguments are checked by the op's schema.
     """
-    _launch(x, None, weight, None, y, eps)
+    _launch(x, None, weight, None, y, eps, scale)
 
 
 def launch_add(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, total: torch.Tensor, y: torch.Tensor, eps: float
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    y: torch.Tensor,
+    eps: float,
+    scale: torch.Tensor | None = None,
 ) -> None:
     """total = x + delta, contiguous in x's dtype; y = total / sqrt(mean(total^2) + eps) * weight. As `launch`."""
-    _launch(x, delta, weight, total, y, eps)
+    _launch(x, delta, weight, total, y, eps, scale)
 
 
 def _launch(
@@ -62,6 +85,7 @@ def _launch(
     total: torch.Tensor | None,
     y: torch.Tensor,
     eps: float,
+    scale: torch.Tensor | None,
 ) -> None:
     x, delta, y = rows_of(x), None if delta is None else rows_of(delta), y.view(-1, y.shape[-1])
     rows, channels = x.shape
@@ -72,6 +96,7 @@ def _launch(
         weight,
         total,
         y,
+        scale,
         x.stride(0),
         0 if delta is None else delta.stride(0),
         y.stride(0),
@@ -87,6 +112,10 @@ def variants(capability: int) -> list[Variant]:
         block = triton.next_power_of_2(channels)
         pointers = {"x_ptr": f"*{x}", "weight_ptr": "*fp32", "y_ptr": f"*{y}"}
         constants: dict[str, int | None] = {"CHANNELS": channels, "BLOCK": block}
+        if y == "i8":
+            pointers |= {"scale_ptr": "*fp32"}
+        else:
+            constants |= {"scale_ptr": None}
         if delta is None:
             constants |= {"delta_ptr": None, "total_ptr": None}
         else:
@@ -102,7 +131,7 @@ def variants(capability: int) -> list[Variant]:
         )
 
     return [
-        *(variant(2048, "fp32", delta, y) for delta in (None, "bf16") for y in ("bf16", "fp32")),
+        *(variant(2048, "fp32", delta, y) for delta in (None, "bf16") for y in ("bf16", "fp32", "i8")),
         variant(2048, "fp32", "fp32", "fp32"),
         variant(1536, "fp32", None, "fp32"),
         *(variant(768, x, None, "fp32") for x in ("bf16", "fp32")),

@@ -26,9 +26,9 @@ const Fields<GemvParams>& fields() {
 template <>
 const Fields<RmsNormParams>& fields() {
     using P = RmsNormParams;
-    static const Fields<P> all{FIELD(x),        FIELD(delta),       FIELD(weight),  FIELD(total), FIELD(y),
-                               FIELD(x_dtype),  FIELD(delta_dtype), FIELD(y_dtype), FIELD(eps),   FIELD(rows),
-                               FIELD(channels), FIELD(y_stride),    FIELD(threads)};
+    static const Fields<P> all{FIELD(x),     FIELD(delta),    FIELD(weight),      FIELD(total),   FIELD(y),
+                               FIELD(scale), FIELD(x_dtype),  FIELD(delta_dtype), FIELD(y_dtype), FIELD(eps),
+                               FIELD(rows),  FIELD(channels), FIELD(y_stride),    FIELD(threads)};
     return all;
 }
 
@@ -44,7 +44,8 @@ const Fields<LayerNormParams>& fields() {
 template <>
 const Fields<SiluMulParams>& fields() {
     using P = SiluMulParams;
-    static const Fields<P> all{FIELD(x), FIELD(y), FIELD(dtype), FIELD(rows), FIELD(channels), FIELD(threads)};
+    static const Fields<P> all{FIELD(x),    FIELD(y),        FIELD(scale),  FIELD(dtype),
+                               FIELD(rows), FIELD(channels), FIELD(threads)};
     return all;
 }
 

@@ -1,5 +1,5 @@
-// Residual add and RMSNorm, or RMSNorm alone. See cfg_euler.cpp for what a file compiled per instruction set must not
-// do.
+// Residual add and RMSNorm, or RMSNorm alone, also into int8. See cfg_euler.cpp for what a file compiled per
+// instruction set must not do.
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -8,6 +8,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/norm.h"
+#include "cpu/quantise.h"
 
 // total = x + delta, rounded as it is stored; the sum of its squares.
 template <class X, class D>
@@ -32,9 +33,10 @@ void rows(const RmsNormParams& p) {
         if (p.delta) {
             X* total = static_cast<X*>(p.total) + at;
             const float squares = add(x, static_cast<const D*>(p.delta) + at, total, p.channels);
-            scale_by_rms(total, squares, p.weight, p.eps, p.channels, y);
+            write(p, r, y, [&](auto* to) { scale_by_rms(total, squares, p.weight, p.eps, p.channels, to); });
         } else {
-            scale_by_rms(x, sum_of_squares(x, p.channels), p.weight, p.eps, p.channels, y);
+            const float squares = sum_of_squares(x, p.channels);
+            write(p, r, y, [&](auto* to) { scale_by_rms(x, squares, p.weight, p.eps, p.channels, to); });
         }
     }
 }
@@ -44,6 +46,7 @@ void rows(const RmsNormParams& p) {
 void rms_norm(const RmsNormParams& p) {
     with_type(p.x_dtype, [&](auto x) {
         with_type(p.delta_dtype, [&](auto delta) {
+            if (p.scale) return rows<decltype(x), decltype(delta), int8_t>(p);
             with_type(p.y_dtype, [&](auto y) { rows<decltype(x), decltype(delta), decltype(y)>(p); });
         });
     });

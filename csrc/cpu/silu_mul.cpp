@@ -1,4 +1,4 @@
-// Gated SiLU. See cfg_euler.cpp for what a file compiled per instruction set must not do.
+// Gated SiLU, also into int8. See cfg_euler.cpp for what a file compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -6,25 +6,31 @@ namespace {
 
 #include "cpu/vector.h"
 
-template <class T>
+#include "cpu/quantise.h"
+
+template <class T, class Y>
 void rows(const SiluMulParams& p) {
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (int32_t r = 0; r < p.rows; ++r) {
         const T* gate = static_cast<const T*>(p.x) + int64_t{r} * 2 * p.channels;
         const T* up = gate + p.channels;
-        T* y = static_cast<T*>(p.y) + int64_t{r} * p.channels;
-        for (int32_t c = 0; c < p.channels; c += kLanes) {
-            const int32_t count = p.channels - c;
-            store(y + c, silu(load(gate + c, count)) * load(up + c, count), count);
-        }
+        Y* y = static_cast<Y*>(p.y) + int64_t{r} * p.channels;
+        write(p, r, y, [&](auto* to) {
+            for (int32_t c = 0; c < p.channels; c += kLanes) {
+                const int32_t count = p.channels - c;
+                store(to + c, silu(load(gate + c, count)) * load(up + c, count), count);
+            }
+        });
     }
 }
 
 }  // namespace
 
 void silu_mul(const SiluMulParams& p) {
-    if (p.dtype == Dtype::f32) return rows<float>(p);
-    return rows<bf16>(p);
+    with_type(p.dtype, [&](auto x) {
+        if (p.scale) return rows<decltype(x), int8_t>(p);
+        rows<decltype(x), decltype(x)>(p);
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -124,6 +124,21 @@ INLINE void store(bf16* to, F32 v) {
 #endif
 }
 
+// To nearest, ties to even; |v| <= 127.
+INLINE void store(int8_t* to, F32 v) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+#elif defined(__AVX2__)
+    const __m256i whole = _mm256_cvtps_epi32((__m256)v);
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(half, half));
+#else
+    const I32 bits = (I32)(v + 12582912.0f);  // 1.5 * 2^23: rounds to an integer in the low bits
+    for (int32_t i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(bits[i]);
+#endif
+}
+
 // The inverse of load_pairs for the first `count` of the two registers.
 INLINE void store_pairs(bf16* to, F32 even, F32 odd, int32_t count) {
     bf16 evens[kLanes], odds[kLanes];

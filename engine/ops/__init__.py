@@ -17,9 +17,11 @@ from . import (
     norm_concat,
     residual_modulate,
     rms_norm,
+    rms_norm_int8,
     rope_kv_write,
     rows,
     sample_token,
+    silu_mul_int8,
     time_embedding,
     upsample,
 )
@@ -48,9 +50,11 @@ __all__ = [
     "norm_concat",
     "residual_modulate",
     "rms_norm",
+    "rms_norm_int8",
     "rope_kv_write",
     "rows",
     "sample_token",
+    "silu_mul_int8",
     "time_embedding",
     "upsample",
 ]

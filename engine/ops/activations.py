@@ -59,9 +59,9 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 @SILU_MUL.implementation("native", _refuses_native)
-def run_silu_mul_native(x: torch.Tensor, y: torch.Tensor) -> None:
-    channels = y.shape[-1]
-    native.run("silu_mul", x=x.contiguous(), y=y, dtype=x.dtype, rows=y.numel() // channels, channels=channels)
+def run_silu_mul_native(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+    x, channels = x.contiguous(), y.shape[-1]
+    native.run("silu_mul", x=x, y=y, scale=scale, dtype=x.dtype, rows=y.numel() // channels, channels=channels)
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

@@ -206,6 +206,8 @@ class Op:
     """Bytes moved where it is not simply all arguments once (gathers, masked attention)."""
     computed_from: Mapping[str, str] = field(default_factory=dict)
     """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
+    quantised: Sequence[str] = ()
+    """Integer outputs that the reference leaves unrounded: an implementation's are within half a step of them."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(

@@ -101,8 +101,9 @@ def normalise_native(
     total: torch.Tensor | None,
     y: torch.Tensor,
     eps: float,
+    scale: torch.Tensor | None = None,
 ) -> None:
-    """RMSNorm of x, or of x + delta = total, into y, whose rows may be apart."""
+    """RMSNorm of x, or of x + delta = total, into y, whose rows may be apart; with a scale, y is int8."""
     x, delta = x.contiguous(), None if delta is None else delta.contiguous()
     rows, channels = x.numel() // x.shape[-1], x.shape[-1]
     native.run(
@@ -112,9 +113,10 @@ def normalise_native(
         weight=weight,
         total=total,
         y=y,
+        scale=scale,
         x_dtype=x.dtype,
         delta_dtype=x.dtype if delta is None else delta.dtype,
-        y_dtype=y.dtype,
+        y_dtype=y.dtype if scale is None else torch.float32,
         eps=eps,
         rows=rows,
         channels=channels,

@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 GOOD: dict[str, dict[str, float]] = {
     "gemv": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, dtype=1, x_dtype=1, residual_dtype=0, y_dtype=0)
     | dict(eps=1e-6, gated=0, rows=1, columns=8, out=8, threads=1),
-    "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6, rows=1)
-    | dict(channels=8, y_stride=8, threads=1),
+    "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, scale=0, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
+    | dict(rows=1, channels=8, y_stride=8, threads=1),
     "layer_norm": dict(x=64, delta=0, weight=64, bias=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
     | dict(rows=1, channels=8, threads=1),
-    "silu_mul": dict(x=64, y=64, dtype=1, rows=1, channels=8, threads=1),
+    "silu_mul": dict(x=64, y=64, scale=0, dtype=1, rows=1, channels=8, threads=1),
     "rope_kv_write": dict(qkv=64, table=64, positions=64, slots=64, k_cache=64, v_cache=64, q=64, dtype=1, batch=1)
     | dict(tokens=1, heads=2, kv_heads=1, half=4, cache_batch_stride=64, cache_slot_stride=8, threads=1),
     "decode_attention": dict(q=64, k=64, v=64, kv_start=64, kv_end=64, slots=64, o=64, dtype=1, scale=1.0, batch=1)
@@ -48,6 +48,8 @@ BAD = [
     ("rms_norm", dict(channels=-1), "every size >= 1"),
     ("rms_norm", dict(delta=64), "non-null"),
     ("rms_norm", dict(y_dtype=7), "0 .float32."),
+    ("rms_norm", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
+    ("silu_mul", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
     ("silu_mul", dict(y=0), "non-null"),
     ("silu_mul", dict(rows=0), "every size >= 1"),
     ("rope_kv_write", dict(half=0), "every size >= 1"),

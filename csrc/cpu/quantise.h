@@ -1,0 +1,33 @@
+// A row y in int8, q = y / scale rounded to even, scale = max |y| / 127. q = 0 where max |y| is below 1e-30 (a row of
+// zeros, scale 0) or not finite: then so is scale, and q * scale is NaN. Included inside an anonymous namespace, behind
+// vector.h.
+
+INLINE void quantise(const float* y, int32_t channels, int8_t* q, float* scale) {
+    I32 sizes{};  // |y| as integers, which NaN wins
+    for (int32_t c = 0; c < channels; c += kLanes) {
+        const I32 size = (I32)load(y + c, channels - c) & 0x7fffffff;
+        sizes = size > sizes ? size : sizes;
+    }
+    int32_t most = 0;
+    for (int32_t i = 0; i < kLanes; ++i) most = sizes[i] > most ? sizes[i] : most;
+    float largest;
+    __builtin_memcpy(&largest, &most, sizeof largest);
+    *scale = largest / 127.0f;
+    const bool usable = largest >= 1e-30f && largest < __builtin_inff();
+    if (!usable) return void(__builtin_memset(q, 0, channels));
+    const float steps = 127.0f / largest;
+    for (int32_t c = 0; c < channels; c += kLanes) store(q + c, load(y + c, channels - c) * steps, channels - c);
+}
+
+// fill(y) of row r, or where y is int8, fill(a row of float32) and that quantised.
+template <class P, class Y, class Fill>
+INLINE void write(const P&, int32_t, Y* y, const Fill& fill) {
+    fill(y);
+}
+
+template <class P, class Fill>
+INLINE void write(const P& p, int32_t r, int8_t* q, const Fill& fill) {
+    float y[kMaxQuantisedChannels];
+    fill(y);
+    quantise(y, p.channels, q, p.scale + r);
+}

@@ -1,0 +1,82 @@
+"""Gated SiLU, silu(gate) * up, into int8 with a scale for each row: see quantise.py and activations.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ... import triton_kernels
+from ..ir import TensorSpec, static
+from ..runtime import native
+from . import quantise
+from .activations import reference_silu_mul, run_silu_mul_native
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def reference(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise.reference(reference_silu_mul(gate_up))
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 8 * rows_of(bound) * int(bound["C"])
+
+
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool) -> Call:
+    x = 4 * normal(generator, m, 3, 2 * c).to(dtype)
+    return Call((quantise.with_edges(x) if edges else x,))
+
+
+OP = register(
+    Op(
+        "silu_mul_int8",
+        Schema.parse("x: T[*, 2*C] -> q: i8[*, C], scale: f32[*]"),
+        reference,
+        flops,
+        cases=[
+            dict(m=1, c=64, edges=False),
+            dict(m=7, c=33, edges=False),
+            dict(m=2, c=1500, edges=False),
+            dict(m=3, c=1, edges=False),
+            dict(m=70, c=18, edges=False),
+            dict(m=3, c=131, edges=True),
+            dict(m=1, c=5632, edges=False),
+        ],
+        example=example,
+        quantised=("q",),
+    )
+)
+
+
+def _channels(specs: Sequence[TensorSpec | None]) -> int:
+    return static(specs[0].shape[-1]) // 2 if specs and specs[0] is not None else 0
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    dtypes = [spec.dtype for spec in specs if spec is not None]
+    return quantise.too_many_channels(_channels(specs)) or native.refuses(device, *dtypes)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    run_silu_mul_native(x, q, scale)
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return triton_kernels.refuses(device, _channels(specs))
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    from ...triton_kernels.silu_mul import launch_int8
+
+    launch_int8(x, q, scale)
+
+
+@OP.implementation("torch")
+def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    gate, up = x.float().chunk(2, dim=-1)
+    quantise.quantise(F.silu(gate).mul_(up), q, scale)
