@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_consta
     const int first = (blockIdx.x * kWarps + threadIdx.x / kWarp) * (p.gated ? 1 : kOut);
     start_next();
 
-    int of_w[kOut];
+    const auto row_of_w = [&](int o) {
+        return p.gated ? min(first, p.out - 1) + o * p.out : min(first + o, p.out - 1);
+    };
     const W* rows[kOut];
-    for (int o = 0; o < kOut; ++o) {
-        of_w[o] = p.gated ? min(first, p.out - 1) + o * p.out : min(first + o, p.out - 1);
-        rows[o] = static_cast<const W*>(p.w) + int64_t{of_w[o]} * p.columns;
-    }
+#pragma unroll
+    for (int o = 0; o < kOut; ++o) rows[o] = static_cast<const W*>(p.w) + int64_t{row_of_w(o)} * p.columns;
     int column = lane * Pack<W>::kSize;
     Tile<W> next;
     load_tile<kAligned>(next, rows, column, p.columns);
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_consta
 #pragma unroll
         for (int o = 0; o < kOut; ++o) {
             totals[o] = sum_lanes(sums[r][o]);
-            if (p.scale) totals[o] *= p.scale[of_w[o]];
-            if (p.bias) totals[o] += element(p.bias, p.dtype, of_w[o]);
+            if (p.scale) totals[o] *= p.scale[row_of_w(o)];
+            if (p.bias) totals[o] += element(p.bias, p.dtype, row_of_w(o));
         }
         if (lane != 0 || r >= p.rows) continue;
         if (p.gated) {
