@@ -16,26 +16,55 @@ cpu::Isa isa_named(const std::string& wanted) {
     throw py::value_error("expected an instruction set out of " + known + ", got '" + wanted + "'");
 }
 
-// module.kernel(*, <the members of P>, isa=""): an empty isa takes the best one.
 template <class P>
-void bind_cpu(py::module_& module, const char* kernel, Status (*run)(const P&, cpu::Isa)) {
-    const auto call = [kernel, run](const py::kwargs& given) {
+void expect_ok(const char* kernel, Status status, const P& params, cpu::Isa isa) {
+    if (status == Status::ok) return;
+    throw py::value_error(std::string(kernel) + ": " + message(status) + ", got " + describe(params) +
+                          ", isa=" + cpu::name(isa));
+}
+
+template <class P, class = void>
+struct HasThreads : std::false_type {};
+
+template <class P>
+struct HasThreads<P, std::void_t<decltype(P::threads)>> : std::true_type {};
+
+// module.kernel(*, <the members of P>, isa=""): an empty isa takes the best one.
+// module.kernel_bound(the same): kernel with these arguments as a function of the number of threads.
+template <class P>
+void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, Status (*run)(const P&, cpu::Isa)) {
+    const auto taken = [kernel](const py::kwargs& given) {
         py::dict arguments(given);
         const auto wanted = take<std::string>(kernel, arguments, "isa", "");
         const P params = take<P>(kernel, arguments);
         expect_empty(kernel, arguments);
-        const cpu::Isa isa = wanted.empty() ? cpu::best() : isa_named(wanted);
+        return std::pair(params, wanted.empty() ? cpu::best() : isa_named(wanted));
+    };
+    const auto call = [kernel, run, taken](const py::kwargs& given) {
+        const auto [params, isa] = taken(given);
         Status status;
         {
             py::gil_scoped_release release;
             status = run(params, isa);
         }
-        if (status != Status::ok) {
-            throw py::value_error(std::string(kernel) + ": " + message(status) + ", got " + describe(params) +
-                                  ", isa=" + cpu::name(isa));
-        }
+        expect_ok(kernel, status, params, isa);
+    };
+    const auto bound = [kernel, run, taken](const py::kwargs& given) {
+        const auto held = taken(given);
+        expect_ok(kernel, check(held.first), held.first, held.second);
+        return py::cpp_function([kernel, run, held](int32_t threads) {
+            P params = held.first;
+            if constexpr (HasThreads<P>::value) params.threads = threads;
+            Status status;
+            {
+                py::gil_scoped_release release;
+                status = run(params, held.second);
+            }
+            expect_ok(kernel, status, params, held.second);
+        });
     };
     module.def(kernel, call, "A CPU kernel; its arguments are the members of its struct in csrc/params.h.");
+    module.def(bound_name, bound, "The kernel with these arguments, as a function of the number of threads.");
 }
 
 py::list instruction_sets(bool (*keep)(cpu::Isa)) {
@@ -63,7 +92,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Kernels on raw addresses. Sizes and alignment are checked; what the addresses point at is not.";
     module.def("build_info", &build_info, "Compiler, CUDA version (None in a CPU-only build) and instruction sets.");
-#define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, &cpu::kernel);
+#define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, #kernel "_bound", &cpu::kernel);
     FLASHJANUS_CPU_KERNELS(FLASHJANUS_BIND)
     bind_cuda(module);
 }

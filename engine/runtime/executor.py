@@ -17,6 +17,7 @@ from ..errors import PlanError
 from ..ir import TensorSpec, contiguous_strides
 from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
+from . import native
 from .cuda import Gpu, Replay, Staging
 
 ALIGNMENT = 256
@@ -154,7 +155,8 @@ class Executor:
     def _bind(self, node: PlannedNode) -> Callable[[], None]:
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
-        return partial(node.implementation.run, *args, **node.attrs)
+        call = partial(node.implementation.run, *args, **node.attrs)
+        return native.bind(call) if node.implementation.name == "native" else call
 
 
 def _check(

@@ -3,6 +3,7 @@
 Arguments are the members of a kernel's struct in csrc/params.h: addresses and dtypes as integers.
 """
 
+from collections.abc import Callable
 from typing import Protocol, TypedDict
 
 class BuildInfo(TypedDict):
@@ -14,6 +15,9 @@ class BuildInfo(TypedDict):
 
 class CpuKernel(Protocol):
     def __call__(self, *, isa: str = "", **members: float) -> None: ...
+
+class BoundKernel(Protocol):
+    def __call__(self, *, isa: str = "", **members: float) -> Callable[[int], None]: ...
 
 class CudaKernel(Protocol):
     def __call__(self, *, stream: int, **members: float) -> None: ...
@@ -32,6 +36,18 @@ gelu_grn_stats: CpuKernel
 grn_apply: CpuKernel
 residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
+cfg_euler_bound: BoundKernel
+gemv_bound: BoundKernel
+rms_norm_bound: BoundKernel
+layer_norm_bound: BoundKernel
+silu_mul_bound: BoundKernel
+rope_kv_write_bound: BoundKernel
+decode_attention_bound: BoundKernel
+depthwise_norm_bound: BoundKernel
+gelu_grn_stats_bound: BoundKernel
+grn_apply_bound: BoundKernel
+residual_modulate_bound: BoundKernel
+group_norm_silu_bound: BoundKernel
 cfg_euler_cuda: CudaKernel
 gemv_cuda: CudaKernel
 decode_attention_cuda: CudaKernel
