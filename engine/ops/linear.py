@@ -86,16 +86,20 @@ def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attr
     return _refuses_gemv(specs, attrs) or native.refuses_cuda(device, *dtypes)
 
 
-def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None:
-        if specs[0].dtype is not torch.bfloat16:
-            return "reads a float32 weight no faster than torch's GEMM"
-        if static(product(specs[0].shape[:-1])) == 1:
-            return "reads the weight no faster than torch's matrix-vector product of one row"
-    return None
+LARGE = 1 << 22
+"""Bytes of a weight that comes from memory, not from a cache."""
 
 
-@OP.implementation("native", _refuses_native, _yields_native)
+def yields_gemv(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    """Why torch's product of a few rows is the better choice on a CPU, or None."""
+    weight = next((spec for spec in specs[1:] if spec is not None and len(spec.shape) == 2), None)
+    if weight is None or weight.dtype is not torch.float32:
+        return None
+    large = static(product(weight.shape)) * weight.dtype.itemsize > LARGE
+    return "reads a large float32 weight no faster than torch's GEMM" if large else None
+
+
+@OP.implementation("native", _refuses_native, yields_gemv)
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:

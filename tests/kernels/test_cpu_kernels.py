@@ -126,12 +126,13 @@ def specs(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list
 
 
 def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
-    op, one_row = get_op("linear"), [*specs((1, 64), (32, 64)), None]
-    chosen, reasons = op.choose(CPU, one_row, {})
+    op, large = get_op("linear"), [*specs((1, 1024), (2048, 1024), dtype=torch.float32), None]
+    chosen, reasons = op.choose(CPU, large, {})
     assert chosen.name == "torch"
-    assert re.search("no faster than torch's matrix-vector product", reasons["native"])
-    assert op.choose(CPU, one_row, {}, forced=["native"])[0].name == "native"
-    assert op.choose(CPU, [*specs((2, 64), (32, 64)), None], {})[0].name == "native"
+    assert re.search("no faster than torch's GEMM", reasons["native"])
+    assert op.choose(CPU, large, {}, forced=["native"])[0].name == "native"
+    assert op.choose(CPU, [*specs((1, 64), (32, 64), dtype=torch.float32), None], {})[0].name == "native"
+    assert op.choose(CPU, [*specs((1, 1024), (2048, 1024)), None], {})[0].name == "native"
 
 
 def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
