@@ -15,7 +15,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -64,14 +64,16 @@ def make(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def seconds(run: Callable[[], object], repeats: int, warmup: int = 1) -> dict[str, float]:
-    times = []
-    for _ in range(warmup + repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    kept = times[warmup:]
-    return {"median_s": statistics.median(kept), "min_s": min(kept), "max_s": max(kept), "runs": repeats}
+def seconds(runs: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[dict[str, float]]:
+    """Times of each of `runs`, taken in turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(warmup + repeats):
+        for i, run in enumerate(runs if turn % 2 else runs[::-1]):
+            start = time.perf_counter()
+            run()
+            times[i if turn % 2 else len(runs) - 1 - i].append(time.perf_counter() - start)
+    kept = [of_run[warmup:] for of_run in times]
+    return [{"median_s": statistics.median(t), "min_s": min(t), "max_s": max(t), "runs": repeats} for t in kept]
 
 
 def peak_gb() -> float:
@@ -88,53 +90,46 @@ def run(folder: Path, dtype: str, steps: int, tokens: int) -> dict[str, object]:
     out["weights_gb"] = weights / 1e9
     out["load_peak_over_weights"] = (peak_gb() - before) * 1e9 / weights
 
-    out.update(time_flow(model, steps))
-    out.update(time_chat(model, tokens))
+    for name, (call, repeats) in stages(model, steps, tokens).items():
+        (out[name],) = seconds([call], repeats)
     out["peak_gb"] = peak_gb()
     return out
 
 
-def compare(folder: Path, dtype: str, steps: int, tokens: int, rounds: int = 2) -> dict[str, object]:
-    """Medians of what the plan chooses and of torch's implementations alone, taken in turns, and their ratio."""
+def compare(folder: Path, dtype: str, steps: int, tokens: int) -> dict[str, object]:
+    """What the plan chooses and torch's implementations alone, run by run in turns, and the ratio of their medians."""
     torch_alone = dict.fromkeys(all_ops(), "torch")
-    models = {
-        name: JanusFlow.from_pretrained(folder, dtype=dtype, implementations=implementations)
-        for name, implementations in (("chosen", None), ("torch", torch_alone))
-    }
-    medians: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            for stage, measured in {**time_flow(model, steps), **time_chat(model, tokens)}.items():
-                medians[name].setdefault(stage, []).append(measured["median_s"])
-    stages = {
-        stage: {"chosen_s": chosen, "torch_s": alone, "ratio": statistics.median(alone) / statistics.median(chosen)}
-        for (stage, chosen), alone in zip(medians["chosen"].items(), medians["torch"].values(), strict=True)
-    }
-    return {"dtype": dtype, "threads": torch.get_num_threads(), "stages": stages}
+    chosen, alone = (
+        stages(JanusFlow.from_pretrained(folder, dtype=dtype, implementations=implementations), steps, tokens)
+        for implementations in (None, torch_alone)
+    )
+    out: dict[str, object] = {}
+    for name, (call, repeats) in chosen.items():
+        ours, theirs = seconds([call, alone[name][0]], repeats)
+        out[name] = {"chosen": ours, "torch": theirs, "ratio": theirs["median_s"] / ours["median_s"]}
+    return {"dtype": dtype, "threads": torch.get_num_threads(), "stages": out}
 
 
-def time_flow(model: JanusFlow, steps: int) -> dict[str, dict[str, float]]:
-    ids = tuple(range(5, 5 + PROMPT_TOKENS))
+def stages(model: JanusFlow, steps: int, tokens: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """What is timed, in order, and how often."""
+    ids, runner = tuple(range(5, 5 + PROMPT_TOKENS)), model.runner
     noise = torch.randn(4, 48, 48, generator=torch.Generator().manual_seed(0))
     capacity = padded(PROMPT_TOKENS, EXACT.prompt_tokens)
-    prepared = flow.Prepared(model.runner, 1, 1, capacity, 30)
-    out = {"flow_prepare": seconds(lambda: prepared.run([(ids, 30)]), 2)}
-    session = flow.FlowSession(model.runner, 1, 1, capacity, 30)
+    prepared = flow.Prepared(runner, 1, 1, capacity, 30)
+    prepared.run([(ids, 30)])
+    session = flow.FlowSession(runner, 1, 1, capacity, 30)
     session.join(prepared, 0, 0, flow.FlowRequest(ids, 30, 2.0, noise))
-    out["flow_step"] = seconds(session.step, steps)
-    assert bool(session.z.isfinite().all())
-    return out
-
-
-def time_chat(model: JanusFlow, tokens: int) -> dict[str, dict[str, float]]:
     pixels = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(1))
-    out = {"encode_images": seconds(lambda: text.encode_images(model.runner, pixels), 3)}
-    capacity = padded(CHAT_TOKENS, EXACT.prompt_tokens)
-    chat = text.TextSession(model.runner, 1, capacity, capacity + 128, 1, tokens + 8)
+    room = padded(CHAT_TOKENS, EXACT.prompt_tokens)
+    chat = text.TextSession(runner, 1, room, room + 128, 1, tokens + 8)
     question = [text.TextRequest(tuple(range(5, 5 + CHAT_TOKENS)))]
-    out["prefill_620"] = seconds(lambda: chat.start(question, None), 3)
-    out["decode_token"] = seconds(chat.step, tokens, 2)
-    return out
+    return {
+        "flow_prepare": (lambda: prepared.run([(ids, 30)]), 3),
+        "flow_step": (session.step, steps),
+        "encode_images": (lambda: text.encode_images(runner, pixels), 5),
+        "prefill_620": (lambda: chat.start(question, None), 3),
+        "decode_token": (chat.step, tokens),
+    }
 
 
 def main() -> None:
