@@ -7,6 +7,7 @@ on a GPU, a capture changes no memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class StandInEvent:
     def __init__(self, log: list[tuple[Any, ...]]) -> None:
         self.log = log
 
-    def record(self) -> None:
+    def record(self, stream: Any) -> None:
         self.log.append(("record", id(self)))
 
     def synchronize(self) -> None:
@@ -61,23 +62,26 @@ class StandInEvent:
 
 
 class StandInDriver:
-    """flashjanus.engine.runtime.cuda.Driver; `log` holds a tuple for each call, `current` is the current stream."""
+    """flashjanus.engine.runtime.cuda.Driver; `log` holds a tuple for each call, `on` is the current stream."""
 
     device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
-        self.current: Any = "stream 0"
+        self.on: Any = "stream 0"
         self.free = 3 << 30
 
     def free_memory(self) -> tuple[int, int]:
         return self.free, 4 << 30
 
     def stream(self) -> Any:
-        return self.current
+        return self.on
+
+    def current(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def wait(self, stream: Any) -> None:
-        self.log.append(("wait", self.current, stream))
+        self.log.append(("wait", self.on, stream))
 
     def aside(self, run: Callable[[], None]) -> None:
         self.log.append(("aside",))

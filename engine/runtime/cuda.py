@@ -7,6 +7,7 @@ and asks CUDA through `Driver`, a handful of calls; `TorchDriver` makes them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,7 @@ Replay = Callable[[], None]
 class Event(Protocol):
     """A point in a stream."""
 
-    def record(self) -> None: ...
+    def record(self, stream: Any) -> None: ...
 
     def synchronize(self) -> None: ...
 
@@ -42,7 +43,11 @@ class Driver(Protocol):
         ...
 
     def stream(self) -> Any:
-        """The current stream."""
+        """The device's current stream."""
+        ...
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Within it the device is the thread's current one, on which Triton launches."""
         ...
 
     def wait(self, stream: Any) -> None:
@@ -82,6 +87,9 @@ class TorchDriver:
     def stream(self) -> Any:
         return torch.cuda.current_stream(self.device)
 
+    def current(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device)
+
     def wait(self, stream: Any) -> None:
         self.stream().wait_stream(stream)
 
@@ -96,9 +104,10 @@ class TorchDriver:
         return torch.cuda.graph_pool_handle()
 
     def capture(self, run: Callable[[], None], pool: Any) -> Replay:
-        graph = torch.cuda.CUDAGraph()
-        # other threads of the process may allocate meanwhile
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        # a stream of this device: torch's own belongs to the device of its first capture;
+        # thread_local: other threads of the process may allocate meanwhile
+        with self.current(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
@@ -166,6 +175,7 @@ class Staging:
     """Crossings between host and device that nobody waits for: a ring of pinned copies, each with its event."""
 
     def __init__(self, gpu: Gpu, nbytes: int) -> None:
+        self._gpu = gpu
         self._ring = [(gpu.driver.pinned(nbytes), gpu.driver.event()) for _ in range(STAGES)]
         self._next = 0
 
@@ -175,7 +185,7 @@ class Staging:
         event.synchronize()  # of the copy before the last: long over
         stage.copy_(block)
         to.copy_(stage, non_blocking=True)
-        event.record()
+        event.record(self._gpu.driver.stream())
 
     def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """A copy of a device tensor as it is now, in the stream's order; the result waits for it. Call it before the
@@ -183,7 +193,7 @@ class Staging:
         stage, event = self._take()
         held = stage.view(tensor.dtype).view(tensor.shape)
         held.copy_(tensor, non_blocking=True)
-        event.record()
+        event.record(self._gpu.driver.stream())
 
         def result() -> torch.Tensor:
             event.synchronize()

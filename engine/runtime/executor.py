@@ -8,8 +8,9 @@ temporaries inside torch. On a GPU the walk is captured once, and a run replays 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -106,17 +107,22 @@ class Executor:
         """Run the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
         if self._replay is not None:
             self._replay()
-        else:
-            self._walk()
-
-    def _walk(self) -> None:
-        with torch.autocast(self.plan.device.type, enabled=False):
+            return
+        with self._alone():
             for call in self.calls:
                 call()
 
+    def _alone(self) -> AbstractContextManager[Any]:
+        """On the plan's device, outside of the caller's autocast."""
+        scope = ExitStack()
+        scope.enter_context(torch.autocast(self.plan.device.type, enabled=False))
+        if self.gpu is not None:
+            scope.enter_context(self.gpu.driver.current())
+        return scope
+
     def _named_walk(self) -> None:
         """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""
-        with torch.autocast(self.plan.device.type, enabled=False):
+        with self._alone():
             for node, call in zip(self.plan.nodes, self.calls, strict=True):
                 try:
                     call()
@@ -132,7 +138,7 @@ class Executor:
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
         """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
-            with torch.autocast(self.plan.device.type, enabled=False):
+            with self._alone():
                 call()
             yield node, [self.tensor(ref) for ref in node.outputs]
 

@@ -254,6 +254,9 @@ def test_the_driver_asks_torch_for_what_it_promises(monkeypatch: pytest.MonkeyPa
     entered.clear()
     replay = driver.capture(lambda: ran.append("captured"), "pool")
     assert ran == ["aside", "captured"]
-    assert entered[-1] == ((graph,), {"pool": "pool", "capture_error_mode": "thread_local"})
+    ((on, _), ((captured,), options)) = entered
+    assert (on, captured) == ((CUDA,), graph)
+    assert isinstance(options.pop("stream"), FakeStream)
+    assert options == {"pool": "pool", "capture_error_mode": "thread_local"}
     replay()
     assert entered[-1] == "replay"

@@ -141,7 +141,7 @@ def test_warming_up_captures_the_largest_first_and_requests_capture_no_more(on_g
 def test_another_stream_waits_for_the_one_that_used_the_model_last(on_gpu, driver):
     draw(on_gpu)
     assert not driver.asked("wait")
-    driver.current = "stream 1"
+    driver.on = "stream 1"
     before = len(driver.log)
     draw(on_gpu)
     assert driver.log[before] == ("wait", "stream 1", "stream 0")

@@ -69,6 +69,7 @@ class Runner:
         self.implementations = _known(implementations or {})
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
+        self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
         self._lock = Lock()
 
     def graph(self, program: str) -> Graph:
@@ -117,7 +118,7 @@ class Runner:
 
     @property
     def _idle_bytes(self) -> int:
-        return IDLE_BYTES if self.gpu is None else int(IDLE_SHARE * self.gpu.driver.free_memory()[1])
+        return IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes)
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
