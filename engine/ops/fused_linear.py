@@ -140,7 +140,7 @@ def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attr
 
 
 def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return "no faster than the parts, which have kernels of their own"
+    return "no faster than the parts, which have kernels of their own" if specs else None
 
 
 @OP.implementation("native", _refuses_native, yields_gemv)
