@@ -1,0 +1,68 @@
+"""What this machine can do at best, measured now: the two ceilings that a roofline needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+SECONDS = 0.4
+"""Spent on one ceiling, beside its first run; at least MIN_SAMPLES runs, however slow."""
+MIN_SAMPLES = 3
+COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
+"""Copied at a time: source and target together are larger than the caches."""
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+"""m = n = k: 2 n^3 FLOPs, enough for every core or multiprocessor."""
+
+
+def copy_bandwidth(device: torch.device | str) -> float:
+    """Bytes/s of a copy in the device's memory, read and written bytes counted, on torch's threads.
+
+    The median of copies of COPY_BYTES. Data that stays in a cache, and reads without writes, may go faster.
+    """
+    device = torch.device(device)
+    source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+
+
+def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
+    """FLOP/s (for int8 op/s, summed in int32) of torch's matrix product of two n x n matrices, n = GEMM_SIZE.
+
+    The median, on torch's threads, with a weight stored as [out, in], as linears have it.
+    """
+    device = torch.device(device)
+    n = GEMM_SIZE[device.type]
+    a, weight = (_operand(n, device, dtype) for _ in range(2))
+    if dtype == torch.int8:
+        product = torch.empty((n, n), dtype=torch.int32, device=device)
+        seconds = _seconds(lambda: torch._int_mm(a, weight.t(), out=product), device)
+    else:
+        product = torch.empty((n, n), dtype=dtype, device=device)
+        seconds = _seconds(lambda: torch.mm(a, weight.t(), out=product), device)
+    return 2 * n**3 / seconds
+
+
+def _operand(n: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Random, for a chip's clock depends on the bits that it flips."""
+    values = torch.randn((n, n), generator=torch.Generator().manual_seed(0))
+    return (values * 32).round().clamp(-127, 127).to(device, dtype) if dtype == torch.int8 else values.to(device, dtype)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of `run`, after one run that does not count; a GPU is waited for."""
+
+    def once() -> float:
+        begun = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    once()
+    samples: list[float] = []
+    while len(samples) < MIN_SAMPLES or sum(samples) < SECONDS:
+        samples.append(once())
+    return median(samples)
