@@ -10,8 +10,8 @@ namespace {
 #include "cpu/norm.h"
 
 // Fetched so many bytes before it is needed, across the ends of rows: a row is often a page, at whose end the
-// hardware's own prefetch stops.
-constexpr int32_t kAhead = 4096;
+// hardware's own prefetch stops. Several rows at once, fetched that far ahead, keep more of the memory busy than one.
+constexpr int32_t kAhead = 16384;
 
 // Two registers of w and the same places of x, in the order that is cheaper for w.
 template <class W, class T>
@@ -74,23 +74,30 @@ INLINE void outputs(const GemvParams& p, const T* x, int32_t first) {
     }
 }
 
-// silu(gate) * up
-template <int kRows, class T, class W>
-INLINE void gated_output(const GemvParams& p, const T* x, int32_t o) {
-    const W* gate = static_cast<const W*>(p.w) + int64_t{o} * p.columns;
-    const W* const w[] = {gate, gate + int64_t{p.out} * p.columns};
-    float totals[kRows][2];
+// silu(gate) * up for kOut neighbouring outputs.
+template <int kRows, int kOut, class T, class W>
+INLINE void gated_outputs(const GemvParams& p, const T* x, int32_t first) {
+    const W* w[2 * kOut];
+    for (int o = 0; o < kOut; ++o) {
+        w[o] = static_cast<const W*>(p.w) + int64_t{first + o} * p.columns;
+        w[kOut + o] = w[o] + int64_t{p.out} * p.columns;
+    }
+    float totals[kRows][2 * kOut];
     multiply(x, w, p.columns, totals);
-    for (int r = 0; r < kRows; ++r) {
-        const float scaled = totals[r][0] * (p.scale ? p.scale[o] : 1.0f);
-        const float up = totals[r][1] * (p.scale ? p.scale[p.out + o] : 1.0f);
-        finish(p, r, o, silu(splat(scaled))[0] * up);
+    for (int o = 0; o < kOut; ++o) {
+        const float gate_scale = p.scale ? p.scale[first + o] : 1.0f;
+        const float up_scale = p.scale ? p.scale[p.out + first + o] : 1.0f;
+        for (int r = 0; r < kRows; ++r) {
+            const float gate = totals[r][o] * gate_scale;
+            finish(p, r, first + o, silu(splat(gate))[0] * totals[r][kOut + o] * up_scale);
+        }
     }
 }
 
 template <int kRows, class T, class W>
 void rows(const GemvParams& p) {
-    const int32_t step = p.gated ? 1 : 2;  // two rows of w at once: few streams through memory, sums that fit registers
+    constexpr int kOut = kRows <= 2 ? 4 : 2;  // rows of w at once: as many as leave sums in registers
+    const int32_t step = p.gated ? kOut / 2 : kOut;
 #pragma omp parallel num_threads(p.threads)
     {
         T normed[kRows * kMaxNormChannels];  // by every thread for itself: cheaper than to wait for another
@@ -103,13 +110,13 @@ void rows(const GemvParams& p) {
             });
         }
 #pragma omp for schedule(static)
-        for (int32_t o = 0; o < p.out; o += step) {
-            if (p.gated) {
-                gated_output<kRows, T, W>(p, x, o);
-            } else if (o + 1 < p.out) {
-                outputs<kRows, 2, T, W>(p, x, o);
+        for (int32_t first = 0; first < p.out; first += step) {
+            if (first + step <= p.out) {
+                p.gated ? gated_outputs<kRows, kOut / 2, T, W>(p, x, first) : outputs<kRows, kOut, T, W>(p, x, first);
             } else {
-                outputs<kRows, 1, T, W>(p, x, o);
+                for (int32_t o = first; o < p.out; ++o) {
+                    p.gated ? gated_outputs<kRows, 1, T, W>(p, x, o) : outputs<kRows, 1, T, W>(p, x, o);
+                }
             }
         }
     }

@@ -17,7 +17,7 @@ from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, rms_norm
 from .base import Bound, Call, Op, Schema, normal, register
-from .linear import gemv_arguments, too_many_rows, yields_gemv
+from .linear import gemv_arguments, too_many_rows
 from .refusals import MAX_NORM_CHANNELS
 from .shapes import rows_of
 
@@ -143,7 +143,7 @@ def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attr
     return "no faster than the parts, which have kernels of their own" if specs else None
 
 
-@OP.implementation("native", _refuses_native, yields_gemv)
+@OP.implementation("native", _refuses_native)
 def run_native(
     x: torch.Tensor,
     norm: torch.Tensor | None,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..ir import TensorSpec, product, static
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .refusals import native_for_f32, triton_for_f32
@@ -67,24 +66,14 @@ ADD_LAYER_NORM = register(
 )
 
 
-FEW = 2**14
-"""Values for which a call of the kernel costs more than it saves (measured on two cores)."""
-
-
-def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(product(specs[0].shape)) < FEW:
-        return f"no faster than torch's LayerNorm below {FEW} values"
-    return None
-
-
-@LAYER_NORM.implementation("native", native_for_f32(1), _yields_native)
+@LAYER_NORM.implementation("native", native_for_f32(1))
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
     _run_native(x, None, weight, bias, None, y, eps)
 
 
-@ADD_LAYER_NORM.implementation("native", native_for_f32(2), _yields_native)
+@ADD_LAYER_NORM.implementation("native", native_for_f32(2))
 def run_add_native(
     x: torch.Tensor,
     delta: torch.Tensor,

@@ -86,20 +86,7 @@ def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attr
     return _refuses_gemv(specs, attrs) or native.refuses_cuda(device, *dtypes)
 
 
-LARGE = 1 << 22
-"""Bytes of a weight that comes from memory, not from a cache."""
-
-
-def yields_gemv(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    """Why torch's product of a few rows is the better choice on a CPU, or None."""
-    weight = next((spec for spec in specs[1:] if spec is not None and len(spec.shape) == 2), None)
-    if weight is None or weight.dtype is not torch.float32:
-        return None
-    large = static(product(weight.shape)) * weight.dtype.itemsize > LARGE
-    return "reads a large float32 weight no faster than torch's GEMM" if large else None
-
-
-@OP.implementation("native", _refuses_native, yields_gemv)
+@OP.implementation("native", _refuses_native)
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:
