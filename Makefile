@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a fresh machine needs; both work inside ./.venv.
+# `make demo` and `make test` are all that a fresh machine needs; both work inside ./.venv. `make gpu` is for a GPU.
 # TORCH is installed only where .venv has no torch >= 2.6; override it for another build of torch.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint gpu wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -35,6 +35,24 @@ lint: $(VENV)/.test-tools
 	rm -rf build/typing && mkdir -p build/typing/flashjanus
 	ln -s $(CURDIR)/python/flashjanus/* $(CURDIR)/engine $(CURDIR)/triton_kernels build/typing/flashjanus/
 	MYPYPATH=build/typing $(BIN)/mypy --strict -p flashjanus
+
+# Tests and timings on the GPU present, with kernels built for it alone; seconds of BUDGET count from here. PYTHON and its
+# own torch are used where that is a CUDA build: nothing is installed or downloaded. Else ./.venv is made, as above.
+BUDGET ?= 540
+RESULTS ?= benchmarks/results
+TORCH_HAS_CUDA := import sys, torch; sys.exit(torch.version.cuda is None)
+
+gpu:
+	@since=$$(date +%s); set -e; \
+	architecture=$$($(PYTHON) benchmarks/gpu.py --architecture) || { echo "$$architecture"; exit 2; }; \
+	python=$(PYTHON); \
+	$$python -c "$(TORCH_HAS_CUDA)" 2>/dev/null || { $(MAKE) $(VENV)/.test-tools; python=$(CURDIR)/$(BIN)/python; }; \
+	bin=$$($$python -c "import os, sys; print(os.path.dirname(sys.executable))"); \
+	export PATH="$$bin:$$PATH:/usr/local/cuda/bin"; \
+	FLASHJANUS_CUDA=on CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_CUDA_ARCHITECTURES=$$architecture" \
+		$$python setup.py -q build --build-temp build/gpu/temp --build-lib build/gpu/lib; \
+	PYTHONPATH="$(CURDIR)/build/gpu/lib:$$PYTHONPATH" $$python benchmarks/gpu.py \
+		--since $$since --budget $(BUDGET) --out "$(RESULTS)" $(GPU_OPTIONS)
 
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel --no-deps -w dist .

@@ -67,13 +67,15 @@ def stage(name: str, into: Path, until: float, dry: bool) -> None:
     from flashjanus.engine.runtime.cuda import unusable
     from gpu_stages import kernels, machine, model, workload
 
+    reason = None if dry else unusable(workload.CUDA)
+    if reason is not None:
+        write_json(into, {"unusable": reason})
+        return
     setting = workload.dry_run() if dry else workload.on_gpu()
     if name == "machine":
-        reason = None if dry else unusable(setting.device)
-        found = {"unusable": reason} if reason else machine.facts(setting)
+        found = machine.facts(setting)
         write_json(into, found)
-        if reason is None:
-            write_json(into, {**found, "ceilings": machine.ceilings(setting)})
+        write_json(into, {**found, "ceilings": machine.ceilings(setting)})
         return
     known = read(SCRATCH / "known.json")
     notes = Notes(into, until, setting.clock.synchronize, (RuntimeError, FlashJanusError, *triton_errors()))
@@ -146,6 +148,8 @@ class Run:
 
     def record(self, name: str, found: Found) -> None:
         self.data["stages"][name] = found
+        if "unusable" in found:
+            return
         gpu = re.sub(r"[^a-z0-9]+", "-", self.found("machine").get("gpu", "gpu").lower().removeprefix("nvidia "))
         file = self.out / f"{'dry-run' if self.args.dry_run else gpu.strip('-')}-{self.date}"
         write_json(file.with_suffix(".json"), self.data)

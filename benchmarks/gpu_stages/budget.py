@@ -138,7 +138,10 @@ def in_processes(args: Sequence[str | Path], into: Path, until: float) -> Found:
 
 
 def run_stages(work: Mapping[str, Callable[[float], Found]], ends: float, record: Callable[[str, Found], None]) -> None:
-    """Run the stages of `work` in order, each until there is just time for those behind it; `record` what they give."""
+    """Run the stages of `work` in order, each until there is just time for those behind it; `record` what they give.
+
+    One that finds the GPU unusable is the last.
+    """
     stages = [stage for stage in STAGES if stage.name in work]
     for i, stage in enumerate(stages):
         start = time.time()
@@ -151,3 +154,5 @@ def run_stages(work: Mapping[str, Callable[[float], Found]], ends: float, record
         except FAULTS as error:
             found = {"failed_to_run": f"{type(error).__name__}: {error}"}
         record(stage.name, {**found, "seconds": round(time.time() - start, 1)})
+        if "unusable" in found:
+            return

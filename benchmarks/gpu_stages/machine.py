@@ -17,7 +17,7 @@ from .workload import Setting
 PACKAGES = ("torch", "triton", "numpy", "flash-attn", "xformers", "transformers")
 ASKED = (
     "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,power.draw,"
-    "temperature.gpu,clocks_event_reasons.active"
+    "temperature.gpu"
 )
 
 

@@ -24,6 +24,7 @@ from full_size import CHAT_TOKENS, PROMPT_TOKENS, ROOT, config
 
 from .clock import Clock, CudaClock, HostClock
 
+CUDA = torch.device("cuda", 0)
 VAE = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
@@ -74,14 +75,12 @@ class Setting:
 
 
 def on_gpu() -> Setting:
-    device = torch.device("cuda", 0)
+    """The released model in bf16, the VAE of SDXL."""
 
     def implementations(op: str) -> list[str]:
         return [name for name in get_op(op).implementations if name != "native"]
 
-    return Setting(
-        device, CudaClock(device), FULL, config(), VAE, torch.bfloat16, implementations, partial(open_gpu, device)
-    )
+    return Setting(CUDA, CudaClock(CUDA), FULL, config(), VAE, torch.bfloat16, implementations, partial(open_gpu, CUDA))
 
 
 def dry_run() -> Setting:

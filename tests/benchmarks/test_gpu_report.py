@@ -125,6 +125,13 @@ def test_a_stage_that_cannot_read_what_it_ran_fails_alone():
     assert "failed_to_run" not in found["model"]
 
 
+def test_nothing_runs_on_a_gpu_that_cannot_be_used():
+    found = {}
+    work = {"machine": lambda until: {"unusable": "too old"}, "model": lambda until: {}}
+    budget.run_stages(work, time.time() + 1e4, found.__setitem__)
+    assert list(found) == ["machine"]
+
+
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
@@ -203,6 +210,14 @@ def test_a_kernel_that_computes_something_else_is_not_timed(tmp_path):
         del op.implementations["wrong"]
     assert "time" not in found
     assert found["untimed"] == "its result is not torch's at this size"
+
+
+def test_a_difference_is_relative_and_never_hides_what_is_not_finite():
+    due, nan = torch.tensor([3.0, 4.0]), torch.tensor([torch.nan, 4.0])
+    assert kernels.difference([torch.tensor([3.0, 4.5])], [due]) == pytest.approx(0.1)
+    assert kernels.difference([due, nan], [due, due]) == 1e9
+    assert kernels.difference([nan, due], [due, due]) == 1e9
+    assert kernels.difference([torch.tensor([1, 2])], [torch.tensor([1, 3])]) == 0.5
 
 
 CASE = '<testcase classname="kernels.test_gpu" name="test_meets_the_reference[{}]">{}</testcase>'
