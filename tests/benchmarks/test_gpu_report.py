@@ -71,6 +71,24 @@ def test_the_report_shows_what_was_measured_and_why_the_rest_was_not():
     assert not gpu.succeeded(SAMPLE["stages"])
 
 
+@pytest.mark.parametrize(
+    ("stages", "good"),
+    [
+        (
+            {"tests": {"passed": 3, "failed": 0}, "kernels": {"rows": {"a": {"time": {}}, "b": {"refused": "why"}}}},
+            True,
+        ),
+        ({"tests": {"passed": 3, "failed": 0}, "sanitizer": {"absent": "not installed"}}, True),
+        ({"tests": {"passed": 0, "failed": 0}}, False),
+        ({"model": {"rows": {"a": {"skipped": "out of time"}}}}, False),
+        ({"model": {"not_run": "needs 40 s"}}, False),
+        ({"sanitizer": {"memcheck": {"ok": False}}}, False),
+    ],
+)
+def test_success_is_all_that_was_asked_for(stages, good):
+    assert gpu.succeeded(stages) is good
+
+
 def test_without_a_gpu_it_says_so_and_what_would_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     monkeypatch.setattr(present, "gpu", lambda: "no NVIDIA driver is installed")
