@@ -104,6 +104,12 @@ class StandInDriver:
 
         return replay
 
+    def synchronize(self) -> None:
+        self.log.append(("synchronize device",))
+
+    def release(self) -> None:
+        self.log.append(("release",))
+
     def pinned(self, nbytes: int) -> torch.Tensor:
         self.log.append(("pinned", nbytes))
         return torch.zeros(nbytes, dtype=torch.uint8)

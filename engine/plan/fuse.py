@@ -69,6 +69,12 @@ class _Fusion:
         alone = len(readers) == 1 and not self.kept[value.name]
         return readers[0] if alone and readers[0].op in ops else None
 
+    def _there(self, value: Value | None) -> bool:
+        """True if `value` has been written by now and nobody writes it again."""
+        assert value is not None
+        written = {out.name for node in (*self.graph.nodes, *self.norms.values()) for out in node.outputs}
+        return value.root.kind in ("input", "weight") or value.root.name in written
+
     def _keep(self, node: Node) -> None:
         """Behind the norms that it turned out to need."""
         for value in node.inputs:
@@ -87,6 +93,8 @@ class _Fusion:
             norm = None
         behind = self._reader(y, "silu_mul", "add_rms_norm")
         if behind is not None and behind.inputs[-2 if behind.op == "add_rms_norm" else 0] is not y:
+            behind = None
+        if behind is not None and behind.op == "add_rms_norm" and not self._there(behind.inputs[0]):
             behind = None
         gated = behind is not None and behind.op == "silu_mul"
         adds = None if gated else behind

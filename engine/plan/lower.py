@@ -40,6 +40,7 @@ def lower(
     unfused: Mapping[str, str] = {}
     if fused:
         graph, unfused = fuse(graph, sizes, device, forced)
+        verify(graph)
     nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), unfused) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)

@@ -6,8 +6,9 @@ and asks CUDA through `Driver`, a handful of calls; `TorchDriver` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import RLock
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class Driver(Protocol):
         ...
 
     def current(self) -> AbstractContextManager[Any]:
-        """Within it the device is the thread's current one, on which Triton launches."""
+        """Within it the device is the thread's current one, on which Triton launches, and products are exact."""
         ...
 
     def wait(self, stream: Any) -> None:
@@ -59,7 +60,15 @@ class Driver(Protocol):
         ...
 
     def pool(self) -> Any:
-        """A new memory pool for graphs."""
+        """A new memory pool for graphs, which lives as long as the driver."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        ...
+
+    def release(self) -> None:
+        """Wait for the device, then give back the memory that nobody holds."""
         ...
 
     def capture(self, run: Callable[[], None], pool: Any) -> Replay:
@@ -73,11 +82,23 @@ class Driver(Protocol):
     def event(self) -> Event: ...
 
 
+_CAPTURE = RLock()
+"""CUDA takes one capture at a time in a process, and nothing that waits for the device meanwhile."""
+
+
 class TorchDriver:
-    """Driver by torch.cuda."""
+    """Driver by torch.cuda.
+
+    One stream warms up and one captures: torch's allocator gives a block back only to its own stream, so graphs that
+    are to share temporaries have to be captured on one; and what a warm-up leaves behind in cuBLAS must not be what a
+    replaying graph works in.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._capturing: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._anchors: list[Replay] = []
 
     def free_memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -87,29 +108,63 @@ class TorchDriver:
     def stream(self) -> Any:
         return torch.cuda.current_stream(self.device)
 
-    def current(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self.device)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Float32 convolutions multiply in float32 there, which cuDNN's own default does not."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            with torch.cuda.device(self.device):
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
     def wait(self, stream: Any) -> None:
         self.stream().wait_stream(stream)
 
     def aside(self, run: Callable[[], None]) -> None:
-        stream, current = torch.cuda.Stream(self.device), self.stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            run()
-        current.wait_stream(stream)
+        current = self.stream()
+        self._side.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._side):
+                run()
+        finally:  # whoever frees the memory of a run that failed frees it to this stream
+            current.wait_stream(self._side)
 
     def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
+        # a pool whose graphs are all gone cannot be used again: one stays
+        self._anchors.append(self.capture(lambda: torch.zeros(1, device=self.device), pool))
+        return pool
 
-    def capture(self, run: Callable[[], None], pool: Any) -> Replay:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        # a stream of this device: torch's own belongs to the device of its first capture;
+    def capture(self, run: Callable[[], Any], pool: Any) -> Replay:
+        graph, before, reasons = torch.cuda.CUDAGraph(), self.stream(), []
+
+        def reasoned() -> None:
+            try:
+                run()
+            except RuntimeError as error:
+                reasons.append(error)
+                raise
+
         # thread_local: other threads of the process may allocate meanwhile
-        with self.current(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            run()
+        region = torch.cuda.graph(graph, pool=pool, stream=self._capturing, capture_error_mode="thread_local")
+        try:
+            with self.current(), region:
+                reasoned()
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # which a capture that cannot be ended leaves undone
+            raise (reasons[0] if reasons else error) from None
         return graph.replay
+
+    def synchronize(self) -> None:
+        with _CAPTURE:  # which a wait would break
+            torch.cuda.synchronize(self.device)
+
+    def release(self) -> None:
+        with _CAPTURE:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
@@ -126,40 +181,50 @@ class Gpu:
         self.device = driver.device
         self._pool: Any = None
         self._last: Any = None
+        self._lock = RLock()
 
-    def order(self) -> None:
-        """Let the current stream wait for the one that used this model last.
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """What is launched here comes behind all that was launched for this model before, on whatever stream.
 
-        Sessions are used again by other requests, and graphs share the memory of their temporaries.
+        Graphs share the memory of their temporaries, and sessions are used again by other requests.
         """
-        stream = self.driver.stream()
-        if self._last is not None and self._last != stream:
-            self.driver.wait(self._last)
-        self._last = stream
+        with self._lock:
+            stream = self.driver.stream()
+            if self._last is not None and self._last != stream:
+                self.driver.wait(self._last)
+            self._last = stream
+            yield
 
     def capture(self, name: str, run: Callable[[], None], reset: Callable[[], None]) -> Replay:
         """`run` as a graph; `reset` undoes what the runs before it have written. Raises DeviceError.
 
         All graphs share one pool: capture the largest first, and the others fit into what it has made.
         """
-        self.order()
 
         def warm() -> None:
             for _ in range(WARM_RUNS):
                 run()
 
         try:
-            self.driver.aside(warm)
-            reset()
-            if self._pool is None:
-                self._pool = self.driver.pool()
-            return self.driver.capture(run, self._pool)
+            with _CAPTURE, self.launching():
+                self.driver.aside(warm)
+                reset()
+                if self._pool is None:
+                    self._pool = self.driver.pool()
+                captured = self.driver.capture(run, self._pool)
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory(name, {"temporaries of its kernels": None}) from error
         except RuntimeError as error:
             raise DeviceError(
                 f"{name}: expected to capture it as a CUDA graph, but: {error}; cuda_graphs=False runs without graphs"
             ) from error
+
+        def replay() -> None:
+            with self.launching():
+                captured()
+
+        return replay
 
     def out_of_memory(self, what: str, parts: dict[str, int | None]) -> OutOfMemoryError:
         """The error for memory that `what` could not get; parts: bytes by what they are for, None where unknown."""
@@ -184,16 +249,18 @@ class Staging:
         stage, event = self._take()
         event.synchronize()  # of the copy before the last: long over
         stage.copy_(block)
-        to.copy_(stage, non_blocking=True)
-        event.record(self._gpu.driver.stream())
+        with self._gpu.launching():
+            to.copy_(stage, non_blocking=True)
+            event.record(self._gpu.driver.stream())
 
     def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """A copy of a device tensor as it is now, in the stream's order; the result waits for it. Call it before the
         next but one fetch."""
         stage, event = self._take()
         held = stage.view(tensor.dtype).view(tensor.shape)
-        held.copy_(tensor, non_blocking=True)
-        event.record(self._gpu.driver.stream())
+        with self._gpu.launching():
+            held.copy_(tensor, non_blocking=True)
+            event.record(self._gpu.driver.stream())
 
         def result() -> torch.Tensor:
             event.synchronize()

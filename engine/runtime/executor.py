@@ -78,7 +78,12 @@ class Executor:
             ("input", plan.inputs, self.inputs),
         ):
             _check(plan, self.device, kind, specs, tensors)
-        self._storages = {"weight": weights, "state": self.states, "input": self.inputs}
+        # its own dict: bound calls hold addresses, and the tensors behind them have to stay
+        self._storages: dict[str, Mapping[str, torch.Tensor]] = {
+            "weight": dict(weights),
+            "state": self.states,
+            "input": self.inputs,
+        }
         self.calls = [self._bind(node) for node in plan.nodes]
         self.outputs = {name: self.tensor(ref) for name, ref in plan.outputs.items()}
         self._replay: Replay | None = None
@@ -117,12 +122,15 @@ class Executor:
         scope = ExitStack()
         scope.enter_context(torch.autocast(self.plan.device.type, enabled=False))
         if self.gpu is not None:
+            scope.enter_context(self.gpu.launching())
             scope.enter_context(self.gpu.driver.current())
         return scope
 
     def _named_walk(self) -> None:
         """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""
-        with self._alone():
+        assert self.gpu is not None
+        # not in order with another stream: a capture may not wait for what is not part of it
+        with torch.autocast(self.plan.device.type, enabled=False), self.gpu.driver.current():
             for node, call in zip(self.plan.nodes, self.calls, strict=True):
                 try:
                     call()

@@ -127,9 +127,14 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not all(it.alias_info is not None and not it.alias_info.is_write for it in func._schema.returns):
+        if any(result.alias_info is None or result.alias_info.is_write for result in func._schema.returns):
             raise _MoreThanACallError  # before it does anything
-        return func(*args, **(kwargs or {}))
+        view = func(*args, **(kwargs or {}))
+        # inference tensors reach this undecomposed: their reshape may be a view or a copy
+        of = [it.untyped_storage().data_ptr() for it in args if isinstance(it, torch.Tensor)]
+        if not isinstance(view, torch.Tensor) or view.untyped_storage().data_ptr() not in of:
+            raise _MoreThanACallError
+        return view
 
 
 class _MoreThanACallError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -213,50 +214,122 @@ class FakeStream:
         self.waited.append(other)
 
 
-def test_the_driver_asks_torch_for_what_it_promises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line of TorchDriver, on a torch.cuda made of fakes; that they do on a GPU what they say is owed."""
-    current, entered = FakeStream(), []
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """torch.cuda made of fakes: `current` stream, contexts `entered`, `asked` for the rest."""
+    fake = SimpleNamespace(current=FakeStream(), entered=[], asked=[], ends=None)
 
-    @contextmanager
-    def entering(*args: Any, **kwargs: Any) -> Any:
-        entered.append((args, kwargs))
-        yield
+    def entering(name: str) -> Any:
+        @contextmanager
+        def context(*args: Any, **kwargs: Any) -> Any:
+            fake.entered.append((name, args, kwargs))
+            yield
+            if name == "graph" and fake.ends is not None:
+                raise fake.ends
 
-    graph = SimpleNamespace(replay=lambda: entered.append("replay"))
+        return context
+
     fakes = dict(
         mem_get_info=lambda device: (100, 1000),
         memory_reserved=lambda device: 50,
         memory_allocated=lambda device: 20,
-        current_stream=lambda device: current,
+        current_stream=lambda device: fake.current,
         Stream=FakeStream,
-        stream=entering,
-        device=entering,
-        graph=entering,
-        CUDAGraph=lambda: graph,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: fake.asked.append("replay")),
         graph_pool_handle=lambda: "pool",
         Event=lambda: "event",
+        set_stream=lambda stream: fake.asked.append(("set_stream", stream)),
+        synchronize=lambda device: fake.asked.append("synchronize"),
+        empty_cache=lambda: fake.asked.append("empty_cache"),
+        **{name: entering(name) for name in ("stream", "device", "graph")},
     )
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    for name, made in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, made)
     monkeypatch.setattr(torch, "empty", lambda n, dtype, pin_memory: (n, dtype, pin_memory))
+    monkeypatch.setattr(torch, "zeros", lambda n, device: fake.asked.append("zeros"))
+    return fake
+
+
+def test_the_driver_asks_torch_for_what_it_promises(fake_cuda: SimpleNamespace) -> None:
+    """That fakes are asked; that a GPU then does what they say is owed."""
     gpu = cuda.open_gpu(CUDA)
     driver = gpu.driver
     assert isinstance(driver, TorchDriver)
-    assert (gpu.device, driver.free_memory(), driver.pool(), driver.event()) == (CUDA, (130, 1000), "pool", "event")
+    assert (gpu.device, driver.free_memory(), driver.event()) == (CUDA, (130, 1000), "event")
     assert driver.pinned(7) == (7, torch.uint8, True)
-    other = FakeStream()
+    other, ran = FakeStream(), []
     driver.wait(other)
-    assert current.waited == [other]
-    ran = []
+    assert fake_cuda.current.waited == [other]
     driver.aside(lambda: ran.append("aside"))
-    (((side,), _),) = entered
-    assert (side.waited, current.waited[1:]) == ([current], [side])
-    entered.clear()
+    ((_, (side,), _),) = fake_cuda.entered
+    assert (side.waited, fake_cuda.current.waited[1:]) == ([fake_cuda.current], [side])
+    fake_cuda.entered.clear()
     replay = driver.capture(lambda: ran.append("captured"), "pool")
-    assert ran == ["aside", "captured"]
-    ((on, _), ((captured,), options)) = entered
-    assert (on, captured) == ((CUDA,), graph)
-    assert isinstance(options.pop("stream"), FakeStream)
+    ((_, on, _), (_, _, options)) = fake_cuda.entered
+    assert (ran, on) == (["aside", "captured"], (CUDA,))
+    capturing = options.pop("stream")
+    assert capturing is not side
     assert options == {"pool": "pool", "capture_error_mode": "thread_local"}
     replay()
-    assert entered[-1] == "replay"
+    driver.release()
+    assert fake_cuda.asked == ["replay", "synchronize", "empty_cache"]
+    assert driver.pool() == "pool"
+    assert fake_cuda.asked[-1] == "zeros", "a graph that stays in the pool"
+    assert fake_cuda.entered[-1][2]["stream"] is capturing, "or graphs would not share what it holds"
+
+
+def test_float32_convolutions_are_exact_on_the_gpu(fake_cuda: SimpleNamespace) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with TorchDriver(CUDA).current():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_failed_capture_gives_its_own_reason_and_the_stream_back(fake_cuda: SimpleNamespace) -> None:
+    def fails() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    driver = TorchDriver(CUDA)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        driver.capture(fails, "pool")
+    assert fake_cuda.asked == [("set_stream", fake_cuda.current)]
+    fake_cuda.ends = RuntimeError("previous error during capture")
+    with pytest.raises(RuntimeError, match="previous error"):
+        driver.capture(lambda: None, "pool")
+
+
+def test_a_warm_up_that_fails_is_waited_for(fake_cuda: SimpleNamespace) -> None:
+    def fails() -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        TorchDriver(CUDA).aside(fails)
+    assert len(fake_cuda.current.waited) == 1
+
+
+def test_runs_on_another_stream_wait_for_those_before() -> None:
+    """Also in the middle of a lease: replays share the memory of their temporaries."""
+    driver = StandInDriver()
+    made = executor(Gpu(driver))
+    made.capture()
+    for stream in ("stream 1", "stream 1", "stream 0"):
+        driver.on = stream
+        made.upload()
+        made.run()
+    assert [entry[1:] for entry in driver.log if entry[0] == "wait"] == [
+        ("stream 1", "stream 0"),
+        ("stream 0", "stream 1"),
+    ]
+
+
+def test_a_weight_that_the_caller_drops_stays() -> None:
+    given = weights()
+    g = Graph("kept", {"w": TensorSpec((4, 8), F32)})
+    g.output("y", g.add("linear", g.input("x", (1, 8), F32), g.weight("w"), None))
+    made = Executor(lower(g, {}), given)
+    due = weights()["w"].sum(1)
+    given.clear()
+    gc.collect()
+    made.inputs["x"].fill_(1)
+    made.run()
+    torch.testing.assert_close(made.outputs["y"][0], due)

@@ -156,3 +156,15 @@ def test_decoding_is_fused_in_exact_numerics_only(
     assert [n.op for n in fused.nodes].count("fused_linear") == 2 * 4 + 1
     assert not {"add_rms_norm", "silu_mul", "rms_norm", "linear"} & {n.op for n in fused.nodes}
     assert ops(lower(untouched, sizes)) == [n.op for n in untouched.nodes]
+
+
+def test_a_residual_that_is_made_behind_the_linear_is_added_behind_it() -> None:
+    g = Graph("late", WEIGHTS)
+    h = g.add("cast", g.input("h", (R, 8), F32), dtype=F32)
+    y = g.add("linear", h, g.weight("w"), None)
+    late = g.add("silu", h)
+    x, _ = g.add("add_rms_norm", late, y, g.weight("norm"), eps=1e-6, dtype=F32)
+    g.output("x", x)
+    plan = lower(g, {"R": 1})
+    assert ops(plan) == ["cast", "linear", "silu", "add_rms_norm"]
+    assert outputs(plan, {"h": torch.ones(1, 8)})["x"].isfinite().all()

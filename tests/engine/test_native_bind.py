@@ -91,3 +91,13 @@ def test_every_native_implementation_binds(op: Op) -> None:
         run = partial(op.implementations["native"].run, *call.args, *outputs, **call.attrs)
         bound += native.bind(run) is not run
     assert bound
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_copy_is_no_view_in_inference_mode_either(inference: bool) -> None:
+    """There torch does not take `contiguous` apart: a copy looks like a view."""
+    run = all_ops()["rms_norm"].implementations["native"].run
+    with torch.inference_mode(inference):
+        x, y = torch.ones(8, 4).t(), torch.empty(4, 8)
+        call = partial(run, x, torch.ones(8), y, eps=1e-6, dtype=F32)
+        assert native.bind(call) is call

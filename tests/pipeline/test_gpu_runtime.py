@@ -10,7 +10,7 @@ from flashjanus.engine.ops import all_ops, shapes
 from flashjanus.engine.runtime import cuda
 from flashjanus.engine.runtime import device as device_module
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
-from flashjanus.pipeline import tensor_model
+from flashjanus.pipeline import runner, tensor_model
 from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.pipeline.text import ImageTokens
 from gpu_stand_in import StandInDriver
@@ -134,7 +134,10 @@ def test_warming_up_captures_the_largest_first_and_requests_capture_no_more(on_g
     captured = len(driver.asked("capture"))
     assert driver.asked("pool") == ["pool"]
     draw(on_gpu)
+    on_gpu.sample_latents([prompt(1, 9)] * 4, normal(1, 4, *LATENT), num_inference_steps=2)
     on_gpu.generate_ids(torch.tensor([prompt(1, 12)]), max_new_tokens=3)
+    ids = torch.tensor([[1, START, *[IMAGE] * FEATURES, 5]])
+    on_gpu.generate_ids(ids, None, normal(6, 1, 1, 3, IMAGE_SIZE, IMAGE_SIZE), image_tokens=TOKENS, max_new_tokens=2)
     assert len(driver.asked("capture")) == captured
 
 
@@ -229,3 +232,49 @@ def test_plans_are_those_of_the_buckets(on_gpu):
     text = "rows 1, 2, 4, 8, 16, 32, then multiples of 32; prompt_tokens 32, 64, 128"
     assert str(on_gpu.buckets).startswith(text)
     assert str(EXACT).startswith("rows as asked; prompt_tokens multiples of 16; steps as asked")
+
+
+def test_idle_memory_goes_before_a_request_fails(on_cpu, on_gpu, driver, monkeypatch):
+    draw(on_gpu)
+    assert on_gpu.runner._idle
+    noise = normal(1, 1, *LATENT)
+    due = on_cpu.sample_latents([prompt(1, 5)], noise, num_inference_steps=2)
+    zeros, left = torch.zeros, [1]
+
+    def scarce(*args, **kwargs):
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    got = on_gpu.sample_latents([prompt(1, 5)], noise, num_inference_steps=2)
+    torch.testing.assert_close(got, due, rtol=0, atol=1e-5)
+    assert "release" in driver.asked()
+
+
+def test_memory_is_given_back_when_nobody_uses_it_any_more(driver, monkeypatch):
+    monkeypatch.setattr(runner, "IDLE_SHARE", 0.0)
+    draw(build("cuda"))
+    assert driver.asked("release") == ["release"]
+
+
+def test_pictures_come_as_they_are_asked_for(driver):
+    """The built-in model, which has a VAE and a tokenizer."""
+    options = dict(num_inference_steps=2, seed=1)
+    kinds = ("np", "pil", "pt")
+    model, due = (
+        JanusFlow.from_pretrained("shapes", device=device, dtype="float32", implementations=TORCH)
+        for device in ("cuda", "cpu")
+    )
+    arrays = {
+        name: [
+            torch.as_tensor(m.generate_image("a red circle", output_type=name, **options).images) for m in (model, due)
+        ]
+        for name in kinds
+        if name != "pil"
+    }
+    for got, expected in arrays.values():
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert model.generate_image("a red circle", **options).images[0].size == (64, 64)
+    assert driver.asked("synchronize device")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flashjanus.engine.ops.cfg_euler import unpatchify
+from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.errors import InputError
 
 from .buckets import padded
@@ -42,6 +43,7 @@ class FlowSession:
         self.rows, self.guided = rows, guided
         self._written = True
         self.flow = runner.executor("flow_step", R=rows, U=guided, P=prompt, K=steps)
+        self._staging = None if runner.gpu is None else Staging(runner.gpu, self.z[0].nbytes)
         host = self.flow.host
         tokens = host["slots"].shape[1]
         host["slots"].copy_(prompt + 1 + torch.arange(tokens))
@@ -103,7 +105,11 @@ class FlowSession:
         flow.host["guidance"][row] = request.guidance
         self._written = True
         flow.states["step"][row] = 0
-        self.z[row].copy_(request.noise)
+        noise = request.noise.to(self.z.dtype).contiguous()
+        if self._staging is None or noise.device.type != "cpu":
+            self.z[row].copy_(noise)
+        else:
+            self._staging.send(noise.view(torch.uint8).view(-1), self.z[row].view(torch.uint8).view(-1))
 
 
 class Prepared:
@@ -186,7 +192,7 @@ def _integrate(
     on_step: Callable[[int, torch.Tensor], torch.Tensor | None] | None,
     trace: list[dict[str, Any]] | None,
 ) -> torch.Tensor:
-    back = torch.tensor(order).argsort()
+    back = torch.tensor(order).argsort().to(session.z.device)
     for k in range(steps):
         before = session.z[back].float() if trace is not None else None
         session.step()
@@ -198,5 +204,5 @@ def _integrate(
         if on_step is not None:
             replaced = on_step(k, session.z[back].float())
             if replaced is not None:
-                session.z[: len(order)].copy_(replaced[torch.tensor(order)])
+                session.z[: len(order)].copy_(replaced[back.argsort()])
     return session.z[back].float()

@@ -127,8 +127,7 @@ class JanusFlow(TensorModel):
         encoded = time.perf_counter()
 
         def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
-            if callback_on_step_end is None:
-                return None
+            assert callback_on_step_end is not None
             returned = callback_on_step_end(self, k, 1000.0 * k / steps, {"latents": z})
             if not isinstance(returned, Mapping):
                 raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
@@ -136,14 +135,17 @@ class JanusFlow(TensorModel):
             return options.tensor("latents", returned.get("latents", z), z.shape, FLOATS)
 
         parts = [requests[i : i + ROWS_AT_ONCE] for i in range(0, total, ROWS_AT_ONCE)]
-        latents = torch.cat([flow.generate(self.runner, part, on_step) for part in parts])
+        watched = None if callback_on_step_end is None else on_step
+        latents = torch.cat([flow.generate(self.runner, part, watched) for part in parts])
+        self.runner.synchronize()
         flowed = time.perf_counter()
         result: Any = latents
         if output_type != "latent":
             decoded = self.decode_latents(latents)
             result = [to_pil(image) for image in decoded] if output_type == "pil" else (decoded.clamp(-1, 1) + 1) / 2
             if output_type == "np":
-                result = result.permute(0, 2, 3, 1).numpy()
+                result = result.permute(0, 2, 3, 1).cpu().numpy()
+        self.runner.synchronize()
         done = time.perf_counter()
         timings = {"prompt": encoded - begun, "flow": flowed - encoded, "decode": done - flowed, "total": done - begun}
         return ImageOutput(result, seeds, timings)

@@ -18,7 +18,7 @@ from flashjanus.engine.ops import all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.errors import InputError, PlanError
+from flashjanus.errors import InputError, OutOfMemoryError, PlanError
 from flashjanus.model import Policy
 
 from .buckets import EXACT, Buckets
@@ -70,6 +70,7 @@ class Runner:
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
+        self._reserved = 0
         self._lock = Lock()
 
     def graph(self, program: str) -> Graph:
@@ -102,23 +103,50 @@ class Runner:
         """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
         key = (make, *bucket)
         if self.gpu is not None:
-            self.gpu.order()
+            with self.gpu.launching():  # what this request copies comes behind what others have launched
+                pass
         with self._lock:
             session = self._idle.pop(key, None)
         if session is None:
-            with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
-                session = make(self, *bucket)
+            session = self._make(make, bucket)
         try:
             yield session  # type: ignore[misc]
         finally:
+            dropped: list[Session] = []
             with self._lock:
                 self._idle[key] = session
                 while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > self._idle_bytes:
-                    self._idle.popitem(last=False)
+                    dropped.append(self._idle.popitem(last=False)[1])
+            if dropped and self.gpu is not None:
+                self.gpu.driver.release()  # another stream than the one that gets their memory may still use it
+
+    def _make(self, make: Callable[..., T], bucket: tuple[Hashable, ...]) -> T:
+        """A new session; where memory runs out, the idle ones go first."""
+        with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
+            try:
+                return make(self, *bucket)
+            except OutOfMemoryError:
+                with self._lock:
+                    idle = [*self._idle.values()]
+                    self._idle.clear()
+                if not idle or self.gpu is None:
+                    raise
+            idle.clear()
+            self.gpu.driver.release()
+            return make(self, *bucket)
+
+    def reserve(self, nbytes: int) -> None:
+        """Keep at least so much memory of buckets for later requests."""
+        self._reserved = max(self._reserved, nbytes)
+
+    def synchronize(self) -> None:
+        """Wait for what was launched, where anything can be; for clocks."""
+        if self.gpu is not None:
+            self.gpu.driver.synchronize()
 
     @property
     def _idle_bytes(self) -> int:
-        return IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes)
+        return max(self._reserved, IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes))
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:

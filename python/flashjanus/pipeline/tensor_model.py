@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from flashjanus.model import Policy
 from . import flow, options, text
 from .buckets import EXACT, PADDED, Buckets, padded
 from .images import ImageProcessor
-from .runner import Runner
+from .runner import Runner, Session
 from .tokenizer import Tokenizer
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -287,14 +287,14 @@ class TensorModel:
         """Make the memory of these buckets, and on a GPU their graphs, before the first request needs them.
 
         images, conversations: at once; prompt_tokens: of the longest prompt among them. The largest buckets come first:
-        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. An empty sequence
-        leaves a face out. Raises InputError, OutOfMemoryError.
+        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. All of it is kept.
+        Images are those with guidance; an empty sequence leaves a face out. Raises InputError, OutOfMemoryError.
         """
         buckets = self.runner.buckets
         limit = self.config.language.max_position_embeddings
         lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
         capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
-        steps = padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps)
+        steps = min(padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps), options.MAX_STEPS)
         new = padded(min(options.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
 
         def sizes(name: str, counts: Sequence[int]) -> list[int]:
@@ -302,17 +302,25 @@ class TensorModel:
             return sorted(checked, reverse=True)
 
         with ExitStack() as leases:
+            made: list[Session] = []
+
+            def make(session: Callable[..., Session], *bucket: int) -> None:
+                made.append(leases.enter_context(self.runner.lease(session, *bucket)))
+
             for rows in sizes("images", images):
                 for capacity in capacities:
-                    for session in (flow.FlowSession, flow.Prepared):
-                        leases.enter_context(self.runner.lease(session, rows, rows, capacity, steps))
+                    make(flow.FlowSession, rows, rows, capacity, steps)
+                    for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
+                        make(flow.Prepared, prompts, prompts, capacity, steps)
             for rows in sizes("conversations", conversations):
                 for capacity in capacities:
                     features = 1 + buckets.images(rows, rows) * self.config.num_understanding_tokens
-                    bucket = (rows, capacity, capacity + new, features, new)
-                    leases.enter_context(self.runner.lease(text.TextSession, *bucket))
+                    make(text.TextSession, rows, capacity, capacity + new, features, new)
+            if conversations:
+                make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
             if images and self.runner.vae_config is not None:
-                leases.enter_context(self.runner.lease(_Decoder, self.config.latent_size, self.config.latent_size))
+                make(_Decoder, self.config.latent_size, self.config.latent_size)
+            self.runner.reserve(sum(session.nbytes for session in made))
 
     @property
     def buckets(self) -> Buckets:

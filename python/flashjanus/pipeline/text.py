@@ -36,7 +36,9 @@ class ImageTokens:
     image: int
 
 
-class _Encoder:
+class Encoder:
+    """Memory of a bucket of images to read."""
+
     def __init__(self, runner: Runner, images: int) -> None:
         self.executor = runner.executor("encode_images", I=images)
 
@@ -49,7 +51,7 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
     """Aligned features (I, N, D), in the matrix dtype, of normalised pixels (I, 3, S, S)."""
     features = []
     for part in torch.split(pixels, IMAGES_AT_ONCE):
-        with runner.lease(_Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
+        with runner.lease(Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
             encoder.executor.host["pixels"][: len(part)].copy_(part)
             encoder.executor.upload()
             encoder.executor.run()
