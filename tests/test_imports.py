@@ -1,6 +1,7 @@
 """Imports go one way: each room may import those before it.
 
-_C, triton_kernels <- engine <- checkpoint <- model <- pipeline <- flashjanus <- evaluation <- cli; builtin <- pipeline.
+_C, triton_kernels <- engine <- checkpoint <- model <- pipeline <- flashjanus <- evaluation, profiling <- cli;
+builtin <- pipeline.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "pipeline": {"errors", "engine", "checkpoint", "model", "builtin"},
     "root": {"errors", "pipeline"},
     "evaluation": {"errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root"},
-    "cli": {"errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root", "evaluation"},
+    "profiling": {"errors", "engine", "model", "pipeline", "root"},
+    "cli": {"profiling", "errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root", "evaluation"},
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.runtime.native"  # the one importer of flashjanus._C

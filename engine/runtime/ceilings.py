@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -15,6 +16,23 @@ COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
 """Copied at a time: source and target together are larger than the caches."""
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 """m = n = k: 2 n^3 FLOPs, enough for every core or multiprocessor."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes/s, and FLOP/s by dtype."""
+
+    bandwidth: float
+    rates: Mapping[torch.dtype, float]
+
+    def seconds(self, flops: int, nbytes: int, dtype: torch.dtype) -> float:
+        """max(flops / rate, nbytes / bandwidth): the roofline's time for work in a dtype."""
+        return max(flops / self.rates[dtype], nbytes / self.bandwidth)
+
+
+def measure(device: torch.device | str, dtypes: Iterable[torch.dtype]) -> Ceilings:
+    """Both ceilings, about half a second for each dtype and for the bandwidth."""
+    return Ceilings(copy_bandwidth(device), {dtype: gemm_rate(device, dtype) for dtype in dict.fromkeys(dtypes)})
 
 
 def copy_bandwidth(device: torch.device | str) -> float:

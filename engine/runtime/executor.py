@@ -18,7 +18,7 @@ from ..errors import PlanError
 from ..ir import TensorSpec, contiguous_strides
 from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
-from . import native
+from . import native, profile
 from .cuda import Gpu, Replay, Staging
 
 ALIGNMENT = 256
@@ -110,6 +110,10 @@ class Executor:
 
     def run(self) -> None:
         """Run the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
+        recorder = profile.active()
+        if recorder is not None:
+            recorder.run(self.plan, self.calls, self._alone, self._replay, self.gpu)
+            return
         if self._replay is not None:
             self._replay()
             return

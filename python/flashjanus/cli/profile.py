@@ -1,0 +1,179 @@
+"""`flashjanus profile generate|chat`: where a request's time goes, against what the machine could do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.errors import DeviceError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+    from flashjanus.profiling.measure import Profile
+
+MAX_REPEATS = 1000
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "profile",
+        help="show where a request's time goes",
+        description="Time every node of a request, and what lies outside of nodes, against the machine's own ceilings.",
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="generate|chat", required=True)
+    generate = kinds.add_parser(
+        "generate", help="draw images from prompts", description="Profile the drawing of images; none is written."
+    )
+    generate.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
+    generate.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
+    generate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first image (default: 0)")
+    generate.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
+    generate.add_argument(
+        "--guidance", type=float, default=2.0, metavar="G", help="guidance scale; 1 = none (default: 2)"
+    )
+    generate.set_defaults(run=run_generate)
+    chat = kinds.add_parser(
+        "chat", help="answer a question", description="Profile a greedy answer, about images or about none."
+    )
+    chat.add_argument("question", metavar="QUESTION", help="what to ask")
+    chat.add_argument("--image", action="append", default=[], metavar="IMAGE", help="image file; repeatable")
+    chat.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    chat.set_defaults(run=run_chat)
+    for kind in (generate, chat):
+        _add_profile_options(kind)
+        add_model_options(kind)
+        add_output_options(kind)
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("profile")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="times with and without the recorder, in turns, behind one run that does not count; the request whose "
+        "time is the median is shown (default: 3)",
+    )
+    group.add_argument("--nodes", action="store_true", help="a row for each node instead of each op")
+    group.add_argument("--trace", metavar="FILE", help="write a trace for chrome://tracing or ui.perfetto.dev")
+    group.add_argument("--html", metavar="FILE", help="write a page with pictures, memory's among them")
+    group.add_argument("--nvtx", action="store_true", help="on a GPU, name programs and nodes for NVIDIA's tools")
+
+
+def run_generate(args: argparse.Namespace, console: Console) -> int:
+    _check(args)
+    model = load_model(args, console)
+
+    def request() -> None:
+        console.check_interrupt()
+        model.generate_image(
+            args.prompt,
+            num_images_per_prompt=args.num_images,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            seed=args.seed,
+        )
+
+    asked = {name: getattr(args, name) for name in ("prompt", "num_images", "seed", "steps", "guidance")}
+    return _profile(args, console, model, request, asked)
+
+
+def run_chat(args: argparse.Namespace, console: Console) -> int:
+    from flashjanus.pipeline.images import load_image
+
+    if not args.question.strip():
+        raise InputError("QUESTION must not be empty, got only white space")
+    _check(args)
+    images = [load_image(name) for name in args.image]
+    model = load_model(args, console)
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    content.append({"type": "text", "text": args.question})
+
+    def request() -> None:
+        console.check_interrupt()
+        model.chat([{"role": "user", "content": content}], max_new_tokens=args.max_new_tokens)
+
+    asked = {name: getattr(args, name) for name in ("question", "image", "max_new_tokens")}
+    return _profile(args, console, model, request, asked)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What needs no model is refused before one is loaded."""
+    if not 1 <= args.repeats <= MAX_REPEATS:
+        raise InputError(f"--repeats must be 1 to {MAX_REPEATS}, got {args.repeats}")
+    for option in ("trace", "html"):
+        name = getattr(args, option)
+        if name is not None and (not name or not Path(name).parent.is_dir() or Path(name).is_dir()):
+            raise OutputError(f"--{option}: expected a file in a folder that exists, got {name!r}")
+    if args.nvtx:
+        import torch
+
+        from flashjanus.engine.runtime.cuda import unusable
+
+        reason = unusable(torch.device("cuda"))
+        if reason is not None:
+            raise DeviceError(f"--nvtx: expected a GPU, but {reason}; leave --nvtx out")
+
+
+def _profile(
+    args: argparse.Namespace,
+    console: Console,
+    model: JanusFlow,
+    request: Callable[[], None],
+    asked: dict[str, Any],
+) -> int:
+    from flashjanus.profiling.html import page
+    from flashjanus.profiling.measure import measure
+    from flashjanus.profiling.table import report
+    from flashjanus.profiling.trace import trace
+
+    with console.progress(2 * args.repeats + 1, "profiling") as show:
+        profile = measure(model, request, args.repeats, args.nvtx, show)
+    facts = model_facts(model)
+    words = asked.get("prompt") or [asked["question"]]
+    title = f"flashjanus profile {args.kind}: {', '.join(map(repr, words))}, {facts['model']} on {model.why}"
+    if args.trace is not None:
+        _write(args.trace, json.dumps({**trace(profile), "otherData": {"request": title}}))
+    if args.html is not None:
+        _write(args.html, page(profile, title))
+    console.text(f"{title}\n{report(profile, args.nodes)}")
+    console.result({**facts, **asked, **_facts(profile, args.nodes)})
+    return 0
+
+
+def _facts(profile: Profile, by_node: bool) -> dict[str, Any]:
+    from flashjanus.profiling.memory import arena_timeline
+    from flashjanus.profiling.rows import bucket, programs, rows
+
+    wall, parts = profile.median.wall, rows(profile, by_node)
+    plans = {bucket(run.plan): run.plan for run in profile.median.runs}
+
+    def table(of: Sequence[Any]) -> list[dict[str, Any]]:
+        return [row.to_json(wall) for row in of]
+
+    return {
+        "wall_seconds": wall,
+        "walls": list(profile.walls),
+        "walls_without_profiler": list(profile.plain),
+        "ceilings": {
+            "bytes_per_second": profile.ceilings.bandwidth,
+            "flops_per_second": {str(t).removeprefix("torch."): r for t, r in profile.ceilings.rates.items()},
+        },
+        "programs": table(programs(parts)),
+        "nodes" if by_node else "ops": table(parts),
+        "kernels": [{"name": k.name, "calls": k.calls, "seconds": k.seconds} for k in profile.kernels],
+        "memory": {name: arena_timeline(plan).to_json() for name, plan in plans.items()},
+    }
+
+
+def _write(name: str, text: str) -> None:
+    try:
+        Path(name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{name}: cannot be written: {error.strerror}") from error
