@@ -172,6 +172,8 @@ class Implementation:
     run: Callable[..., None]
     refuses_call: Refusal
     yields_call: Refusal = _accepts_all
+    around: bool = False
+    """It does work of its own around its kernel's one call, which so cannot take its place."""
 
     def refuses(
         self,
@@ -211,15 +213,16 @@ class Op:
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(
-        self, name: str, refuses: Refusal = _accepts_all, yields: Refusal = _accepts_all
+        self, name: str, refuses: Refusal = _accepts_all, yields: Refusal = _accepts_all, around: bool = False
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register the decorated function; earlier registrations are preferred.
 
-        `refuses` gives the reason why it cannot serve a call; `yields` why it only does when asked for by name.
+        `refuses` gives the reason why it cannot serve a call; `yields` why it only does when asked for by name;
+        `around` says that it does more than to call one kernel.
         """
 
         def register(run: Callable[..., None]) -> Callable[..., None]:
-            self.implementations[name] = Implementation(name, run, refuses, yields)
+            self.implementations[name] = Implementation(name, run, refuses, yields, around)
             return run
 
         return register

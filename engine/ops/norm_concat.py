@@ -52,7 +52,7 @@ def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
     o[images:, :, channels:].copy_(skip[: len(o) - images])
 
 
-@OP.implementation("native", native_for_f32(1))
+@OP.implementation("native", native_for_f32(1), around=True)
 def run_native(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:

@@ -174,7 +174,9 @@ class Executor:
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
         call = partial(node.implementation.run, *args, **node.attrs)
-        return native.bind(call) if node.implementation.name == "native" else call
+        if node.implementation.name != "native" or node.implementation.around:
+            return call
+        return native.bind(call, [arg for arg in args if arg is not None])
 
 
 def _check(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import NativeError
 
@@ -117,61 +116,51 @@ def _cfg_euler_arguments(
     }
 
 
-class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What a function asks of the CPU kernels, without running them; torch may do nothing but make views meanwhile."""
+@dataclass(frozen=True)
+class _Recorded:
+    """A call that was asked for, and the storages behind its addresses."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: list[tuple[str, dict[str, int | float | str]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if any(result.alias_info is None or result.alias_info.is_write for result in func._schema.returns):
-            raise _MoreThanACallError  # before it does anything
-        view = func(*args, **(kwargs or {}))
-        # inference tensors reach this undecomposed: their reshape may be a view or a copy
-        of = [it.untyped_storage().data_ptr() for it in args if isinstance(it, torch.Tensor)]
-        if not isinstance(view, torch.Tensor) or view.untyped_storage().data_ptr() not in of:
-            raise _MoreThanACallError
-        return view
+    kernel: str
+    arguments: dict[str, int | float | str]
+    storages: set[int]
 
 
-class _MoreThanACallError(Exception):
-    """A function does work of its own around a kernel."""
+_recording: ContextVar[list[_Recorded] | None] = ContextVar("recording", default=None)
 
 
-_calls: ContextVar[_Calls | None] = ContextVar("calls", default=None)
+def bind(run: Callable[[], None], tensors: Iterable[torch.Tensor]) -> Callable[[], None]:
+    """`run`, or where all it does is to call one CPU kernel on `tensors`, that call with its arguments ready: a tenth
+    of the Python.
 
-
-def bind(run: Callable[[], None]) -> Callable[[], None]:
-    """`run`, or where all it does is to call one CPU kernel, that call with its arguments ready: 20 times less Python.
-
-    Addresses are taken now: the tensors that `run` uses must stay where they are. Raises NativeError.
+    Addresses are taken now: `tensors` must stay where they are. What `run` does beside the call, e.g. the copy of a
+    tensor that is not contiguous, it does once, now; such a call is not bound. Raises NativeError.
     """
-    recording = _Calls()
-    token = _calls.set(recording)
+    recorded: list[_Recorded] = []
+    token = _recording.set(recorded)
     try:
-        with recording:
-            run()
-    except _MoreThanACallError:
-        return run
+        run()
     finally:
-        _calls.reset(token)
-    if len(recording.made) != 1:
+        _recording.reset(token)
+    owned = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    if len(recorded) != 1 or not recorded[0].storages <= owned:
         return run
-    ((kernel, arguments),) = recording.made
     try:
-        bound = getattr(_module(), f"{kernel}_bound")(**arguments)
+        bound = getattr(_module(), f"{recorded[0].kernel}_bound")(**recorded[0].arguments)
     except ValueError as error:
         raise NativeError(str(error)) from error
     return lambda: bound(torch.get_num_threads())
 
 
-def _call(kernel: str, arguments: Mapping[str, int | float], **options: int | str) -> None:
-    recording = _calls.get()
+def _call(
+    kernel: str,
+    arguments: Mapping[str, int | float],
+    tensors: Iterable[object],
+    **options: int | str,
+) -> None:
+    recording = _recording.get()
     if recording is not None:
-        recording.made.append((kernel, {**arguments, **options}))
+        storages = {it.untyped_storage().data_ptr() for it in tensors if isinstance(it, torch.Tensor)}
+        recording.append(_Recorded(kernel, {**arguments, **options}, storages))
         return
     try:
         getattr(_module(), kernel)(**arguments, **options)
@@ -224,7 +213,7 @@ def run(kernel: str, *, isa: str | None = None, **arguments: Argument) -> None:
     Raises NativeError.
     """
     members = {"threads": torch.get_num_threads()} | plain(kernel, torch.device("cpu"), arguments)
-    _call(kernel, members, isa=isa or "")
+    _call(kernel, members, arguments.values(), isa=isa or "")
 
 
 def run_cuda(kernel: str, device: torch.device, **arguments: Argument) -> None:
@@ -232,7 +221,7 @@ def run_cuda(kernel: str, device: torch.device, **arguments: Argument) -> None:
     members = {"threads": 1} | plain(kernel, device, arguments)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        _call(f"{kernel}_cuda", members, stream=stream)
+        _call(f"{kernel}_cuda", members, arguments.values(), stream=stream)
 
 
 def cfg_euler(
@@ -254,7 +243,7 @@ def cfg_euler(
     if z.device.type != "cpu":
         raise NativeError(f"cfg_euler: expected CPU tensors, got z on {z.device}; use cfg_euler_cuda")
     arguments = _cfg_euler_arguments("cfg_euler", v, z, guidance, step, steps)
-    _call("cfg_euler", arguments, isa=isa or "")
+    _call("cfg_euler", arguments, (v, z, guidance, step, steps), isa=isa or "")
 
 
 def cfg_euler_cuda(
@@ -269,4 +258,5 @@ def cfg_euler_cuda(
         raise NativeError(f"cfg_euler_cuda: expected CUDA tensors, got z on {z.device}; use cfg_euler")
     arguments = _cfg_euler_arguments("cfg_euler_cuda", v, z, guidance, step, steps)
     with torch.cuda.device(z.device):
-        _call("cfg_euler_cuda", arguments, stream=torch.cuda.current_stream(z.device).cuda_stream)
+        stream = torch.cuda.current_stream(z.device).cuda_stream
+        _call("cfg_euler_cuda", arguments, (v, z, guidance, step, steps), stream=stream)
