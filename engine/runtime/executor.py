@@ -16,6 +16,7 @@ import torch
 
 from ..errors import PlanError
 from ..ir import TensorSpec, contiguous_strides
+from ..ops import Implementation
 from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
 from . import native, profile
@@ -84,7 +85,7 @@ class Executor:
             "state": self.states,
             "input": self.inputs,
         }
-        self.calls = [self._bind(node) for node in plan.nodes]
+        self.calls = [self.call(node) for node in plan.nodes]
         self.outputs = {name: self.tensor(ref) for name, ref in plan.outputs.items()}
         self._replay: Replay | None = None
 
@@ -170,13 +171,15 @@ class Executor:
             )
         return root.as_strided(shape, ref.strides, root.storage_offset() + ref.offset)
 
-    def _bind(self, node: PlannedNode) -> Callable[[], None]:
+    def call(self, node: PlannedNode, implementation: Implementation | None = None) -> Callable[[], None]:
+        """One call of a node of the plan on this executor's memory, by another implementation than the plan's if given."""
+        chosen = implementation or node.implementation
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
-        call = partial(node.implementation.run, *args, **node.attrs)
-        if node.implementation.name != "native" or node.implementation.around:
-            return call
-        return native.bind(call, [arg for arg in args if arg is not None])
+        run = partial(chosen.run, *args, **node.attrs)
+        if chosen.name != "native" or chosen.around:
+            return run
+        return native.bind(run, [arg for arg in args if arg is not None])
 
 
 def _check(
