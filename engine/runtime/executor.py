@@ -172,7 +172,7 @@ class Executor:
         return root.as_strided(shape, ref.strides, root.storage_offset() + ref.offset)
 
     def call(self, node: PlannedNode, implementation: Implementation | None = None) -> Callable[[], None]:
-        """One call of a node of the plan on this executor's memory, by another implementation than the plan's if given."""
+        """One call of a node of the plan on this memory, by another implementation than the plan's where given."""
         chosen = implementation or node.implementation
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
