@@ -37,7 +37,19 @@ MAY_IMPORT = {
     "root": {"errors", "pipeline"},
     "evaluation": {"errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root"},
     "profiling": {"errors", "engine", "model", "pipeline", "root"},
-    "cli": {"profiling", "errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root", "evaluation"},
+    "benchmarking": {"errors", "engine", "checkpoint", "builtin", "pipeline"},
+    "cli": {
+        "benchmarking",
+        "profiling",
+        "errors",
+        "engine",
+        "checkpoint",
+        "model",
+        "builtin",
+        "pipeline",
+        "root",
+        "evaluation",
+    },
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.runtime.native"  # the one importer of flashjanus._C

@@ -23,6 +23,10 @@ class InputError(FlashJanusError, ValueError):
     """A request is outside what the model accepts: prompt, image, option or tensor."""
 
 
+class PeerError(FlashJanusError, RuntimeError):
+    """Another implementation, which a benchmark was to time beside ours, is absent or failed."""
+
+
 class OutputError(FlashJanusError, OSError):
     """A result cannot be written where it was asked for."""
 
@@ -37,6 +41,7 @@ __all__ = [
     "NativeError",
     "OutOfMemoryError",
     "OutputError",
+    "PeerError",
     "PlanError",
     "SchemaError",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
@@ -51,8 +53,8 @@ MAX_THREADS = 1024
 """OpenMP dies where the system refuses it a thread, so what no machine has is refused first."""
 
 
-def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
-    """The model that the options ask for."""
+def load_model(args: argparse.Namespace, console: Console, make: Callable[..., JanusFlow] | None = None) -> JanusFlow:
+    """The model that the options ask for; `make` gets the choices, where it is not to be read from a checkpoint."""
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, got {args.threads}")
     if args.threads is not None and args.threads > MAX_THREADS:
@@ -64,9 +66,7 @@ def load_model(args: argparse.Namespace, console: Console) -> JanusFlow:
         torch.set_num_threads(args.threads)
     from flashjanus import JanusFlow
 
-    model = JanusFlow.from_pretrained(
-        args.model,
-        vae=args.vae,
+    model = (make or partial(JanusFlow.from_pretrained, args.model, vae=args.vae))(
         device=args.device,
         dtype=args.dtype,
         vae_dtype=args.vae_dtype,

@@ -1,0 +1,147 @@
+"""Models without a checkpoint: the published sizes, a thin one and the built-in one's, with seeded random weights.
+
+Random weights draw noise, but every shape, layout and byte is that of the checkpoint, and so is the time.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flashjanus.builtin import builtin_folder
+from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
+from flashjanus.errors import InputError
+from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.pipeline.runner import Runner
+from flashjanus.pipeline.tensor_model import TensorModel
+
+SIZES = ("full", "thin", "shapes")
+_UVIT = {"layers_in_middle": 2, "block_out_channels": [768], "hidden_size": 2048}
+_FULL: dict[str, Any] = {
+    "architectures": ["MultiModalityCausalLM"],
+    "model_type": "multi_modality",
+    "torch_dtype": "bfloat16",
+    "language_config": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_hidden_layers": 24,
+        "vocab_size": 102400,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+    },
+    "vision_und_enc_config": {
+        "model_type": "vision_und_enc",
+        "cls": "CLIPVisionTower",
+        "params": {
+            "image_size": 384,
+            "model_name": "siglip_large_patch16_384",
+            "select_feature": "same",
+            "select_layer": -1,
+        },
+    },
+    "vision_gen_enc_config": {
+        "model_type": "vision_gen_enc",
+        "cls": "ShallowUViTEncoder",
+        "params": {"input_channels": 4, "stride": 2, "kernel_size": 2, "padding": 0, **_UVIT},
+    },
+    "vision_gen_dec_config": {
+        "model_type": "vision_gen_dec",
+        "cls": "ShallowUViTDecoder",
+        "params": {"in_channels": 768, "out_channels": 4, "upsamples": 1, **_UVIT},
+    },
+}
+_FULL_VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.13025,
+}
+
+
+def configs(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config.json, the VAE's config.json) of the published model, of one with its widths and two layers ("thin"; its
+    VAE is narrow), or of the built-in one. Raises InputError."""
+    if size not in SIZES:
+        raise InputError(f"random weights: expected one of {', '.join(SIZES)}, got {size!r}")
+    if size == "shapes":
+        folder = builtin_folder("shapes")
+        return (
+            json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            json.loads((folder / "vae/config.json").read_text(encoding="utf-8")),
+        )
+    config, vae = copy.deepcopy((_FULL, _FULL_VAE))
+    if size == "thin":
+        config["language_config"].update(intermediate_size=1024, num_hidden_layers=2, vocab_size=1024)
+        config["vision_und_enc_config"]["params"]["select_layer"] = 2
+        vae.update(block_out_channels=[32, 64, 64, 64], layers_per_block=1, norm_num_groups=16)
+    return config, vae
+
+
+class SeededState(Mapping[str, torch.Tensor]):
+    """Every tensor that a layout reads, drawn when it is asked for and not kept; `items()` are without data."""
+
+    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+        self.shapes = {s.names[0]: s.shapes[0] for target in layout for s in target.sources}
+        self.dtype = dtype
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Of sizes that keep activations finite: matrices by their width, norms about 1, biases small."""
+        shape = self.shapes[name]
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        matrix = len(shape) > 1 and math.prod(shape[1:]) > 1
+        bound = math.sqrt(3 / math.prod(shape[1:])) if matrix else 0.1
+        tensor = torch.empty(shape, dtype=self.dtype).uniform_(-bound, bound, generator=generator)
+        return tensor.add_(1) if not matrix and name.endswith("weight") else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def items(self) -> Any:
+        return {n: torch.empty(shape, dtype=self.dtype, device="meta") for n, shape in self.shapes.items()}.items()
+
+
+def random_model(size: str, **choices: Any) -> JanusFlow:
+    """A model of `size` with random weights, by way of one tensor at a time; choices as in `JanusFlow.from_state_dict`.
+
+    Raises InputError, DeviceError, OutOfMemoryError, PlanError.
+    """
+    config, vae = configs(size)
+    parts = weight_layout(JanusFlowConfig.from_dict(config)), vae_layout(VaeConfig.from_dict(vae))
+    state, vae_state = (SeededState(layout, torch.bfloat16) for layout in parts)
+    model = JanusFlow.from_state_dict(config, state, vae_config=vae, vae_state_dict=vae_state, **choices)
+    model.name = f"random {size}"
+    return model
+
+
+def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str]] | None = None) -> TensorModel:
+    """The same weights without any plan made yet, on other implementations where some are given."""
+    of = model.runner
+    runner = Runner(
+        of.config,
+        of.policy,
+        of.weights,
+        of.device,
+        vae_config=of.vae_config,
+        vae_policy=of.vae_policy,
+        vae_weights=of.vae_weights,
+        implementations=of.implementations if implementations is None else implementations,
+        buckets=of.buckets,
+        gpu=of.gpu,
+    )
+    return TensorModel(runner, model.tokenizer, model.processor, model.name, model.why)

@@ -1,0 +1,177 @@
+"""Times taken in rounds, and ratios with an interval that says what of them may be noise.
+
+Everything rests on order statistics: no assumption on how times are distributed, and nothing random. A round is short,
+and its samples resemble each other; what differs from round to round is the noise, so ratios compare medians of rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+CONFIDENCE = 0.95
+ENOUGH = 0.9
+"""An interval that holds with less than this (four rounds in turns, or fewer) decides nothing."""
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage at some sizes: what every engine times, each in its own way."""
+
+    stage: str
+    sizes: tuple[tuple[str, int | str], ...] = ()
+
+    def __getitem__(self, name: str) -> int:
+        return int(dict(self.sizes)[name])
+
+    def __str__(self) -> str:
+        return ", ".join([self.stage, *(f"{name}={size}" for name, size in self.sizes)])
+
+
+@dataclass
+class Record:
+    """Seconds of one case on one engine, round by round; `facts`: what else is to be kept of it."""
+
+    case: Case
+    engine: str
+    rounds: list[list[float]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def medians(self) -> list[float]:
+        return [statistics.median(samples) for samples in self.rounds]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of([sample for samples in self.rounds for sample in samples])
+
+
+class Engine(Protocol):
+    """Something that can be timed."""
+
+    @property
+    def name(self) -> str: ...
+
+    def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
+        """Seconds of those of `cases` that it can run, `repeats` of each or what suits the case."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Spread:
+        if len(samples) == 1:
+            return Spread(samples[0], samples[0], samples[0])
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return Spread(median, low, high)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """b / a, and an interval that holds the true one with `confidence`."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+    def verdict(self, margin: float = 0.0) -> str:
+        """What may be said of b against a, when a ratio within `margin` of 1 counts as none."""
+        if self.confidence < ENOUGH:
+            return "too few rounds"
+        if self.low > 1 + margin:
+            return "slower"
+        return "faster" if self.high < 1 / (1 + margin) else "within the noise"
+
+
+def measure(
+    engines: Sequence[Engine],
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    repeats: int,
+    minutes: float,
+    clock: Clock = time.perf_counter,
+    done: Callable[[str], None] = lambda what: None,
+) -> list[Record]:
+    """All engines in turns, in alternating order: A B, B A, A B, ...
+
+    No round is begun that would not end within `minutes`, but for the first. `done` is told what was timed.
+    """
+    records: dict[tuple[Case, str], Record] = {}
+    begun = last = clock()
+    longest = 0.0
+    for turn in range(rounds):
+        if last - begun + longest > 60 * minutes:
+            break
+        for engine in engines if turn % 2 == 0 else reversed(engines):
+            for case, samples in engine.round(cases, repeats):
+                records.setdefault((case, engine.name), Record(case, engine.name)).rounds.append(samples)
+                done(f"{engine.name}: {case}")
+        longest, last = max(longest, clock() - last), clock()
+    order = [(case, engine.name) for case in cases for engine in engines]
+    return [records[key] for key in order if key in records]
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Median of b_i / a_i over rounds i that were taken side by side; the interval is that of the sign test."""
+    ratios = sorted(y / x for x, y in zip(a, b, strict=False))
+    return _between(statistics.median(ratios), ratios, _binomial(len(ratios)))
+
+
+def unpaired(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Median of b_j / a_i over all pairs (Hodges and Lehmann's estimate); the interval is that of Mann and Whitney."""
+    ratios = sorted(y / x for x in a for y in b)
+    return _between(statistics.median(ratios), ratios, _mann_whitney(len(a), len(b)))
+
+
+def _between(value: float, ordered: Sequence[float], below: Sequence[float]) -> Ratio:
+    """The narrowest [k-th smallest, k-th largest] that holds with CONFIDENCE, else the widest there is.
+
+    below[k]: chance that at most k of `ordered` are below the true value.
+    """
+    k = max((k for k in range(len(ordered) // 2) if 1 - 2 * below[k] >= CONFIDENCE), default=0)
+    return Ratio(value, ordered[k], ordered[len(ordered) - 1 - k], max(0.0, 1 - 2 * below[k]))
+
+
+def _binomial(n: int) -> list[float]:
+    """P(X <= k) of n fair coins."""
+    return [sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range(n + 1)]
+
+
+@cache
+def _mann_whitney(n: int, m: int) -> list[float]:
+    """P(U <= k): of all orders of n and m values, the share in which at most k pairs have the second one first."""
+    counts = [[[1] + [0] * (n * m)] * (m + 1)]
+    for i in range(1, n + 1):
+        row = [counts[0][0]]
+        for j in range(1, m + 1):  # the largest is one of the m, above none, or one of the n, above all j
+            one = row[j - 1]
+            other = [0] * j + counts[i - 1][j][: n * m + 1 - j]
+            row.append([x + y for x, y in zip(one, other, strict=True)])
+        counts.append(row)
+    total = math.comb(n + m, n)
+    return [sum(counts[n][m][: k + 1]) / total for k in range(n * m + 1)]
+
+
+def beside(records: Sequence[Record], ours: str) -> Mapping[int, Ratio]:
+    """For the records (by position) of other engines, their time over that of `ours` in the same case and rounds."""
+    own = {record.case: record for record in records if record.engine == ours}
+    return {
+        i: paired(own[record.case].medians, record.medians)
+        for i, record in enumerate(records)
+        if record.engine != ours and record.case in own
+    }

@@ -1,0 +1,361 @@
+"""`flashjanus bench latency | throughput | ops | compare`: times, beside other implementations in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from flashjanus import __version__
+from flashjanus.cli.console import Console
+from flashjanus.cli.machine import machine_facts
+from flashjanus.cli.options import add_model_options, load_model, model_facts
+from flashjanus.errors import InputError
+
+if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+    from flashjanus.benchmarking.report import Report
+    from flashjanus.benchmarking.stages import Stages
+    from flashjanus.benchmarking.timing import Engine
+
+PEERS = ("official", "official-compiled", "transformers", "torch")
+RANDOM = ("full", "thin", "shapes")
+VERSIONS = ("torch", "numpy", "triton", "transformers")
+STDOUT = "-"
+MOST = 1 << 20
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the model, its ops, and other implementations",
+        description="Time the model's stages and ops, and other implementations beside them in the same run.",
+    )
+    suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
+    latency = suites.add_parser(
+        "latency",
+        help="how long each stage takes",
+        description="Time loading, the first image, the first token, and each stage of the model. With several values "
+        "of a size, the first is the base and the others are tried one size at a time.",
+    )
+    throughput = suites.add_parser(
+        "throughput",
+        help="images and tokens a second",
+        description="Images and tokens a second over batch sizes, each kind alone and both mixed (a flow step of all "
+        "images, then 8 tokens of all conversations).",
+    )
+    for parser, batch in ((latency, [1]), (throughput, [1, 2, 4])):
+        _add_sizes(parser, batch)
+        parser.add_argument("--stages", metavar="NAME[,NAME]", help="time only these, e.g. step,token")
+        parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of everything (default: 5)")
+        parser.add_argument(
+            "--minutes",
+            type=_minutes,
+            default=15.0,
+            metavar="M",
+            help="begin no round that would end later (default: 15)",
+        )
+        _add_peers(parser)
+    ops = suites.add_parser(
+        "ops",
+        help="every implementation of every op",
+        description="Time every implementation of every op at the sizes of the model's own plans, against the ceilings "
+        "of this machine, measured first. * marks what the plan chose.",
+    )
+    _add_sizes(ops, [1])
+    ops.add_argument("--ops", metavar="NAME[,NAME]", help="time only these")
+    for parser in (latency, throughput, ops):
+        repeats = 3 if parser is not ops else 7
+        parser.add_argument(
+            "--repeats", type=_count, default=repeats, metavar="N", help=f"samples in a round (default: {repeats})"
+        )
+        _add_output(parser)
+        add_model_options(parser)
+        parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
+        parser.set_defaults(run=_run)
+    compare = suites.add_parser(
+        "compare",
+        help="which differences of two reports exceed the noise",
+        description="Compare two files of --json. A difference exceeds the noise where the 95 %% interval of B's time "
+        "over A's (Mann and Whitney's, over medians of rounds) lies beyond the margin.",
+    )
+    compare.add_argument("before", metavar="A.json")
+    compare.add_argument("after", metavar="B.json")
+    compare.add_argument(
+        "--margin",
+        type=_percent,
+        default=5.0,
+        metavar="PERCENT",
+        help="by which two runs of the same code may differ, which no interval from within a run can tell (default: 5)",
+    )
+    compare.add_argument("--json", action="store_true", help="one JSON object on stdout, errors included")
+    compare.add_argument("--quiet", action="store_true", help="no notes on stderr")
+    compare.set_defaults(run=_run_compare)
+
+
+def _add_sizes(parser: argparse.ArgumentParser, batch: list[int]) -> None:
+    group = parser.add_argument_group("sizes", "one value, or several separated by commas")
+    shown = ",".join(map(str, batch))
+    group.add_argument(
+        "--batch", type=_sizes, default=batch, metavar="N", help=f"images or conversations at once (default: {shown})"
+    )
+    group.add_argument("--prompt-tokens", type=_sizes, default=[40], metavar="N", help="of a prompt (default: 40)")
+    group.add_argument("--chat-tokens", type=_sizes, metavar="N", help="of a conversation (default: 620, or what fits)")
+    group.add_argument("--steps", type=_sizes, default=[30], metavar="N", help="Euler steps of an image (default: 30)")
+
+
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("others, in turns with flashjanus")
+    group.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        choices=PEERS,
+        help="official: the official code, eager or compiled; "
+        "transformers: its generate with a static cache on the language model; torch: the same plans on torch's "
+        "implementations alone; repeatable",
+    )
+    group.add_argument("--official-repo", metavar="PATH", help="checkout of deepseek-ai/Janus")
+    group.add_argument("--official-script", metavar="PATH", help="script that drives it and prints a JSON line")
+    group.add_argument(
+        "--official-python",
+        metavar="PATH",
+        default=sys.executable,
+        help="Python that has its dependencies (default: this one)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="all samples, machine, versions, commit "
+        "and command as JSON into FILE; without FILE one JSON object on stdout, errors included",
+    )
+    group.add_argument("--plot", metavar="FILE.svg", help="draw it")
+    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    console.json = args.json == STDOUT
+    if args.random_weights and (args.model != "shapes" or args.vae):
+        raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
+    if args.plot is not None and not args.plot.endswith(".svg"):
+        raise InputError(f"--plot {args.plot}: expected FILE.svg")
+    _check_peers(args)
+    from flashjanus.benchmarking.report import check_writable, write
+
+    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
+    for path in files:
+        check_writable(path)
+    stages = _stages(args, console)
+    report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
+    console.text(str(report))
+    console.result(report.to_json())
+    if args.json not in (None, STDOUT):
+        write(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
+    if args.plot is not None:
+        from flashjanus.benchmarking.chart import svg
+
+        write(args.plot, svg(report))
+    for path in files:
+        console.note(f"wrote {path}")
+    return 0
+
+
+def _check_peers(args: argparse.Namespace) -> None:
+    for peer in getattr(args, "peer", ()):
+        for option in ("official_repo", "official_script"):
+            if peer.startswith("official") and getattr(args, option) is None:
+                raise InputError(f"--peer {peer}: expected --{option.replace('_', '-')} PATH beside it")
+
+
+def _stages(args: argparse.Namespace, console: Console) -> Stages:
+    """The model as an engine, and how to load it again."""
+    from flashjanus import JanusFlow
+    from flashjanus.benchmarking.models import random_model
+    from flashjanus.benchmarking.stages import Stages
+
+    again: list[Callable[[], object]] = []
+
+    def make(**choices: Any) -> JanusFlow:
+        if args.random_weights:
+            return random_model(args.random_weights, **choices)
+        again.append(lambda: JanusFlow.from_pretrained(args.model, vae=args.vae, **choices))
+        return JanusFlow.from_pretrained(args.model, vae=args.vae, **choices)
+
+    model = load_model(args, console, make)
+    return Stages(model, load=again[0] if again else None)
+
+
+def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
+    from flashjanus.benchmarking import stages as all_stages
+    from flashjanus.benchmarking.timing import measure
+
+    model = stages.model
+    if args.stages is None:
+        names = list(all_stages.LATENCY if args.suite == "latency" else all_stages.THROUGHPUT)
+        absent = {"load"} if stages.load is None else set()
+        if model.runner.vae_config is None:
+            console.note(f"{model.name} has no VAE: VAE and whole images are left out")
+            absent |= {"VAE", "image", "first image"}
+        names = [name for name in names if name not in absent]
+    else:
+        names = args.stages.split(",")
+        for name in names:
+            if name not in all_stages.STAGES or (name == "load" and stages.load is None):
+                known = ", ".join(all_stages.STAGES)
+                raise InputError(f"--stages: expected some of {known} (load: of a checkpoint), got {name!r}")
+    cases = all_stages.cases(names, _swept(args, stages))
+    all_stages.check(cases, model, args.repeats)
+    engines = [stages, *(_peer(name, args, stages) for name in dict.fromkeys(args.peer))]
+
+    def done(what: str) -> None:
+        console.check_interrupt()
+        console.status(what)
+
+    records = measure(engines, cases, rounds=args.rounds, repeats=args.repeats, minutes=args.minutes, done=done)
+    return _report(args, stages, records, None)
+
+
+def _time_ops(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
+    import torch
+
+    from flashjanus.benchmarking import stages as all_stages
+    from flashjanus.benchmarking.ops import measure_ops
+    from flashjanus.engine.ops import all_ops
+    from flashjanus.engine.runtime.ceilings import measure
+
+    wanted = args.ops.split(",") if args.ops else []
+    unknown = [name for name in wanted if name not in all_ops()]
+    if unknown:
+        raise InputError(f"--ops: expected some of {', '.join(all_ops())}, got {unknown[0]!r}")
+    sizes = _swept(args, stages)
+    several = [name for name, values in sizes.items() if len(values) > 1]
+    if several:
+        raise InputError(f"bench ops: expected one value of {several[0]}, got {sizes[several[0]]}")
+    (case,) = all_stages.cases(["mix"], sizes)
+    all_stages.check([case], stages.model, args.repeats)
+    console.status("measuring the ceilings")
+    weights = (*stages.runner.weights.values(), *stages.runner.vae_weights.values())
+    ceilings = measure(stages.device, {torch.float32: None, **dict.fromkeys(weight.dtype for weight in weights)})
+
+    def done(what: str) -> None:
+        console.check_interrupt()
+        console.status(what)
+
+    records = measure_ops(stages, case, repeats=args.repeats, ceilings=ceilings, wanted=wanted, done=done)
+    flops = {str(dtype).removeprefix("torch."): rate for dtype, rate in ceilings.rates.items()}
+    return _report(args, stages, records, {"bytes_per_s": ceilings.bandwidth, "flops_per_s": flops})
+
+
+def _peer(name: str, args: argparse.Namespace, stages: Stages) -> Engine:
+    from flashjanus.benchmarking.models import sibling
+    from flashjanus.benchmarking.peers import Official, Transformers
+    from flashjanus.benchmarking.stages import Stages
+    from flashjanus.engine.ops import all_ops
+
+    if name == "torch":
+        return Stages(sibling(stages.model, dict.fromkeys(all_ops(), "torch")), "torch")
+    if name == "transformers":
+        return Transformers(stages)
+    where = args.official_script, args.official_repo, args.official_python
+    return Official.of(stages.model, *where, compiled=name == "official-compiled")
+
+
+def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
+    """Sizes by name."""
+    from flashjanus.benchmarking.stages import CHAT_TOKENS, new_tokens
+
+    limit = stages.model.config.language.max_position_embeddings
+    fits = max(1, min(CHAT_TOKENS, limit - new_tokens(args.repeats)))
+    chat = args.chat_tokens or [fits]
+    return {"rows": args.batch, "prompt_tokens": args.prompt_tokens, "chat_tokens": chat, "steps": args.steps}
+
+
+def _report(args: argparse.Namespace, stages: Stages, records: Any, ceilings: dict[str, Any] | None) -> Report:
+    import torch
+
+    from flashjanus.benchmarking.report import Report, commit
+
+    model: Any = stages.model
+    head = {
+        "kind": args.suite,
+        "flashjanus": __version__,
+        "commit": commit(),
+        "command": shlex.join(sys.argv),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine_facts(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "model": model_facts(model),
+        "threads": torch.get_num_threads(),
+        "ceilings": ceilings,
+    }
+    return Report(head, records)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _run_compare(args: argparse.Namespace, console: Console) -> int:
+    from flashjanus.benchmarking.report import Report, difference_table, differences
+
+    before, after = Report.read(args.before), Report.read(args.after)
+    found = differences(before, after, args.margin / 100)
+    beyond = sum(it.verdict in ("slower", "faster") for it in found)
+    console.text(difference_table(found))
+    console.text(f"\n{beyond} of {len(found)} differences exceed the noise and {args.margin:g} %")
+    for name in ("machine", "versions", "threads", "model"):
+        if _settled(before.head.get(name)) != _settled(after.head.get(name)):
+            console.note(f"the two differ in {name}: not only the code is compared")
+    console.result({"margin": args.margin, "differences": [it.to_json() for it in found]})
+    return 0
+
+
+def _settled(facts: Any) -> Any:
+    """Without what changes from one minute to the next."""
+    return {k: v for k, v in facts.items() if k != "available_bytes"} if isinstance(facts, dict) else facts
+
+
+def _sizes(text: str) -> list[int]:
+    return list(dict.fromkeys(_count(part) for part in text.split(",")))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:10]) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 to {MOST}, got {text!r:.40}")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    return _number(text, 0, 1e6)
+
+
+def _percent(text: str) -> float:
+    return _number(text, 0, 1000)
+
+
+def _number(text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text!r:.40}")
+    return value
