@@ -356,27 +356,40 @@ def run_torch(
     scale: float,
     causal: bool = False,
 ) -> None:
-    mask = None
-    if kv_start is not None and kv_end is not None and slots is not None:
-        first, last = 0, k.shape[1]
-        if shapes.readable(q):
-            first = int(torch.minimum(kv_start.min(), slots.min()))
-            last = int(torch.maximum(kv_end.max(), slots.max() + 1))
-        k, v = k[:, first:last], v[:, first:last]
-        mask = visible(kv_start, kv_end, slots, torch.arange(first, last, device=q.device))
+    if kv_start is None or kv_end is None or slots is None:
+        _attend(q, k, v, None, o, scale)
+    elif shapes.readable(q):  # row by row, each on its own keys: what lies in front of them takes no work
+        for b in range(len(q)):
+            row = slice(b, b + 1)
+            first, end = torch.minimum(kv_start[b], slots[b].min()), torch.maximum(kv_end[b].max(), slots[b].max() + 1)
+            keys = slice(int(first), int(end))
+            mask = visible(kv_start[row], kv_end[row], slots[row], torch.arange(keys.start, keys.stop))
+            seen = mask.any(1)
+            k_row, v_row = k[row, keys], v[row, keys]
+            if not bool(seen.all()):
+                k_row, v_row = _without(k_row, seen), _without(v_row, seen)
+            # a decoded token sees all of its range: the faster path
+            _attend(q[row], k_row, v_row, None if bool(mask.all()) else mask, o[row], scale)
+    else:
+        mask = visible(kv_start, kv_end, slots, torch.arange(k.shape[1], device=q.device))
         seen = mask.any(1)
-        if not (shapes.readable(q) and bool(seen.all())):  # what nobody sees may be NaN, and 0 * NaN is NaN
-            unseen = ~seen[:, :, None, None]
-            k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
-        elif bool(mask.all()):  # a decoded token sees all of its range: the faster path
-            mask = None
-        mask = None if mask is None else mask[:, None]
+        _attend(q, _without(k, seen), _without(v, seen), mask, o, scale)
+
+
+def _without(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Keys or values with zeros where no query looks: what lies there may be NaN, and 0 * NaN is NaN."""
+    return x.masked_fill(~seen[:, :, None, None], 0.0)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, o: torch.Tensor, scale: float
+) -> None:
     o.copy_(
         F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=mask,
+            attn_mask=None if mask is None else mask[:, None],
             scale=scale,
             enable_gqa=q.shape[2] != k.shape[2],
         ).transpose(1, 2)
