@@ -28,6 +28,7 @@ inline const char* message(Status status) {
         case Status::bad_groups: return "expected at most 128 groups, and channels a multiple of them";
         case Status::bad_images: return "expected images <= batch <= 2 * images";
         case Status::bad_x_dtype: return "expected x_dtype as dtype, or 0 (float32) with norm";
+        case Status::many_queries: return "expected one query a row";
         case Status::gated_bias: return "expected no bias where gated";
         case Status::row_too_long: return "expected at most 8192 channels where scale is given";
         case Status::too_many_blocks: return "expected sizes that make fewer than 2^31 blocks";
@@ -86,7 +87,9 @@ inline Status check(const RopeKvWriteParams& p) {
 }
 
 inline Status check(const DecodeAttentionParams& p) {
-    if (p.batch < 1 || p.keys < 1 || p.heads < 1 || p.kv_heads < 1 || p.head < 1) return Status::bad_sizes;
+    if (p.batch < 1 || p.queries < 1 || p.keys < 1 || p.heads < 1 || p.kv_heads < 1 || p.head < 1) {
+        return Status::bad_sizes;
+    }
     if (p.heads % p.kv_heads) return Status::bad_sizes;
     if (p.head > kMaxHead) return Status::head_too_large;
     if (!valid(p.dtype)) return Status::bad_dtype;

@@ -35,6 +35,7 @@ enum class Status : int32_t {
     too_many_blocks,
     bad_x_dtype,
     gated_bias,
+    many_queries,
     row_too_long,
 };
 
@@ -161,16 +162,17 @@ struct RopeKvWriteParams {
 
 // One query a row: o = softmax(scale q K^T) V over the keys kv_start[b] <= j < kv_end[b] and j = slots[b].
 struct DecodeAttentionParams {
-    const void* q;  // [batch, heads, head]
+    const void* q;  // [batch, queries, heads, head]
     const void* k;  // [batch, keys, kv_heads, head]
     const void* v;
     const int32_t* kv_start;  // [batch]
-    const int32_t* kv_end;    // [batch]
-    const int32_t* slots;     // [batch]
-    void* o;                  // [batch, heads, head]
+    const int32_t* kv_end;    // [batch, queries]
+    const int32_t* slots;     // [batch, queries]
+    void* o;                  // [batch, queries, heads, head]
     Dtype dtype;
     float scale;
     int32_t batch;
+    int32_t queries;  // of a row; on a GPU 1
     int32_t keys;
     int32_t heads;
     int32_t kv_heads;

@@ -74,10 +74,10 @@ const Fields<RopeKvWriteParams>& fields() {
 template <>
 const Fields<DecodeAttentionParams>& fields() {
     using P = DecodeAttentionParams;
-    static const Fields<P> all{FIELD(q),          FIELD(k),      FIELD(v),        FIELD(kv_start), FIELD(kv_end),
-                               FIELD(slots),      FIELD(o),      FIELD(dtype),    FIELD(scale),    FIELD(batch),
-                               FIELD(keys),       FIELD(heads),  FIELD(kv_heads), FIELD(head),     FIELD(batch_stride),
-                               FIELD(key_stride), FIELD(threads)};
+    static const Fields<P> all{
+        FIELD(q),     FIELD(k),        FIELD(v),     FIELD(kv_start),     FIELD(kv_end),     FIELD(slots),
+        FIELD(o),     FIELD(dtype),    FIELD(scale), FIELD(batch),        FIELD(queries),    FIELD(keys),
+        FIELD(heads), FIELD(kv_heads), FIELD(head),  FIELD(batch_stride), FIELD(key_stride), FIELD(threads)};
     return all;
 }
 

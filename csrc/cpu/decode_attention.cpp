@@ -1,4 +1,5 @@
-// Attention of one query a row over its cached keys, with an online softmax over blocks of keys. See cfg_euler.cpp for
+// Attention of each query for itself over its row's cached keys, with an online softmax over blocks of keys: for one
+// query a row, and for few. See cfg_euler.cpp for
 // what a file compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 
@@ -78,21 +79,22 @@ INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32
 }
 
 template <class T>
-INLINE void one_head(const DecodeAttentionParams& p, int32_t b, int32_t h) {
+INLINE void one_head(const DecodeAttentionParams& p, int32_t query, int32_t h) {
+    const int32_t b = query / p.queries;
     const int64_t at = b * p.batch_stride + int64_t{h / (p.heads / p.kv_heads)} * p.head;
     const T* k = static_cast<const T*>(p.k) + at;
     const T* v = static_cast<const T*>(p.v) + at;
-    const int64_t row = (int64_t{b} * p.heads + h) * p.head;
+    const int64_t row = (int64_t{query} * p.heads + h) * p.head;
     Running state{{}, {}, -__builtin_inff(), 0.0f};
     for (int32_t d = 0; d < p.head; d += kPair) {
         load_pairs(static_cast<const T*>(p.q) + row + d, p.head - d, state.q[d / kLanes], state.q[d / kLanes + 1]);
     }
     const int32_t start = p.kv_start[b] < 0 ? 0 : p.kv_start[b];
-    const int32_t end = p.kv_end[b] > p.keys ? p.keys : p.kv_end[b];
+    const int32_t end = p.kv_end[query] > p.keys ? p.keys : p.kv_end[query];
     for (int32_t j = start; j < end; j += kBlock) {
         attend(state, k, v, p.key_stride, j, end - j < kBlock ? end : j + kBlock, p.head, p.scale);
     }
-    const int32_t own = p.slots[b];
+    const int32_t own = p.slots[query];
     if (own < start || own >= end) attend(state, k, v, p.key_stride, own, own + 1, p.head, p.scale);
     T* o = static_cast<T*>(p.o) + row;
     const float share = 1.0f / state.total;
@@ -104,7 +106,7 @@ INLINE void one_head(const DecodeAttentionParams& p, int32_t b, int32_t h) {
 
 template <class T>
 void heads(const DecodeAttentionParams& p) {
-    const int32_t count = p.batch * p.heads;
+    const int32_t count = p.batch * p.queries * p.heads;
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (int32_t i = 0; i < count; ++i) one_head<T>(p, i / p.heads, i % p.heads);
 }

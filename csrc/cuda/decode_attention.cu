@@ -204,6 +204,7 @@ Status any_head(const DecodeAttentionParams& p, void* stream) {
 Status decode_attention(const DecodeAttentionParams& params, void* stream) {
     const Status status = check(params);
     if (status != Status::ok) return status;
+    if (params.queries != 1) return Status::many_queries;
     if (params.dtype == Dtype::f32) return any_head<float>(params, stream);
     return any_head<bf16>(params, stream);
 }

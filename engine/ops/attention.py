@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from ... import triton_kernels
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, dtype_name, static
+from ..ir import Size, TensorSpec, dtype_name, product, static
 from ..runtime import native
 from . import shapes
 from .base import Bound, Call, Op, Schema, normal, register
@@ -142,11 +142,9 @@ MAX_HEAD = 256
 """kMaxHead of csrc/params.h."""
 
 
-def _decodes(specs: Sequence[TensorSpec | None]) -> str | None:
+def _refuses_query_by_query(specs: Sequence[TensorSpec | None]) -> str | None:
     if len(specs) > 3 and specs[0] is not None:
-        queries, head = static(specs[0].shape[1]), static(specs[0].shape[3])
-        if queries != 1:
-            return f"decodes: serves one query a row, not {queries}"
+        head = static(specs[0].shape[3])
         if specs[3] is None:
             return "decodes: needs kv_start, kv_end and slots"
         if head > MAX_HEAD:
@@ -155,43 +153,37 @@ def _decodes(specs: Sequence[TensorSpec | None]) -> str | None:
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _decodes(specs) or native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+    dtypes = [spec.dtype for spec in specs[:1] if spec is not None]
+    return _refuses_query_by_query(specs) or native.refuses(device, *dtypes)
+
+
+FEW_PRODUCTS = 1 << 21
+"""Of queries with keys, by channel: below, torch's attention takes longer to begin than a query at a time does."""
+
+
+def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
+        queries, keys = static(product(specs[0].shape)), static(specs[1].shape[1])
+        if static(specs[0].shape[1]) > 1 and queries * keys > FEW_PRODUCTS:
+            return "takes a query at a time; torch's attention is faster for so many"
+    return None
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _decodes(specs) or native.refuses_cuda(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+    if specs and specs[0] is not None and static(specs[0].shape[1]) != 1:
+        return f"decodes: serves one query a row, not {specs[0].shape[1]}"
+    dtypes = [spec.dtype for spec in specs[:1] if spec is not None]
+    return _refuses_query_by_query(specs) or native.refuses_cuda(device, *dtypes)
 
 
-@OP.implementation("native", _refuses_native)
-def run_native(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor,
-    kv_end: torch.Tensor,
-    slots: torch.Tensor,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
-    native.run("decode_attention", **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
+@OP.implementation("native", _refuses_native, _yields_native)
+def run_native(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
+    native.run("decode_attention", **_decode_arguments(*tensors, scale=scale))
 
 
 @OP.implementation("cuda", _refuses_cuda)
-def run_cuda(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor,
-    kv_end: torch.Tensor,
-    slots: torch.Tensor,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
-    native.run_cuda("decode_attention", q.device, **_decode_arguments(q, k, v, kv_start, kv_end, slots, o, scale))
+def run_cuda(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
+    native.run_cuda("decode_attention", tensors[0].device, **_decode_arguments(*tensors, scale=scale))
 
 
 def _decode_arguments(
@@ -202,6 +194,7 @@ def _decode_arguments(
     kv_end: torch.Tensor,
     slots: torch.Tensor,
     o: torch.Tensor,
+    *,
     scale: float,
 ) -> dict[str, Any]:
     batch, keys, kv_heads, head = k.shape
@@ -216,6 +209,7 @@ def _decode_arguments(
         dtype=q.dtype,
         scale=scale,
         batch=batch,
+        queries=q.shape[1],
         keys=keys,
         heads=q.shape[2],
         kv_heads=kv_heads,

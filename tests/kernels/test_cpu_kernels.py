@@ -26,7 +26,7 @@ GOOD: dict[str, dict[str, float]] = {
     "rope_kv_write": dict(qkv=64, table=64, positions=64, slots=64, k_cache=64, v_cache=64, q=64, dtype=1, batch=1)
     | dict(tokens=1, heads=2, kv_heads=1, half=4, cache_batch_stride=64, cache_slot_stride=8, threads=1),
     "decode_attention": dict(q=64, k=64, v=64, kv_start=64, kv_end=64, slots=64, o=64, dtype=1, scale=1.0, batch=1)
-    | dict(keys=4, heads=2, kv_heads=1, head=8, batch_stride=32, key_stride=8, threads=1),
+    | dict(queries=1, keys=4, heads=2, kv_heads=1, head=8, batch_stride=32, key_stride=8, threads=1),
     "depthwise_norm": dict(x=64, weight=64, bias=0, norm=64, y=64, x_dtype=0, weight_dtype=1, y_dtype=1, eps=1e-6)
     | dict(batch=1, height=2, width=2, channels=8, threads=1),
     "gelu_grn_stats": dict(x=64, y=64, sumsq=64, dtype=1, batch=1, positions=2, channels=8, threads=1),
@@ -139,7 +139,14 @@ def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
 def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
     with pytest.raises(PlanError, match="native: a matrix-vector kernel, for at most 4 rows"):
         get_op("linear").choose(CPU, [*specs((5, 64), (32, 64)), None], {}, forced=["native"])
-    q, k = (2, 3, 4, 16), (2, 9, 4, 16)
+    q, k = (2, 3, 4, 257), (2, 9, 4, 257)
     indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
-    with pytest.raises(PlanError, match="native: decodes: serves one query a row, not 3"):
+    with pytest.raises(PlanError, match="native: takes heads of at most 256 channels, not 257"):
         get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0}, forced=["native"])
+
+
+@pytest.mark.parametrize(("queries", "serves"), [(1, "native"), (16, "native"), (576, "torch")])
+def test_few_queries_are_attended_one_by_one(queries: int, serves: str) -> None:
+    q, k = (2, queries, 16, 128), (2, 64 + queries, 16, 128)
+    indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, queries), (2, queries))]
+    assert get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0})[0].name == serves
