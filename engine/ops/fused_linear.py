@@ -144,24 +144,16 @@ def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attr
 
 
 @OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor,
-    norm: torch.Tensor | None,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
-    eps: float,
-    gated: bool,
-    dtype: torch.dtype,
-) -> None:
-    arguments = gemv_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps, gated=gated)
-    native.run("gemv", **arguments)
+def run_native(*tensors: Any, **attrs: Any) -> None:
+    native.run("gemv", **_arguments(*tensors, **attrs))
 
 
 @OP.implementation("cuda", _refuses_cuda)
-def run_cuda(
+def run_cuda(*tensors: Any, **attrs: Any) -> None:
+    native.run_cuda("gemv", tensors[0].device, **_arguments(*tensors, **attrs))
+
+
+def _arguments(
     x: torch.Tensor,
     norm: torch.Tensor | None,
     weight: torch.Tensor,
@@ -172,9 +164,8 @@ def run_cuda(
     eps: float,
     gated: bool,
     dtype: torch.dtype,
-) -> None:
-    arguments = gemv_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps, gated=gated)
-    native.run_cuda("gemv", x.device, **arguments)
+) -> dict[str, Any]:
+    return gemv_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps, gated=gated)
 
 
 @OP.implementation("torch", yields=_yields_torch)
