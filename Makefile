@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test lint gpu wheel clean
+.PHONY: demo test lint bench gpu wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -35,6 +35,16 @@ lint: $(VENV)/.test-tools
 	rm -rf build/typing && mkdir -p build/typing/flashjanus
 	ln -s $(CURDIR)/python/flashjanus/* $(CURDIR)/engine $(CURDIR)/triton_kernels build/typing/flashjanus/
 	MYPYPATH=build/typing $(BIN)/mypy --strict -p flashjanus
+
+# Each stage of a model of the published sizes, random weights, in turns with other implementations: a table, all samples
+# as JSON, a picture. Beside the official code: BENCH_PEERS="--peer official --official-repo JANUS --official-script SCRIPT
+# --official-python PYTHON". No round is begun that would end after 13 minutes.
+BENCH_PEERS ?= --peer torch
+
+bench: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/flashjanus bench latency --random-weights full --dtype bfloat16 --stages prepare,step,VAE,SigLIP,prefill,token \
+		--rounds 5 --repeats 1 --minutes 13 $(BENCH_PEERS) --json build/bench.json --plot build/bench.svg
 
 # Tests and timings on the GPU present, with kernels built for it alone; seconds of BUDGET count from here. PYTHON and its
 # own torch are used where that is a CUDA build: nothing is installed or downloaded. Else ./.venv is made, as above.

@@ -2,7 +2,7 @@
 
 Neither is a dependency, and none of their code is here. Official timings come from a script that drives a checkout of
 deepseek-ai/Janus on random weights of its own and prints one JSON line, a process a round; it has the published sizes
-("full") and the thin ones.
+("full") and the thin ones. Its step has no `prepare` before it: prompt and time token are computed in each.
 """
 
 from __future__ import annotations

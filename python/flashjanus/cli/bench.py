@@ -13,9 +13,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
+from flashjanus.cli.bench_options import STDOUT, add_suites
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
-from flashjanus.cli.options import add_model_options, load_model, model_facts
+from flashjanus.cli.options import load_model, model_facts
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,125 +25,11 @@ if TYPE_CHECKING:
     from flashjanus.benchmarking.stages import Stages
     from flashjanus.benchmarking.timing import Engine
 
-PEERS = ("official", "official-compiled", "transformers", "torch")
-RANDOM = ("full", "thin", "shapes")
 VERSIONS = ("torch", "numpy", "triton", "transformers")
-STDOUT = "-"
-MOST = 1 << 20
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="time the model, its ops, and other implementations",
-        description="Time the model's stages and ops, and other implementations beside them in the same run.",
-    )
-    suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
-    latency = suites.add_parser(
-        "latency",
-        help="how long each stage takes",
-        description="Time loading, the first image, the first token, and each stage of the model. With several values "
-        "of a size, the first is the base and the others are tried one size at a time.",
-    )
-    throughput = suites.add_parser(
-        "throughput",
-        help="images and tokens a second",
-        description="Images and tokens a second over batch sizes, each kind alone and both mixed (a flow step of all "
-        "images, then 8 tokens of all conversations).",
-    )
-    for parser, batch in ((latency, [1]), (throughput, [1, 2, 4])):
-        _add_sizes(parser, batch)
-        parser.add_argument("--stages", metavar="NAME[,NAME]", help="time only these, e.g. step,token")
-        parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of everything (default: 5)")
-        parser.add_argument(
-            "--minutes",
-            type=_minutes,
-            default=15.0,
-            metavar="M",
-            help="begin no round that would end later (default: 15)",
-        )
-        _add_peers(parser)
-    ops = suites.add_parser(
-        "ops",
-        help="every implementation of every op",
-        description="Time every implementation of every op at the sizes of the model's own plans, against the ceilings "
-        "of this machine, measured first. * marks what the plan chose.",
-    )
-    _add_sizes(ops, [1])
-    ops.add_argument("--ops", metavar="NAME[,NAME]", help="time only these")
-    for parser in (latency, throughput, ops):
-        repeats = 3 if parser is not ops else 7
-        parser.add_argument(
-            "--repeats", type=_count, default=repeats, metavar="N", help=f"samples in a round (default: {repeats})"
-        )
-        _add_output(parser)
-        add_model_options(parser)
-        parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
-        parser.set_defaults(run=_run)
-    compare = suites.add_parser(
-        "compare",
-        help="which differences of two reports exceed the noise",
-        description="Compare two files of --json. A difference exceeds the noise where the 95 %% interval of B's time "
-        "over A's (Mann and Whitney's, over medians of rounds) lies beyond the margin.",
-    )
-    compare.add_argument("before", metavar="A.json")
-    compare.add_argument("after", metavar="B.json")
-    compare.add_argument(
-        "--margin",
-        type=_percent,
-        default=5.0,
-        metavar="PERCENT",
-        help="by which two runs of the same code may differ, which no interval from within a run can tell (default: 5)",
-    )
-    compare.add_argument("--json", action="store_true", help="one JSON object on stdout, errors included")
-    compare.add_argument("--quiet", action="store_true", help="no notes on stderr")
-    compare.set_defaults(run=_run_compare)
-
-
-def _add_sizes(parser: argparse.ArgumentParser, batch: list[int]) -> None:
-    group = parser.add_argument_group("sizes", "one value, or several separated by commas")
-    shown = ",".join(map(str, batch))
-    group.add_argument(
-        "--batch", type=_sizes, default=batch, metavar="N", help=f"images or conversations at once (default: {shown})"
-    )
-    group.add_argument("--prompt-tokens", type=_sizes, default=[40], metavar="N", help="of a prompt (default: 40)")
-    group.add_argument("--chat-tokens", type=_sizes, metavar="N", help="of a conversation (default: 620, or what fits)")
-    group.add_argument("--steps", type=_sizes, default=[30], metavar="N", help="Euler steps of an image (default: 30)")
-
-
-def _add_peers(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("others, in turns with flashjanus")
-    group.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        choices=PEERS,
-        help="official: the official code, eager or compiled; "
-        "transformers: its generate with a static cache on the language model; torch: the same plans on torch's "
-        "implementations alone; repeatable",
-    )
-    group.add_argument("--official-repo", metavar="PATH", help="checkout of deepseek-ai/Janus")
-    group.add_argument("--official-script", metavar="PATH", help="script that drives it and prints a JSON line")
-    group.add_argument(
-        "--official-python",
-        metavar="PATH",
-        default=sys.executable,
-        help="Python that has its dependencies (default: this one)",
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--json",
-        nargs="?",
-        const=STDOUT,
-        metavar="FILE",
-        help="all samples, machine, versions, commit "
-        "and command as JSON into FILE; without FILE one JSON object on stdout, errors included",
-    )
-    group.add_argument("--plot", metavar="FILE.svg", help="draw it")
-    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    add_suites(commands, _run, _run_compare)
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
@@ -159,14 +46,14 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         check_writable(path)
     stages = _stages(args, console)
     report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
-    console.text(str(report))
-    console.result(report.to_json())
     if args.json not in (None, STDOUT):
         write(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
     if args.plot is not None:
         from flashjanus.benchmarking.chart import svg
 
         write(args.plot, svg(report))
+    console.text(str(report))
+    console.result(report.to_json())
     for path in files:
         console.note(f"wrote {path}")
     return 0
@@ -224,6 +111,9 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
         console.status(what)
 
     records = measure(engines, cases, rounds=args.rounds, repeats=args.repeats, minutes=args.minutes, done=done)
+    for engine in engines:
+        if all(record.engine != engine.name for record in records):
+            console.note(f"{engine.name} times none of these stages at these sizes")
     return _report(args, stages, records, None)
 
 
@@ -331,31 +221,3 @@ def _run_compare(args: argparse.Namespace, console: Console) -> int:
 def _settled(facts: Any) -> Any:
     """Without what changes from one minute to the next."""
     return {k: v for k, v in facts.items() if k != "available_bytes"} if isinstance(facts, dict) else facts
-
-
-def _sizes(text: str) -> list[int]:
-    return list(dict.fromkeys(_count(part) for part in text.split(",")))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:10]) <= MOST:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1 to {MOST}, got {text!r:.40}")
-    return int(text)
-
-
-def _minutes(text: str) -> float:
-    return _number(text, 0, 1e6)
-
-
-def _percent(text: str) -> float:
-    return _number(text, 0, 1000)
-
-
-def _number(text: str, low: float, high: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text!r:.40}")
-    return value
