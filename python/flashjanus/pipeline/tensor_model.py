@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +26,10 @@ from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-from . import flow, options, text
+from . import flow, options, pictures, text, warming
 from .buckets import EXACT, PADDED, Buckets, padded
 from .images import ImageProcessor
-from .runner import Runner, Session
+from .runner import Runner
 from .tokenizer import Tokenizer
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -207,15 +206,7 @@ class TensorModel:
         """Images (B, 3, H s, W s), float32, about [-1, 1], of latents (B, c, H, W) as the flow leaves them."""
         vae = self._need_vae()
         latents = options.tensor("latents", latents, (None, vae.latent_channels, None, None), FLOATS)
-        height, width = latents.shape[2:]
-        images = []
-        with self.runner.lease(_Decoder, height, width) as decoder:
-            # one at a time: activations at image resolution dominate memory, not weights
-            for z in torch.split(latents, 1):
-                decoder.executor.inputs["z"].copy_(z)
-                decoder.executor.run()
-                images.append(decoder.executor.outputs["image"].to(torch.float32, copy=True))
-        return torch.cat(images)
+        return pictures.decode(self.runner, latents)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
@@ -290,37 +281,7 @@ class TensorModel:
         graphs share the memory of their temporaries, and a smaller one fits into a larger one's. All of it is kept.
         Images are those with guidance; an empty sequence leaves a face out. Raises InputError, OutOfMemoryError.
         """
-        buckets = self.runner.buckets
-        limit = self.config.language.max_position_embeddings
-        lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
-        capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
-        steps = min(padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps), options.MAX_STEPS)
-        new = padded(min(options.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
-
-        def sizes(name: str, counts: Sequence[int]) -> list[int]:
-            checked = {padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}
-            return sorted(checked, reverse=True)
-
-        with ExitStack() as leases:
-            made: list[Session] = []
-
-            def make(session: Callable[..., Session], *bucket: int) -> None:
-                made.append(leases.enter_context(self.runner.lease(session, *bucket)))
-
-            for rows in sizes("images", images):
-                for capacity in capacities:
-                    make(flow.FlowSession, rows, rows, capacity, steps)
-                    for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
-                        make(flow.Prepared, prompts, prompts, capacity, steps)
-            for rows in sizes("conversations", conversations):
-                for capacity in capacities:
-                    features = 1 + buckets.images(rows, rows) * self.config.num_understanding_tokens
-                    make(text.TextSession, rows, capacity, capacity + new, features, new)
-            if conversations:
-                make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
-            if images and self.runner.vae_config is not None:
-                make(_Decoder, self.config.latent_size, self.config.latent_size)
-            self.runner.reserve(sum(session.nbytes for session in made))
+        warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens)
 
     @property
     def buckets(self) -> Buckets:
@@ -425,15 +386,6 @@ class TensorModel:
                 "ask for output_type='latent'"
             )
         return self.runner.vae_config
-
-
-class _Decoder:
-    def __init__(self, runner: Runner, height: int, width: int) -> None:
-        self.executor = runner.executor("decode_latents", B=1, H=height, W=width)
-
-    @property
-    def nbytes(self) -> int:
-        return self.executor.nbytes
 
 
 def refuse_quantization(quantization: str | None) -> None:

@@ -1,0 +1,30 @@
+"""Latents to pictures: the VAE's decoder, one picture after the other."""
+
+from __future__ import annotations
+
+import torch
+
+from .runner import Runner
+
+
+class Decoder:
+    """Memory of a bucket of latents of one size."""
+
+    def __init__(self, runner: Runner, height: int, width: int) -> None:
+        self.executor = runner.executor("decode_latents", B=1, H=height, W=width)
+
+    @property
+    def nbytes(self) -> int:
+        return self.executor.nbytes
+
+
+def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H s, W s), float32, of latents (B, c, H, W)."""
+    images = []
+    with runner.lease(Decoder, *latents.shape[2:]) as decoder:
+        # one at a time: activations at image resolution dominate memory, not weights
+        for z in torch.split(latents, 1):
+            decoder.executor.inputs["z"].copy_(z)
+            decoder.executor.run()
+            images.append(decoder.executor.outputs["image"].to(torch.float32, copy=True))
+    return torch.cat(images)

@@ -1,0 +1,52 @@
+"""Memory and graphs before the first request needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from . import flow, options, pictures, text
+from .buckets import padded
+from .runner import Runner, Session
+
+
+def warm_up(
+    runner: Runner,
+    images: Sequence[int],
+    conversations: Sequence[int],
+    prompt_tokens: Sequence[int],
+    steps: int,
+    new_tokens: int,
+) -> None:
+    """`TensorModel.warm_up`: sessions of the buckets, the largest first, left idle and kept."""
+    config, buckets = runner.config, runner.buckets
+    limit = config.language.max_position_embeddings
+    lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
+    capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
+    steps = min(padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps), options.MAX_STEPS)
+    new = padded(min(options.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
+
+    def sizes(name: str, counts: Sequence[int]) -> list[int]:
+        return sorted({padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
+
+    pictured, talked = sizes("images", images), sizes("conversations", conversations)
+    with ExitStack() as leases:
+        made: list[Session] = []
+
+        def make(session: Callable[..., Session], *bucket: int) -> None:
+            made.append(leases.enter_context(runner.lease(session, *bucket)))
+
+        for rows in pictured:
+            for capacity in capacities:
+                make(flow.FlowSession, rows, rows, capacity, steps)
+                for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
+                    make(flow.Prepared, prompts, prompts, capacity, steps)
+        for rows in talked:
+            for capacity in capacities:
+                features = 1 + buckets.images(rows, rows) * config.num_understanding_tokens
+                make(text.TextSession, rows, capacity, capacity + new, features, new)
+        if talked:
+            make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
+        if pictured and runner.vae_config is not None:
+            make(pictures.Decoder, config.latent_size, config.latent_size)
+        runner.reserve(sum(session.nbytes for session in made))
