@@ -7,7 +7,6 @@ the linear behind it. Only values that nobody else reads disappear.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,7 +45,9 @@ class _Fusion:
             for value in node.inputs:
                 if value is not None:
                     self.readers.setdefault(value.root.name, []).append(node)
-        self.kept = Counter(value.root.name for value in graph.outputs.values())
+        self.kept = {value.root.name for value in graph.outputs.values()}
+        self.written: set[str] = set()
+        """Values of nodes that are there by now."""
         self.norms: dict[str, Node] = {}
         """RMSNorms that a linear may take, by the value that they write."""
         self.done: set[str] = set()
@@ -66,21 +67,30 @@ class _Fusion:
     def _reader(self, value: Value, *ops: str) -> Node | None:
         """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
         readers = self.readers.get(value.name, [])
-        alone = len(readers) == 1 and not self.kept[value.name]
+        alone = len(readers) == 1 and value.name not in self.kept
         return readers[0] if alone and readers[0].op in ops else None
 
-    def _there(self, value: Value | None) -> bool:
-        """True if `value` has been written by now and nobody writes it again."""
-        assert value is not None
-        written = {out.name for node in (*self.graph.nodes, *self.norms.values()) for out in node.outputs}
-        return value.root.kind in ("input", "weight") or value.root.name in written
+    def _behind(self, y: Value) -> Node | None:
+        """The gated SiLU of `y`, or the node that adds it to a residual that is there by now; only they read it."""
+        node = self._reader(y, "silu_mul", "add_rms_norm")
+        if node is None or node.op == "silu_mul":
+            return node if node is not None and node.inputs[0] is y else None
+        residual, delta, _ = node.inputs
+        assert residual is not None
+        root = residual.root
+        there = root.kind in ("input", "weight") or root.name in self.written or root.name in self.norms
+        return node if delta is y and there else None
+
+    def _emit(self, node: Node) -> None:
+        self.graph.nodes.append(node)
+        self.written.update(value.name for value in node.outputs)
 
     def _keep(self, node: Node) -> None:
         """Behind the norms that it turned out to need."""
         for value in node.inputs:
             if value is not None and value.root.name in self.norms:
-                self.graph.nodes.append(self.norms.pop(value.root.name))
-        self.graph.nodes.append(node)
+                self._emit(self.norms.pop(value.root.name))
+        self._emit(node)
 
     def _linear(self, node: Node) -> None:
         x, weight, *rest = node.inputs
@@ -91,11 +101,7 @@ class _Fusion:
         norm = self.norms.get(x.root.name)
         if norm is not None and not _whole(x, norm.outputs[0]):
             norm = None
-        behind = self._reader(y, "silu_mul", "add_rms_norm")
-        if behind is not None and behind.inputs[-2 if behind.op == "add_rms_norm" else 0] is not y:
-            behind = None
-        if behind is not None and behind.op == "add_rms_norm" and not self._there(behind.inputs[0]):
-            behind = None
+        behind = self._behind(y)
         gated = behind is not None and behind.op == "silu_mul"
         adds = None if gated else behind
         # not for a gated SiLU alone, whose dtypes do not tell whether the linear has to round before it
@@ -129,7 +135,7 @@ class _Fusion:
         if source is not None and source.kind == "node" and self._reader(normed, "linear", "linear_int8"):
             self.norms[normed.name] = node
         else:
-            self.graph.nodes.append(node)
+            self._emit(node)
 
     def _refusal(self, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> str | None:
         op = get_op("fused_linear")

@@ -75,10 +75,14 @@ class Plan:
     def state_bytes(self) -> int:
         return sum(nbytes(s) for s in self.states.values())
 
+    @property
+    def bucket(self) -> str:
+        """The sizes, for a person."""
+        return ", ".join(f"{k}={v}" for k, v in self.sizes.items())
+
     def summary(self) -> str:
-        bucket = ", ".join(f"{k}={v}" for k, v in self.sizes.items())
         return (
-            f"{self.name} on {self.device} [{bucket}]: {len(self.nodes)} nodes, {self.flops / 1e9:.3f} GFLOP, "
+            f"{self.name} on {self.device} [{self.bucket}]: {len(self.nodes)} nodes, {self.flops / 1e9:.3f} GFLOP, "
             f"{self.nbytes / 1e6:.1f} MB moved, arena {self.arena_bytes / 1e6:.2f} MB "
             f"({self.unpacked_bytes / 1e6:.2f} MB unshared), state {self.state_bytes() / 1e6:.2f} MB"
         )

@@ -96,8 +96,7 @@ class Executor:
         """
         if self.gpu is None or not self.gpu.graphs or self._replay is not None:
             return
-        bucket = ", ".join(f"{k}={v}" for k, v in self.plan.sizes.items())
-        self._replay = self.gpu.capture(f"{self.plan.name} [{bucket}]", self._named_walk, self._clear)
+        self._replay = self.gpu.capture(f"{self.plan.name} [{self.plan.bucket}]", self._named_walk, self._clear)
 
     def upload(self) -> None:
         """Send what the caller wrote in `host`, in one copy; it may write on at once."""
@@ -221,5 +220,4 @@ def _memory(plan: Plan, gpu: Gpu | None, parts: dict[str, int | None]) -> Iterat
     except torch.OutOfMemoryError as error:
         if gpu is None:
             raise
-        bucket = ", ".join(f"{k}={v}" for k, v in plan.sizes.items())
-        raise gpu.out_of_memory(f"{plan.name} [{bucket}]", parts) from error
+        raise gpu.out_of_memory(f"{plan.name} [{plan.bucket}]", parts) from error

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from flashjanus.engine.ops import all_ops
+from interpreted import run_interpreted
 
 pytest.importorskip("triton")
 CASES = [
@@ -24,17 +21,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float | str | None]:
     """What run_triton_interpreted.py says, by case."""
-    output = tmp_path_factory.mktemp("interpreter") / "results.json"
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_triton_interpreted.py")), str(output)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, float | str | None] = json.loads(output.read_text())
+    program = Path(__file__).with_name("run_triton_interpreted.py")
+    found: dict[str, float | str | None] = run_interpreted(program, tmp_path_factory.mktemp("interpreter"))
     return found
 
 

@@ -79,11 +79,13 @@ def preferring(first: str | None) -> dict[str, list[str]] | None:
     return {op.name: [first, "torch"] for op in all_ops().values() if first in op.implementations}
 
 
-def thin_model(state: dict[str, torch.Tensor], dtype: str, numerics: str, first: str | None) -> JanusFlow:
+def thin_model(
+    state: dict[str, torch.Tensor], dtype: str, numerics: str, first: str | None, device: str = "cpu"
+) -> JanusFlow:
     return JanusFlow.from_state_dict(
         golden_json("thin.config"),
         state,
-        device="cpu",
+        device=device,
         dtype=dtype,
         numerics=numerics,
         implementations=preferring(first),

@@ -1,12 +1,12 @@
 """The goldens on a GPU, within the bounds of test_goldens.py: its own tests, on models that live there.
 
-In float32 without TF32, which would leave no more than ten bits of every product.
+Nothing here turns TF32 off, which would leave ten bits of every product: the engine does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.executor import Executor
 from model import test_goldens as goldens
-from model.conftest import Case, Golden, golden_json, preferring
+from model.conftest import Case, Golden, golden_json, preferring, thin_model
 from seeded import seeded_state_dict
 from small_model import relative_error, small_config, small_state
 
@@ -29,31 +29,16 @@ FIRST = [None, "torch", "triton"]
 chat, greedy = goldens.chat, goldens.greedy
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 @pytest.fixture(autouse=True)
 def compared_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(goldens, "relative_error", lambda got, expected: relative_error(got.cpu(), expected))
 
 
 @pytest.fixture(scope="module")
-def thin(thin_state: dict[str, torch.Tensor], no_tf32: None) -> Callable[..., JanusFlow]:
+def thin(thin_state: dict[str, torch.Tensor]) -> Callable[..., JanusFlow]:
     @cache
     def built(dtype: str, numerics: str, first: str | None) -> JanusFlow:
-        return JanusFlow.from_state_dict(
-            golden_json("thin.config"),
-            thin_state,
-            device="cuda",
-            dtype=dtype,
-            numerics=numerics,
-            implementations=preferring(first),
-        )
+        return thin_model(thin_state, dtype, numerics, first, "cuda")
 
     return lambda dtype, numerics="exact", first=None: built(dtype, numerics, first)  # one key for one model
 

@@ -8,14 +8,11 @@ the golden of its logits. run_goldens_in_triton.py says how.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreted import run_interpreted
 from model.test_goldens import FP32
 
 pytest.importorskip("triton")
@@ -25,17 +22,8 @@ PROGRAMS = ["flow_prepare", "flow_step", "encode_images", "decode_latents", "dec
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What run_goldens_in_triton.py says."""
-    output = tmp_path_factory.mktemp("interpreter") / "results.json"
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_goldens_in_triton.py")), str(output)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(output.read_text())
+    program = Path(__file__).with_name("run_goldens_in_triton.py")
+    found: dict[str, Any] = run_interpreted(program, tmp_path_factory.mktemp("interpreter"))
     return found
 
 
