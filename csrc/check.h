@@ -31,6 +31,11 @@ inline const char* message(Status status) {
         case Status::many_queries: return "expected one query a row";
         case Status::gated_bias: return "expected no bias where gated";
         case Status::row_too_long: return "expected at most 8192 channels where scale is given";
+        case Status::bad_activation: return "expected act 0 (none), 1 (gated SiLU) or 2 (GELU)";
+        case Status::ragged_tiles: return "expected out a multiple of 16, columns of 32 (of 64 where scale is given)";
+        case Status::bf16_only: return "expected dtype 1 (bfloat16)";
+        case Status::ragged_head: return "expected heads of a multiple of 32 channels";
+        case Status::out_of_memory: return "expected memory for the operands in tiles";
         case Status::too_many_blocks: return "expected sizes that make fewer than 2^31 blocks";
     }
     return "unknown status";
@@ -51,6 +56,18 @@ inline Status check(const GemvParams& p) {
     if (!valid(p.dtype) || !valid(p.x_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
     if (p.x_dtype != p.dtype && !(p.norm && p.x_dtype == Dtype::f32)) return Status::bad_x_dtype;
     if (p.gated && p.bias) return Status::gated_bias;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const TiledLinearParams& p) {
+    if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
+    if (p.out % 16 || p.columns % (p.scale ? 64 : 32)) return Status::ragged_tiles;
+    if (p.scale && p.columns > kMaxQuantisedChannels) return Status::row_too_long;
+    if (!valid(p.x_dtype) || !valid(p.bias_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) {
+        return Status::bad_dtype;
+    }
+    if (p.act < Activation::none || p.act > Activation::gelu) return Status::bad_activation;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
 }
@@ -94,8 +111,8 @@ inline Status check(const DecodeAttentionParams& p) {
     if (p.head > kMaxHead) return Status::head_too_large;
     if (!valid(p.dtype)) return Status::bad_dtype;
     if (p.threads < 1) return Status::bad_threads;
-    const bool all = p.q && p.k && p.v && p.kv_start && p.kv_end && p.slots && p.o;
-    return all ? Status::ok : Status::null_tensor;
+    const bool rule = p.kv_start && p.kv_end && p.slots, none = !p.kv_start && !p.kv_end && !p.slots;
+    return p.q && p.k && p.v && p.o && (rule || none) ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const DepthwiseNormParams& p) {

@@ -37,6 +37,11 @@ enum class Status : int32_t {
     gated_bias,
     many_queries,
     row_too_long,
+    bad_activation,
+    ragged_tiles,
+    bf16_only,
+    ragged_head,
+    out_of_memory,
 };
 
 // For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
@@ -86,6 +91,32 @@ struct GemvParams {
     Dtype y_dtype;
     float eps;
     int32_t gated;
+    int32_t rows;
+    int32_t columns;
+    int32_t out;
+    int32_t threads;
+};
+
+// What stands behind a product: nothing, silu(gate) * up of its first and its last half, or the exact GELU.
+enum class Activation : int32_t { none = 0, gated_silu = 1, gelu = 2 };
+
+// y = act(norm(x) w^T * scale + bias) + residual for any number of rows, by AMX. w is in tiles: [out / 16][columns / k]
+// blocks of k x 16, k = 32 in bf16 and 64 in int8, each [k / v][16][v] with v values of a column side by side in four
+// bytes. With scale, w is int8 and each row of norm(x) is quantised as in cpu/quantise.h.
+struct TiledLinearParams {
+    const void* x;         // [rows, columns]
+    const float* norm;     // [columns] of RMSNorm, or null
+    const void* w;         // gated: 2 * out rows, gates first
+    const float* scale;    // one per row of w, or null
+    const void* bias;      // one per row of w, or null
+    const void* residual;  // [rows, out], or null
+    void* y;               // [rows, out]
+    Dtype x_dtype;
+    Dtype bias_dtype;
+    Dtype residual_dtype;
+    Dtype y_dtype;
+    Activation act;
+    float eps;
     int32_t rows;
     int32_t columns;
     int32_t out;
@@ -165,7 +196,7 @@ struct DecodeAttentionParams {
     const void* q;  // [batch, queries, heads, head]
     const void* k;  // [batch, keys, kv_heads, head]
     const void* v;
-    const int32_t* kv_start;  // [batch]
+    const int32_t* kv_start;  // [batch]; null with kv_end and slots: every query sees every key; on a CPU
     const int32_t* kv_end;    // [batch, queries]
     const int32_t* slots;     // [batch, queries]
     void* o;                  // [batch, queries, heads, head]

@@ -24,6 +24,16 @@ const Fields<GemvParams>& fields() {
 }
 
 template <>
+const Fields<TiledLinearParams>& fields() {
+    using P = TiledLinearParams;
+    static const Fields<P> all{FIELD(x),        FIELD(norm),   FIELD(w),       FIELD(scale),      FIELD(bias),
+                               FIELD(residual), FIELD(y),      FIELD(x_dtype), FIELD(bias_dtype), FIELD(residual_dtype),
+                               FIELD(y_dtype),  FIELD(act),    FIELD(eps),     FIELD(rows),       FIELD(columns),
+                               FIELD(out),      FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<RmsNormParams>& fields() {
     using P = RmsNormParams;
     static const Fields<P> all{FIELD(x),     FIELD(delta),    FIELD(weight),      FIELD(total),   FIELD(y),

@@ -83,6 +83,8 @@ py::dict build_info() {
     info["cuda_architectures"] = py::str(FLASHJANUS_CUDA_ARCHITECTURES).attr("split")(",");
     if (!*FLASHJANUS_CUDA_ARCHITECTURES) info["cuda_architectures"] = py::list();
     info["instruction_sets_built"] = instruction_sets(cpu::built);
+    info["amx_built"] = cpu::amx_built();
+    info["amx"] = cpu::amx_available();
     info["instruction_sets"] = instruction_sets(cpu::available);
     return info;
 }
@@ -94,6 +96,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("build_info", &build_info, "Compiler, CUDA version (None in a CPU-only build) and instruction sets.");
 #define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, #kernel "_bound", &cpu::kernel);
     FLASHJANUS_CPU_KERNELS(FLASHJANUS_BIND)
+    FLASHJANUS_AMX_KERNELS(FLASHJANUS_BIND)
     bind_cuda(module);
 }
 

@@ -18,6 +18,11 @@
     KERNEL(residual_modulate, ResidualModulateParams) \
     KERNEL(group_norm_silu, GroupNormSiluParams)
 
+// Those that only a machine with AMX executes.
+#define FLASHJANUS_AMX_KERNELS(KERNEL)      \
+    KERNEL(tiled_linear, TiledLinearParams) \
+    KERNEL(tiled_attention, DecodeAttentionParams)
+
 namespace flashjanus::cpu {
 
 enum class Isa : int32_t { baseline = 0, avx2 = 1, avx512 = 2 };
@@ -27,9 +32,12 @@ const char* name(Isa isa);
 bool built(Isa isa);      // compiled into this module
 bool available(Isa isa);  // built, and this machine executes it
 Isa best();               // the widest available one
+bool amx_built();
+bool amx_available();  // and the operating system lets this process use the tiles
 
 #define FLASHJANUS_DECLARE(kernel, Params) Status kernel(const Params& params, Isa isa);
 FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
+FLASHJANUS_AMX_KERNELS(FLASHJANUS_DECLARE)  // the same for every isa
 #undef FLASHJANUS_DECLARE
 
 }  // namespace flashjanus::cpu

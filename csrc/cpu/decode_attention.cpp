@@ -89,12 +89,12 @@ INLINE void one_head(const DecodeAttentionParams& p, int32_t query, int32_t h) {
     for (int32_t d = 0; d < p.head; d += kPair) {
         load_pairs(static_cast<const T*>(p.q) + row + d, p.head - d, state.q[d / kLanes], state.q[d / kLanes + 1]);
     }
-    const int32_t start = p.kv_start[b] < 0 ? 0 : p.kv_start[b];
-    const int32_t end = p.kv_end[query] > p.keys ? p.keys : p.kv_end[query];
+    const int32_t start = p.kv_start && p.kv_start[b] > 0 ? p.kv_start[b] : 0;
+    const int32_t end = p.kv_end && p.kv_end[query] < p.keys ? p.kv_end[query] : p.keys;
     for (int32_t j = start; j < end; j += kBlock) {
         attend(state, k, v, p.key_stride, j, end - j < kBlock ? end : j + kBlock, p.head, p.scale);
     }
-    const int32_t own = p.slots[query];
+    const int32_t own = p.slots ? p.slots[query] : start;
     if (own < start || own >= end) attend(state, k, v, p.key_stride, own, own + 1, p.head, p.scale);
     T* o = static_cast<T*>(p.o) + row;
     const float share = 1.0f / state.total;

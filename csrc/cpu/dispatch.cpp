@@ -2,6 +2,12 @@
 
 #include "check.h"
 
+#ifdef FLASHJANUS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace flashjanus::cpu {
 
 // Every kernel is compiled once into each of these namespaces.
@@ -18,6 +24,13 @@ FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
 }
 #endif
 #undef FLASHJANUS_DECLARE
+#ifdef FLASHJANUS_AMX
+#define FLASHJANUS_DECLARE(kernel, Params) Status kernel(const Params& params);
+namespace amx {
+FLASHJANUS_AMX_KERNELS(FLASHJANUS_DECLARE)
+}
+#undef FLASHJANUS_DECLARE
+#endif
 
 const char* name(Isa isa) {
     switch (isa) {
@@ -54,6 +67,36 @@ Isa best() {
     return available(Isa::avx2) ? Isa::avx2 : Isa::baseline;
 }
 
+bool amx_built() {
+#ifdef FLASHJANUS_AMX
+    return true;
+#else
+    return false;
+#endif
+}
+
+#ifdef FLASHJANUS_AMX
+// CPUID leaf 7: AMX-BF16, AMX-TILE and AMX-INT8; AVX512-BF16 in its subleaf 1. The tiles' state is so large that Linux
+// gives it to a process only when asked.
+static bool tiles_granted() {
+    constexpr unsigned kTileFeatures = 1u << 22 | 1u << 24 | 1u << 25, kAvx512Bf16 = 1u << 5;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileFeatures) != kTileFeatures) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+bool amx_available() {
+#ifdef FLASHJANUS_AMX
+    static const bool granted = available(Isa::avx512) && tiles_granted();
+    return granted;
+#else
+    return false;
+#endif
+}
+
 #ifdef FLASHJANUS_X86
 #define FLASHJANUS_CALL(kernel)                            \
     if (isa == Isa::avx512) return avx512::kernel(params); \
@@ -76,5 +119,20 @@ Isa best() {
         return Status::ok;                                     \
     }
 FLASHJANUS_CPU_KERNELS(FLASHJANUS_DEFINE)
+#undef FLASHJANUS_DEFINE
+
+#ifdef FLASHJANUS_AMX
+#define FLASHJANUS_CALL_AMX(kernel) return amx::kernel(params)
+#else
+#define FLASHJANUS_CALL_AMX(kernel) return Status::isa_unavailable
+#endif
+#define FLASHJANUS_DEFINE(kernel, Params)                     \
+    Status kernel(const Params& params, Isa) {                \
+        const Status status = check(params);                  \
+        if (status != Status::ok) return status;              \
+        if (!amx_available()) return Status::isa_unavailable; \
+        FLASHJANUS_CALL_AMX(kernel);                          \
+    }
+FLASHJANUS_AMX_KERNELS(FLASHJANUS_DEFINE)
 
 }  // namespace flashjanus::cpu

@@ -14,7 +14,10 @@ INLINE void quantise(const float* y, int32_t channels, int8_t* q, float* scale) 
     __builtin_memcpy(&largest, &most, sizeof largest);
     *scale = largest / 127.0f;
     const bool usable = largest >= 1e-30f && largest < __builtin_inff();
-    if (!usable) return void(__builtin_memset(q, 0, channels));
+    if (!usable) {
+        for (int32_t c = 0; c < channels; c += kLanes) store(q + c, F32{}, channels - c);
+        return;
+    }
     const float steps = 127.0f / largest;
     for (int32_t c = 0; c < channels; c += kLanes) store(q + c, load(y + c, channels - c) * steps, channels - c);
 }

@@ -22,6 +22,8 @@ from . import (
     rows,
     sample_token,
     silu_mul_int8,
+    tiled_linear,
+    tiles,
     time_embedding,
     upsample,
 )
@@ -55,6 +57,8 @@ __all__ = [
     "rows",
     "sample_token",
     "silu_mul_int8",
+    "tiled_linear",
+    "tiles",
     "time_embedding",
     "upsample",
 ]

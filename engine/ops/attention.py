@@ -131,6 +131,10 @@ OP = register(
             dict(b=1, n=1, s=150, heads=2, kv_heads=1, head_dim=64, rule="all"),
             dict(b=4, n=1, s=520, heads=1, kv_heads=1, head_dim=16, rule="cached"),
             dict(b=4, n=1, s=300, heads=1, kv_heads=1, head_dim=16, rule="gap"),
+            # several blocks of keys
+            dict(b=1, n=70, s=600, heads=2, kv_heads=1, head_dim=96, rule="causal"),
+            dict(b=2, n=40, s=620, heads=1, kv_heads=1, head_dim=32, rule="gap"),
+            dict(b=1, n=300, s=300, heads=1, kv_heads=1, head_dim=64, rule="all"),
         ],
         example=example,
         rounding_steps=4.0,
@@ -157,6 +161,14 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
     return _refuses_query_by_query(specs) or native.refuses(device, *dtypes)
 
 
+def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
+        dtype, head = specs[0].dtype, static(specs[0].shape[3])
+        if dtype is not torch.bfloat16 or head % 32:
+            return f"takes bfloat16 and heads of a multiple of 32 channels, not {dtype_name(dtype)} and {head}"
+    return native.refuses_amx(device)
+
+
 FEW_PRODUCTS = 1 << 21
 """Of queries with keys, by channel: below, torch's attention takes longer to begin than a query at a time does."""
 
@@ -165,7 +177,7 @@ def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], att
     if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
         queries, keys = static(product(specs[0].shape)), static(specs[1].shape[1])
         if static(specs[0].shape[1]) > 1 and queries * keys > FEW_PRODUCTS:
-            return "takes a query at a time; torch's attention is faster for so many"
+            return "takes a query at a time; others are faster for so many"
     return None
 
 
@@ -181,6 +193,11 @@ def run_native(*tensors: torch.Tensor, scale: float, causal: bool = False) -> No
     native.run("decode_attention", **_decode_arguments(*tensors, scale=scale))
 
 
+@OP.implementation("amx", _refuses_amx)
+def run_amx(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
+    native.run("tiled_attention", **_decode_arguments(*tensors, scale=scale))
+
+
 @OP.implementation("cuda", _refuses_cuda)
 def run_cuda(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
     native.run_cuda("decode_attention", tensors[0].device, **_decode_arguments(*tensors, scale=scale))
@@ -190,9 +207,9 @@ def _decode_arguments(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    kv_start: torch.Tensor,
-    kv_end: torch.Tensor,
-    slots: torch.Tensor,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    slots: torch.Tensor | None,
     o: torch.Tensor,
     *,
     scale: float,
@@ -202,9 +219,9 @@ def _decode_arguments(
         q=q.contiguous(),
         k=k,
         v=v,
-        kv_start=kv_start.contiguous(),
-        kv_end=kv_end.contiguous(),
-        slots=slots.contiguous(),
+        kv_start=None if kv_start is None else kv_start.contiguous(),
+        kv_end=None if kv_end is None else kv_end.contiguous(),
+        slots=None if slots is None else slots.contiguous(),
         o=o,
         dtype=q.dtype,
         scale=scale,
@@ -234,22 +251,11 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 @OP.implementation("triton", _refuses_triton)
-def run_triton(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
+def run_triton(*tensors: Any, scale: float, causal: bool = False) -> None:
     from ...triton_kernels import attention, decode_attention  # import triton, which may be absent
 
-    kernel = decode_attention if q.shape[1] == 1 else attention
-    kernel.launch(q, k, v, kv_start, kv_end, slots, o, scale=scale)
+    kernel = decode_attention if tensors[0].shape[1] == 1 else attention
+    kernel.launch(*tensors, scale=scale)
 
 
 def _refuses_flash_attn(

@@ -3,6 +3,8 @@
 Graphs are written in small ops. For a few rows, as in decoding, `fused_linear` takes an RMSNorm in front, and a gated
 SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one for
 the linear behind it. Only values that nobody else reads disappear.
+
+A linear whose weight is in tiles becomes a `tiled_linear`, whatever stands around it and however many rows it has.
 """
 
 from __future__ import annotations
@@ -17,29 +19,37 @@ from ..errors import PlanError, SchemaError
 from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
 from ..ops import get_op
 
-PARTS = ("linear", "linear_int8", "rms_norm", "add_rms_norm", "silu_mul")
+PARTS = ("linear", "linear_int8", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
 
 def fuse(
-    graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Mapping[str, Sequence[str]]
+    graph: Graph,
+    sizes: Mapping[str, int],
+    device: torch.device,
+    forced: Mapping[str, Sequence[str]],
+    neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.
 
-    A graph in which one of the parts is forced to an implementation stays as it is.
+    Without `neighbours`, or where one of the parts is forced to an implementation, only tiled weights change nodes.
     """
-    if any(part in forced for part in PARTS):
+    neighbours = neighbours and not any(part in forced for part in PARTS)
+    if not neighbours and not any(weight.tiled for weight in graph.weights.values()):
         return graph, {}
-    fusion = _Fusion(graph, sizes, device, forced.get("fused_linear", ()))
+    fusion = _Fusion(graph, sizes, device, forced.get("fused_linear", ()), neighbours)
     fusion.run()
     return fusion.graph, fusion.refused
 
 
 class _Fusion:
-    def __init__(self, graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str]) -> None:
+    def __init__(
+        self, graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str], neighbours: bool
+    ) -> None:
         self.graph = replace(
             graph, values=dict(graph.values), nodes=[], outputs=dict(graph.outputs), labels=set(graph.labels)
         )
         self.source, self.sizes, self.device, self.forced = graph.nodes, sizes, device, forced
+        self.neighbours = neighbours
         self.readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             for value in node.inputs:
@@ -67,13 +77,13 @@ class _Fusion:
     def _reader(self, value: Value, *ops: str) -> Node | None:
         """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
         readers = self.readers.get(value.name, [])
-        alone = len(readers) == 1 and value.name not in self.kept
+        alone = self.neighbours and len(readers) == 1 and value.name not in self.kept
         return readers[0] if alone and readers[0].op in ops else None
 
-    def _behind(self, y: Value) -> Node | None:
-        """The gated SiLU of `y`, or the node that adds it to a residual that is there by now; only they read it."""
-        node = self._reader(y, "silu_mul", "add_rms_norm")
-        if node is None or node.op == "silu_mul":
+    def _behind(self, y: Value, *activations: str) -> Node | None:
+        """The activation of `y`, or the node that adds it to a residual that is there by now; only they read it."""
+        node = self._reader(y, "add_rms_norm", *activations)
+        if node is None or node.op in activations:
             return node if node is not None and node.inputs[0] is y else None
         residual, delta, _ = node.inputs
         assert residual is not None
@@ -101,17 +111,15 @@ class _Fusion:
         norm = self.norms.get(x.root.name)
         if norm is not None and not _whole(x, norm.outputs[0]):
             norm = None
-        behind = self._behind(y)
+        if weight.root.spec.tiled:
+            return self._tiled(node, x, norm)
+        behind = self._behind(y, "silu_mul")
         gated = behind is not None and behind.op == "silu_mul"
         adds = None if gated else behind
         # not for a gated SiLU alone, whose dtypes do not tell whether the linear has to round before it
         if bias is not None or node.attrs.get("split_bias") or (norm is None and adds is None):
             return self._keep(node)
-        norm_weight = None
-        if norm is not None:
-            source, norm_weight = norm.inputs
-            assert source is not None
-            x = source if source.shape == x.shape else self.graph.reshape(source, x.shape)
+        x, norm_weight = self._unnormed(x, norm)
         out = y if behind is None else behind.outputs[0]
         inputs = (x, norm_weight, weight, scale, adds.inputs[0] if adds else None)
         attrs = dict(eps=norm.attrs["eps"] if norm else 0.0, gated=gated, dtype=out.dtype)
@@ -119,15 +127,42 @@ class _Fusion:
         if reason is not None:
             self.refused[node.label] = reason
             return self._keep(node)
+        return self._replace(Node(node.label, "fused_linear", inputs, (out,), attrs), norm, behind)
+
+    def _tiled(self, node: Node, x: Value, norm: Node | None) -> None:
+        weight, *rest = node.inputs[1:]
+        scale, bias = rest if node.op == "linear_int8" else (None, *rest)
+        if node.attrs.get("split_bias"):
+            raise PlanError(f"{node.label}: a linear that rounds before it adds its bias has no weight in tiles")
+        (y,) = node.outputs
+        behind = self._behind(y, "silu_mul", "gelu")
+        act = {"silu_mul": "gated_silu", "gelu": "gelu"}.get(behind.op, "none") if behind else "none"
+        residual = behind.inputs[0] if behind is not None and act == "none" else None
+        x, norm_weight = self._unnormed(x, norm)
+        out = y if behind is None else behind.outputs[0]
+        attrs = dict(act=act, eps=norm.attrs["eps"] if norm else 0.0, dtype=out.dtype)
+        inputs = (x, norm_weight, weight, scale, bias, residual)
+        self._replace(Node(node.label, "tiled_linear", inputs, (out,), attrs), norm, behind)
+
+    def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:
+        """What `norm` reads, in the shape of x, and its weight; x itself where there is none."""
+        if norm is None:
+            return x, None
+        source, weight = norm.inputs
+        assert source is not None
+        return source if source.shape == x.shape else self.graph.reshape(source, x.shape), weight
+
+    def _replace(self, node: Node, norm: Node | None, behind: Node | None) -> None:
+        """`node` for a linear, the norm in front of it and the node behind it."""
         if norm is not None:
             del self.norms[norm.outputs[0].name]
-        self._keep(Node(node.label, "fused_linear", inputs, (out,), attrs))
-        if behind is not None:
-            self.done.add(behind.label)
-        if adds is not None:
-            total, normed = adds.outputs
-            self._norm(Node(f"{adds.label}.norm", "rms_norm", (total, adds.inputs[2]), (normed,), dict(adds.attrs)))
-        return None
+        self._keep(node)
+        if behind is None:
+            return
+        self.done.add(behind.label)
+        if behind.op == "add_rms_norm":
+            (total, normed), weight = behind.outputs, behind.inputs[2]
+            self._norm(Node(f"{behind.label}.norm", "rms_norm", (total, weight), (normed,), dict(behind.attrs)))
 
     def _norm(self, node: Node) -> None:
         """Waits for the linear that may take it; a state that it reads could change until then."""

@@ -27,7 +27,7 @@ def lower(
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
     none of them can serve, is a PlanError. `guard` leaves that many bytes free behind every intermediate, for tests.
-    Without `fused` the plan has the graph's own nodes (see fuse.py), for a comparison node by node.
+    Without `fused` each of the graph's nodes has its own (see fuse.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -37,10 +37,8 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    unfused: Mapping[str, str] = {}
-    if fused:
-        graph, unfused = fuse(graph, sizes, device, forced)
-        verify(graph)
+    graph, unfused = fuse(graph, sizes, device, forced, fused)
+    verify(graph)
     nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), unfused) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
@@ -71,7 +69,7 @@ def _concrete(value: Value, sizes: Mapping[str, int]) -> Ref:
     ref = Ref(
         value.root.name,
         value.root.kind,
-        TensorSpec(shape, value.dtype),
+        TensorSpec(shape, value.dtype, value.root.spec.tiled),
         bind(value.offset, sizes),
         tuple(bind(s, sizes) for s in strides),
     )
@@ -102,6 +100,9 @@ def _plan_node(
     unfused: Mapping[str, str],
 ) -> PlannedNode:
     op = get_op(node.op)
+    tiled = [v.name for v in node.inputs if v is not None and v.root.spec.tiled]
+    if tiled and node.op != "tiled_linear":
+        raise PlanError(f"{node.label} ({node.op}): expected weights row by row, got '{tiled[0]}' in tiles")
     inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
     outputs = tuple(_concrete(v, sizes) for v in node.outputs)
     attrs: dict[str, Any] = {k: bind(v, sizes) if isinstance(v, Dim) else v for k, v in node.attrs.items()}

@@ -178,6 +178,23 @@ def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
     return _refuses_dtypes(dtypes) or on_device
 
 
+def amx_available() -> str | None:
+    """None where this build and this machine have AMX, else the reason in words."""
+    module = _load()
+    if isinstance(module, str):
+        return module
+    info = module.build_info()
+    if not info["amx_built"]:
+        return "flashjanus._C was built without AMX: by a compiler that does not know it, or not for Linux on x86-64"
+    return None if info["amx"] else "this CPU has no AMX with bfloat16, or the system keeps its tiles from processes"
+
+
+def refuses_amx(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why no AMX kernel can serve tensors of `dtypes` on `device`, or None."""
+    on_device = amx_available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+    return _refuses_dtypes(dtypes) or on_device
+
+
 def refuses_cuda(device: torch.device, *dtypes: torch.dtype) -> str | None:
     """Why no CUDA kernel can serve tensors of `dtypes` on `device`, or None."""
     on_device = cuda_available() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"

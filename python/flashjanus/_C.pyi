@@ -12,6 +12,8 @@ class BuildInfo(TypedDict):
     cuda_architectures: list[str]
     instruction_sets_built: list[str]
     instruction_sets: list[str]
+    amx_built: bool
+    amx: bool
 
 class CpuKernel(Protocol):
     def __call__(self, *, isa: str = "", **members: float) -> None: ...
@@ -26,6 +28,8 @@ def build_info() -> BuildInfo: ...
 
 cfg_euler: CpuKernel
 gemv: CpuKernel
+tiled_linear: CpuKernel
+tiled_attention: CpuKernel
 rms_norm: CpuKernel
 layer_norm: CpuKernel
 silu_mul: CpuKernel
@@ -37,6 +41,8 @@ grn_apply: CpuKernel
 residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
 cfg_euler_bound: BoundKernel
+tiled_linear_bound: BoundKernel
+tiled_attention_bound: BoundKernel
 gemv_bound: BoundKernel
 rms_norm_bound: BoundKernel
 layer_norm_bound: BoundKernel

@@ -63,8 +63,10 @@ def strided(t: torch.Tensor) -> torch.Tensor:
     return window.copy_(t)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("op", "index"), [(op, i) for op in all_ops().values() for i in range(len(op.schema.inputs))])
+@pytest.mark.parametrize(
+    ("op", "index", "dtype"),
+    [(op, i, dtype) for op in all_ops().values() for i in range(len(op.schema.inputs)) for dtype in op.dtypes],
+)
 def test_torch_serves_any_strides(op: Op, index: int, dtype: torch.dtype) -> None:
     """Graphs pass views without copies; a kernel that cannot read them must leave them to torch."""
     arg = op.schema.inputs[index]

@@ -16,7 +16,7 @@ CASES = [
     pytest.param(op, name, case, dtype, id=f"{op.name}-{name}-{i}-{str(dtype).removeprefix('torch.')}")
     for op in all_ops().values()
     for name in op.implementations
-    if name not in ("torch", "native")
+    if name not in ("torch", "native", "amx")
     for i, case in enumerate(op.cases)
     for dtype in op.dtypes
 ]

@@ -10,12 +10,14 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
+from flashjanus.engine.ops import tiles
 from flashjanus.errors import InputError
 from flashjanus.pipeline.janusflow import JanusFlow
 from flashjanus.pipeline.runner import Runner
@@ -130,12 +132,19 @@ def random_model(size: str, **choices: Any) -> JanusFlow:
 
 
 def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str]] | None = None) -> TensorModel:
-    """The same weights without any plan made yet, on other implementations where some are given."""
+    """The same weights without any plan made yet, on other implementations where some are given: then row by row."""
     of = model.runner
+    policy, weights = of.policy, of.weights
+    if implementations is not None and policy.tiled:
+        tiled = {
+            name for target in weight_layout(of.config) for name, spec in policy.specs(target).items() if spec.tiled
+        }
+        weights = {name: tiles.untile(weight) if name in tiled else weight for name, weight in weights.items()}
+        policy = replace(policy, tiled=False)
     runner = Runner(
         of.config,
-        of.policy,
-        of.weights,
+        policy,
+        weights,
         of.device,
         vae_config=of.vae_config,
         vae_policy=of.vae_policy,

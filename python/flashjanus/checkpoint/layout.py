@@ -40,6 +40,11 @@ class Target:
     channels_last: bool = False
     same_as: str = ""
 
+    @property
+    def multiplied(self) -> bool:
+        """True for a matrix of the model that linears multiply by, and nothing else reads."""
+        return self.kind == "matrix" and len(self.shape) == 2 and self.name != "llm.embed" and not self.same_as
+
 
 class Layout(list[Target]):
     """Targets in load order; `unused` are patterns of checkpoint tensors that inference never reads."""

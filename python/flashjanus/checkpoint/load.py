@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -48,10 +48,12 @@ def load_weights(
     vector_dtype: torch.dtype,
     allow_unused: Sequence[str] = (),
     device: torch.device = CPU,
+    finish: Callable[[Target, torch.Tensor], Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
-    allow_unused: patterns (fnmatch) of further tensors that may be left over.
+    allow_unused: patterns (fnmatch) of further tensors that may be left over. finish(target, tensor) -> what is kept of
+    a target, by name, in place of the tensor itself.
     CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
     that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
@@ -73,7 +75,8 @@ def load_weights(
                 name = _stored_name(wanted, stored)
                 assert name is not None  # check_layout has reported it otherwise
                 row += _fill(weight, row, source.read(name), target, f"{source.label}: {name}")
-            weights[target.name] = weight.to(device)
+            kept = {target.name: weight} if finish is None else finish(target, weight)
+            weights.update({name: tensor.to(device) for name, tensor in kept.items()})
     source.close()
     return weights
 

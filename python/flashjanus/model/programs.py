@@ -26,10 +26,8 @@ HEIGHT, WIDTH = Dim.symbol("H"), Dim.symbol("W")
 def weight_specs(
     targets: list[Target], policy: Policy, language: LanguageConfig | None = None
 ) -> dict[str, TensorSpec]:
-    """Specs of the packed weights, and of the rotary table when a language model is among them."""
-    specs = {
-        t.name: TensorSpec(tuple(t.shape), policy.matrix if t.kind == "matrix" else policy.vector) for t in targets
-    }
+    """Specs of the weights as they are kept, and of the rotary table when a language model is among them."""
+    specs = {name: spec for target in targets for name, spec in policy.specs(target).items()}
     if language is not None:
         shape = (language.max_position_embeddings, 2, language.head_dim // 2)
         specs["llm.rope"] = TensorSpec(shape, policy.vector)

@@ -21,6 +21,7 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.engine.plan import Plan
+from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
@@ -134,14 +135,20 @@ class TensorModel:
                     "vae_dtype: the VAE's decoder overflows in float16; expected 'bfloat16' or 'float32' "
                     "(it follows dtype unless you give it)"
                 )
-        policy, vae_policy = Policy.of(dtype, numerics), Policy.of(vae_dtype, numerics)
+        tiled = _tiles(device, dtype, numerics, choices.implementations or {})
+        policy, vae_policy = Policy.of(dtype, numerics, tiled), Policy.of(vae_dtype, numerics)
         gpu = None if device.type == "cpu" else open_gpu(device, choices.cuda_graphs)
 
         def load(layout: Layout, source: TensorSource, policy: Policy) -> dict[str, torch.Tensor]:
             memory = device if gpu is None else gpu.device
             try:
                 return load_weights(
-                    layout, source, matrix_dtype=policy.matrix, vector_dtype=policy.vector, device=memory
+                    layout,
+                    source,
+                    matrix_dtype=policy.matrix,
+                    vector_dtype=policy.vector,
+                    device=memory,
+                    finish=policy.kept,
                 )
             except torch.OutOfMemoryError as error:
                 if gpu is None:
@@ -386,6 +393,12 @@ class TensorModel:
                 "ask for output_type='latent'"
             )
         return self.runner.vae_config
+
+
+def _tiles(device: torch.device, dtype: torch.dtype, numerics: str, implementations: Mapping[str, Any]) -> bool:
+    """Whether weights are kept in AMX tiles, which suits no implementation of a plain linear."""
+    plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)
+    return native.refuses_amx(device) is None and dtype is torch.bfloat16 and numerics == "exact" and not plain
 
 
 def refuse_quantization(quantization: str | None) -> None:

@@ -1,0 +1,210 @@
+"""y = act(rms_norm(x) W^T * scale + bias) + residual with W in AMX tiles (see tiles.py), for any number of rows.
+
+act(gate, up) = silu(gate) * up where act is "gated_silu", over the first and the last half of W's rows; "gelu" is the
+exact one. An int8 W has a scale for each of its rows, and each row of rms_norm(x) is quantised as in quantise.py
+(W8A8); with a bfloat16 W it is rounded to bfloat16. The plan makes it out of linears whose weights were tiled when they
+were loaded (plan/fuse.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import SchemaError
+from ..ir import Size, TensorSpec, static
+from ..runtime import native
+from . import activations, quantise, rms_norm, tiles
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+ACTIVATIONS = ("none", "gated_silu", "gelu")
+"""In the order of Activation in csrc/params.h."""
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    """M, the outputs of a row."""
+    if attrs["act"] not in ACTIVATIONS:
+        raise SchemaError(f"expected act out of {', '.join(ACTIVATIONS)}, got {attrs['act']!r}")
+    n, k, dtype = static(bound["N"]), static(bound["K"]), bound["W"]
+    columns = n // 2 if attrs["act"] == "gated_silu" else n
+    reason = tiles.ragged(columns, k, dtype)
+    if reason is not None:
+        raise SchemaError(reason)
+    if bound.get("M", columns) != columns:
+        raise SchemaError(f"expected a residual of {columns} columns, got {bound['M']}")
+    return {"M": columns}
+
+
+def reference(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    act: str,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    rounded = torch.float32 if weight.dtype is torch.int8 else weight.dtype
+    x = x.float() if norm is None else rms_norm.reference(x, norm, eps, rounded)
+    weight = tiles.untile(weight)
+    if scale is None:
+        y = x @ weight.float().T
+    else:
+        q, steps = quantise.reference(x)
+        y = (q.round() @ weight.float().T) * steps[..., None] * scale.float()
+    if bias is not None:
+        y = y + bias.float()
+    if act == "gated_silu":
+        y = activations.reference_silu_mul(y)
+    elif act == "gelu":
+        y = activations.reference_gelu(y)
+    return y if residual is None else y + residual.float()
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
+
+
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    m: int,
+    k: int,
+    n: int,
+    norm: bool = False,
+    bias: bool = False,
+    residual: bool = False,
+    act: str = "none",
+    int8: bool = False,
+) -> Call:
+    """The residual stream is float32, as it is in exact numerics: x behind a norm, and what is added to."""
+    x = normal(generator, m, 1, k, dtype=torch.float32 if norm else dtype)
+    weights = 1 + 0.3 * normal(generator, k) if norm else None
+    weight, scale = (normal(generator, n, k) / k**0.5).to(dtype), None
+    if int8:
+        weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
+        scale = (0.5 + torch.rand(n, generator=generator)) / (74 * k**0.5)
+    added = normal(generator, n, dtype=dtype) if bias else None
+    stream = normal(generator, m, 1, n // 2 if act == "gated_silu" else n) if residual else None
+    attrs = dict(act=act, eps=1e-6, dtype=torch.float32 if residual else dtype)
+    return Call((x, weights, tiles.tile(weight), scale, added, stream), attrs)
+
+
+OP = register(
+    Op(
+        "tiled_linear",
+        Schema.parse(
+            "x: X[*, K], norm?: f32[K], weight: W[N, K], scale?: f32[N], bias?: B[N], residual?: R[*, M] -> y: Y[*, M]",
+            derive,
+        ),
+        reference,
+        flops,
+        cases=[
+            dict(m=1, k=64, n=96, norm=True),
+            dict(m=16, k=32, n=16, bias=True),
+            dict(m=3, k=96, n=160, norm=True, act="gated_silu"),
+            dict(m=17, k=160, n=48, residual=True),
+            dict(m=33, k=64, n=80, bias=True, act="gelu"),
+            dict(m=70, k=1056, n=96, norm=True, act="gated_silu"),
+            dict(m=200, k=4128, n=48, residual=True),
+            dict(m=130, k=5632, n=64, bias=True),
+            dict(m=1, k=128, n=80, norm=True, int8=True),
+            dict(m=5, k=192, n=32, norm=True, act="gated_silu", int8=True),
+            dict(m=40, k=640, n=48, residual=True, int8=True),
+            dict(m=300, k=8192, n=32, bias=True, act="gelu", int8=True),
+        ],
+        example=example,
+        dtypes=(torch.bfloat16,),
+    )
+)
+
+
+def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if specs:
+        x, norm, weight, scale, *_ = specs
+        assert x is not None
+        assert weight is not None
+        if (scale is None) == (weight.dtype is torch.int8):
+            return "takes a scale with int8 weights, and with those only"
+        if scale is not None and static(x.shape[-1]) > quantise.MAX_CHANNELS:
+            return quantise.too_many_channels(static(x.shape[-1]))
+        if scale is None and norm is None and x.dtype is not weight.dtype:
+            return f"multiplies {x.dtype} by {weight.dtype} only behind a norm"
+    floats = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
+    return native.refuses_amx(device, *floats, *([attrs["dtype"]] if specs else []))
+
+
+@OP.implementation("amx", _refuses_amx)
+def run_amx(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    act: str,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    x = x.reshape(-1, x.shape[-1]).contiguous()
+    native.run(
+        "tiled_linear",
+        x=x,
+        norm=norm,
+        w=weight,
+        scale=scale,
+        bias=bias,
+        residual=None if residual is None else residual.contiguous(),
+        y=y,
+        x_dtype=x.dtype,
+        bias_dtype=torch.float32 if bias is None else bias.dtype,
+        residual_dtype=torch.float32 if residual is None else residual.dtype,
+        y_dtype=y.dtype,
+        act=ACTIVATIONS.index(act),
+        eps=eps,
+        rows=len(x),
+        columns=x.shape[1],
+        out=y.shape[-1],
+    )
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    act: str,
+    eps: float,
+    dtype: torch.dtype,
+) -> None:
+    # the order of tiles is undone in every call: for comparison, not for speed
+    weight = tiles.untile(weight)
+    x = x.float() if norm is None else rms_norm.normalise(x, norm, eps)
+    if scale is None:
+        product = x.to(weight.dtype).float() @ weight.float().t()
+    else:
+        q = torch.empty(x.shape, dtype=torch.int8)
+        steps = torch.empty(x.shape[:-1])
+        quantise.quantise(x.clone(), q, steps)
+        product = (q.float() @ weight.float().t()) * steps[..., None] * scale
+    if bias is not None:
+        product += bias.float()
+    if act == "gated_silu":
+        gate, up = product.chunk(2, dim=-1)
+        product = F.silu(gate) * up
+    elif act == "gelu":
+        product = F.gelu(product)
+    y.copy_(product if residual is None else product + residual)
