@@ -26,6 +26,7 @@ class OracleModel:
     device: str = "cpu"
     dtype: str = "torch.float32"
     numerics: str = "exact"
+    quantization: str | None = None
     why: str = "cpu (asked for), torch.float32 (asked for)"
     size: int = world.SIZE
     blank: frozenset[int] = frozenset()

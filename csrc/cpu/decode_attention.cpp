@@ -11,7 +11,7 @@ namespace {
 constexpr int32_t kBlock = 64;
 constexpr int32_t kPair = 2 * kLanes;
 constexpr int32_t kMaxVectors = kMaxHead / kLanes;
-constexpr int32_t kAhead = 8;  // keys: a head's part of each is too short for the hardware's own prefetch
+constexpr int32_t kTogether = 8;  // heads
 
 // The state of one head's softmax: the largest score so far, and sum and weighted values relative to it. Vectors are in
 // the order of load_pairs.
@@ -24,39 +24,68 @@ struct Running {
 
 template <class T>
 INLINE void fetch(const T* from, int32_t head) {
-    for (int32_t d = 0; d < head; d += 64 / static_cast<int32_t>(sizeof(T))) __builtin_prefetch(from + d);
+    for (int32_t d = 0; d < head; d += 64 / static_cast<int32_t>(sizeof(T))) __builtin_prefetch(from + d, 0, 2);
 }
 
-template <class T>
+// kPairs: head / kPair where that is a whole number and small, so that loops unroll and sums stay in registers; else 0.
+template <int32_t kPairs, class T>
 INLINE float score(const Running& state, const T* k, int32_t head) {
     F32 even, odd, evens{}, odds{};
-    for (int32_t d = 0; d < head; d += kPair) {
-        load_pairs(k + d, head - d, even, odd);
-        evens += state.q[d / kLanes] * even;
-        odds += state.q[d / kLanes + 1] * odd;
+    if constexpr (kPairs > 0) {
+        for (int32_t i = 0; i < kPairs; ++i) {
+            load_pairs(k + i * kPair, even, odd);
+            evens += state.q[2 * i] * even;
+            odds += state.q[2 * i + 1] * odd;
+        }
+    } else {
+        for (int32_t d = 0; d < head; d += kPair) {
+            load_pairs(k + d, head - d, even, odd);
+            evens += state.q[d / kLanes] * even;
+            odds += state.q[d / kLanes + 1] * odd;
+        }
     }
     return sum(evens + odds);
 }
 
-template <class T>
-INLINE void add(Running& state, float weight, const T* v, int32_t head) {
+// state.values += weights[j] * v[j]
+template <int32_t kPairs, class T>
+INLINE void add(Running& state, const float* weights, const T* v, int64_t stride, int32_t count, int32_t head) {
     F32 even, odd;
-    for (int32_t d = 0; d < head; d += kPair) {
-        load_pairs(v + d, head - d, even, odd);
-        state.values[d / kLanes] += weight * even;
-        state.values[d / kLanes + 1] += weight * odd;
+    if constexpr (kPairs > 0) {
+        F32 values[2 * kPairs];
+        for (int32_t i = 0; i < 2 * kPairs; ++i) values[i] = state.values[i];
+        for (int32_t j = 0; j < count; ++j) {
+            for (int32_t i = 0; i < kPairs; ++i) {
+                load_pairs(v + j * stride + i * kPair, even, odd);
+                values[2 * i] += weights[j] * even;
+                values[2 * i + 1] += weights[j] * odd;
+            }
+        }
+        for (int32_t i = 0; i < 2 * kPairs; ++i) state.values[i] = values[i];
+    } else {
+        for (int32_t j = 0; j < count; ++j) {
+            for (int32_t d = 0; d < head; d += kPair) {
+                load_pairs(v + j * stride + d, head - d, even, odd);
+                state.values[d / kLanes] += weights[j] * even;
+                state.values[d / kLanes + 1] += weights[j] * odd;
+            }
+        }
     }
 }
 
-// Takes in keys and values first .. last - 1, at most kBlock of them.
-template <class T>
-INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32_t first, int32_t last, int32_t head,
-                   float scale) {
+// Takes in keys and values first .. last - 1, at most kBlock of them, while the next block up to `end` is fetched: a
+// head's part of each key is too short for the hardware's own prefetch.
+template <int32_t kPairs, class T>
+INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32_t first, int32_t last, int32_t end,
+                   int32_t head, float scale) {
     float scores[kBlock];
     float largest = state.largest;
     for (int32_t j = first; j < last; ++j) {
-        fetch(k + (j + kAhead < last ? j + kAhead : j) * stride, head);
-        const float s = scale * score(state, k + j * stride, head);
+        if (j + kBlock < end) {
+            fetch(k + (j + kBlock) * stride, head);
+            fetch(v + (j + kBlock) * stride, head);
+        }
+        const float s = scale * score<kPairs>(state, k + j * stride, head);
         scores[j - first] = s;
         if (!(s <= largest)) largest = s;  // NaN wins, as it does in a softmax
     }
@@ -72,50 +101,71 @@ INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32
     }
     state.total = state.total * keep + sum(total);
     state.largest = largest;
-    for (int32_t j = first; j < last; ++j) {
-        fetch(v + (j + kAhead < last ? j + kAhead : j) * stride, head);
-        add(state, scores[j - first], v + j * stride, head);
-    }
+    add<kPairs>(state, scores, v + first * stride, stride, last - first, head);
 }
 
-template <class T>
-INLINE void one_head(const DecodeAttentionParams& p, int32_t query, int32_t h) {
-    const int32_t b = query / p.queries;
-    const int64_t at = b * p.batch_stride + int64_t{h / (p.heads / p.kv_heads)} * p.head;
-    const T* k = static_cast<const T*>(p.k) + at;
-    const T* v = static_cast<const T*>(p.v) + at;
-    const int64_t row = (int64_t{query} * p.heads + h) * p.head;
-    Running state{{}, {}, -__builtin_inff(), 0.0f};
-    for (int32_t d = 0; d < p.head; d += kPair) {
-        load_pairs(static_cast<const T*>(p.q) + row + d, p.head - d, state.q[d / kLanes], state.q[d / kLanes + 1]);
+// Heads first to last - 1 of a query, block of keys by block: what they read of a key lies side by side.
+template <int32_t kPairs, class T>
+INLINE void some_heads(const DecodeAttentionParams& p, int32_t query, int32_t first, int32_t last) {
+    const int32_t b = query / p.queries, group = p.heads / p.kv_heads;
+    Running states[kTogether];
+    for (int32_t h = first; h < last; ++h) {
+        Running& state = states[h - first];
+        state = {{}, {}, -__builtin_inff(), 0.0f};
+        const T* q = static_cast<const T*>(p.q) + (int64_t{query} * p.heads + h) * p.head;
+        for (int32_t d = 0; d < p.head; d += kPair) {
+            load_pairs(q + d, p.head - d, state.q[d / kLanes], state.q[d / kLanes + 1]);
+        }
     }
+    const auto take_in = [&](int32_t from, int32_t to, int32_t end) {
+        for (int32_t h = first; h < last; ++h) {
+            const int64_t at = b * p.batch_stride + int64_t{h / group} * p.head;
+            attend<kPairs>(states[h - first], static_cast<const T*>(p.k) + at, static_cast<const T*>(p.v) + at,
+                           p.key_stride, from, to, end, p.head, p.scale);
+        }
+    };
     const int32_t start = p.kv_start && p.kv_start[b] > 0 ? p.kv_start[b] : 0;
     const int32_t end = p.kv_end && p.kv_end[query] < p.keys ? p.kv_end[query] : p.keys;
-    for (int32_t j = start; j < end; j += kBlock) {
-        attend(state, k, v, p.key_stride, j, end - j < kBlock ? end : j + kBlock, p.head, p.scale);
-    }
+    for (int32_t j = start; j < end; j += kBlock) take_in(j, end - j < kBlock ? end : j + kBlock, end);
     const int32_t own = p.slots ? p.slots[query] : start;
-    if (own < start || own >= end) attend(state, k, v, p.key_stride, own, own + 1, p.head, p.scale);
-    T* o = static_cast<T*>(p.o) + row;
-    const float share = 1.0f / state.total;
-    for (int32_t d = 0; d < p.head; d += kPair) {
-        const int32_t count = p.head - d < kPair ? p.head - d : kPair;
-        store_pairs(o + d, state.values[d / kLanes] * share, state.values[d / kLanes + 1] * share, count);
+    if (own < start || own >= end) take_in(own, own + 1, own + 1);
+    for (int32_t h = first; h < last; ++h) {
+        const Running& state = states[h - first];
+        T* o = static_cast<T*>(p.o) + (int64_t{query} * p.heads + h) * p.head;
+        const float share = 1.0f / state.total;
+        for (int32_t d = 0; d < p.head; d += kPair) {
+            const int32_t count = p.head - d < kPair ? p.head - d : kPair;
+            store_pairs(o + d, state.values[d / kLanes] * share, state.values[d / kLanes + 1] * share, count);
+        }
+    }
+}
+
+template <int32_t kPairs, class T>
+void heads(const DecodeAttentionParams& p) {
+    const int32_t queries = p.batch * p.queries;
+    const int32_t wanted = (p.threads + queries - 1) / queries;  // parts of a query's heads that keep all threads busy
+    const int32_t fewest = (p.heads + kTogether - 1) / kTogether;
+    const int32_t parts = wanted < fewest ? fewest : wanted < p.heads ? wanted : p.heads;
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (int32_t i = 0; i < queries * parts; ++i) {
+        const int32_t part = i % parts;
+        some_heads<kPairs, T>(p, i / parts, p.heads * part / parts, p.heads * (part + 1) / parts);
     }
 }
 
 template <class T>
-void heads(const DecodeAttentionParams& p) {
-    const int32_t count = p.batch * p.queries * p.heads;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < count; ++i) one_head<T>(p, i / p.heads, i % p.heads);
+void any_head(const DecodeAttentionParams& p) {
+    if (p.head == kPair) return heads<1, T>(p);
+    if (p.head == 2 * kPair) return heads<2, T>(p);
+    if (p.head == 4 * kPair) return heads<4, T>(p);
+    heads<0, T>(p);
 }
 
 }  // namespace
 
 void decode_attention(const DecodeAttentionParams& p) {
-    if (p.dtype == Dtype::f32) return heads<float>(p);
-    return heads<bf16>(p);
+    if (p.dtype == Dtype::f32) return any_head<float>(p);
+    any_head<bf16>(p);
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -45,6 +45,7 @@ class FakeModel:
     device: str = "cpu"
     dtype: str = "torch.float32"
     numerics: str = "exact"
+    quantization: str | None = None
     why: str = "cpu (asked for), torch.float32 (asked for)"
     answer: tuple[str, ...] = ("a red ", "circle")
     fail: BaseException | None = None

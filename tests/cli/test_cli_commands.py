@@ -73,6 +73,7 @@ def test_ask_json(cli, model, images: list[str]) -> None:
         "model": "shapes",
         "device": "cpu",
         "dtype": "float32",
+        "quantization": None,
         "numerics": "exact",
     }
 

@@ -56,6 +56,7 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "device": "cpu",
         "dtype": "bfloat16",
         "vae_dtype": "float32",
+        "quantization": None,
         "numerics": "official",
         "implementations": {"attention": ["native", "torch"]},
         "cuda_graphs": True,
@@ -98,6 +99,7 @@ def test_json(cli, model, tmp_path: Path) -> None:
         "model": "shapes",
         "device": "cpu",
         "dtype": "float32",
+        "quantization": None,
         "numerics": "exact",
         "timings": {"total": 0.5},
     }

@@ -118,6 +118,7 @@ from flashjanus.cli import main
 
 class Model:
     name, device, dtype, numerics, why = "m", "cpu", "float32", "exact", ""
+    quantization = None
 
     @classmethod
     def from_pretrained(cls, name, **options):

@@ -44,7 +44,7 @@ def model() -> JanusFlow:
         (dict(dtype=torch.float64), InputError, ["dtype", "float64", "float32"]),
         (dict(numerics="fast"), InputError, ["numerics", "fast", "official"]),
         (dict(dtype="float16", numerics="official"), InputError, ["numerics", "official", "float16"]),
-        (dict(quantization="int8"), InputError, ["quantization", "int8"]),
+        (dict(quantization="int3"), InputError, ["quantization", "int8", "int3"]),
         (dict(vae_config={}), InputError, ["vae_config", "vae_state_dict", "both"]),
         (dict(vae_state_dict={}), InputError, ["vae_config", "vae_state_dict", "both"]),
     ],

@@ -30,6 +30,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     group.add_argument("--vae-dtype", default="auto", help="of the VAE: float32 or bfloat16 (default: as --dtype)")
     group.add_argument(
+        "--quantization", metavar="NAME", help="int8: the language model's linears in 8 bits (default: none)"
+    )
+    group.add_argument(
         "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"
     )
     group.add_argument(
@@ -70,6 +73,7 @@ def load_model(args: argparse.Namespace, console: Console, make: Callable[..., J
         device=args.device,
         dtype=args.dtype,
         vae_dtype=args.vae_dtype,
+        quantization=args.quantization,
         numerics=args.numerics,
         implementations=None if args.attention is None else {"attention": args.attention.split(",")},
         cuda_graphs=not args.eager,
@@ -97,5 +101,6 @@ def model_facts(model: JanusFlow) -> dict[str, Any]:
         "model": model.name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
         "numerics": model.numerics,
     }

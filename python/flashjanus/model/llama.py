@@ -29,6 +29,14 @@ class Sequences:
     causal: bool
 
 
+def linear(g: Graph, x: Value, name: str, label: str) -> Value:
+    """x W^T by the name of W, in the matrices' dtype or in int8 with scales."""
+    weight, scale = g.weight(name), g.optional_weight(f"{name}.scale")
+    inputs = (weight, None) if scale is None else (weight, scale, None)
+    y: Value = g.add("linear" if scale is None else "linear_int8", x, *inputs, label=label)
+    return y
+
+
 def caches(g: Graph, config: LanguageConfig, policy: Policy, rows: Size, slots: Size) -> tuple[Value, Value]:
     """The states `k_cache` and `v_cache`, (L, rows, slots, G, D)."""
     shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
@@ -60,7 +68,7 @@ def layers(
     for i in range(config.num_hidden_layers):
         last = i == config.num_hidden_layers - 1
         g.scope = f"{scope}llm.{i}."
-        qkv = g.add("linear", normed, g.weight(f"llm.{i}.qkv"), None, label="qkv.out")
+        qkv = linear(g, normed, f"llm.{i}.qkv", "qkv.out")
         if qkv.shape[0] != rows:
             qkv = g.add("branch_rows", qkv, B=rows, dtype=policy.matrix, label="qkv.branches")
             x = g.add("branch_rows", x, B=rows, dtype=policy.residual, label="residual.branches")
@@ -86,11 +94,11 @@ def layers(
         rule = dict(scale=config.head_dim**-0.5, causal=seq.causal)
         o = g.add("attention", q, k, v, seq.kv_start, kv_end, slots, **rule, label="attention")
         o = g.reshape(o, (*o.shape[:2], config.num_attention_heads * config.head_dim))
-        delta = g.add("linear", o, g.weight(f"llm.{i}.o"), None, label="o.out")
+        delta = linear(g, o, f"llm.{i}.o", "o.out")
         norm2 = g.weight(f"llm.{i}.norm2")
         x, normed = g.add("add_rms_norm", x, delta, norm2, eps=eps, dtype=policy.matrix, label="residual1")
-        gate_up = g.add("linear", normed, g.weight(f"llm.{i}.gate_up"), None, label="gate_up.out")
-        delta = g.add("linear", g.add("silu_mul", gate_up), g.weight(f"llm.{i}.down"), None, label="down.out")
+        gate_up = linear(g, normed, f"llm.{i}.gate_up", "gate_up.out")
+        delta = linear(g, g.add("silu_mul", gate_up), f"llm.{i}.down", "down.out")
         norm = g.weight("llm.norm" if last else f"llm.{i + 1}.norm1")
         dtype = out_dtype if last and out_dtype is not None else policy.matrix
         x, normed = g.add("add_rms_norm", x, delta, norm, eps=eps, dtype=dtype, label="residual2")

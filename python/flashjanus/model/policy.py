@@ -1,4 +1,4 @@
-"""Which dtype each kind of tensor has."""
+"""Which dtype each kind of tensor has, and in which form weights are kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from flashjanus.checkpoint import Target
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import tiles
+from flashjanus.engine.ops.quantise import quantise
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Policy:
     latents: z and the Euler update.
     `numerics="exact"` keeps all but `matrix` in float32; `"official"` rounds where the official bfloat16 loop does.
     tiled: weights of linears that fit are kept in AMX tiles.
+    quantization: None, or "int8": the language model's linears in int8, with a scale for each output. The image
+    encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors reach every pixel.
     """
 
     matrix: torch.dtype
@@ -30,20 +33,36 @@ class Policy:
     latents: torch.dtype
     numerics: str = "exact"
     tiled: bool = False
+    quantization: str | None = None
 
     @staticmethod
-    def of(dtype: torch.dtype, numerics: str = "exact", tiled: bool = False) -> Policy:
+    def of(dtype: torch.dtype, numerics: str = "exact", tiled: bool = False, quantization: str | None = None) -> Policy:
         wide = dtype if numerics == "official" else torch.float32
-        return Policy(dtype, wide, wide, wide, numerics, tiled)
+        return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
     def specs(self, target: Target) -> dict[str, TensorSpec]:
-        """What is kept of a weight, by name."""
+        """What is kept of a weight, by name: the weight, in int8 its scales too."""
+        shape = tuple(target.shape)
+        if self._quantised(target):
+            tiled = self._tiled(target, torch.int8)
+            scale = TensorSpec(shape[:1], torch.float32)
+            return {target.name: TensorSpec(shape, torch.int8, tiled), f"{target.name}.scale": scale}
         dtype = self.matrix if target.kind == "matrix" else self.vector
-        return {target.name: TensorSpec(tuple(target.shape), dtype, self._tiled(target, dtype))}
+        return {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype))}
 
     def kept(self, target: Target, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The tensors of `specs(target)` from the weight itself, in its dtype."""
-        return {target.name: tiles.tile(weight) if self._tiled(target, weight.dtype) else weight}
+        tensors = {target.name: weight}
+        if self._quantised(target):
+            q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[:1])
+            quantise(weight.float(), q, scale)
+            tensors = {target.name: q, f"{target.name}.scale": scale}
+        if self.specs(target)[target.name].tiled:
+            tensors[target.name] = tiles.tile(tensors[target.name])
+        return tensors
+
+    def _quantised(self, target: Target) -> bool:
+        return self.quantization is not None and target.multiplied and target.name.startswith("llm.")
 
     def _tiled(self, target: Target, dtype: torch.dtype) -> bool:
         # gated pairs of linears are stacked: each half fits, if a multiple of twice the rows does

@@ -83,7 +83,7 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers, causal=causal)
     hidden = llama.layers(g, language, policy, h, seq, last_only=True)
     assert hidden is not None
-    _sampling(g, g.add("linear", g.select(hidden, 1, 0), g.weight("llm.head"), None, label="logits"))
+    _sampling(g, llama.linear(g, g.select(hidden, 1, 0), "llm.head", "logits"))
     return g
 
 
@@ -103,7 +103,7 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, kv_start, kv_end=slots, causal=True)
     hidden = llama.layers(g, language, policy, h, seq)
     assert hidden is not None
-    logits = g.add("linear", g.reshape(hidden, (B, language.hidden_size)), g.weight("llm.head"), None, label="logits")
+    logits = llama.linear(g, g.reshape(hidden, (B, language.hidden_size)), "llm.head", "logits")
     _sampling(g, logits)
     ends = (g.input("eos", (B,), I32), g.state("live", (B,), I32))
     g.add("advance", position, slot, token, *ends, last=language.max_position_embeddings - 1)

@@ -18,7 +18,7 @@ from flashjanus.errors import ConfigError, InputError
 from . import flow, options, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
-from .tensor_model import FLOATS, Choices, TensorModel, refuse_quantization
+from .tensor_model import FLOATS, Choices, TensorModel
 from .tokenizer import StreamDecoder, Tokenizer
 
 ROWS_AT_ONCE = 8
@@ -62,13 +62,13 @@ class JanusFlow(TensorModel):
 
         vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
         the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
-        dtype. numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name
-        the implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
+        dtype. quantization: "int8", the language model's linears on 8-bit weights, with AMX on 8-bit activations too.
+        numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
+        implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
         graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",
         "prompt_tokens", "steps", "new_tokens" (see pipeline/buckets.py). Raises CheckpointError, ConfigError,
         DeviceError, InputError, OutOfMemoryError, PlanError.
         """
-        refuse_quantization(quantization)
         folder = builtin_folder(str(source)) if source in NAMES else source
         checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
         files = checkpoint.text_files
@@ -86,7 +86,7 @@ class JanusFlow(TensorModel):
             tokenizer,
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
             str(source),
-            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets),
+            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     def generate_image(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,22 +11,19 @@ from typing_extensions import Self
 
 from flashjanus.checkpoint import (
     JanusFlowConfig,
-    Layout,
     StateDictSource,
     TensorSource,
     VaeConfig,
-    load_weights,
     vae_layout,
     weight_layout,
 )
 from flashjanus.engine.plan import Plan
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-from . import flow, options, pictures, text, warming
+from . import flow, loading, options, pictures, text, warming
 from .buckets import EXACT, PADDED, Buckets, padded
 from .images import ImageProcessor
 from .runner import Runner
@@ -48,6 +44,7 @@ class Choices:
     implementations: Mapping[str, str | Sequence[str]] | None
     cuda_graphs: bool
     buckets: Mapping[str, Sequence[int]] | None
+    quantization: str | None
 
 
 class TensorModel:
@@ -68,6 +65,7 @@ class TensorModel:
         self.name, self.why = name, why
         self.config, self.device = runner.config, runner.device
         self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
+        self.quantization = runner.policy.quantization
 
     @classmethod
     def from_state_dict(
@@ -89,7 +87,6 @@ class TensorModel:
     ) -> Self:
         """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
         `JanusFlow.from_pretrained`."""
-        refuse_quantization(quantization)
         parsed = JanusFlowConfig.from_dict(dict(config))
         if (vae_config is None) != (vae_state_dict is None):
             raise InputError("vae_config, vae_state_dict: expected both or neither, got one of them")
@@ -103,7 +100,7 @@ class TensorModel:
             tokenizer,
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
             "state_dict",
-            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets),
+            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     @classmethod
@@ -135,36 +132,22 @@ class TensorModel:
                     "vae_dtype: the VAE's decoder overflows in float16; expected 'bfloat16' or 'float32' "
                     "(it follows dtype unless you give it)"
                 )
-        tiled = _tiles(device, dtype, numerics, choices.implementations or {})
-        policy, vae_policy = Policy.of(dtype, numerics, tiled), Policy.of(vae_dtype, numerics)
+        implementations = choices.implementations or {}
+        policy = loading.policy(device, dtype, numerics, choices.quantization, implementations)
+        vae_policy = Policy.of(vae_dtype, numerics)
         gpu = None if device.type == "cpu" else open_gpu(device, choices.cuda_graphs)
-
-        def load(layout: Layout, source: TensorSource, policy: Policy) -> dict[str, torch.Tensor]:
-            memory = device if gpu is None else gpu.device
-            try:
-                return load_weights(
-                    layout,
-                    source,
-                    matrix_dtype=policy.matrix,
-                    vector_dtype=policy.vector,
-                    device=memory,
-                    finish=policy.kept,
-                )
-            except torch.OutOfMemoryError as error:
-                if gpu is None:
-                    raise
-                size = sum(math.prod(t.shape) for t in layout if not t.same_as) * policy.matrix.itemsize
-                raise gpu.out_of_memory(name, {f"weights in {policy.matrix}": size}) from error
 
         runner = Runner(
             config,
             policy,
-            load(weight_layout(config), weights, policy),
+            loading.load(weight_layout(config), weights, policy, device, gpu, name),
             device,
             vae_config=None if vae is None else vae[0],
             vae_policy=vae_policy,
-            vae_weights=None if vae is None else load(vae_layout(vae[0]), vae[1], vae_policy),
-            implementations=choices.implementations,
+            vae_weights=None
+            if vae is None
+            else loading.load(vae_layout(vae[0]), vae[1], vae_policy, device, gpu, name),
+            implementations=implementations,
             buckets=buckets,
             gpu=gpu,
         )
@@ -393,14 +376,3 @@ class TensorModel:
                 "ask for output_type='latent'"
             )
         return self.runner.vae_config
-
-
-def _tiles(device: torch.device, dtype: torch.dtype, numerics: str, implementations: Mapping[str, Any]) -> bool:
-    """Whether weights are kept in AMX tiles, which suits no implementation of a plain linear."""
-    plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)
-    return native.refuses_amx(device) is None and dtype is torch.bfloat16 and numerics == "exact" and not plain
-
-
-def refuse_quantization(quantization: str | None) -> None:
-    if quantization is not None:
-        raise InputError(f"quantization: expected None, the only choice in this version, got {quantization!r}")

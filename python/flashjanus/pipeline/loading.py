@@ -1,0 +1,61 @@
+"""Weights from a source into what a model keeps of them, and in which form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from flashjanus.checkpoint import Layout, TensorSource, load_weights
+from flashjanus.engine.runtime import native
+from flashjanus.engine.runtime.cuda import Gpu
+from flashjanus.errors import InputError
+from flashjanus.model import Policy
+
+QUANTIZATIONS = ("int8",)
+
+
+def policy(
+    device: torch.device,
+    dtype: torch.dtype,
+    numerics: str,
+    quantization: str | None,
+    implementations: Mapping[str, Any],
+) -> Policy:
+    """The dtypes of a model and the form of its weights. Raises InputError where the choices do not go together.
+
+    Weights are kept in AMX tiles where this machine has them and no implementation of a plain linear is asked for.
+    """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        choices = ", ".join(map(repr, QUANTIZATIONS))
+        raise InputError(f"quantization: expected None or one of {choices}, got {quantization!r}")
+    if quantization is not None and numerics == "official":
+        raise InputError(f"quantization: expected None with numerics='official', got {quantization!r}")
+    if quantization is not None and dtype is torch.float16:
+        raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
+    plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)
+    multiplied = dtype is torch.bfloat16 or quantization is not None
+    tiled = native.refuses_amx(device) is None and multiplied and numerics == "exact" and not plain
+    return Policy.of(dtype, numerics, tiled, quantization)
+
+
+def load(
+    layout: Layout, source: TensorSource, policy: Policy, device: torch.device, gpu: Gpu | None, name: str
+) -> dict[str, torch.Tensor]:
+    """What `policy` keeps of a layout's tensors, by name. Raises CheckpointError, OutOfMemoryError."""
+    try:
+        return load_weights(
+            layout,
+            source,
+            matrix_dtype=policy.matrix,
+            vector_dtype=policy.vector,
+            device=device if gpu is None else gpu.device,
+            finish=policy.kept,
+        )
+    except torch.OutOfMemoryError as error:
+        if gpu is None:
+            raise
+        size = sum(math.prod(t.shape) for t in layout if not t.same_as) * policy.matrix.itemsize
+        raise gpu.out_of_memory(name, {f"weights in {policy.matrix}": size}) from error

@@ -1,0 +1,61 @@
+"""A model in int8: what is quantised, how far it is from the exact one, and what goes with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flashjanus import JanusFlow
+from flashjanus.engine.ops import tiles
+from flashjanus.engine.runtime import native
+from flashjanus.errors import InputError
+
+needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
+PROMPT = "a red circle to the left of a blue square"
+KINDS = [pytest.param({}, marks=needs_amx), {"implementations": {"linear": "torch"}}]
+"""Weights in tiles, with activations in int8 too; and row by row, with activations as they are."""
+
+
+def of(**options: object) -> JanusFlow:
+    return JanusFlow.from_pretrained("shapes", dtype="bfloat16", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_the_language_model_alone_is_quantised(options: dict[str, object]) -> None:
+    exact, int8 = of(implementations={"linear": "torch"}), of(quantization="int8", **options)
+    for name, weight in int8.runner.weights.items():
+        layer = name.startswith("llm.") and weight.dim() == 2 and name != "llm.embed"
+        assert (weight.dtype is torch.int8) == layer, name
+        if layer:
+            rows = tiles.untile(weight) if int8.runner.policy.tiled else weight
+            scale = int8.runner.weights[f"{name}.scale"][:, None]
+            assert ((rows.float() * scale - exact.runner.weights[name].float()).abs() <= 0.5001 * scale).all()
+    assert int8.quantization == "int8"
+    assert exact.quantization is None
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_pictures_and_answers_stay_close(options: dict[str, object]) -> None:
+    exact, int8 = of(), of(quantization="int8", **options)
+    drawing = dict(num_inference_steps=8, seed=3, output_type="pt")
+    pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (exact, int8)]  # type: ignore[arg-type]
+    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.01
+    content = [
+        {"type": "image", "image": exact.generate_image(PROMPT, seed=3).images[0]},
+        {"type": "text", "text": "Which is on the left, the circle or the square?"},
+    ]
+    answers = {str(m.chat([{"role": "user", "content": content}], max_new_tokens=8)) for m in (exact, int8)}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(quantization="int3"), ["quantization", "'int8'", "'int3'"]),
+        (dict(quantization="int8", numerics="official"), ["quantization", "official"]),
+        (dict(quantization="int8", dtype="float16", vae_dtype="float32"), ["quantization", "float16", "bfloat16"]),
+    ],
+)
+def test_what_does_not_go_together(options: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        JanusFlow.from_pretrained("shapes", **options)  # type: ignore[arg-type]
+    assert all(word in str(error.value) for word in words), str(error.value)
