@@ -62,7 +62,11 @@ def test_ops(cli, tmp_path: Path) -> None:
         (["latency", "--steps", "3,x"], "--steps"),
         (["latency", "--minutes", "nan"], "--minutes"),
         (["latency", "--plot", "a.png"], "expected FILE.svg"),
-        (["latency", "--peer", "diffusers"], "--peer"),
+        (["latency", "--peer", "onnx"], "--peer"),
+        (
+            ["latency", "--peer", "diffusers", "--official-python", "none"],
+            "--official-python none: expected",
+        ),
         (["latency", "--peer", "official"], "--official-repo"),
         (["latency", "--peer", "official-compiled", "--official-repo", "."], "--official-script"),
         (["latency", "--random-weights", "full", "--model", "x"], "no --model"),

@@ -1,8 +1,9 @@
 """Other implementations in turns with ours: the official code in a process of its own, transformers in this one.
 
-Neither is a dependency, and none of their code is here. Official timings come from a script that drives a checkout of
-deepseek-ai/Janus on random weights of its own and prints one JSON line, a process a round; it has the published sizes
-("full") and the thin ones. Its step has no `prepare` before it: prompt and time token are computed in each.
+Neither is a dependency, and none of their code is here; diffusers is in vae_peer.py. Official timings come from a
+script that drives a checkout of deepseek-ai/Janus on random weights of its own and prints one JSON line, a process a
+round; it has the published sizes ("full") and the thin ones. Its step has no `prepare` before it: prompt and time token
+are computed in each.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ class Official:
         for option, path, ok in (
             ("--official-script", script, os.path.isfile(script)),
             ("--official-repo", repo, os.path.isdir(os.path.join(repo, "janus"))),
-            ("--official-python", python, os.access(python, os.X_OK) and os.path.isfile(python)),
         ):
             if not ok:
                 what = "a checkout of deepseek-ai/Janus" if option == "--official-repo" else "an existing file"
                 raise InputError(f"{option} {path}: expected {what}")
+        check_python(python)
         sizes = [s for s in ("full", "thin") if JanusFlowConfig.from_dict(configs(s)[0]) == model.config]
         if not sizes:
             raise InputError(
@@ -92,17 +93,29 @@ class Official:
         command += ["--size", self.size, "--dtype", self.dtype, "--device", self.device]
         command += ["--batch", str(rows), "--repeats", str(repeats), *map(str, given)]
         command += ["--compile"] if self.compiled else []
-        threads = {name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
-        lines = ran.stdout.strip().splitlines()
-        if ran.returncode or not lines:
-            said = ran.stderr.strip()[-LAST_WORDS:] or "nothing"
-            raise PeerError(f"{self.name}: exit code {ran.returncode} of {' '.join(command)}; it said: {said}")
-        try:
-            found: dict[str, Any] = json.loads(lines[-1])
-        except ValueError:
-            raise PeerError(f"{self.name}: expected JSON in the last line, got {lines[-1][:LAST_WORDS]}") from None
+        found: dict[str, Any] = answer(self.name, command)
         return found
+
+
+def check_python(path: str) -> str:
+    """`path`, where it can be run. Raises InputError."""
+    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        raise InputError(f"--official-python {path}: expected an existing file that can be run")
+    return path
+
+
+def answer(who: str, command: Sequence[str]) -> Any:
+    """The JSON in the last line that `command` prints, run with as many threads as this process. Raises PeerError."""
+    threads = {name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
+    lines = ran.stdout.strip().splitlines()
+    if ran.returncode or not lines:
+        said = ran.stderr.strip()[-LAST_WORDS:] or "nothing"
+        raise PeerError(f"{who}: exit code {ran.returncode} of {' '.join(command)}; it said: {said}")
+    try:
+        return json.loads(lines[-1])
+    except ValueError:
+        raise PeerError(f"{who}: expected JSON in the last line, got {lines[-1][:LAST_WORDS]}") from None
 
 
 class Transformers:

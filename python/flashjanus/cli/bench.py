@@ -87,6 +87,7 @@ def _stages(args: argparse.Namespace, console: Console) -> Stages:
 def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
     from flashjanus.benchmarking import stages as all_stages
     from flashjanus.benchmarking.timing import measure
+    from flashjanus.benchmarking.vae_peer import Diffusers
 
     model = stages.model
     if args.stages is None:
@@ -112,8 +113,12 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
 
     records = measure(engines, cases, rounds=args.rounds, repeats=args.repeats, minutes=args.minutes, done=done)
     for engine in engines:
-        if all(record.engine != engine.name for record in records):
+        own = [record for record in records if record.engine == engine.name]
+        if not own:
             console.note(f"{engine.name} times none of these stages at these sizes")
+        elif isinstance(engine, Diffusers):
+            own[0].facts.update(engine.facts)
+            console.note(f"{engine.name}: {engine}")
     return _report(args, stages, records, None)
 
 
@@ -152,12 +157,15 @@ def _peer(name: str, args: argparse.Namespace, stages: Stages) -> Engine:
     from flashjanus.benchmarking.models import sibling
     from flashjanus.benchmarking.peers import Official, Transformers
     from flashjanus.benchmarking.stages import Stages
+    from flashjanus.benchmarking.vae_peer import Diffusers
     from flashjanus.engine.ops import all_ops
 
     if name == "torch":
         return Stages(sibling(stages.model, dict.fromkeys(all_ops(), "torch")), "torch")
     if name == "transformers":
         return Transformers(stages)
+    if name == "diffusers":
+        return Diffusers(stages, args.official_python)
     where = args.official_script, args.official_repo, args.official_python
     return Official.of(stages.model, *where, compiled=name == "official-compiled")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options
 
-PEERS = ("official", "official-compiled", "transformers", "torch")
+PEERS = ("official", "official-compiled", "transformers", "diffusers", "torch")
 RANDOM = ("full", "thin", "shapes")
 STDOUT = "-"
 MOST = 1 << 20
@@ -104,8 +104,8 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=PEERS,
         help="official: the official code, eager or compiled; "
-        "transformers: its generate with a static cache on the language model; torch: the same plans on torch's "
-        "implementations alone; repeatable",
+        "transformers: its generate with a static cache on the language model; diffusers: its AutoencoderKL on our "
+        "weights; torch: the same plans on torch's implementations alone; repeatable",
     )
     group.add_argument("--official-repo", metavar="PATH", help="checkout of deepseek-ai/Janus")
     group.add_argument("--official-script", metavar="PATH", help="script that drives it and prints a JSON line")
@@ -113,7 +113,7 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
         "--official-python",
         metavar="PATH",
         default=sys.executable,
-        help="Python that has its dependencies (default: this one)",
+        help="Python that has diffusers, or what the official code needs (default: this one)",
     )
 
 
