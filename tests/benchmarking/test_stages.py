@@ -13,7 +13,7 @@ from flashjanus.benchmarking.stages import STAGES, Stages, cases, check, rates
 from flashjanus.benchmarking.timing import Case, measure
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.runtime.ceilings import Ceilings
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, PeerError
 
 SIZES = {"rows": [1, 2], "prompt_tokens": [6], "chat_tokens": [20, 30], "steps": [3]}
 CEILINGS = Ceilings(1e9, {torch.float32: 1e9, torch.bfloat16: 1e9, torch.int8: 1e9})
@@ -30,20 +30,32 @@ def test_one_size_is_varied_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_runs(small: JanusFlow, clock: Callable[[], float], stage: str) -> None:
-    loads: list[int] = []
-    engine = Stages(small, load=lambda: loads.append(1), clock=clock)
+def test_a_stage_runs(
+    small: JanusFlow, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(timed.process, "answer", lambda *command: asked.append(command))
+    monkeypatch.setattr(timed.JanusFlow, "from_pretrained", lambda **source: asked.append(source))
+    engine = Stages(small, source={"source": "shapes"}, clock=clock)
     found = cases([stage], SIZES)
     check(found, small, repeats=2)
     records = measure([engine], found, rounds=2, repeats=2, minutes=1)
     assert [r.case for r in records] == found
-    samples = {"load": 1, "first image": 1, "first token": 1, "token": 2 * timed.TOKENS}.get(stage, 2)
+    samples = 1 if stage in timed.COLD else 2 * timed.TOKENS if stage == "token" else 2
     assert all(r.rounds == [[1.0] * samples] * 2 for r in records)
-    assert len(loads) == (2 if stage == "load" else 0)
+    assert len(asked) == (2 if stage in ("import", "start", "load") else 0)
 
 
-def test_loading_is_left_out_where_there_is_nothing_to_load(small: JanusFlow) -> None:
-    assert list(Stages(small).round(cases(["load"], SIZES), 1)) == []
+def test_a_fresh_process_imports_and_draws(small: JanusFlow) -> None:
+    engine = Stages(small, source={"source": "shapes", "vae": None, "dtype": "float32"})
+    ((_, [imported]), (_, [started])) = engine.round(cases(["import", "start"], SIZES), 3)
+    assert min(imported, started) > 0
+    with pytest.raises(PeerError, match=r"(?s)start: exit code 1 .*/no/model: no such folder"):
+        Stages(small, source={"source": "/no/model"}).time(Case("start", (("steps", 1),)), 1)
+
+
+def test_nothing_is_loaded_where_there_is_no_checkpoint(small: JanusFlow) -> None:
+    assert list(Stages(small).round(cases(["import", "start", "load"], SIZES), 1)) == []
 
 
 def test_cold_stages_make_their_plans_anew(small: JanusFlow, monkeypatch: pytest.MonkeyPatch) -> None:

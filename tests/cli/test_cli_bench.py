@@ -73,7 +73,7 @@ def test_ops(cli, tmp_path: Path) -> None:
         (["latency", "--random-weights", "huge"], "huge"),
         (["latency", "--json", "/nowhere/a.json"], "cannot write"),
         (["throughput", "--stages", "step,steps"], "'steps'"),
-        (["latency", "--random-weights", "shapes", "--stages", "load"], "load: of a checkpoint"),
+        (["latency", "--random-weights", "shapes", "--stages", "load"], "import, start, load: of a checkpoint"),
         (["latency", "--prompt-tokens", "5000"], "prompt_tokens of at most"),
         (["latency", "--peer", "official", "--official-repo", ".", "--official-script", "none"], "--official-script"),
         (["ops", "--ops", "sofmax"], "'sofmax'"),

@@ -9,9 +9,7 @@ are computed in each.
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +23,12 @@ from flashjanus.errors import InputError, PeerError
 from flashjanus.pipeline.tensor_model import TensorModel
 
 from .models import configs
+from .process import answer, check_python
 from .stages import CHAT_TOKENS, TOKENS, Stages
 from .timing import Case, Clock
 
 UNDERSTANDING = {"SigLIP": "encode", "prefill": "prefill_620", "token": "decode_token"}
 """What the script calls them."""
-LAST_WORDS = 400
 
 
 @dataclass(frozen=True)
@@ -95,27 +93,6 @@ class Official:
         command += ["--compile"] if self.compiled else []
         found: dict[str, Any] = answer(self.name, command)
         return found
-
-
-def check_python(path: str) -> str:
-    """`path`, where it can be run. Raises InputError."""
-    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
-        raise InputError(f"--official-python {path}: expected an existing file that can be run")
-    return path
-
-
-def answer(who: str, command: Sequence[str]) -> Any:
-    """The JSON in the last line that `command` prints, run with as many threads as this process. Raises PeerError."""
-    threads = {name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
-    lines = ran.stdout.strip().splitlines()
-    if ran.returncode or not lines:
-        said = ran.stderr.strip()[-LAST_WORDS:] or "nothing"
-        raise PeerError(f"{who}: exit code {ran.returncode} of {' '.join(command)}; it said: {said}")
-    try:
-        return json.loads(lines[-1])
-    except ValueError:
-        raise PeerError(f"{who}: expected JSON in the last line, got {lines[-1][:LAST_WORDS]}") from None
 
 
 class Transformers:

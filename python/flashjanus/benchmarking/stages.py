@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from flashjanus.errors import InputError
 from flashjanus.pipeline import flow, text
 from flashjanus.pipeline.buckets import padded
+from flashjanus.pipeline.janusflow import JanusFlow
 from flashjanus.pipeline.tensor_model import TensorModel
 
+from . import process
 from .models import sibling
 from .timing import Case, Clock
 
 STAGES = {
+    "import": (),
+    "start": ("steps",),
     "load": (),
     "first image": ("rows", "prompt_tokens", "steps"),
     "first token": ("rows", "chat_tokens"),
@@ -30,12 +35,16 @@ STAGES = {
     "token": ("rows", "chat_tokens"),
     "mix": ("rows", "prompt_tokens", "steps", "chat_tokens"),
 }
-"""The sizes that each depends on. load: from disk. first image, first token: plans and their memory made anew, the
+"""The sizes that each depends on. import, start: a fresh process, until it has imported the package, and until it has
+drawn an image of a short prompt. load: from disk. first image, first token: plans and their memory made anew, the
 picture of the question encoded. image, latents: a request with and without the VAE. prepare, step, token: one of them.
 mix: a flow step of `rows` images and MIXED tokens of `rows` conversations."""
 LATENCY = ("load", "first image", "first token", "prepare", "step", "VAE", "SigLIP", "prefill", "token")
 THROUGHPUT = ("latents", "image", "token", "mix")
-COLD = ("load", "first image", "first token")
+FROM_DISK = ("import", "start", "load")
+"""Only where the model came from a checkpoint."""
+NEED_VAE = ("start", "first image", "VAE", "image")
+COLD = (*FROM_DISK, "first image", "first token")
 """Timed once a round, without a run before."""
 MIXED = 8
 TOKENS = 8
@@ -65,7 +74,7 @@ def check(cases: Sequence[Case], model: TensorModel, repeats: int) -> None:
         for name, most in room.items():
             if name in dict(case.sizes) and case[name] > most:
                 raise InputError(f"{case}: expected {name} of at most {most} on {model.name}, got {case[name]}")
-        if case.stage in ("VAE", "image", "first image") and model.runner.vae_config is None:
+        if case.stage in NEED_VAE and model.runner.vae_config is None:
             raise InputError(f"{case}: {model.name} has no VAE; pass --vae, or name other stages with --stages")
 
 
@@ -86,20 +95,20 @@ def rates(case: Case, seconds: float) -> dict[str, float]:
 
 
 class Stages:
-    """A model in this process as an engine. `load` makes it anew, where that is timed."""
+    """A model in this process as an engine. `source`: what `JanusFlow.from_pretrained` made it from."""
 
     def __init__(
         self,
         model: TensorModel,
         name: str = "flashjanus",
-        load: Callable[[], object] | None = None,
+        source: Mapping[str, Any] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.model, self.runner, self.name, self.load, self.clock = model, model.runner, name, load, clock
+        self.model, self.runner, self.name, self.source, self.clock = model, model.runner, name, source, clock
 
     def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
         for case in cases:
-            if case.stage != "load" or self.load is not None:
+            if case.stage not in FROM_DISK or self.source is not None:
                 yield case, self.time(case, repeats)
 
     def time(self, case: Case, repeats: int) -> list[float]:
@@ -129,8 +138,13 @@ class Stages:
     def ready(self, case: Case, repeats: int) -> Iterator[Callable[[], object]]:
         """What is to be timed, with all that it needs made before."""
         stage, runner = case.stage, self.runner
-        if stage == "load" and self.load is not None:
-            yield self.load
+        if stage in FROM_DISK:
+            source = self.source or {}
+            yield {
+                "import": process.import_package,
+                "start": lambda: process.start(source, case["steps"]),
+                "load": lambda: JanusFlow.from_pretrained(**source),
+            }[stage]
         elif stage == "first image":
             yield lambda: self._image(sibling(self.model), case)
         elif stage == "first token":

@@ -15,7 +15,7 @@ from flashjanus.checkpoint import VaeConfig, vae_layout
 from flashjanus.errors import InputError, PeerError
 from flashjanus.pipeline.tensor_model import TensorModel
 
-from .peers import answer, check_python
+from .process import answer, check_python
 from .stages import Stages
 from .timing import Case
 

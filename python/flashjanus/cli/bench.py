@@ -7,7 +7,6 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -67,21 +66,20 @@ def _check_peers(args: argparse.Namespace) -> None:
 
 
 def _stages(args: argparse.Namespace, console: Console) -> Stages:
-    """The model as an engine, and how to load it again."""
+    """The model as an engine."""
     from flashjanus import JanusFlow
     from flashjanus.benchmarking.models import random_model
     from flashjanus.benchmarking.stages import Stages
 
-    again: list[Callable[[], object]] = []
+    source: dict[str, Any] = {}
 
     def make(**choices: Any) -> JanusFlow:
         if args.random_weights:
             return random_model(args.random_weights, **choices)
-        again.append(lambda: JanusFlow.from_pretrained(args.model, vae=args.vae, **choices))
-        return JanusFlow.from_pretrained(args.model, vae=args.vae, **choices)
+        source.update(source=args.model, vae=args.vae, **choices)
+        return JanusFlow.from_pretrained(**source)
 
-    model = load_model(args, console, make)
-    return Stages(model, load=again[0] if again else None)
+    return Stages(load_model(args, console, make), source=source or None)
 
 
 def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
@@ -92,17 +90,17 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
     model = stages.model
     if args.stages is None:
         names = list(all_stages.LATENCY if args.suite == "latency" else all_stages.THROUGHPUT)
-        absent = {"load"} if stages.load is None else set()
+        absent = set(all_stages.FROM_DISK if stages.source is None else ())
         if model.runner.vae_config is None:
             console.note(f"{model.name} has no VAE: VAE and whole images are left out")
-            absent |= {"VAE", "image", "first image"}
+            absent |= set(all_stages.NEED_VAE)
         names = [name for name in names if name not in absent]
     else:
         names = args.stages.split(",")
         for name in names:
-            if name not in all_stages.STAGES or (name == "load" and stages.load is None):
-                known = ", ".join(all_stages.STAGES)
-                raise InputError(f"--stages: expected some of {known} (load: of a checkpoint), got {name!r}")
+            if name not in all_stages.STAGES or (name in all_stages.FROM_DISK and stages.source is None):
+                known, of = ", ".join(all_stages.STAGES), ", ".join(all_stages.FROM_DISK)
+                raise InputError(f"--stages: expected some of {known} ({of}: of a checkpoint), got {name!r}")
     cases = all_stages.cases(names, _swept(args, stages))
     all_stages.check(cases, model, args.repeats)
     engines = [stages, *(_peer(name, args, stages) for name in dict.fromkeys(args.peer))]

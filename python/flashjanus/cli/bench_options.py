@@ -38,7 +38,11 @@ def add_suites(commands: argparse._SubParsersAction[argparse.ArgumentParser], ti
     )
     for parser, batch in ((latency, [1]), (throughput, [1, 2, 4])):
         _add_sizes(parser, batch)
-        parser.add_argument("--stages", metavar="NAME[,NAME]", help="time only these, e.g. step,token")
+        parser.add_argument(
+            "--stages",
+            metavar="NAME[,NAME]",
+            help="time only these, e.g. step,token; import and start, fresh processes, only where they are named",
+        )
         parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of everything (default: 5)")
         parser.add_argument(
             "--minutes",
