@@ -105,7 +105,10 @@ def test_the_picture_is_xml(made: Report) -> None:
         assert record.case.stage in text
     if made.kind == "latency":
         assert "images or conversations at once" in text
-        assert "official: step" in text
+        assert "step, official" in text
+        assert "1.50 [1.50, 1.50]" in text
+        assert "intervals that hold with 97 %" in text
+        assert "step: 1.00 s to 1.90 s, x1.9" in text
 
 
 def test_names_cannot_leave_the_picture() -> None:
