@@ -37,8 +37,8 @@ lint: $(VENV)/.test-tools
 	MYPYPATH=build/typing $(BIN)/mypy --strict -p flashjanus
 
 # Each stage of a model of the published sizes, random weights, in turns with other implementations: a table, all samples
-# as JSON, a picture. Beside the official code: BENCH_PEERS="--peer official --official-repo JANUS --official-script SCRIPT
-# --official-python PYTHON". No round is begun that would end after 13 minutes.
+# as JSON, a picture. Beside the official code and diffusers: BENCH_PEERS="--peer official --peer diffusers
+# --official-repo JANUS --official-script SCRIPT --official-python PYTHON". No round is begun that would end after 13 minutes.
 BENCH_PEERS ?= --peer torch
 
 bench: $(VENV)/.installed

@@ -136,6 +136,21 @@ def test_other_json_is_refused(tmp_path: Path, data: object, words: str) -> None
         Report.read(str(path))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": {"model": "a"}}, "expected model"),
+        ({"threads": None}, "expected model"),
+        ({"kind": "ops"}, r"records\[0\]: expected facts bound, bytes_per_s"),
+    ],
+)
+def test_a_head_that_no_table_can_be_made_of(tmp_path: Path, changed: dict[str, object], words: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({**report().to_json(), **changed}))
+    with pytest.raises(InputError, match=words):
+        Report.read(str(path))
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Report.read(str(tmp_path / "none.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
@@ -32,6 +33,16 @@ def test_latency_of_the_built_in_model(cli, tmp_path: Path) -> None:
     compared = cli("bench", "compare", tmp_path / "a.json", tmp_path / "a.json")
     assert compared.code == 0
     assert "too few rounds" in compared.out
+    shown = cli("bench", "show", tmp_path / "a.json", "--plot", tmp_path / "again.svg")
+    assert (shown.code, shown.out) == (0, result.out)
+    assert (tmp_path / "again.svg").read_text() == (tmp_path / "a.svg").read_text()
+    shown = cli("bench", "show", tmp_path / "a.json", "--markdown", "--goal", "step=99s", "--goal", "load=1.5s")
+    assert (shown.code, shown.err) == (0, "")
+    assert re.search(r"\| step \| rows 1, prompt_tokens 5 \|.* torch .*\| 99.0 s \| yes \|", shown.out)
+    refused = cli("bench", "show", tmp_path / "a.json", "--markdown", "--goal", "step=fast")
+    assert (refused.code, refused.out) == (2, "")
+    assert "expected 2x" in refused.err
+
     value = cli("bench", "compare", tmp_path / "a.json", tmp_path / "a.json", "--json").json
     assert {it["ratio"]["value"] for it in value["differences"] if it["stage"] == "load"} == {1.0}
 
@@ -81,6 +92,10 @@ def test_ops(cli, tmp_path: Path) -> None:
         (["compare", "none.json", "none.json"], "no such file"),
         (["compare", "a.json"], "B.json"),
         (["compare", "a", "b", "--margin", "-3"], "--margin"),
+        (["show", "none.json"], "no such file"),
+        (["show", "a.json", "--plot", "a.png"], "expected FILE.svg"),
+        (["show", "a.json", "--goal", "step"], "expected STAGE=GOAL"),
+        (["show", "a.json", "--goal", "step=2x"], "expected --markdown"),
         ([], "SUITE"),
     ],
 )

@@ -18,6 +18,7 @@ from .stages import rates
 from .timing import Case, Ratio, Record, Spread, beside, unpaired
 
 OURS = "flashjanus"
+OP_FACTS = {"nodes", "chosen", "bytes_per_s", "flops_per_s", "share", "bound"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,14 @@ class Report:
         rows = data.pop("records", None)
         if not isinstance(rows, list) or data.get("kind") not in ("latency", "throughput", "ops"):
             raise InputError(f"{path}: expected what `flashjanus bench` wrote with --json, got other JSON")
-        return Report(data, [_record(row, f"{path}: records[{i}]") for i, row in enumerate(rows)])
+        records = [_record(row, f"{path}: records[{i}]") for i, row in enumerate(rows)]
+        model = data.get("model")
+        if not isinstance(model, dict) or not {"model", "device", "dtype"} <= model.keys() or not data.get("threads"):
+            raise InputError(f"{path}: expected model, with device and dtype, and threads, got {show(data)}")
+        for i, record in enumerate(records if data["kind"] == "ops" else ()):
+            if not OP_FACTS.issubset(record.facts):
+                raise InputError(f"{path}: records[{i}]: expected facts {', '.join(sorted(OP_FACTS))}")
+        return Report(data, records)
 
     def __str__(self) -> str:
         lines = [f"{self.head['model']['model']}, {self.head['model']['dtype']} on {self.head['model']['device']}"]
@@ -111,7 +119,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _sizes(case: Case) -> str:
+def sizes(case: Case) -> str:
     return ", ".join(f"{name} {size}" for name, size in case.sizes)
 
 
@@ -124,7 +132,7 @@ def _stage_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
         found = rates(record.case, spread.median)
         row: tuple[str, ...] = (
             record.case.stage,
-            _sizes(record.case),
+            sizes(record.case),
             record.engine,
             seconds(spread.median),
             f"{seconds(spread.low)} to {seconds(spread.high)}",
@@ -198,7 +206,7 @@ def difference_table(found: Sequence[Difference]) -> str:
         spreads: tuple[Spread, Spread] = it.before.spread, it.after.spread
         times = (seconds(spread.median) for spread in spreads)
         case = it.before.case
-        rows.append((case.stage, _sizes(case), it.before.engine, *times, ratio(it.ratio), it.verdict))
+        rows.append((case.stage, sizes(case), it.before.engine, *times, ratio(it.ratio), it.verdict))
     return columns(rows)
 
 

@@ -1,4 +1,4 @@
-"""`flashjanus bench latency | throughput | ops | compare`: times, beside other implementations in the same run."""
+"""`flashjanus bench latency | throughput | ops | compare | show`: times, and others' in the same run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ VERSIONS = ("torch", "numpy", "triton", "transformers")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_suites(commands, _run, _run_compare)
+    add_suites(commands, _run, _run_compare, _run_show)
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
     if args.random_weights and (args.model != "shapes" or args.vae):
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
-    if args.plot is not None and not args.plot.endswith(".svg"):
-        raise InputError(f"--plot {args.plot}: expected FILE.svg")
     _check_peers(args)
     from flashjanus.benchmarking.report import check_writable, write
 
+    _check_plot(args.plot)
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
     for path in files:
         check_writable(path)
@@ -47,15 +46,25 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
     if args.json not in (None, STDOUT):
         write(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
-    if args.plot is not None:
-        from flashjanus.benchmarking.chart import svg
-
-        write(args.plot, svg(report))
+    _plot(args.plot, report)
     console.text(str(report))
     console.result(report.to_json())
     for path in files:
         console.note(f"wrote {path}")
     return 0
+
+
+def _check_plot(path: str | None) -> None:
+    if path is not None and not path.endswith(".svg"):
+        raise InputError(f"--plot {path}: expected FILE.svg")
+
+
+def _plot(path: str | None, report: Report) -> None:
+    from flashjanus.benchmarking.chart import svg
+    from flashjanus.benchmarking.report import write
+
+    if path is not None:
+        write(path, svg(report))
 
 
 def _check_peers(args: argparse.Namespace) -> None:
@@ -221,6 +230,24 @@ def _run_compare(args: argparse.Namespace, console: Console) -> int:
         if _settled(before.head.get(name)) != _settled(after.head.get(name)):
             console.note(f"the two differ in {name}: not only the code is compared")
     console.result({"margin": args.margin, "differences": [it.to_json() for it in found]})
+    return 0
+
+
+def _run_show(args: argparse.Namespace, console: Console) -> int:
+    _check_plot(args.plot)
+    if args.goal and not args.markdown:
+        raise InputError("--goal: expected --markdown beside it")
+    from flashjanus.benchmarking.document import Goal, markdown
+    from flashjanus.benchmarking.report import Report
+
+    report = Report.read(args.file)
+    try:
+        goals = {stage: Goal.parse(goal) for stage, goal in args.goal}
+    except ValueError as error:
+        raise InputError(f"--goal: {error}") from None
+    text = markdown(report, goals) if args.markdown else str(report)
+    _plot(args.plot, report)
+    console.text(text)
     return 0
 
 

@@ -16,7 +16,9 @@ MOST = 1 << 20
 Run = Callable[[argparse.Namespace, Console], int]
 
 
-def add_suites(commands: argparse._SubParsersAction[argparse.ArgumentParser], time: Run, compare: Run) -> None:
+def add_suites(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], time: Run, compare: Run, show: Run
+) -> None:
     """`time` runs latency, throughput and ops."""
     parser = commands.add_parser(
         "bench",
@@ -87,6 +89,24 @@ def add_suites(commands: argparse._SubParsersAction[argparse.ArgumentParser], ti
     two.add_argument("--json", action="store_true", help="one JSON object on stdout, errors included")
     two.add_argument("--quiet", action="store_true", help="no notes on stderr")
     two.set_defaults(run=compare)
+    one = suites.add_parser(
+        "show",
+        help="a report again, as a table for a document or a picture",
+        description="Print the table of a file of --json, or the one that a document is to hold.",
+    )
+    one.add_argument("file", metavar="FILE.json")
+    one.add_argument("--markdown", action="store_true", help="as a Markdown table, with where its numbers are from")
+    one.add_argument(
+        "--goal",
+        action="append",
+        default=[],
+        type=_goal,
+        metavar="STAGE=GOAL",
+        help="with --markdown: what a stage is to reach, 2x (times as fast as the others) or 1.5s; repeatable",
+    )
+    one.add_argument("--plot", metavar="FILE.svg", help="draw it")
+    one.add_argument("--quiet", action="store_true", help="no notes on stderr")
+    one.set_defaults(run=show)
 
 
 def _add_sizes(parser: argparse.ArgumentParser, batch: list[int]) -> None:
@@ -133,6 +153,13 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--plot", metavar="FILE.svg", help="draw it")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+
+def _goal(text: str) -> tuple[str, str]:
+    stage, equals, goal = text.partition("=")
+    if not (stage and equals and goal):
+        raise argparse.ArgumentTypeError(f"expected STAGE=GOAL, e.g. step=2x, got {text!r:.40}")
+    return stage, goal
 
 
 def _sizes(text: str) -> list[int]:
