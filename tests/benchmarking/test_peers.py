@@ -104,6 +104,17 @@ def test_our_weights_under_official_names(small: JanusFlow) -> None:
     assert state["model.layers.0.self_attn.q_proj.weight"].data_ptr() == packed.data_ptr()
 
 
+def test_weights_in_tiles_are_given_row_by_row() -> None:
+    """Where the CPU has AMX, the first of the two keeps tiles."""
+    made, plain = (
+        JanusFlow.from_pretrained("shapes", dtype="bfloat16", implementations=choice)
+        for choice in (None, {"linear": "torch"})
+    )
+    state = peers.language_state(made)
+    for name, tensor in peers.language_state(plain).items():
+        assert torch.equal(state[name], tensor), name
+
+
 def test_transformers_generates_the_same_tokens(small: JanusFlow) -> None:
     pytest.importorskip("transformers")
     engine = Stages(small)

@@ -22,7 +22,7 @@ from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.errors import InputError, PeerError
 from flashjanus.pipeline.tensor_model import TensorModel
 
-from .models import configs
+from .models import configs, sibling
 from .process import answer, check_python
 from .stages import CHAT_TOKENS, TOKENS, Stages
 from .timing import Case, Clock
@@ -170,8 +170,9 @@ class Transformers:
 
 
 def language_state(model: TensorModel) -> dict[str, torch.Tensor]:
-    """Our language model's weights under their official names, without the prefix; matrices are views of ours."""
-    c, weights, dtype = model.config.language, model.runner.weights, model.dtype
+    """Our language model's weights under their official names, without the prefix; matrices are views of ours, or
+    copies of those that are kept in tiles."""
+    c, weights, dtype = model.config.language, sibling(model, {}).runner.weights, model.dtype
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     state = {
         "model.embed_tokens.weight": weights["llm.embed"],
