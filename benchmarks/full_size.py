@@ -1,23 +1,27 @@
 """Write a JanusFlow of the published sizes with random weights, in the official layout, for what starts on disk.
 
-    python benchmarks/full_size.py FOLDER            # 4.1 GB of bf16 shards, their index, config.json
+    python benchmarks/full_size.py FOLDER            # 4.1 GB of bf16 shards, their index, config.json, a VAE
     flashjanus bench latency --model FOLDER --stages load,prepare,step,SigLIP,prefill,token --peer torch
+    flashjanus profile generate "a red circle" --model FOLDER --steps 4
 
 Random weights draw noise, but every shape, layout and byte is that of the published checkpoint, and so is the time.
-Without a folder: `flashjanus bench latency --random-weights full`.
+The tokenizer is the built-in model's, whose ids all fit. Without a folder: `flashjanus bench latency --random-weights
+full`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from flashjanus.benchmarking.models import SeededState, configs
 from flashjanus.benchmarking.stages import CHAT_TOKENS, PROMPT_TOKENS
-from flashjanus.checkpoint import JanusFlowConfig, weight_layout
+from flashjanus.builtin import builtin_folder
+from flashjanus.checkpoint import JanusFlowConfig, VaeConfig, vae_layout, weight_layout
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +32,17 @@ __all__ = ["CHAT_TOKENS", "PROMPT_TOKENS", "ROOT", "config", "make"]
 def config() -> dict[str, Any]:
     """The published config.json."""
     return configs("full")[0]
+
+
+def add_faces(folder: Path, vae: dict[str, Any] | None = None) -> None:
+    """Write what words and pictures take beside the weights: the built-in tokenizer, and a VAE of random weights."""
+    vae = vae or configs("full")[1]
+    (folder / "vae").mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(builtin_folder("shapes") / name, folder)
+    (folder / "vae/config.json").write_text(json.dumps(vae, indent=1))
+    state = SeededState(vae_layout(VaeConfig.from_dict(vae)), torch.bfloat16)
+    save_file({name: state[name] for name in state}, folder / "vae/diffusion_pytorch_model.safetensors")
 
 
 def make(folder: Path, of: dict[str, Any] | None = None) -> None:
@@ -55,7 +70,9 @@ def make(folder: Path, of: dict[str, Any] | None = None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    make(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    add_faces(folder)
+    make(folder)
 
 
 if __name__ == "__main__":
