@@ -8,15 +8,15 @@ namespace flashjanus {
 inline const char* message(Status status) {
     switch (status) {
         case Status::ok: return "ok";
-        case Status::bad_rows: return "expected rows >= 1 and 0 <= unconditional <= rows";
+        case Status::bad_rows: return "expected rows and evaluations >= 1 and 0 <= unconditional <= rows";
         case Status::bad_grid: return "expected height, width, channels and patch >= 1";
         case Status::too_large: return "expected fewer than 2^31 elements in a row of z";
         case Status::patch_too_large: return "expected channels * patch * patch <= 4096";
         case Status::bad_dtype: return "expected v_dtype 0 (float32) or 1 (bfloat16)";
-        case Status::null_pointer: return "expected non-null pointers to v, z, guidance, step and steps";
-        case Status::misaligned_v: return "expected v aligned to 4 elements (16 bytes in float32, 8 in bfloat16)";
-        case Status::misaligned_z: return "expected z aligned to 8 bytes";
-        case Status::misaligned_rows: return "expected guidance, step and steps aligned to 4 bytes";
+        case Status::misaligned_v:
+            return "expected v and kept aligned to 4 elements (16 bytes in float32, 8 in bfloat16)";
+        case Status::misaligned_z: return "expected z and history aligned to 8 bytes";
+        case Status::misaligned_rows: return "expected schedule, step and steps aligned to 4 bytes";
         case Status::isa_unavailable: return "expected an instruction set that this build and this machine have";
         case Status::launch_failed: return "the CUDA runtime refused the launch";
         case Status::bad_sizes: return "expected every size >= 1, and heads a multiple of kv_heads";
@@ -162,8 +162,8 @@ inline Status check(const GroupNormSiluParams& p) {
     return p.x && p.weight && p.bias && p.y ? Status::ok : Status::null_tensor;
 }
 
-inline Status check(const CfgEulerParams& p) {
-    if (p.rows < 1 || p.unconditional < 0 || p.unconditional > p.rows) return Status::bad_rows;
+inline Status check(const FlowUpdateParams& p) {
+    if (p.rows < 1 || p.evaluations < 1 || p.unconditional < 0 || p.unconditional > p.rows) return Status::bad_rows;
     if (p.height < 1 || p.width < 1 || p.channels < 1 || p.patch < 1) return Status::bad_grid;
     int64_t elements = 1;
     const int64_t sizes[] = {p.height, p.width, p.channels, p.patch, p.patch};
@@ -172,11 +172,13 @@ inline Status check(const CfgEulerParams& p) {
         if (elements > INT32_MAX) return Status::too_large;
     }
     if (p.channels * p.patch * p.patch > kMaxPatchValues) return Status::patch_too_large;
-    if (p.v_dtype != Dtype::f32 && p.v_dtype != Dtype::bf16) return Status::bad_dtype;
-    if (!p.v || !p.z || !p.guidance || !p.step || !p.steps) return Status::null_pointer;
-    if (!aligned(p.v, p.v_dtype == Dtype::f32 ? 16 : 8)) return Status::misaligned_v;
-    if (!aligned(p.z, 8)) return Status::misaligned_z;
-    if (!aligned(p.guidance, 4) || !aligned(p.step, 4) || !aligned(p.steps, 4)) return Status::misaligned_rows;
+    if (!valid(p.v_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    if (!p.v || !p.z || !p.history || !p.kept || !p.schedule || !p.step || !p.steps) return Status::null_tensor;
+    const uintptr_t four = p.v_dtype == Dtype::f32 ? 16 : 8;
+    if (!aligned(p.v, four) || !aligned(p.kept, four)) return Status::misaligned_v;
+    if (!aligned(p.z, 8) || !aligned(p.history, 8)) return Status::misaligned_z;
+    if (!aligned(p.schedule, 4) || !aligned(p.step, 4) || !aligned(p.steps, 4)) return Status::misaligned_rows;
     return Status::ok;
 }
 

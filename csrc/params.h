@@ -18,7 +18,6 @@ enum class Status : int32_t {
     too_large,
     patch_too_large,
     bad_dtype,
-    null_pointer,
     misaligned_v,
     misaligned_z,
     misaligned_rows,
@@ -44,22 +43,40 @@ enum class Status : int32_t {
     out_of_memory,
 };
 
-// For every image row r with step[r] < steps[r]: z[r] += velocity / steps[r], then step[r] += 1; other rows are left
-// untouched. velocity = unpatchify(v[r]) and, where r < unconditional,
-// guidance * unpatchify(v[r]) - (guidance - 1) * unpatchify(v[rows + r]).
-struct CfgEulerParams {
+// What a row does in one evaluation: z' = z_z z + z_w w + z_h h and, where z_h, h_z or h_w is not 0, h' = h_z z + h_w
+// w.
+struct FlowEvaluation {
+    float z_z;
+    float z_w;
+    float z_h;
+    float h_z;
+    float h_w;
+    float guidance;  // 1: no unconditional velocity is read
+    float rescale;   // w is drawn by this share towards the standard deviation of the conditional velocity
+    float recall;    // not 0: the unconditional velocity is the one in `kept`
+    float keep;      // not 0: the unconditional velocity goes into `kept`
+};
+
+// For every image row r with s = step[r] < steps[r]: schedule[r, s] on z[r] and history[r], then step[r] += 1; other
+// rows are left untouched. w = unpatchify(v[r]) or, where there is an unconditional velocity u and guidance is not 1,
+// unpatchify(guidance * v[r] - (guidance - 1) * u), u = kept[r] or, for r < unconditional, v[rows + r].
+struct FlowUpdateParams {
     const void* v;          // [rows + unconditional, height, width, channels * patch * patch], channel-major patches
     float* z;               // [rows, channels, height * patch, width * patch], in place
-    const float* guidance;  // [rows]
+    float* history;         // as z: h
+    void* kept;             // [rows, height, width, channels * patch * patch]
+    const float* schedule;  // [rows, evaluations], of FlowEvaluation
     int32_t* step;          // [rows], advanced
-    const int32_t* steps;   // [rows]
-    Dtype v_dtype;
+    const int32_t* steps;   // [rows], at most `evaluations`
+    Dtype v_dtype;          // of v and kept
     int32_t rows;
     int32_t unconditional;
+    int32_t evaluations;
     int32_t height;  // of the grid of patches
     int32_t width;
     int32_t channels;
     int32_t patch;
+    int32_t threads;
 };
 
 // The most rows that the matrix-vector kernel takes at once, and the most channels of an attention head.

@@ -104,13 +104,9 @@ def running_on(fibers: ModuleType, architecture: int) -> Iterator[None]:
         fibers.delay([_window(it) for name, it in tensors.items() if name not in CONSTANTS])
         getattr(fibers, f"{kernel}_cuda")(**members, stream=0)
 
-    def cfg_euler_cuda(*tensors: torch.Tensor) -> None:
-        fibers.cfg_euler_cuda(**native._cfg_euler_arguments("cfg_euler", *tensors), stream=0)
-
     fibers.emulate(architecture)
     with (
         patch.object(native, "run_cuda", run_cuda),
-        patch.object(native, "cfg_euler_cuda", cfg_euler_cuda),
         patch.object(native, "cuda_available", lambda: None),
     ):
         yield

@@ -19,6 +19,7 @@ from flashjanus.pipeline.buckets import EXACT, PADDED, padded
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.pipeline.options import Sampling
 from flashjanus.pipeline.runner import Runner
+from flashjanus.pipeline.schedule import Sampler
 from flashjanus.pipeline.text import TextRequest, TextSession
 from full_size import CHAT_TOKENS, PROMPT_TOKENS, ROOT, config
 
@@ -150,7 +151,7 @@ class Workload:
     def flow_requests(self, rows: int) -> list[FlowRequest]:
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         noise = torch.randn(rows, channels, size, size, generator=torch.Generator().manual_seed(0))
-        return [FlowRequest(ids(self.sizes.prompt), self.sizes.steps, 2.0, z) for z in noise]
+        return [FlowRequest(ids(self.sizes.prompt), Sampler(self.sizes.steps), z) for z in noise]
 
     def flow_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int]:
         """Of FlowSession and Prepared, as flow.generate takes them for flow_requests(rows)."""
@@ -160,7 +161,7 @@ class Workload:
     def prepared(self, runner: Runner) -> Prepared:
         """One prompt, which all rows may share."""
         made = Prepared(runner, *self.flow_bucket(runner, 1))
-        made.run([(ids(self.sizes.prompt), self.sizes.steps)])
+        made.run([self.flow_requests(1)[0].timed_prompt])
         return made
 
     def join(self, session: FlowSession, prepared: Prepared) -> None:

@@ -5,11 +5,12 @@
 namespace flashjanus {
 
 template <>
-const Fields<CfgEulerParams>& fields() {
-    using P = CfgEulerParams;
-    static const Fields<P> all{FIELD(v),      FIELD(z),       FIELD(guidance), FIELD(step),
-                               FIELD(steps),  FIELD(v_dtype), FIELD(rows),     FIELD(unconditional),
-                               FIELD(height), FIELD(width),   FIELD(channels), FIELD(patch)};
+const Fields<FlowUpdateParams>& fields() {
+    using P = FlowUpdateParams;
+    static const Fields<P> all{FIELD(v),           FIELD(z),      FIELD(history), FIELD(kept),     FIELD(schedule),
+                               FIELD(step),        FIELD(steps),  FIELD(v_dtype), FIELD(rows),     FIELD(unconditional),
+                               FIELD(evaluations), FIELD(height), FIELD(width),   FIELD(channels), FIELD(patch),
+                               FIELD(threads)};
     return all;
 }
 

@@ -23,12 +23,6 @@ void expect_ok(const char* kernel, Status status, const P& params, cpu::Isa isa)
                           ", isa=" + cpu::name(isa));
 }
 
-template <class P, class = void>
-struct HasThreads : std::false_type {};
-
-template <class P>
-struct HasThreads<P, std::void_t<decltype(P::threads)>> : std::true_type {};
-
 // module.kernel(*, <the members of P>, isa=""): an empty isa takes the best one.
 // module.kernel_bound(the same): kernel with these arguments as a function of the number of threads.
 template <class P>
@@ -54,7 +48,7 @@ void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, S
         expect_ok(kernel, check(held.first), held.first, held.second);
         return py::cpp_function([kernel, run, held](int32_t threads) {
             P params = held.first;
-            if constexpr (HasThreads<P>::value) params.threads = threads;
+            params.threads = threads;
             Status status;
             {
                 py::gil_scoped_release release;

@@ -1,4 +1,4 @@
-// Depthwise 7x7 convolution and RMSNorm over channels, NHWC, in one pass over x. See cfg_euler.cpp for what a file
+// Depthwise 7x7 convolution and RMSNorm over channels, NHWC, in one pass over x. See flow_update.cpp for what a file
 // compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 

@@ -1,4 +1,4 @@
-// Exact GELU with the sums of its squares per channel, in one pass over x. See cfg_euler.cpp for what a file compiled
+// Exact GELU with the sums of its squares per channel, in one pass over x. See flow_update.cpp for what a file compiled
 // per instruction set must not do.
 #include "cpu/intrinsics.h"
 

@@ -1,4 +1,4 @@
-// The scaling of global response normalisation. See cfg_euler.cpp for what a file compiled per instruction set must not
+// The scaling of global response normalisation. See flow_update.cpp for what a file compiled per instruction set must not
 // do.
 #include "cpu/intrinsics.h"
 

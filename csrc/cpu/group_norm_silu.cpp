@@ -1,4 +1,4 @@
-// GroupNorm with SiLU or without, NHWC: one pass over x for the statistics, one for y. See cfg_euler.cpp for what a
+// GroupNorm with SiLU or without, NHWC: one pass over x for the statistics, one for y. See flow_update.cpp for what a
 // file compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 

@@ -1,4 +1,4 @@
-// What vector.h and the kernels need from outside. Trap: no other header with inline functions (see cfg_euler.cpp);
+// What vector.h and the kernels need from outside. Trap: no other header with inline functions (see flow_update.cpp);
 // intrinsics are always inlined, so the linker never sees them.
 #pragma once
 

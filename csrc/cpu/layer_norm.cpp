@@ -1,4 +1,4 @@
-// Residual add and LayerNorm, or LayerNorm alone. See cfg_euler.cpp for what a file compiled per instruction set must
+// Residual add and LayerNorm, or LayerNorm alone. See flow_update.cpp for what a file compiled per instruction set must
 // not do.
 #include "cpu/intrinsics.h"
 

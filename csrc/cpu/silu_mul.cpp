@@ -1,4 +1,4 @@
-// Gated SiLU, also into int8. See cfg_euler.cpp for what a file compiled per instruction set must not do.
+// Gated SiLU, also into int8. See flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,6 +1,6 @@
 // A register of float32 lanes, loaded from and stored to float32 or bf16. GCC and clang vector extensions: one source
 // for every instruction set, but for the conversions. Included inside an anonymous namespace (see the trap in
-// cfg_euler.cpp), so intrinsics.h comes first, outside.
+// flow_update.cpp), so intrinsics.h comes first, outside.
 
 // Trap: no wider than a register. GCC compares wider vectors lane by lane, and keeps sums of them in memory.
 #if defined(__AVX512F__)

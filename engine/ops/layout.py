@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import Call, Op, Schema, normal, register
-from .cfg_euler import unpatchify
+from .flow_update import unpatchify
 from .rows import no_flops
 
 

@@ -64,58 +64,6 @@ def instruction_sets() -> list[str]:
     return list(_module().build_info()["instruction_sets"])
 
 
-def _tensor(op: str, name: str, tensor: torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
-    if tensor.device != device:
-        raise NativeError(f"{op}: expected {name} on {device}, got {tensor.device}; move it with .to()")
-    if tensor.dtype not in dtypes:
-        wanted = " or ".join(str(dtype) for dtype in dtypes)
-        raise NativeError(f"{op}: expected {name} in {wanted}, got {tensor.dtype}; convert it with .to()")
-    if not tensor.is_contiguous():
-        raise NativeError(f"{op}: expected {name} contiguous, got strides {tensor.stride()}; call .contiguous()")
-
-
-def _cfg_euler_arguments(
-    op: str,
-    v: torch.Tensor,
-    z: torch.Tensor,
-    guidance: torch.Tensor,
-    step: torch.Tensor,
-    steps: torch.Tensor,
-) -> dict[str, int]:
-    """Addresses and sizes of one call, checked. Raises NativeError, naming op and argument."""
-    _tensor(op, "v", v, z.device, tuple(_DTYPES))
-    _tensor(op, "z", z, z.device, (torch.float32,))
-    _tensor(op, "guidance", guidance, z.device, (torch.float32,))
-    _tensor(op, "step", step, z.device, (torch.int32,))
-    _tensor(op, "steps", steps, z.device, (torch.int32,))
-    shapes = f"got v {tuple(v.shape)} and z {tuple(z.shape)}"
-    if v.dim() != 4 or z.dim() != 4 or 0 in v.shape or 0 in z.shape:
-        raise NativeError(f"{op}: expected v [B, H, W, C*p*p] and z [R, C, H*p, W*p], none empty, {shapes}")
-    (branches, height, width, values), (rows, channels) = v.shape, z.shape[:2]
-    patch = z.shape[2] // height
-    if z.shape[2:] != (height * patch, width * patch) or values != channels * patch * patch:
-        raise NativeError(f"{op}: expected v [B, H, W, C*p*p] for z [R, C, H*p, W*p], {shapes}")
-    if not rows <= branches <= 2 * rows:
-        raise NativeError(f"{op}: expected R <= B <= 2R (B in v, R in z), {shapes}")
-    for name, tensor in (("guidance", guidance), ("step", step), ("steps", steps)):
-        if tensor.shape != (rows,):
-            raise NativeError(f"{op}: expected {name} of shape ({rows},), got {tuple(tensor.shape)}")
-    return {
-        "v": v.data_ptr(),
-        "z": z.data_ptr(),
-        "guidance": guidance.data_ptr(),
-        "step": step.data_ptr(),
-        "steps": steps.data_ptr(),
-        "v_dtype": _DTYPES[v.dtype],
-        "rows": rows,
-        "unconditional": branches - rows,
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "patch": patch,
-    }
-
-
 @dataclass(frozen=True)
 class _Recorded:
     """A call that was asked for, and the storages behind its addresses."""
@@ -239,41 +187,3 @@ def run_cuda(kernel: str, device: torch.device, **arguments: Argument) -> None:
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         _call(f"{kernel}_cuda", members, arguments.values(), stream=stream)
-
-
-def cfg_euler(
-    v: torch.Tensor,
-    z: torch.Tensor,
-    guidance: torch.Tensor,
-    step: torch.Tensor,
-    steps: torch.Tensor,
-    *,
-    isa: str | None = None,
-) -> None:
-    """z[r] += (g v[r] - (g - 1) v[R + r]) / steps[r], then step[r] += 1, where step[r] < steps[r]; in place, on a CPU.
-
-    v [B, H, W, C*p*p] float32 or bfloat16 (patches in PixelShuffle order: rows 0..R-1 conditional, the others
-    unconditional for image rows 0..B-R-1, whose absence means v[r] itself); z [R, C, H*p, W*p] float32;
-    guidance [R] float32; step and steps [R] int32. `isa` forces one of `instruction_sets()`; None takes the widest.
-    Raises NativeError. Kernel: csrc/cpu/cfg_euler.cpp.
-    """
-    if z.device.type != "cpu":
-        raise NativeError(f"cfg_euler: expected CPU tensors, got z on {z.device}; use cfg_euler_cuda")
-    arguments = _cfg_euler_arguments("cfg_euler", v, z, guidance, step, steps)
-    _call("cfg_euler", arguments, (v, z, guidance, step, steps), isa=isa or "")
-
-
-def cfg_euler_cuda(
-    v: torch.Tensor,
-    z: torch.Tensor,
-    guidance: torch.Tensor,
-    step: torch.Tensor,
-    steps: torch.Tensor,
-) -> None:
-    """`cfg_euler` on CUDA tensors, on the current stream of their device. Kernel: csrc/cuda/cfg_euler.cu."""
-    if z.device.type != "cuda":
-        raise NativeError(f"cfg_euler_cuda: expected CUDA tensors, got z on {z.device}; use cfg_euler")
-    arguments = _cfg_euler_arguments("cfg_euler_cuda", v, z, guidance, step, steps)
-    with torch.cuda.device(z.device):
-        stream = torch.cuda.current_stream(z.device).cuda_stream
-        _call("cfg_euler_cuda", arguments, (v, z, guidance, step, steps), stream=stream)

@@ -26,7 +26,7 @@ class CudaKernel(Protocol):
 
 def build_info() -> BuildInfo: ...
 
-cfg_euler: CpuKernel
+flow_update: CpuKernel
 gemv: CpuKernel
 tiled_linear: CpuKernel
 tiled_attention: CpuKernel
@@ -40,7 +40,7 @@ gelu_grn_stats: CpuKernel
 grn_apply: CpuKernel
 residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
-cfg_euler_bound: BoundKernel
+flow_update_bound: BoundKernel
 tiled_linear_bound: BoundKernel
 tiled_attention_bound: BoundKernel
 gemv_bound: BoundKernel
@@ -54,7 +54,7 @@ gelu_grn_stats_bound: BoundKernel
 grn_apply_bound: BoundKernel
 residual_modulate_bound: BoundKernel
 group_norm_silu_bound: BoundKernel
-cfg_euler_cuda: CudaKernel
+flow_update_cuda: CudaKernel
 gemv_cuda: CudaKernel
 decode_attention_cuda: CudaKernel
 depthwise_norm_cuda: CudaKernel

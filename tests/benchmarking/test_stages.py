@@ -123,7 +123,7 @@ def test_timing_leaves_small_states_as_they_were(small: JanusFlow, clock: Callab
     engine = Stages(small)
     with engine.drawing(case) as drawing:
         before = drawing.z.clone(), drawing.flow.states["step"].clone()
-        (form,) = [form for form in forms(drawing.flow) if form.op == "cfg_euler"]
+        (form,) = [form for form in forms(drawing.flow) if form.op == "flow_update"]
         assert {"torch"} <= set(form.serving())
         assert len(form.moving()) == 2
         time_form(form, 2, clock, CEILINGS, engine.synchronize)

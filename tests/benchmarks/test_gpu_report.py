@@ -242,7 +242,7 @@ CASE = '<testcase classname="kernels.test_gpu" name="test_meets_the_reference[{}
 JUNIT = f"""<testsuites><testsuite>
 {CASE.format("attention-cuda-4-float32", "")}
 {CASE.format("attention-cuda-5-bfloat16", "")}
-{CASE.format("cfg_euler-triton-0-bfloat16", "")}
+{CASE.format("flow_update-triton-0-bfloat16", "")}
 {CASE.format("linear-cuda-0-bfloat16", '<failure message="E&#10;error 3"/>')}
 {CASE.format("linear-cuda-1-bfloat16", '<error message="E"/>')}
 <testcase classname="model" name="test_vae[None]"><skipped message="no VAE"/></testcase>

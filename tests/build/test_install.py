@@ -15,18 +15,21 @@ import pytest
 from flashjanus.builtin import FILES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-CFG_EULER = """
+FLOW_UPDATE = """
 import sys, torch, flashjanus
+from flashjanus.engine.ops import get_op
 from flashjanus.engine.runtime import native
 assert native.available() is None, native.available()
 v, z = torch.ones(2, 1, 1, 16), torch.zeros(1, 4, 2, 2)
 step = torch.zeros(1, dtype=torch.int32)
-native.cfg_euler(v, z, torch.full((1,), 2.0), step, torch.full((1,), 4, dtype=torch.int32))
+schedule = torch.tensor([[[1.0, 0.25, 0, 0, 0, 2.0, 0, 0, 0]]])  # one Euler step of 4, guidance 2
+rows = (schedule, step, torch.full((1,), 4, dtype=torch.int32))
+get_op("flow_update").implementations["native"].run(v, z, torch.zeros_like(z), torch.zeros(1, 1, 1, 16), *rows)
 assert z.eq(0.25).all() and step.item() == 1
 assert native.build_info()["cuda"] is None and "FLASHJANUS_CUDA=on" in native.cuda_available()
 import flashjanus._C
 try:
-    flashjanus._C.cfg_euler_cuda(v=0)
+    flashjanus._C.flow_update_cuda(v=0)
 except RuntimeError as error:
     print(error)
 print(flashjanus.__file__)
@@ -49,7 +52,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"flashjanus"}
     inside = {name.removeprefix("flashjanus/") for name in names}
-    assert {"py.typed", "_C.pyi", "engine/runtime/native.py", "triton_kernels/cfg_euler.py"} <= inside
+    assert {"py.typed", "_C.pyi", "engine/runtime/native.py", "triton_kernels/flow_update.py"} <= inside
     assert sum(name.startswith("_C.") and name.endswith(".so") for name in inside) == 1
     assert {f"builtin/shapes/{file}" for file in FILES} <= inside
     assert "stale.py" not in inside
@@ -58,10 +61,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_wheel_runs_away_from_the_sources(wheel: Path, tmp_path: Path, python: Run) -> None:
     target = tmp_path / "site"
     install(wheel, target, python)
-    done = python("-S", "-c", CFG_EULER, cwd=tmp_path, **away(target))
+    done = python("-S", "-c", FLOW_UPDATE, cwd=tmp_path, **away(target))
     assert done.returncode == 0, done.stderr
     error, where, model = done.stdout.splitlines()
-    assert "cfg_euler_cuda: this build has no CUDA kernels" in error
+    assert "flow_update_cuda: this build has no CUDA kernels" in error
     assert where == str(target / "flashjanus/__init__.py")
     assert model == str(target / "flashjanus/builtin/shapes")
 

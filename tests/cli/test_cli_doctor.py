@@ -93,8 +93,8 @@ def test_without_the_native_module(cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert "note: flashjanus._C is not built: install a compiler" in result.out
     report = cli("doctor", "--json").json
     assert report["native"] == {"missing": "flashjanus._C is not built: install a compiler"}
-    assert report["ops"]["cfg_euler"]["chosen"] == "torch"
-    assert "not built" in report["ops"]["cfg_euler"]["refused"]["native"]
+    assert report["ops"]["flow_update"]["chosen"] == "torch"
+    assert "not built" in report["ops"]["flow_update"]["refused"]["native"]
 
 
 @pytest.mark.usefixtures("gpu")

@@ -162,7 +162,7 @@ def test_plan(cli) -> None:
     table = cli("plan", "--program", "flow_step", "--why").out
     assert table.startswith("flow_step on cpu ")
     assert "\n\n" in table
-    assert "cfg_euler: " in table
+    assert "flow_update: " in table
 
 
 @pytest.mark.parametrize("option", ["--rows", "--prompt-tokens", "--steps"])

@@ -10,6 +10,7 @@ import torch
 from flashjanus.engine.errors import PlanError
 from flashjanus.engine.ir import Graph, TensorSpec
 from flashjanus.engine.ops import Implementation, get_op
+from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.compare import first_disagreement, relative_error
@@ -35,7 +36,9 @@ def chain() -> Graph:
 def euler() -> Graph:
     g = Graph("euler")
     v, z = g.input("v", (3, 2, 2, 16), F32), g.state("z", (2, 4, 4, 4), F32)
-    g.add("cfg_euler", v, z, g.input("guidance", (2,), F32), g.state("step", (2,), I32), g.input("steps", (2,), I32))
+    kept, history = g.state("kept", (2, 2, 2, 16), F32), g.state("history", (2, 4, 4, 4), F32)
+    rows = (g.input("schedule", (2, 5, COLUMNS), F32), g.state("step", (2,), I32), g.input("steps", (2,), I32))
+    g.add("flow_update", v, z, history, kept, *rows)
     return g
 
 
@@ -56,7 +59,7 @@ def executor(graph: Graph, **forced: str) -> Executor:
 
 
 def by_rows(*args: torch.Tensor) -> None:
-    get_op("cfg_euler").reference(*args)
+    get_op("flow_update").reference(*args)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +69,9 @@ def by_rows(*args: torch.Tensor) -> None:
         pytest.param("native", marks=pytest.mark.skipif(native.available() is not None, reason="_C is not built")),
     ],
 )
-def test_two_implementations_of_cfg_euler_agree(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
-    register(monkeypatch, "cfg_euler", "reference", by_rows)
-    a, b = executor(euler(), cfg_euler="torch"), executor(euler(), cfg_euler=other)
+def test_two_implementations_of_flow_update_agree(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    register(monkeypatch, "flow_update", "reference", by_rows)
+    a, b = executor(euler(), flow_update="torch"), executor(euler(), flow_update=other)
     b.states["z"].fill_(nan)  # b starts from a's inputs and states, whatever it held
     before = a.states["z"].clone()
     assert first_disagreement(a, b, 1e-6) is None
@@ -79,13 +82,14 @@ def test_two_implementations_of_cfg_euler_agree(monkeypatch: pytest.MonkeyPatch,
 def test_a_wrong_state_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right latents, but the step does not advance."""
 
-    def forgets(v: torch.Tensor, z: torch.Tensor, g: torch.Tensor, step: torch.Tensor, steps: torch.Tensor) -> None:
-        by_rows(v, z, g, step.clone(), steps)
+    def forgets(*args: torch.Tensor) -> None:
+        *others, step, steps = args
+        by_rows(*others, step.clone(), steps)
 
-    register(monkeypatch, "cfg_euler", "wrong", forgets)
-    found = first_disagreement(executor(euler(), cfg_euler="torch"), executor(euler(), cfg_euler="wrong"), 1e-6)
+    register(monkeypatch, "flow_update", "wrong", forgets)
+    found = first_disagreement(executor(euler(), flow_update="torch"), executor(euler(), flow_update="wrong"), 1e-6)
     assert found is not None
-    assert (found.label, found.op, found.implementations) == ("cfg_euler", "cfg_euler", ("torch", "wrong"))
+    assert (found.label, found.op, found.implementations) == ("flow_update", "flow_update", ("torch", "wrong"))
 
 
 def test_the_first_wrong_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from flashjanus.engine.errors import PlanError
 from flashjanus.engine.ir import Dim, Graph, TensorSpec
 from flashjanus.engine.ops import Implementation, all_ops
+from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.executor import Executor, allocate_states
@@ -207,10 +208,11 @@ def pointwise() -> Graph:
     x = g.input("x", (R, 16), F32)
     y = g.add("add", g.add("gelu", g.add("silu", x)), x, dtype=F32)
     v = g.reshape(y, (R, 2, 2, 4))
-    rows = {"guidance": g.input("guidance", (R,), F32), "step": g.state("step", (R,), I32)}
     g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32), None, None, None)
     if native.available() is None:
-        g.add("cfg_euler", v, g.state("z", (R, 1, 4, 4), F32), *rows.values(), g.input("steps", (R,), I32))
+        z, history = (g.state(name, (R, 1, 4, 4), F32) for name in ("z", "history"))
+        rows = (g.input("schedule", (R, 3, COLUMNS), F32), g.state("step", (R,), I32), g.input("steps", (R,), I32))
+        g.add("flow_update", v, z, history, g.state("kept", (R, 2, 2, 4), F32), *rows)
     return g
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.ops.cfg_euler import unpatchify
 from flashjanus.engine.ops.depthwise_norm import depthwise
+from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.ops.residual_modulate import image_row
 from flashjanus.engine.ops.rope_kv_write import rotate, split
 from hypothesis import given, settings

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flashjanus.engine.ops import Call, Op, all_ops
 from flashjanus.engine.ops.base import Arg
+from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.engine.runtime import native
 from op_check import GUARD, Guarded, check, error, largest, make_call, reference, run, serving, specs_of
 
@@ -133,25 +134,27 @@ def test_rms_norm_with_bf16_weights_rounds_before_the_product() -> None:
     assert int((out != twice).sum()) <= 4 < int((out != once).sum())
 
 
-def test_cfg_euler_with_bf16_latents_rounds_as_the_plain_expression() -> None:
+def test_flow_update_with_bf16_latents_rounds_as_the_plain_expression() -> None:
     generator = torch.Generator().manual_seed(4)
-    op, g, steps = all_ops()["cfg_euler"], 5.0, 30
+    op, g, steps = all_ops()["flow_update"], 5.0, 30
     v = torch.randn(4, 3, 3, 16, generator=generator).bfloat16()
     z = torch.randn(2, 4, 6, 6, generator=generator).bfloat16()
-    row = {"guidance": torch.full((2,), g), "step": torch.zeros(2, dtype=torch.int32)}
-    out = z.clone()
-    op.implementations["torch"].run(v, out, *row.values(), torch.full((2,), steps, dtype=torch.int32))
+    schedule = torch.tensor(Evaluation(z_w=1 / steps, guidance=g)).expand(2, steps, -1)
+    step, out, unread = torch.zeros(2, dtype=torch.int32), z.clone(), torch.full_like(z, torch.nan)
+    count = torch.full((2,), steps, dtype=torch.int32)
+    op.implementations["torch"].run(v, out, unread, torch.full_like(v[:2], torch.nan), schedule, step, count)
     velocity = torch.nn.functional.pixel_shuffle(v.permute(0, 3, 1, 2), 2)
     vc, vu = velocity[:2], velocity[2:]
     dt = torch.tensor(1 / steps, dtype=torch.bfloat16)
     assert torch.equal(out, z + dt * (g * vc - (g - 1) * vu))
-    assert row["step"].tolist() == [1, 1]
+    assert step.tolist() == [1, 1]
+    assert unread.isnan().all()
 
 
-def test_cfg_euler_leaves_finished_rows_alone_whatever_their_velocity() -> None:
-    op = all_ops()["cfg_euler"]
+def test_flow_update_leaves_finished_rows_alone_whatever_their_velocity() -> None:
+    op = all_ops()["flow_update"]
     call = op.example(torch.Generator().manual_seed(5), torch.float32, images=2, guided=2, h=2, w=2, c=4, p=2)
-    v, z, _, step, steps = call.args
+    v, z, *_, step, steps = call.args
     step[:] = torch.tensor([3, 0])
     steps[:] = torch.tensor([3, 3])
     v[0], v[2] = torch.nan, torch.inf

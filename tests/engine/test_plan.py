@@ -11,6 +11,7 @@ import torch
 from flashjanus.engine.errors import GraphError, PlanError, SchemaError
 from flashjanus.engine.ir import Dim, Graph, TensorSpec
 from flashjanus.engine.ops import Implementation, get_op
+from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import Plan, lower
 
 F32, I32 = torch.float32, torch.int32
@@ -31,8 +32,9 @@ def euler(z_dtype: torch.dtype = F32, v_dtype: torch.dtype = F32, channels: int 
     g = Graph("euler")
     v = g.input("v", (R * 2, 2, 2, 4 * channels), v_dtype)
     z = g.state("z", (R, channels, 4, 4), z_dtype)
-    guidance, steps = g.input("guidance", (R,), F32), g.input("steps", (R,), I32)
-    g.add("cfg_euler", v, z, guidance, g.state("step", (R,), I32), steps)
+    history, kept = g.state("history", (R, channels, 4, 4), z_dtype), g.state("kept", (R, *v.shape[1:]), v_dtype)
+    rows = (g.input("schedule", (R, 3, COLUMNS), F32), g.state("step", (R,), I32), g.input("steps", (R,), I32))
+    g.add("flow_update", v, z, history, kept, *rows)
     return g
 
 
@@ -115,18 +117,18 @@ def test_a_refusal_sees_device_specs_and_attributes(monkeypatch: pytest.MonkeyPa
     assert seen == [(torch.device("cpu"), [TensorSpec((3, 8), F32)] * 2, {"dtype": F32})]
 
 
-def test_cfg_euler_s_kernels_say_why_they_cannot_serve() -> None:
-    op = get_op("cfg_euler")
+def test_flow_update_s_kernels_say_why_they_cannot_serve() -> None:
+    op = get_op("flow_update")
     assert list(op.implementations) == ["native", "cuda", "triton", "torch"]
     for name, word in (("cuda", "runs on a CUDA device, not on cpu"), ("triton", "runs on a CUDA device, not on cpu")):
         with pytest.raises(PlanError, match=word):
-            lower(euler(), {"R": 1}, forced={"cfg_euler": [name]})
+            lower(euler(), {"R": 1}, forced={"flow_update": [name]})
     official = lower(euler(torch.bfloat16), {"R": 1})
-    name, _, refused = planned(official, "cfg_euler")
+    name, _, refused = planned(official, "flow_update")
     assert name == "torch"
     assert "numerics='official' keeps them in bfloat16" in refused["native"] or "not built" in refused["native"]
-    assert planned(lower(euler(v_dtype=torch.float16), {"R": 1}), "cfg_euler")[0] == "torch"
-    name, _, refused = planned(lower(euler(channels=1025), {"R": 1}), "cfg_euler")
+    assert planned(lower(euler(v_dtype=torch.float16), {"R": 1}), "flow_update")[0] == "torch"
+    name, _, refused = planned(lower(euler(channels=1025), {"R": 1}), "flow_update")
     assert name == "torch"
     assert "at most 4096 values a token, not 4100" in refused["native"] or "not built" in refused["native"]
 
@@ -168,7 +170,7 @@ def test_costs_are_sums_over_the_nodes() -> None:
     assert moved["w.out"] == 4 * (3 * 8 + 8 * 8 + 3 * 8)
     assert plan.nbytes == sum(moved.values())
     assert lower(mlp(), {"R": 6}).flops == 2 * plan.flops
-    assert lower(euler(), {"R": 3}).state_bytes() == 3 * 64 * 4 + 3 * 4
+    assert lower(euler(), {"R": 3}).state_bytes() == 3 * (3 * 64 * 4) + 3 * 4
 
 
 def test_intermediates_share_the_arena() -> None:

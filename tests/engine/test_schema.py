@@ -8,6 +8,7 @@ from flashjanus.engine.errors import SchemaError
 from flashjanus.engine.ir import Dim, Graph, TensorSpec
 from flashjanus.engine.ops import Schema, get_op
 from flashjanus.engine.ops.base import Op, register
+from flashjanus.engine.ops.flow_update import COLUMNS
 
 F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32
 R = Dim.symbol("R")
@@ -96,18 +97,21 @@ def test_the_node_s_label_is_in_the_message() -> None:
 @pytest.mark.parametrize(
     ("op", "specs", "attrs", "message"),
     [
-        ("cfg_euler", [f32(3, 2, 2, 16), f32(1, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 3, R = 1"),
-        ("cfg_euler", [f32(1, 2, 2, 16), f32(2, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 1, R = 2"),
-        ("cfg_euler", [f32(1, 2, 2, 12), f32(1, 4, 4, 4)], {}, r"expected v\[B, H, W, C p p\]"),
-        ("cfg_euler", [f32(1, 2, 2, 16), f32(1, 4, 4, 6)], {}, r"expected v\[B, H, W, C p p\]"),
+        ("flow_update", [f32(3, 2, 2, 16), f32(1, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 3, R = 1"),
+        ("flow_update", [f32(1, 2, 2, 16), f32(2, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 1, R = 2"),
+        ("flow_update", [f32(1, 2, 2, 12), f32(1, 4, 4, 4)], {}, r"expected v\[B, H, W, C p p\]"),
+        ("flow_update", [f32(1, 2, 2, 16), f32(1, 4, 4, 6)], {}, r"expected v\[B, H, W, C p p\]"),
         ("branch_rows", [f32(2, 3, 4)], {"B": 5, "dtype": F32}, "expected R <= B <= 2 R"),
         ("branch_rows", [f32(2, 3, 4)], {"B": 1, "dtype": F32}, "expected R <= B <= 2 R"),
         ("norm_concat", [f32(5, 3, 4), f32(4), f32(2, 3, 4)], {"dtype": F32}, "expected R <= B <= 2 R"),
     ],
 )
 def test_impossible_rows_are_refused(op: str, specs: list[TensorSpec], attrs: dict[str, object], message: str) -> None:
-    rows = specs[-1].shape[0] if op == "cfg_euler" else 0
-    more = [f32(rows), TensorSpec((rows,), I32), TensorSpec((rows,), I32)] if op == "cfg_euler" else []
+    more: list[TensorSpec] = []
+    if op == "flow_update":
+        v, z = specs
+        rows = z.shape[0]
+        more = [z, f32(rows, *v.shape[1:]), f32(rows, 3, COLUMNS), *[TensorSpec((rows,), I32)] * 2]
     with pytest.raises(SchemaError, match=f"^{op}: .*{message}"):
         get_op(op).schema.infer(op, [*specs, *more], attrs)
 

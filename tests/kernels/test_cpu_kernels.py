@@ -16,6 +16,8 @@ pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(nativ
 
 CPU = torch.device("cpu")
 GOOD: dict[str, dict[str, float]] = {
+    "flow_update": dict(v=64, z=64, history=64, kept=64, schedule=64, step=64, steps=64, v_dtype=0, rows=1)
+    | dict(unconditional=1, evaluations=2, height=3, width=3, channels=4, patch=2, threads=1),
     "gemv": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, dtype=1, x_dtype=1, residual_dtype=0, y_dtype=0)
     | dict(eps=1e-6, gated=0, rows=1, columns=8, out=8, threads=1),
     "rms_norm": dict(x=64, delta=0, weight=64, total=0, y=64, scale=0, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
@@ -40,6 +42,19 @@ GOOD: dict[str, dict[str, float]] = {
 }
 GOOD["tiled_attention"] = GOOD["decode_attention"] | dict(head=32)
 BAD = [
+    ("flow_update", dict(v=0), "non-null"),
+    ("flow_update", dict(kept=72), "v and kept aligned to 4 elements"),
+    ("flow_update", dict(history=4), "z and history aligned to 8 bytes"),
+    ("flow_update", dict(schedule=2), "schedule, step and steps aligned to 4 bytes"),
+    ("flow_update", dict(rows=0), "rows and evaluations >= 1"),
+    ("flow_update", dict(evaluations=0), "rows and evaluations >= 1"),
+    ("flow_update", dict(unconditional=2), "0 <= unconditional <= rows"),
+    ("flow_update", dict(unconditional=-1), "0 <= unconditional <= rows"),
+    ("flow_update", dict(patch=0), "patch >= 1"),
+    ("flow_update", dict(height=1 << 15, width=1 << 14), "fewer than 2\\^31 elements"),
+    ("flow_update", dict(height=1 << 30, width=1 << 30, channels=1 << 30), "fewer than 2\\^31 elements"),
+    ("flow_update", dict(channels=4097, patch=1), "<= 4096"),
+    ("flow_update", dict(v_dtype=2), "v_dtype 0"),
     ("gemv", dict(rows=5), "at most 4 rows, got .*rows=5"),
     ("gemv", dict(out=0), "every size >= 1"),
     ("gemv", dict(w=0), "non-null"),

@@ -79,10 +79,10 @@ def test_production_sizes_ask_for_the_shared_memory_of_the_table(module: ModuleT
 
 
 def test_arguments_are_checked_before_the_launch(module: ModuleType) -> None:
-    with pytest.raises(ValueError, match="cfg_euler_cuda: expected rows >= 1"):
-        module.cfg_euler_cuda(
-            **dict(v=64, z=64, guidance=64, step=64, steps=64, v_dtype=0, rows=0, unconditional=0),
-            **dict(height=1, width=1, channels=4, patch=2, stream=0),
+    with pytest.raises(ValueError, match="flow_update_cuda: expected rows and evaluations >= 1"):
+        module.flow_update_cuda(
+            **dict(v=64, z=64, history=64, kept=64, schedule=64, step=64, steps=64, v_dtype=0, rows=0, unconditional=0),
+            **dict(evaluations=1, height=1, width=1, channels=4, patch=2, threads=1, stream=0),
         )
 
 

@@ -20,7 +20,7 @@ from flashjanus.triton_kernels import Variant
 from kernel_resources import SHARED_PER_BLOCK, parse
 
 triton = pytest.importorskip("triton")
-from flashjanus.triton_kernels import attention, cfg_euler  # noqa: E402
+from flashjanus.triton_kernels import attention, flow_update  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -116,7 +116,7 @@ def test_float32_attention_multiplies_in_float32(compiled: Compiler) -> None:
 
 def test_the_advance_of_a_row_follows_a_barrier(compiled: Compiler) -> None:
     """Warps drift: one that read its step after another had advanced it would stop too early."""
-    for variant in cfg_euler.variants(90):
+    for variant in flow_update.variants(90):
         assert re.search(r"bar(rier)?\.sync.*st\.global", compiled(variant, 90).kernel.asm["ptx"], re.DOTALL)
 
 

@@ -29,6 +29,7 @@ from flashjanus.engine.ops import Implementation, Op, all_ops
 from flashjanus.engine.plan import Plan
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.pipeline.runner import Runner
+from flashjanus.pipeline.schedule import Sampler
 from flashjanus.pipeline.text import ImageTokens
 from flashjanus.triton_kernels import attention, decode_attention
 from model.conftest import golden, golden_json, thin_model, thin_vae_model
@@ -87,9 +88,10 @@ def flow_step(model: JanusFlow) -> dict[str, float]:
     prompt = tuple(values["c.input_ids"][:-1].tolist())
     sizes = dict(guided=1, steps=case["steps"])
     prepared = Prepared(model.runner, prompts=1, capacity=16, **sizes)
-    prepared.run([(prompt, case["steps"])])
+    request = FlowRequest(prompt, Sampler(case["steps"], case["cfg_weight"]), values["c.z0"][0])
+    prepared.run([request.timed_prompt])
     session = FlowSession(model.runner, rows=1, prompt=16, **sizes)
-    session.join(prepared, 0, 0, FlowRequest(prompt, case["steps"], case["cfg_weight"], values["c.z0"][0]))
+    session.join(prepared, 0, 0, request)
     session.step()
     v_cond, v_uncond = session.velocities()
     found = {"step0.v_cond": v_cond, "step0.v_uncond": v_uncond, "step1.z": session.z}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flashjanus.checkpoint import weight_layout
 from flashjanus.engine.ir import Graph
-from flashjanus.engine.ops.cfg_euler import unpatchify
+from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.model import Policy, uvit, weight_specs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.pipeline import runner
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.pipeline.schedule import Sampler
 from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
 
 ALONE = 1e-5
@@ -20,17 +23,17 @@ def model() -> JanusFlow:
 
 
 def request(seed: int, length: int, steps: int, guidance: float) -> FlowRequest:
-    return FlowRequest(tuple(prompt(seed, length)[:-1]), steps, guidance, normal(seed, *LATENT))
+    return FlowRequest(tuple(prompt(seed, length)[:-1]), Sampler(steps, guidance), normal(seed, *LATENT))
 
 
 def join(session: FlowSession, row: int, wanted: FlowRequest) -> None:
-    prepared = Prepared(session.runner, 1, int(wanted.guided), 32, wanted.steps)
-    prepared.run([(wanted.prompt, wanted.steps)])
+    prepared = Prepared(session.runner, 1, int(wanted.schedule.guided), 32, len(wanted.schedule))
+    prepared.run([wanted.timed_prompt])
     session.join(prepared, 0, row, wanted)
 
 
 def alone(model: JanusFlow, wanted: FlowRequest) -> torch.Tensor:
-    return model.sample_latents([[*wanted.prompt, 3]], wanted.noise[None], wanted.guidance, wanted.steps)[0]
+    return model.sample_latents([[*wanted.prompt, 3]], wanted.noise[None], **asdict(wanted.sampler))[0]
 
 
 def test_rows_join_and_leave_between_steps(model):

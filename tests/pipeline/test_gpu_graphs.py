@@ -8,6 +8,7 @@ import pytest
 import torch
 from flashjanus import ImageTokens, JanusFlow
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.pipeline.schedule import Sampler
 from small_model import normal, prompt, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -129,13 +130,13 @@ def test_another_stream_waits_for_the_one_that_used_the_model_last(models):
 def join_and_step(model: JanusFlow, joined: dict[int, int]) -> torch.Tensor:
     """Latents of two rows; `joined`: before which step each row is put in its place."""
     prepared = Prepared(model.runner, 2, 2, 32, STEPS)
-    prepared.run([(tuple(ids[:-1]), STEPS) for ids in (PROMPTS[0], PROMPTS[1])])
+    requests = [FlowRequest(tuple(PROMPTS[row][:-1]), Sampler(STEPS), z) for row, z in enumerate(noise(model, 2))]
+    prepared.run([request.timed_prompt for request in requests])
     session = FlowSession(model.runner, 2, 2, 32, STEPS)
     for step in range(2 * STEPS):
         for row, at in joined.items():
             if at == step:
-                request = FlowRequest(tuple(PROMPTS[row][:-1]), STEPS, 2.0, noise(model, 2)[row])
-                session.join(prepared, row, row, request)
+                session.join(prepared, row, row, requests[row])
         session.step()
     return session.z.cpu()
 

@@ -243,19 +243,19 @@ def test_official_numerics_round_the_latents(model):
 
 
 def test_an_implementation_can_be_named(model):
-    forced = build(implementations={"cfg_euler": "torch"})
+    forced = build(implementations={"flow_update": "torch"})
     noise = normal(1, 1, *LATENT)
     got, expected = (m.sample_latents([prompt(1, 5)], noise, num_inference_steps=3) for m in (forced, model))
     assert relative_error(got, expected) <= 1e-6
     nodes = {n.op: n for n in forced.plan("flow_step").nodes}
-    assert nodes["cfg_euler"].implementation.name == "torch"
-    assert nodes["cfg_euler"].reason == "asked for by name"
+    assert nodes["flow_update"].implementation.name == "torch"
+    assert nodes["flow_update"].reason == "asked for by name"
 
 
 @pytest.mark.parametrize(
     ("implementations", "words"),
     [
-        ({"cfg_euler": "vulkan"}, ["cfg_euler", "vulkan", "native", "torch"]),
+        ({"flow_update": "vulkan"}, ["flow_update", "vulkan", "native", "torch"]),
         ({"cgf_euler": "torch"}, ["cgf_euler"]),
         ({"sample_token": "native"}, ["sample_token", "native", "torch"]),
     ],

@@ -89,7 +89,7 @@ def executors(stages: Stages, case: Case, repeats: int) -> Iterator[Executor]:
         drawing.step()
         yield drawing.flow
     with stages.preparing(case) as prepared:
-        prepared.run([(stages.ids(case["prompt_tokens"]), case["steps"])])
+        prepared.run([stages.images(case)[0].timed_prompt])
         yield prepared.executor
     with stages.conversing(case, repeats) as chat:
         chat.start(stages.conversations(case), None)

@@ -13,6 +13,7 @@ from flashjanus.errors import InputError
 from flashjanus.pipeline import flow, text
 from flashjanus.pipeline.buckets import padded
 from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.pipeline.schedule import Sampler
 from flashjanus.pipeline.tensor_model import TensorModel
 
 from . import process
@@ -155,8 +156,9 @@ class Stages:
         elif stage == "latents":
             yield lambda: flow.generate(runner, self.images(case))
         elif stage == "prepare":
+            wanted = self.images(case)[0].timed_prompt
             with self.preparing(case) as prepared:
-                yield lambda: prepared.run([(self.ids(case["prompt_tokens"]), case["steps"])])
+                yield lambda: prepared.run([wanted])
         elif stage == "step":
             with self.drawing(case) as drawing:
                 yield drawing.step
@@ -190,7 +192,7 @@ class Stages:
         runner, requests = self.runner, self.images(case)
         with runner.lease(flow.FlowSession, *self._flow_bucket(case["rows"], case)) as session:
             with self.preparing(case) as prepared:
-                prepared.run([(requests[0].prompt, requests[0].steps)])
+                prepared.run([requests[0].timed_prompt])
                 for row, request in enumerate(requests):
                     session.join(prepared, 0, row, request)
             yield session
@@ -218,8 +220,8 @@ class Stages:
 
     def images(self, case: Case) -> list[flow.FlowRequest]:
         sizes = dict(case.sizes)
-        steps = int(sizes.get("steps", STEPS))
-        return [flow.FlowRequest(self.ids(case["prompt_tokens"]), steps, 2.0, z) for z in self.noise(case["rows"])]
+        sampler = Sampler(int(sizes.get("steps", STEPS)))
+        return [flow.FlowRequest(self.ids(case["prompt_tokens"]), sampler, z) for z in self.noise(case["rows"])]
 
     def conversations(self, case: Case) -> list[text.TextRequest]:
         return [text.TextRequest(self.ids(case["chat_tokens"]))] * case["rows"]

@@ -1,8 +1,8 @@
 """The six programs, as graphs over symbolic sizes.
 
-R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), P prompt capacity, K steps,
-B chat rows, N prompt tokens, S key slots, F feature rows, I images. Prefixes are right-aligned: a prompt of n tokens
-fills slots P-n .. P-1, the time token slot P, the image tokens the slots behind it.
+R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), P prompt capacity, K
+evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I images. Prefixes are
+right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, the image tokens the slots behind it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
 from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+from flashjanus.engine.ops.flow_update import COLUMNS
 
 from . import llama, siglip, uvit, vae
 from .policy import Policy
@@ -144,19 +145,22 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     return g
 
 
-def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
-    """One Euler step of every row that has steps left: z, step <- z + v / steps, step + 1, in place.
+def flow_step(
+    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], *, branches: bool = True
+) -> Graph:
+    """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
-    `velocity` (R+U, h', w', c p p) are the patches before guidance.
+    `velocity` (R+U, h', w', c p p) are the patches before guidance; (R, h', w', c p p) without `branches`, where the
+    same inputs and states serve and the rows of unconditional branches are left alone.
     """
     language, enc = config.language, config.gen_encoder
-    g = Graph("flow_step", weights)
+    g = Graph("flow_step" if branches else "flow_step_conditional", weights)
     rows, tokens = R + U, config.num_image_tokens
     heads = (language.num_key_value_heads, language.head_dim)
     size = config.latent_size
-    z = g.state("z", (R, enc.input_channels, size, size), policy.latents)
+    z, history = (g.state(name, (R, enc.input_channels, size, size), policy.latents) for name in ("z", "history"))
     step = g.state("step", (R,), I32)
-    steps, guidance = g.input("steps", (R,), I32), g.input("guidance", (R,), F32)
+    steps, schedule = g.input("steps", (R,), I32), g.input("schedule", (R, K, COLUMNS), F32)
     width = uvit.modulation_width(config)
     table = g.input("modulation", (R, K, width), policy.vector, on_device=True) if width else None
     k_table, v_table = (
@@ -165,8 +169,12 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
     )
     k, v = llama.caches(g, language, policy, rows, P + (1 + tokens))
     numbers = {name: g.input(name, (rows, tokens), I32) for name in ("positions", "slots", "kv_end")}
-    causal = config.image_attention == "causal"
-    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (rows,), I32), **numbers, causal=causal)
+    kv_start = g.input("kv_start", (rows,), I32)
+    if not branches:
+        k, v, k_table, v_table = (g.narrow(value, 1, 0, R) for value in (k, v, k_table, v_table))
+        numbers = {name: g.narrow(value, 0, 0, R) for name, value in numbers.items()}
+        kv_start = g.narrow(kv_start, 0, 0, R)
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=config.image_attention == "causal")
 
     g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
     x = uvit.encode(g, config, policy, z, table, step)
@@ -188,7 +196,8 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Ten
     h = g.add("linear", normed, g.weight("dec.aligner.w"), g.optional_weight("dec.aligner.b"), label="dec.aligner.out")
     velocity = uvit.decode(g, config, policy, h, x, table, step)
     g.output("velocity", velocity)
-    g.add("cfg_euler", velocity, z, guidance, step, steps)
+    kept = g.state("kept", (R, *velocity.shape[1:]), velocity.dtype)
+    g.add("flow_update", velocity, z, history, kept, schedule, step, steps)
     return g
 
 

@@ -1,4 +1,4 @@
-"""Text to latents: prepare the prompts once, then one `flow_step` per Euler step for all rows together."""
+"""Text to latents: prepare the prompts once, then one `flow_step` per evaluation for all rows together."""
 
 from __future__ import annotations
 
@@ -8,41 +8,60 @@ from typing import Any
 
 import torch
 
-from flashjanus.engine.ops.cfg_euler import unpatchify
+from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.errors import InputError
 
 from .buckets import padded
 from .options import MAX_STEPS
 from .runner import Runner
+from .schedule import Sampler, Schedule
 
 
 @dataclass(frozen=True)
 class FlowRequest:
-    """One image: prompt ids without the trailing generation tag, its schedule, and its noise (c, H, W)."""
+    """One image: prompt ids without the trailing generation tag, how it is drawn, and its noise (c, H, W)."""
 
     prompt: tuple[int, ...]
-    steps: int
-    guidance: float
+    sampler: Sampler
     noise: torch.Tensor
 
     @property
-    def guided(self) -> bool:
-        return self.guidance != 1.0
+    def schedule(self) -> Schedule:
+        return self.sampler.schedule
+
+    @property
+    def timed_prompt(self) -> TimedPrompt:
+        """What of it is prepared."""
+        return self.prompt, self.schedule.times
+
+
+TimedPrompt = tuple[tuple[int, ...], tuple[float, ...]]
+"""Prompt ids, and the times in [0, 1) of the evaluations."""
 
 
 class FlowSession:
-    """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K steps.
+    """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
 
     The contract for embedding: `join` rows, `step` all of them together, read `z`; a row may be joined anew between any
-    two steps. On a GPU a step is the replay of one graph, and neither waits for the device.
+    two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With `skips` there is a
+    second plan on the same memory, without unconditional branches, which runs when no row needs its own.
     """
 
-    def __init__(self, runner: Runner, rows: int, guided: int, prompt: int, steps: int) -> None:
+    def __init__(self, runner: Runner, rows: int, guided: int, prompt: int, steps: int, *, skips: bool = False) -> None:
         self.runner, self.prompt, self.steps = runner, prompt, steps
         self.rows, self.guided = rows, guided
         self._written = True
+        self._joined: list[Schedule | None] = [None] * rows
+        self._taken = [0] * rows
         self.flow = runner.executor("flow_step", R=rows, U=guided, P=prompt, K=steps)
+        self.conditional = None
+        if skips and guided:
+            states, inputs = self.flow.states, self.flow.inputs
+            self.conditional = runner.executor(
+                "flow_step_conditional", states=states, inputs=inputs, **self.flow.plan.sizes
+            )
+        self._ran = self.flow
         self._staging = None if runner.gpu is None else Staging(runner.gpu, self.z[0].nbytes)
         host = self.flow.host
         tokens = host["slots"].shape[1]
@@ -52,39 +71,52 @@ class FlowSession:
 
     @property
     def nbytes(self) -> int:
-        return self.flow.nbytes
+        return self.flow.nbytes + (0 if self.conditional is None else self.conditional.plan.arena_bytes)
 
     @property
     def z(self) -> torch.Tensor:
         """Latents of all rows (R, c, H, W), in the policy's latent dtype."""
         return self.flow.states["z"]
 
+    def needs_branch(self, row: int) -> bool:
+        """True where the next step needs the unconditional branch of `row`."""
+        joined = self._joined[row]
+        return joined is not None and joined.needs_branch(self._taken[row])
+
     def step(self) -> None:
-        """One Euler step of every row that has steps left."""
+        """One evaluation of every row that has some left."""
         if self._written:
             self.flow.upload()
             self._written = False
-        self.flow.run()
+        self._ran = self.flow
+        if self.conditional is not None and not any(map(self.needs_branch, range(self.guided))):
+            self._ran = self.conditional
+        self._ran.run()
+        self._taken = [taken + 1 for taken in self._taken]
 
     def velocities(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(conditional (R, c, H, W), unconditional (U, c, H, W)) of the last step, before guidance."""
-        v = unpatchify(self.flow.outputs["velocity"], self.z.shape[1]).float()
+        """(conditional (R, c, H, W), unconditional (U, c, H, W)) of the last step, before guidance.
+
+        The unconditional ones are (0, c, H, W) if no row needed its own.
+        """
+        v = unpatchify(self._ran.outputs["velocity"], self.z.shape[1]).float()
         return v[: self.rows].clone(), v[self.rows :].clone()
 
     def join(self, prepared: Prepared, source: int, row: int, request: FlowRequest) -> None:
         """Put `request` in `row`; prompt number `source` of `prepared` is its prompt."""
         flow, length, capacity = self.flow, len(request.prompt), self.prompt
+        schedule = request.schedule
         if prepared.steps > self.steps or (row < self.guided and source >= prepared.guided):
             raise InputError(
                 f"row {row}: expected a prompt prepared for at most {self.steps} steps"
                 f"{', with an unconditional branch' if row < self.guided else ''}; got prompt {source} of "
                 f"{prepared.prompts} ({prepared.guided} with a branch), prepared for {prepared.steps} steps"
             )
-        if length > capacity or request.steps > self.steps or (request.guided and row >= self.guided):
+        if length > capacity or len(schedule) > self.steps or (schedule.guided and row >= self.guided):
             raise InputError(
                 f"row {row}: expected a request of up to {capacity} prompt tokens and {self.steps} steps"
-                f"{'' if row < self.guided else ' without guidance'}, got {length} tokens, {request.steps} steps, "
-                f"guidance {request.guidance}"
+                f"{'' if row < self.guided else ' without guidance'}, got {length} tokens, {len(schedule)} steps, "
+                f"guidance {request.sampler.guidance_scale}"
             )
         branches = [(row, source, length)]
         if row < self.guided:
@@ -101,10 +133,12 @@ class FlowSession:
         if "modulation" in flow.inputs:
             made = prepared.executor.outputs["modulation"][source]
             flow.inputs["modulation"][row, : len(made)].copy_(made)
-        flow.host["steps"][row] = request.steps
-        flow.host["guidance"][row] = request.guidance
+        flow.host["steps"][row] = len(schedule)
+        flow.host["schedule"][row, : len(schedule)].copy_(torch.tensor(schedule.lines, dtype=torch.float32))
         self._written = True
+        self._joined[row], self._taken[row] = schedule, 0
         flow.states["step"][row] = 0
+        flow.states["history"][row].zero_()  # a solver's first step takes none of it, but 0 * NaN is NaN
         noise = request.noise.to(self.z.dtype).contiguous()
         if self._staging is None or noise.device.type != "cpu":
             self.z[row].copy_(noise)
@@ -129,10 +163,10 @@ class Prepared:
     def nbytes(self) -> int:
         return self.executor.nbytes
 
-    def run(self, schedule: Sequence[tuple[tuple[int, ...], int]]) -> None:
-        """Fill the state for (prompt ids, number of steps) of each row."""
+    def run(self, prompts: Sequence[TimedPrompt]) -> None:
+        """Fill the state for the prompt and the times of each row."""
         host, capacity = self.executor.host, self.capacity
-        for row, (ids, steps) in enumerate(schedule):
+        for row, (ids, times) in enumerate(prompts):
             start = capacity - len(ids)
             host["ids"][row].zero_()
             host["ids"][row, start:].copy_(torch.tensor(ids))
@@ -142,15 +176,20 @@ class Prepared:
             if row < self.guided:
                 host["kv_start"][self.prompts + row] = capacity - 1
                 host["time_positions"][self.prompts + row] = len(ids)
-            host["t"][row].copy_(self._times(steps))
+            host["t"][row].copy_(self._rounded(times))
         self.executor.upload()
         self.executor.run()
 
-    def _times(self, steps: int) -> torch.Tensor:
-        """t_k = 1000 k / steps, float32; in official numerics rounded to the latents' dtype first."""
-        t = torch.tensor([k / steps * 1000.0 for k in range(min(steps, self.steps))], dtype=torch.float32)
+    def _rounded(self, times: Sequence[float]) -> torch.Tensor:
+        """1000 t, float32; in official numerics rounded to the latents' dtype first."""
+        t = torch.tensor([t * 1000.0 for t in times[: self.steps]], dtype=torch.float32)
         t = t.to(self.runner.policy.latents)
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))
+
+
+def skipping(runner: Runner, rows: int, guided: int, prompt: int, steps: int) -> FlowSession:
+    """A FlowSession with `skips`."""
+    return FlowSession(runner, rows, guided, prompt, steps, skips=True)
 
 
 def generate(
@@ -161,26 +200,28 @@ def generate(
 ) -> torch.Tensor:
     """Latents (R, c, H, W) at t = 1 of all requests, float32, each as if it had run alone.
 
-    `on_step(k, z)` runs after step k on the latents in request order; what it returns, if anything, replaces them.
-    `trace` receives, per step, `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows without guidance,
-    None if there are no others).
+    `on_step(k, z)` runs after evaluation k on the latents in request order; what it returns, if anything, replaces
+    them, and a solver that remembers an earlier evaluation keeps what it remembers. `trace` receives, per evaluation,
+    `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose unconditional branch it did not need,
+    None if no row has one).
     """
-    order = sorted(range(len(requests)), key=lambda i: not requests[i].guided)
-    buckets, keys = runner.buckets, [(r.prompt, r.steps) for r in requests]
+    order = sorted(range(len(requests)), key=lambda i: not requests[i].schedule.guided)
+    buckets, keys = runner.buckets, [r.timed_prompt for r in requests]
     rows = padded(len(requests), buckets.rows)
-    guided = sum(r.guided for r in requests)
+    guided = sum(r.schedule.guided for r in requests)
     branches = buckets.branches(guided, rows)
     capacity = padded(max(len(r.prompt) for r in requests), buckets.prompt_tokens)
-    longest = max(r.steps for r in requests)
+    longest = max(len(r.schedule) for r in requests)
     steps = min(padded(longest, buckets.steps), MAX_STEPS)
-    schedule = list(dict.fromkeys(keys[i] for i in order))
-    prompts = padded(len(schedule), buckets.rows)
+    timed = list(dict.fromkeys(keys[i] for i in order))
+    prompts = padded(len(timed), buckets.rows)
     with_branch = buckets.branches(len({keys[i] for i in order[:branches]}), prompts)
-    with runner.lease(FlowSession, rows, branches, capacity, steps) as session:
+    make = skipping if any(r.schedule.skips for r in requests) else FlowSession
+    with runner.lease(make, rows, branches, capacity, steps) as session:
         with runner.lease(Prepared, prompts, with_branch, capacity, steps) as prepared:
-            prepared.run(schedule)
+            prepared.run(timed)
             for row, i in enumerate(order):
-                session.join(prepared, schedule.index(keys[i]), row, requests[i])
+                session.join(prepared, timed.index(keys[i]), row, requests[i])
         return _integrate(session, order, guided, longest, on_step, trace)
 
 
@@ -195,11 +236,12 @@ def _integrate(
     back = torch.tensor(order).argsort().to(session.z.device)
     for k in range(steps):
         before = session.z[back].float() if trace is not None else None
+        fresh = [row for row in range(guided) if session.needs_branch(row)]
         session.step()
         if trace is not None:
             cond, uncond = session.velocities()
             others = torch.full_like(cond, torch.nan)
-            others[:guided] = uncond[:guided]
+            others[fresh] = uncond[fresh]
             trace.append({"z": before, "v_cond": cond[back], "v_uncond": others[back] if guided else None})
         if on_step is not None:
             replaced = on_step(k, session.z[back].float())

@@ -15,7 +15,7 @@ from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.errors import ConfigError, InputError
 
-from . import flow, options, text
+from . import flow, options, presets, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
 from .tensor_model import FLOATS, Choices, TensorModel
@@ -94,19 +94,34 @@ class JanusFlow(TensorModel):
         prompt: str | Sequence[str],
         *,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
+        preset: str = "exact",
+        solver: str | None = None,
+        timestep_shift: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
+        uncond_every: int | None = None,
     ) -> ImageOutput:
         """Images of a prompt or of several, `num_images_per_prompt` each, in order.
 
-        num_inference_steps: Euler steps, 1 to 1000. guidance_scale: 0 to 1000; 1 runs without the unconditional
-        branch. seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one
-        draw, as officially). output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
+        num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
+        seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one draw, as
+        officially). output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
         callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers: latents changed in place or
-        returned are used. It sees at most ROWS_AT_ONCE images; for more, the steps start again.
+        returned are used. It is called after every evaluation of the network, at its t in [0, 1000), and sees at most
+        ROWS_AT_ONCE images; for more, the steps start again.
+
+        Below the official sampling, "exact", are other presets: "balanced", "fast" (pipeline/presets.py); options that
+        are given win over the preset's. solver: "euler"; "ab2" and "dpmpp2m", of second order at one evaluation a step;
+        "heun", at two but in the last step. timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes
+        s sigma / (1 + (s - 1) sigma). guidance_interval (low, high) of t in [0, 1]: without guidance outside.
+        guidance_rescale, 0 to 1 (0): draws the guided velocity towards the conditional one's standard deviation.
+        uncond_every n (1): every n-th evaluation with guidance computes the unconditional velocity, which serves those
+        between as well.
         Raises InputError.
         """
         begun = time.perf_counter()
@@ -114,8 +129,16 @@ class JanusFlow(TensorModel):
         if not isinstance(prompts, Sequence) or not prompts:
             raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
         images = options.integer("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
-        steps = options.integer("num_inference_steps", num_inference_steps, 1, options.MAX_STEPS)
-        guidance = options.number("guidance_scale", guidance_scale, 0.0, options.MAX_GUIDANCE)
+        sampler = presets.sampler(
+            preset,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            timestep_shift=timestep_shift,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            uncond_every=uncond_every,
+        )
         options.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         total = len(prompts) * images
         first = options.first_seed(seed, total)
@@ -123,12 +146,12 @@ class JanusFlow(TensorModel):
             self._need_vae()
         ids = [encode_generation_prompt(p, self._need_tokenizer(), self._prompt_room() + 1) for p in prompts]
         seeds, noise = self._noise(len(prompts), images, first)
-        requests = [flow.FlowRequest(tuple(ids[i // images][:-1]), steps, guidance, noise[i]) for i in range(total)]
+        requests = [flow.FlowRequest(tuple(ids[i // images][:-1]), sampler, noise[i]) for i in range(total)]
         encoded = time.perf_counter()
 
         def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
             assert callback_on_step_end is not None
-            returned = callback_on_step_end(self, k, 1000.0 * k / steps, {"latents": z})
+            returned = callback_on_step_end(self, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
             if not isinstance(returned, Mapping):
                 raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
             # z itself counts too: it may have been changed in place

@@ -156,6 +156,7 @@ class Runner:
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
         }
+        builders["flow_step_conditional"] = partial(programs.flow_step, self.config, self.policy, specs, branches=False)
         if self.vae_config is not None:
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)

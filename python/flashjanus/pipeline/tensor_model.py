@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-from . import flow, loading, options, pictures, text, warming
+from . import flow, loading, options, pictures, presets, text, warming
 from .buckets import EXACT, PADDED, Buckets, padded
 from .images import ImageProcessor
 from .runner import Runner
@@ -159,15 +160,23 @@ class TensorModel:
         self,
         input_ids: Sequence[Sequence[int] | torch.Tensor] | torch.Tensor,
         noise: torch.Tensor,
-        guidance_scale: float | Sequence[float] = 2.0,
-        num_inference_steps: int | Sequence[int] = 30,
+        guidance_scale: float | Sequence[float] | None = None,
+        num_inference_steps: int | Sequence[int] | None = None,
         trace: bool = False,
+        *,
+        solver: str | Sequence[str] | None = None,
+        timestep_shift: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+        guidance_rescale: float | Sequence[float] | None = None,
+        uncond_every: int | Sequence[int] | None = None,
+        preset: str | Sequence[str] = "exact",
     ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
         """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; every row as if alone.
 
-        input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and num_inference_steps:
-        one value, or one per row. trace: also a list with, per step, `z` before it, `v_cond` and `v_uncond` (NaN in
-        rows without guidance, None if there are no others). Raises InputError.
+        input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and what follows it: as in
+        `JanusFlow.generate_image`, each one value or one per row. trace: also a list with, per evaluation of the
+        network, `z` before it, `v_cond` and `v_uncond` (NaN in rows that do without it there, None if all rows always
+        do). Raises InputError.
         """
         if isinstance(input_ids, torch.Tensor):
             input_ids = list(options.tensor("input_ids", input_ids, (None, None), INTEGERS))
@@ -177,17 +186,24 @@ class TensorModel:
             )
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
-        guidance = options.per_row("guidance_scale", guidance_scale, len(z))
-        steps = options.per_row("num_inference_steps", num_inference_steps, len(z))
-        requests = [
-            flow.FlowRequest(
-                self._prompt(ids, row),
-                options.integer("num_inference_steps", steps[row], 1, options.MAX_STEPS),
-                options.number("guidance_scale", guidance[row], 0.0, options.MAX_GUIDANCE),
-                z[row],
-            )
-            for row, ids in enumerate(input_ids)
-        ]
+        interval: Any = guidance_interval
+        if isinstance(interval, Sequence) and any(isinstance(end, Real) for end in interval):
+            interval = [interval] * len(z)  # two times, not one value per row
+        given: dict[str, Any] = dict(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            timestep_shift=timestep_shift,
+            guidance_interval=interval,
+            guidance_rescale=guidance_rescale,
+            uncond_every=uncond_every,
+            preset=preset,
+        )
+        rows = {name: options.per_row(name, value, len(z)) for name, value in given.items()}
+        requests = []
+        for row, ids in enumerate(input_ids):
+            own = {name: values[row] for name, values in rows.items()}
+            requests.append(flow.FlowRequest(self._prompt(ids, row), presets.sampler(**own), z[row]))
         steps_taken: list[dict[str, Any]] | None = [] if trace else None
         z1 = flow.generate(self.runner, requests, trace=steps_taken)
         return z1 if steps_taken is None else (z1, steps_taken)

@@ -1,0 +1,237 @@
+"""z = z_z z + z_w w + z_h h, h = h_z z + h_w w, step += 1: one evaluation of a flow's solver, in place.
+
+w is the guided velocity g v_cond - (g - 1) v_uncond of a row, unpatchified; h is what its solver remembers; the
+coefficients are those of its schedule at its own step. Rows b < R of v are conditional; row R + r is the unconditional
+branch of image r, for the first B - R images; the others, and rows whose g is 1 now, take no guidance. A row whose
+step has reached its number of steps is left as it is. Arithmetic is in z's dtype: float32, or bfloat16 rounded after
+every operation as the official bfloat16 loop does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ... import triton_kernels
+from ..errors import SchemaError
+from ..ir import Size, TensorSpec, static
+from ..runtime import native
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import branches_of_images, elements
+
+MAX_PATCH_VALUES = 4096
+"""kMaxPatchValues of csrc/params.h."""
+
+
+class Evaluation(NamedTuple):
+    """A row's numbers for one evaluation, the columns of `schedule`: FlowEvaluation of csrc/params.h."""
+
+    z_z: float = 1.0
+    z_w: float = 0.0
+    z_h: float = 0.0
+    h_z: float = 0.0
+    h_w: float = 0.0
+    """Where z_h, h_z and h_w are all 0, h is neither read nor written."""
+    guidance: float = 1.0
+    rescale: float = 0.0
+    """w is drawn by this share towards the standard deviation of v_cond over the image (Lin et al. 2023)."""
+    recall: float = 0.0
+    """Not 0: v_uncond is the one that is kept."""
+    keep: float = 0.0
+    """Not 0: v_uncond is kept."""
+
+
+COLUMNS = len(Evaluation._fields)
+
+
+def unpatchify(v: torch.Tensor, channels: int) -> torch.Tensor:
+    """(B, H, W, C p p) -> (B, C, H p, W p), channel order (c, dy, dx) as in PixelShuffle."""
+    b, h, w, e = v.shape
+    p = round((e // channels) ** 0.5)
+    return v.view(b, h, w, channels, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, channels, h * p, w * p)
+
+
+def reference(
+    v: torch.Tensor,
+    z: torch.Tensor,
+    history: torch.Tensor,
+    kept: torch.Tensor,
+    schedule: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+) -> None:
+    images, guided = len(z), len(v) - len(z)
+    for r in range(images):
+        if step[r] >= steps[r]:
+            continue
+        e = Evaluation(*schedule[r, min(int(step[r]), schedule.shape[1] - 1)].tolist())
+        w = v[r].float()
+        if e.guidance != 1 and (e.recall or r < guided):
+            if e.keep and not e.recall:
+                kept[r] = v[images + r]
+            uncond = kept[r] if e.recall else v[images + r]
+            cond, w = w, e.guidance * w - (e.guidance - 1) * uncond.float()
+            if e.rescale:
+                w *= 1 + e.rescale * (cond.std() / w.std() - 1)
+        w, before, h = unpatchify(w[None], z.shape[1])[0], z[r].float().clone(), history[r].float()
+        z[r] = e.z_z * before + e.z_w * w + (e.z_h * h if e.z_h else 0)
+        if e.z_h or e.h_z or e.h_w:
+            history[r] = e.h_z * before + e.h_w * w
+        step[r] += 1
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    v, z = ([bound[s] for s in names] for names in ("BHWE", "RCYX"))
+    if all(isinstance(s, int) for s in (*v, *z)):
+        _, h, w, e = v
+        _, c, y, x = z
+        p = y // h if h else 0
+        if (h * p, w * p, c * p * p) != (y, x, e):
+            raise SchemaError(f"expected v[B, H, W, C p p] for z[R, C, H p, W p], got v {v} and z {z}")
+    return branches_of_images(bound, attrs)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 5 * elements(bound, "R", "C", "Y", "X")
+
+
+def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    """Euler's: neither history nor what is kept."""
+    velocities, latents = elements(bound, "B", "H", "W", "E"), elements(bound, "R", "C", "Y", "X")
+    return int(velocities * bound["T"].itemsize + latents * bound["Z"].itemsize)
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, h: int, w: int, c: int, p: int
+) -> Call:
+    """Rows in turns: Euler's; with history, v_uncond kept; the same recalled and rescaled; without guidance."""
+    v = normal(generator, images + guided, h, w, c * p * p, dtype=dtype)
+    z, history = (normal(generator, images, c, h * p, w * p) for _ in range(2))
+    kept = normal(generator, images, h, w, c * p * p, dtype=dtype)
+    schedule = normal(generator, images, 9, COLUMNS)
+    kind = torch.arange(images)[:, None] % 4
+    column = dict(zip(Evaluation._fields, schedule.unbind(2), strict=True))
+    for name in ("z_h", "h_z", "h_w"):
+        column[name].mul_(kind != 0)
+    column["guidance"].copy_(torch.where(kind == 3, 1, 1 + 4 * torch.rand(images, 9, generator=generator)))
+    column["rescale"].copy_((kind == 2) * torch.rand(images, 9, generator=generator))
+    column["recall"].copy_((kind == 2).expand(-1, 9))
+    column["keep"].copy_((kind == 1).expand(-1, 9))
+    steps = torch.randint(1, 9, (images,), generator=generator, dtype=torch.int32)
+    step = torch.randint(0, 10, (images,), generator=generator, dtype=torch.int32)
+    step[:3] = 0  # at least these rows move
+    return Call((v, z, history, kept, schedule, step, steps))
+
+
+OP = register(
+    Op(
+        "flow_update",
+        Schema.parse(
+            "v: T[B, H, W, E], z!: Z[R, C, Y, X], history!: Z[R, C, Y, X], kept!: T[R, H, W, E], "
+            f"schedule: f32[R, K, {COLUMNS}], step!: i32[R], steps: i32[R] ->",
+            derive,
+        ),
+        reference,
+        flops,
+        cases=[
+            dict(images=2, guided=2, h=5, w=3, c=4, p=2),
+            dict(images=3, guided=1, h=4, w=4, c=3, p=1),
+            dict(images=1, guided=0, h=1, w=7, c=4, p=2),
+            dict(images=3, guided=2, h=9, w=11, c=4, p=2),
+            dict(images=6, guided=6, h=3, w=2, c=2, p=3),
+            dict(images=3, guided=0, h=3, w=17, c=1, p=2),
+            dict(images=3, guided=3, h=24, w=24, c=4, p=2),
+        ],
+        example=example,
+        read_bytes=read_bytes,
+    )
+)
+
+
+def _refuses(specs: Sequence[TensorSpec | None]) -> str | None:
+    if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
+        return "keeps the latents in float32; numerics='official' keeps them in bfloat16"
+    return None
+
+
+def _refuses_kernel(specs: Sequence[TensorSpec | None]) -> str | None:
+    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
+        return f"reads velocities in float32 or bfloat16, not in {specs[0].dtype}"
+    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_PATCH_VALUES:
+        return f"takes at most {MAX_PATCH_VALUES} values a token, not {specs[0].shape[-1]}"
+    return _refuses(specs)
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses(device) or _refuses_kernel(specs)
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses_cuda(device) or _refuses_kernel(specs)
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return triton_kernels.refuses(device) or _refuses(specs)
+
+
+def arguments(*tensors: torch.Tensor) -> dict[str, Any]:
+    """Members of FlowUpdateParams for the op's arguments, all of them contiguous."""
+    v, z, _, _, schedule, _, _ = tensors
+    branches, height, width, _ = v.shape
+    rows, channels = z.shape[:2]
+    sizes = dict(rows=rows, unconditional=branches - rows, evaluations=schedule.shape[1], height=height, width=width)
+    named = dict(zip((arg.name for arg in OP.schema.inputs), tensors, strict=True))
+    return {**named, "v_dtype": v.dtype, **sizes, "channels": channels, "patch": z.shape[2] // height}
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(*tensors: torch.Tensor) -> None:
+    native.run("flow_update", **arguments(*tensors))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(*tensors: torch.Tensor) -> None:
+    native.run_cuda("flow_update", tensors[0].device, **arguments(*tensors))
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(*tensors: torch.Tensor) -> None:
+    from ...triton_kernels.flow_update import launch  # imports triton, which may be absent
+
+    launch(*tensors)
+
+
+@OP.implementation("torch")
+def run_torch(
+    v: torch.Tensor,
+    z: torch.Tensor,
+    history: torch.Tensor,
+    kept: torch.Tensor,
+    schedule: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+) -> None:
+    dtype, images, guided = z.dtype, len(z), len(v) - len(z)
+    rows = torch.arange(images, device=z.device)
+    now = schedule[rows, step.clamp(max=schedule.shape[1] - 1).long()][..., None, None, None]
+    guidance, rescale, recall, keep = now[:, 5:].unbind(1)
+    active = (step < steps)[:, None, None, None]
+    cond, uncond = v[:images], kept.clone()
+    fresh = (recall == 0)[:guided]
+    torch.where(fresh, v[images:], uncond[:guided], out=uncond[:guided])
+    torch.where(active[:guided] & fresh & (keep != 0)[:guided], v[images:], kept[:guided], out=kept[:guided])
+    w = (guidance * cond).to(dtype) - ((guidance - 1) * uncond).to(dtype)
+    spread = cond.float().std((1, 2, 3), keepdim=True) / w.float().std((1, 2, 3), keepdim=True)
+    w = torch.where(rescale != 0, (w * (1 + rescale * (spread - 1))).to(dtype), w)
+    has_branch = (recall != 0) | (rows < guided)[:, None, None, None]
+    w = unpatchify(torch.where((guidance != 1) & has_branch, w, cond.to(dtype)), z.shape[1])
+    z_z, z_w, z_h, h_z, h_w = now[:, :5].to(dtype).unbind(1)
+    after = z_z * z + z_w * w
+    after = torch.where(z_h != 0, after + z_h * history, after)
+    remembers = active & ((z_h != 0) | (h_z != 0) | (h_w != 0))
+    torch.where(remembers, h_z * z + h_w * w, history, out=history)
+    # a finished row keeps its latents even if its velocity is no longer finite
+    torch.where(active, after, z, out=z)
+    step.add_(active.flatten())
