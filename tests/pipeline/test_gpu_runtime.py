@@ -81,6 +81,28 @@ def test_trace_and_callbacks_see_the_rows_of_requests_only(on_cpu, on_gpu):
             torch.testing.assert_close(value, b[name], rtol=0, atol=1e-5, equal_nan=True)
 
 
+def test_evaluations_without_branches_replay_a_graph_of_their_own(on_cpu, on_gpu, driver):
+    """Four solvers, intervals and reuse in one bucket; the host chooses the graph and waits for nothing."""
+    prompts, noise = [prompt(1, 6), prompt(2, 20), prompt(3, 9)], normal(4, 3, *LATENT)
+    options = dict(
+        num_inference_steps=[6, 3, 4],
+        solver=["ab2", "heun", "dpmpp2m"],
+        uncond_every=[2, 1, 4],
+        guidance_interval=[(0.0, 0.7), (0.0, 0.3), (0.0, 1.0)],
+        guidance_rescale=[0.0, 0.5, 0.0],
+        timestep_shift=[1.0, 2.0, 1.0],
+    )
+    got = on_gpu.sample_latents(prompts, noise, **options)
+    torch.testing.assert_close(got, on_cpu.sample_latents(prompts, noise, **options), rtol=0, atol=1e-5)
+    assert driver.asked("capture") == ["capture"] * 3
+    before = len(driver.log)
+    on_gpu.sample_latents(prompts, noise, **options)
+    later = [entry for entry in driver.log[before:] if entry[0] not in ("synchronize", "record")]
+    prepared, full, conditional = 2, 0, 1  # numbers of graphs, as they were captured
+    due = [prepared, full, full, full, conditional, full, conditional]  # of the rows: 0, 2, 4; 0, 1, 2; 0
+    assert later == [("replay", number) for number in due]
+
+
 def ask(model, **options):
     ids = torch.tensor([[1, START, *[IMAGE] * FEATURES, 5, 6, 7], [2, 3, 4, 5, 6, 7, 8, *range(10, 24)]])
     mask = torch.ones_like(ids)

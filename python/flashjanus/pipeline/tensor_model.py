@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -186,24 +185,12 @@ class TensorModel:
             )
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
-        interval: Any = guidance_interval
-        if isinstance(interval, Sequence) and any(isinstance(end, Real) for end in interval):
-            interval = [interval] * len(z)  # two times, not one value per row
-        given: dict[str, Any] = dict(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            solver=solver,
-            timestep_shift=timestep_shift,
-            guidance_interval=interval,
-            guidance_rescale=guidance_rescale,
-            uncond_every=uncond_every,
-            preset=preset,
-        )
-        rows = {name: options.per_row(name, value, len(z)) for name, value in given.items()}
-        requests = []
-        for row, ids in enumerate(input_ids):
-            own = {name: values[row] for name, values in rows.items()}
-            requests.append(flow.FlowRequest(self._prompt(ids, row), presets.sampler(**own), z[row]))
+        steps = dict[str, Any](num_inference_steps=num_inference_steps, solver=solver, timestep_shift=timestep_shift)
+        guidance = dict[str, Any](guidance_interval=guidance_interval, guidance_rescale=guidance_rescale)
+        guidance |= dict(guidance_scale=guidance_scale, uncond_every=uncond_every)
+        samplers = presets.samplers(len(z), preset=preset, **steps, **guidance)
+        rows = zip(input_ids, samplers, z, strict=True)
+        requests = [flow.FlowRequest(self._prompt(ids, row), *its) for row, (ids, *its) in enumerate(rows)]
         steps_taken: list[dict[str, Any]] | None = [] if trace else None
         z1 = flow.generate(self.runner, requests, trace=steps_taken)
         return z1 if steps_taken is None else (z1, steps_taken)
