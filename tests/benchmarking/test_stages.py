@@ -125,7 +125,7 @@ def test_timing_leaves_small_states_as_they_were(small: JanusFlow, clock: Callab
         before = drawing.z.clone(), drawing.flow.states["step"].clone()
         (form,) = [form for form in forms(drawing.flow) if form.op == "flow_update"]
         assert {"torch"} <= set(form.serving())
-        assert len(form.moving()) == 2
+        assert len(form.moving()) == 4
         time_form(form, 2, clock, CEILINGS, engine.synchronize)
         assert torch.equal(drawing.z, before[0])
         assert torch.equal(drawing.flow.states["step"], before[1])

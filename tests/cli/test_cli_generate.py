@@ -68,8 +68,52 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "num_images_per_prompt": 2,
         "num_inference_steps": 30,
         "guidance_scale": 2.0,
+        "solver": "euler",
+        "timestep_shift": 1.0,
+        "guidance_interval": (0.0, 1.0),
+        "guidance_rescale": 0.0,
+        "uncond_every": 1,
         "seed": None,
     }
+
+
+def test_sampling_options_reach_the_model_and_the_picture(cli, model, tmp_path: Path) -> None:
+    options = ["--preset", "fast", "--steps", "5", "--guidance-interval", "0.1", "0.6", "--uncond-every", "2"]
+    more = ["--guidance-rescale", "0.5", "--solver", "heun", "--timestep-shift", "1"]
+    result = cli("generate", "a", "--seed", "1", "--json", "--out", tmp_path, *options, *more)
+    asked = model.called("generate_image")
+    recipe = dict(solver="heun", guidance_interval=(0.1, 0.6), guidance_rescale=0.5, uncond_every=2)
+    assert asked == dict(
+        prompt=["a"],
+        num_images_per_prompt=1,
+        num_inference_steps=5,
+        guidance_scale=2.0,
+        timestep_shift=1.0,
+        seed=1,
+        **recipe,
+    )
+    assert result.json["steps"] == 5
+    assert {name: result.json[name] for name in recipe} == {**recipe, "guidance_interval": [0.1, 0.6]}
+    assert "timestep_shift" not in result.json, "as the official code has it"
+    with Image.open(tmp_path / "a-1.png") as image:
+        assert (image.text["solver"], image.text["uncond_every"]) == ("heun", "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "num_inference_steps: expected an integer from 1 to 1000, got 0"),
+        (["--preset", "best"], "preset: expected one of 'exact', 'balanced', 'fast', got 'best'"),
+        (["--solver", "rk4"], "solver: expected one of 'euler'"),
+        (["--guidance-interval", "0.6", "0.2"], "low <= high"),
+    ],
+)
+def test_impossible_sampling_is_refused_before_the_model_loads(
+    cli, model, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = cli("generate", "a", *options, "--out", tmp_path)
+    assert (result.code, message in result.err) == (2, True)
+    assert model.calls == []
 
 
 def test_threads(cli, model, tmp_path: Path) -> None:
@@ -188,10 +232,10 @@ def test_an_unwritable_place_is_found_before_the_work(
 
 
 def test_a_failure_leaves_no_folder(cli, model, tmp_path: Path) -> None:
-    model.fail = InputError("steps must be between 1 and 1000, got 0")
-    result = cli("generate", "a", "--steps", "0", "--out", tmp_path / "new")
+    model.fail = InputError("prompt: expected text, got none")
+    result = cli("generate", "a", "--out", tmp_path / "new")
     assert result.code == 2
-    assert result.err.endswith("flashjanus: error: steps must be between 1 and 1000, got 0\n")
+    assert result.err.endswith("flashjanus: error: prompt: expected text, got none\n")
     assert list(tmp_path.iterdir()) == []
 
 

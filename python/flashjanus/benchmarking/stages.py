@@ -156,7 +156,7 @@ class Stages:
         elif stage == "latents":
             yield lambda: flow.generate(runner, self.images(case))
         elif stage == "prepare":
-            wanted = self.images(case)[0].timed_prompt
+            wanted = (self.ids(case["prompt_tokens"]), Sampler(case["steps"]).schedule.times)
             with self.preparing(case) as prepared:
                 yield lambda: prepared.run([wanted])
         elif stage == "step":

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
 from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
-from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.cli.options import (
+    add_model_options,
+    add_output_options,
+    add_sampling_options,
+    load_model,
+    model_facts,
+    recipe,
+    sampler_of,
+)
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,15 +39,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image (default: a new one each time)")
-    parser.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
-    parser.add_argument(
-        "--guidance", type=float, default=2.0, metavar="G", help="guidance scale; 1 = none (default: 2)"
-    )
     parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
     parser.add_argument(
         "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
     )
+    add_sampling_options(parser)
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -48,13 +54,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 1 <= args.enlarge <= MAX_ENLARGE:
         raise InputError(f"--enlarge must be 1 to {MAX_ENLARGE}, got {args.enlarge}")
     destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
+    sampler = sampler_of(args)
     model = load_model(args, console)
     from flashjanus.pipeline.images import save_png
     from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 
     batches = -(-len(args.prompt) * args.num_images // ROWS_AT_ONCE)
     done = itertools.count(1)
-    with console.progress(args.steps * batches, "drawing") as show:
+    with console.progress(len(sampler.schedule) * batches, "drawing") as show:
 
         def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
             console.check_interrupt()
@@ -64,8 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         out = model.generate_image(
             args.prompt,
             num_images_per_prompt=args.num_images,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
+            **asdict(sampler),
             seed=args.seed,
             callback_on_step_end=step_done,
         )
@@ -78,8 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         metadata = {
             "prompt": prompt,
             "seed": str(seed),
-            "steps": str(args.steps),
-            "guidance": str(args.guidance),
+            **{name: str(value) for name, value in recipe(sampler).items()},
             "model": str(facts["model"]),
             "Software": f"flashjanus {__version__}",
         }
@@ -91,8 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "paths": paths,
             "prompts": prompts,
             "seeds": list(out.seeds),
-            "steps": args.steps,
-            "guidance": args.guidance,
+            **recipe(sampler),
             **facts,
             "timings": dict(out.timings),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
+    from flashjanus.pipeline.schedule import Sampler
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,56 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "them)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--preset", default="exact", help="exact, balanced or fast: options below, unless given (default: exact)"
+    )
+    group.add_argument("--steps", type=int, metavar="K", help="steps of the solver (exact: 30)")
+    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none (exact: 2)")
+    group.add_argument("--solver", help="euler, heun, ab2 or dpmpp2m (exact: euler)")
+    group.add_argument(
+        "--timestep-shift", type=float, metavar="S", help="more steps near the noise (> 1) or the image (exact: 1)"
+    )
+    group.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="times from 0 (noise) to 1 (image) between which there is guidance (exact: 0 1)",
+    )
+    group.add_argument(
+        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: against too much contrast (exact: 0)"
+    )
+    group.add_argument(
+        "--uncond-every", type=int, metavar="N", help="compute the unconditional branch every N-th time (exact: 1)"
+    )
+
+
+def sampler_of(args: argparse.Namespace) -> Sampler:
+    """What the sampling options ask for. Raises InputError."""
+    from flashjanus.pipeline import presets
+
+    return presets.sampler(
+        args.preset,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        solver=args.solver,
+        timestep_shift=args.timestep_shift,
+        guidance_interval=args.guidance_interval,
+        guidance_rescale=args.guidance_rescale,
+        uncond_every=args.uncond_every,
+    )
+
+
+def recipe(sampler: Sampler) -> dict[str, Any]:
+    """Steps and guidance, and the other options where they are not the defaults."""
+    default = asdict(type(sampler)())
+    chosen = asdict(sampler)
+    facts = {"steps": chosen.pop("num_inference_steps"), "guidance": chosen.pop("guidance_scale")}
+    return facts | {name: value for name, value in chosen.items() if value != default[name]}
 
 
 MAX_THREADS = 1024

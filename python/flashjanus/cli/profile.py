@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.cli.options import (
+    add_model_options,
+    add_output_options,
+    add_sampling_options,
+    load_model,
+    model_facts,
+    recipe,
+    sampler_of,
+)
 from flashjanus.errors import DeviceError, InputError, OutputError
 
 if TYPE_CHECKING:
@@ -32,10 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     generate.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
     generate.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first image (default: 0)")
-    generate.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
-    generate.add_argument(
-        "--guidance", type=float, default=2.0, metavar="G", help="guidance scale; 1 = none (default: 2)"
-    )
+    add_sampling_options(generate)
     generate.set_defaults(run=run_generate)
     chat = kinds.add_parser(
         "chat", help="answer a question", description="Profile a greedy answer, about images or about none."
@@ -68,6 +74,7 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(args: argparse.Namespace, console: Console) -> int:
     _check(args)
+    sampler = sampler_of(args)
     model = load_model(args, console)
 
     def request() -> None:
@@ -75,12 +82,11 @@ def run_generate(args: argparse.Namespace, console: Console) -> int:
         model.generate_image(
             args.prompt,
             num_images_per_prompt=args.num_images,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
+            **asdict(sampler),
             seed=args.seed,
         )
 
-    asked = {name: getattr(args, name) for name in ("prompt", "num_images", "seed", "steps", "guidance")}
+    asked = {name: getattr(args, name) for name in ("prompt", "num_images", "seed")} | recipe(sampler)
     return _profile(args, console, model, request, asked)
 
 
