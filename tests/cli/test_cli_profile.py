@@ -142,6 +142,14 @@ def test_the_trace_tiles_the_request(untrained: JanusFlow) -> None:
         assert any(end <= e["ts"] + e["dur"] + 0.01 for e in within)
 
 
+def test_steps_without_branches_are_a_program_of_their_own(cli, untrained_folder: Path) -> None:
+    options = ["--model", untrained_folder, "--dtype", "float32", "--repeats", 1, "--json"]
+    found = cli("profile", "generate", "a red circle", "--steps", 4, "--uncond-every", 3, *options).json
+    ran = {row["program"].partition(" ")[0]: row["calls"] for row in found["programs"]}
+    assert (ran["flow_step"], ran["flow_step_conditional"]) == (2, 2)
+    assert found["uncond_every"] == 3
+
+
 @pytest.mark.parametrize("program", ["encode_images", "prefill", "decode_step", "flow_prepare", "flow_step"])
 def test_the_arena_timeline_is_the_planner_s(untrained: JanusFlow, program: str) -> None:
     plan = untrained.plan(program)

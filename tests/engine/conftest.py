@@ -75,6 +75,7 @@ def build_programs(dtype: torch.dtype, numerics: str = "exact") -> dict[str, Gra
     specs = model.weight_specs(weight_layout(config), policy, config.language)
     names = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step")
     graphs: dict[str, Graph] = {name: getattr(model, name)(config, policy, specs) for name in names}
+    graphs["flow_step_conditional"] = model.flow_step(config, policy, specs, branches=False)
     vae_policy = model.Policy.of(dtype)
     graphs["decode_latents"] = model.decode_latents(vae, vae_policy, model.weight_specs(vae_layout(vae), vae_policy))
     return graphs

@@ -267,7 +267,8 @@ def test_an_unknown_implementation_is_refused_when_the_model_is_built(implementa
 
 
 @pytest.mark.parametrize(
-    "program", ["encode_images", "prefill", "decode_step", "flow_prepare", "flow_step", "decode_latents"]
+    "program",
+    ["encode_images", "prefill", "decode_step", "flow_prepare", "flow_step", "flow_step_conditional", "decode_latents"],
 )
 def test_plans_of_all_programs(untrained, program):
     plan = untrained.plan(program, rows=2, prompt_tokens=20, steps=5)

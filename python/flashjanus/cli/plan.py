@@ -8,7 +8,15 @@ from dataclasses import asdict
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
 
-PROGRAMS = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step", "decode_latents")
+PROGRAMS = (
+    "encode_images",
+    "prefill",
+    "decode_step",
+    "flow_prepare",
+    "flow_step",
+    "flow_step_conditional",
+    "decode_latents",
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,7 @@ from flashjanus.errors import ConfigError, InputError
 from . import flow, options, presets, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
-from .tensor_model import FLOATS, Choices, TensorModel
+from .tensor_model import FLOATS, TensorModel
 from .tokenizer import StreamDecoder, Tokenizer
 
 ROWS_AT_ONCE = 8
@@ -86,7 +86,7 @@ class JanusFlow(TensorModel):
             tokenizer,
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
             str(source),
-            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
+            options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     def generate_image(

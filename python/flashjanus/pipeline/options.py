@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,20 @@ def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[
 def first_seed(seed: Any, count: int) -> int:
     """`seed`, of which seed .. seed + count - 1 will be used, or a new one where it is None."""
     return secrets.randbits(32) if seed is None else integer("seed", seed, 0, MAX_SEED - count)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of a model, as they were given."""
+
+    device: Any
+    dtype: Any
+    vae_dtype: Any
+    numerics: str
+    implementations: Mapping[str, str | Sequence[str]] | None
+    cuda_graphs: bool
+    buckets: Mapping[str, Sequence[int]] | None
+    quantization: str | None
 
 
 @dataclass(frozen=True)

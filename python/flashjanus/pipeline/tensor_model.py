@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,20 +30,6 @@ from .tokenizer import Tokenizer
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options of a model, as they were given."""
-
-    device: Any
-    dtype: Any
-    vae_dtype: Any
-    numerics: str
-    implementations: Mapping[str, str | Sequence[str]] | None
-    cuda_graphs: bool
-    buckets: Mapping[str, Sequence[int]] | None
-    quantization: str | None
 
 
 class TensorModel:
@@ -100,7 +85,7 @@ class TensorModel:
             tokenizer,
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
             "state_dict",
-            Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
+            options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     @classmethod
@@ -112,7 +97,7 @@ class TensorModel:
         tokenizer: Tokenizer | None,
         processor: ImageProcessor,
         name: str,
-        choices: Choices,
+        choices: options.Choices,
     ) -> Self:
         numerics = choices.numerics
         device, why_device = resolve_device(choices.device)
@@ -293,6 +278,7 @@ class TensorModel:
         sizes = {
             "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
             "flow_step": dict(R=rows, U=rows, P=prompt, K=steps),
+            "flow_step_conditional": dict(R=rows, U=rows, P=prompt, K=steps),
             "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + tokens, K=new),
             "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),

@@ -64,7 +64,7 @@ class Timeline:
     @property
     def gaps(self) -> list[Gap]:
         """What lies before, between and behind the runs."""
-        names = [None, *(run.plan.name for run in self.runs), None]
+        names = [None, *(run.plan.name.removesuffix("_conditional") for run in self.runs), None]
         begins = [self.begin, *(run.begin + run.seconds for run in self.runs)]
         ends = [*(run.begin for run in self.runs), self.begin + self.wall]
         return [
