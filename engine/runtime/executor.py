@@ -70,7 +70,7 @@ class Executor:
             self._block, placed = _block(written, self.device)
         self.inputs = shared | made | placed
         self.host, self._host_block, self._staging = placed, self._block, None
-        if gpu is not None:
+        if gpu is not None and written:
             self._host_block, self.host = _block(written, torch.device("cpu"))
             self._staging = Staging(gpu, self._block.nbytes)
         for kind, specs, tensors in (

@@ -163,6 +163,15 @@ def test_warming_up_captures_the_largest_first_and_requests_capture_no_more(on_g
     assert len(driver.asked("capture")) == captured
 
 
+def test_warming_up_for_a_preset_captures_its_plan_without_branches(on_gpu, driver):
+    on_gpu.warm_up(images=[1], conversations=[], prompt_tokens=[9], preset="fast")
+    captured = len(driver.asked("capture"))
+    on_gpu.sample_latents([prompt(1, 9)], normal(1, 1, *LATENT), preset="fast")
+    assert len(driver.asked("capture")) == captured
+    with pytest.raises(InputError, match="preset: expected one of"):
+        on_gpu.warm_up(preset="best")
+
+
 def test_another_stream_waits_for_the_one_that_used_the_model_last(on_gpu, driver):
     draw(on_gpu)
     assert not driver.asked("wait")

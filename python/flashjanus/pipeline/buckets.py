@@ -16,7 +16,7 @@ LARGEST = 1 << 20
 class Buckets:
     """Sizes in ascending order; above the last, its multiples. `(1,)` takes every size as it is.
 
-    rows: images or conversations at once. prompt_tokens: capacities. steps: Euler steps. new_tokens: of an answer.
+    rows: images or conversations at once. prompt_tokens: capacities. steps: evaluations. new_tokens: of an answer.
     """
 
     rows: tuple[int, ...] = (1,)

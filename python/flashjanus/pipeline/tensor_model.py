@@ -252,14 +252,16 @@ class TensorModel:
         prompt_tokens: Sequence[int] = (64,),
         steps: int = 30,
         new_tokens: int = 512,
+        preset: str = "exact",
     ) -> None:
         """Make the memory of these buckets, and on a GPU their graphs, before the first request needs them.
 
         images, conversations: at once; prompt_tokens: of the longest prompt among them. The largest buckets come first:
         graphs share the memory of their temporaries, and a smaller one fits into a larger one's. All of it is kept.
-        Images are those with guidance; an empty sequence leaves a face out. Raises InputError, OutOfMemoryError.
+        Images are those with guidance, drawn as by `preset`, but in at most `steps` evaluations; an empty sequence
+        leaves a face out. Raises InputError, OutOfMemoryError.
         """
-        warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens)
+        warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens, preset)
 
     @property
     def buckets(self) -> Buckets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from . import flow, options, pictures, text
+from . import flow, options, pictures, presets, text
 from .buckets import padded
 from .runner import Runner, Session
 
@@ -17,6 +17,7 @@ def warm_up(
     prompt_tokens: Sequence[int],
     steps: int,
     new_tokens: int,
+    preset: str,
 ) -> None:
     """`TensorModel.warm_up`: sessions of the buckets, the largest first, left idle and kept."""
     config, buckets = runner.config, runner.buckets
@@ -29,16 +30,17 @@ def warm_up(
     def sizes(name: str, counts: Sequence[int]) -> list[int]:
         return sorted({padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
 
+    session = flow.skipping if presets.sampler(preset).schedule.skips else flow.FlowSession
     pictured, talked = sizes("images", images), sizes("conversations", conversations)
     with ExitStack() as leases:
         made: list[Session] = []
 
-        def make(session: Callable[..., Session], *bucket: int) -> None:
-            made.append(leases.enter_context(runner.lease(session, *bucket)))
+        def make(kind: Callable[..., Session], *bucket: int) -> None:
+            made.append(leases.enter_context(runner.lease(kind, *bucket)))
 
         for rows in pictured:
             for capacity in capacities:
-                make(flow.FlowSession, rows, rows, capacity, steps)
+                make(session, rows, rows, capacity, steps)
                 for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
                     make(flow.Prepared, prompts, prompts, capacity, steps)
         for rows in talked:
