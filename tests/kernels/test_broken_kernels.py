@@ -25,6 +25,13 @@ FAULTS = {
     ),
     "another eps": ("depthwise_norm", "depthwise_norm", "+ p.eps", "+ 1e-5f"),
     "always the first of equal tokens": ("sample_token", "sample_token", ": ties;", ": 1;"),
+    "a velocity that is not kept": ("flow_update", "flow_update", "&& now.keep != 0.0f", "&& false"),
+    "sums of warps without a barrier": (
+        "flow_update",
+        "flow_update",
+        "    __syncthreads();\n    for (int warp",
+        "    for (int warp",
+    ),
     "a read before the wait": ("decode_attention", "attention", "    wait_for_inputs();\n", ""),
 }
 
