@@ -116,9 +116,9 @@ class JanusFlow(TensorModel):
         ROWS_AT_ONCE images; for more, the steps start again.
 
         preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see presets.py).
-        Options that are given win over it. solver: "euler"; "ab2" and "dpmpp2m", of second order at one evaluation a step;
-        "heun", at two but in the last step (euler). timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes
-        s sigma / (1 + (s - 1) sigma). guidance_interval (low, high) of t in [0, 1]: without guidance outside.
+        Options that are given win over it. solver: "euler"; "ab2" and "dpmpp2m", of second order at one evaluation a
+        step; "heun", at two but in the last step (euler). timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes
+        s sigma / (1 + (s - 1) sigma). guidance_interval (low, high) of t in [0, 1] (0, 1): no guidance outside.
         guidance_rescale, 0 to 1 (0): draws the guided velocity towards the conditional one's standard deviation.
         uncond_every n (1): every n-th evaluation with guidance computes the unconditional velocity, which serves those
         between as well.
