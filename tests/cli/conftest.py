@@ -68,6 +68,7 @@ class FakeModel:
         return SimpleNamespace(
             images=[Image.frombytes("RGB", (8, 8), bytes(range(i, i + 192))) for i in range(count)],
             seeds=[first + i for i in range(count)],
+            scores=None if options["best_of"] is None else [0.9] * count,
             timings={"total": 0.5},
         )
 

@@ -74,6 +74,8 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "guidance_rescale": 0.0,
         "uncond_every": 1,
         "seed": None,
+        "best_of": None,
+        "accept_above": None,
     }
 
 
@@ -138,6 +140,7 @@ def test_json(cli, model, tmp_path: Path) -> None:
         "paths": [str(tmp_path / name) for name in ("a-1.png", "a-2.png", "b-3.png", "b-4.png")],
         "prompts": ["a", "a", "b", "b"],
         "seeds": [1, 2, 3, 4],
+        "scores": None,
         "steps": 2,
         "guidance": 2.0,
         "model": "shapes",
@@ -147,6 +150,15 @@ def test_json(cli, model, tmp_path: Path) -> None:
         "numerics": "exact",
         "timings": {"total": 0.5},
     }
+
+
+def test_the_best_of_several(cli, model, tmp_path: Path) -> None:
+    result = cli("generate", "a", "--best-of", "4", "--accept-above", "0.5", "--seed", "1", "--json", "--out", tmp_path)
+    assert result.json["scores"] == [0.9]
+    asked = model.called("generate_image")
+    assert (asked["best_of"], asked["accept_above"], asked["num_images_per_prompt"]) == (4, 0.5, 1)
+    with Image.open(tmp_path / "a-1.png") as image:
+        assert image.text["score"] == "0.9000"
 
 
 def test_enlarged_pixels_are_squares(cli, model, tmp_path: Path) -> None:

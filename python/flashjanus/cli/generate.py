@@ -39,6 +39,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image (default: a new one each time)")
+    parser.add_argument(
+        "--best-of", type=int, metavar="N", help="draw N candidates per prompt and keep those that the model finds best"
+    )
+    parser.add_argument(
+        "--accept-above",
+        type=float,
+        metavar="P",
+        help="with --best-of: draw no more once enough images score P (0 to 1)",
+    )
     parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
     parser.add_argument(
@@ -59,7 +68,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.pipeline.images import save_png
     from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 
-    batches = -(-len(args.prompt) * args.num_images // ROWS_AT_ONCE)
+    drawn = len(args.prompt) * max(args.num_images, args.best_of or 0)
+    at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images, ROWS_AT_ONCE))
+    batches = -(-drawn // at_once)
     done = itertools.count(1)
     with console.progress(len(sampler.schedule) * batches, "drawing") as show:
 
@@ -74,12 +85,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             **asdict(sampler),
             seed=args.seed,
             callback_on_step_end=step_done,
+            best_of=args.best_of,
+            accept_above=args.accept_above,
         )
     prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
     facts = model_facts(model)
     destination.make_folder()
     paths = []
-    for image, prompt, seed in zip(out.images, prompts, out.seeds, strict=True):
+    scores = out.scores if out.scores is not None else itertools.repeat(None, len(prompts))
+    for image, prompt, seed, score in zip(out.images, prompts, out.seeds, scores, strict=True):
         path = destination.path(prompt, seed)
         metadata = {
             "prompt": prompt,
@@ -87,6 +101,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             **{name: str(value) for name, value in recipe(sampler).items()},
             "model": str(facts["model"]),
             "Software": f"flashjanus {__version__}",
+            **({} if score is None else {"score": f"{score:.4f}"}),
         }
         save_png(_enlarged(image, args.enlarge), path, metadata)
         paths.append(str(path))
@@ -96,6 +111,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "paths": paths,
             "prompts": prompts,
             "seeds": list(out.seeds),
+            "scores": out.scores,
             **recipe(sampler),
             **facts,
             "timings": dict(out.timings),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.errors import ConfigError, InputError
 
+from . import best_of as choosing
 from . import flow, options, presets, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
@@ -31,12 +33,14 @@ Messages = Sequence[Mapping[str, Any]]
 class ImageOutput:
     """images: a list of PIL images, or an array or tensor of the output type asked for. seeds: one per image.
 
-    timings: seconds spent on `prompt`, `flow`, `decode` and in `total`.
+    timings: seconds spent on `prompt`, `flow`, `decode`, with best_of on `judge`, and in `total`. scores: with best_of,
+    one per image, 0 to 1.
     """
 
     images: Any
     seeds: list[int]
     timings: dict[str, float] = field(default_factory=dict)
+    scores: list[float] | None = None
 
 
 class JanusFlow(TensorModel):
@@ -105,6 +109,9 @@ class JanusFlow(TensorModel):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float | None = None,
         uncond_every: int | None = None,
+        best_of: int | None = None,
+        accept_above: float | None = None,
+        judge: choosing.Judge | None = None,
     ) -> ImageOutput:
         """Images of a prompt or of several, `num_images_per_prompt` each, in order.
 
@@ -122,7 +129,12 @@ class JanusFlow(TensorModel):
         guidance_rescale, 0 to 1 (0): draws the guided velocity towards the conditional one's standard deviation.
         uncond_every n (1): every n-th evaluation with guidance computes the unconditional velocity, which serves those
         between as well.
-        Raises InputError.
+        best_of: draw so many images per prompt, with the seeds that they would have if all were asked for, and return
+        the num_images_per_prompt best, the best first. The model itself is the judge: `judge` is a question with
+        "{prompt}" in it, whose P(yes) / (P(yes) + P(no)) is the score, or a function from a prompt to checks (question,
+        answer, other answers), whose product is. Default: "Does this image show: {prompt}?"; for the built-in model the
+        questions that it was trained on. accept_above: draw no more images of a prompt once enough of them score at
+        least that (0 to 1). Raises InputError.
         """
         begun = time.perf_counter()
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -144,6 +156,20 @@ class JanusFlow(TensorModel):
         first = options.first_seed(seed, total)
         if output_type != "latent":
             self._need_vae()
+        if best_of is not None or accept_above is not None:
+            if output_type == "latent":
+                raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
+            draw = partial(
+                self.generate_image,
+                **asdict(sampler),
+                output_type="latent",
+                callback_on_step_end=callback_on_step_end,
+            )
+            best, spent = choosing.choose(
+                self, self._need_tokenizer(), draw, prompts, images, best_of, accept_above, judge, seed
+            )
+            pictures = _of_type(torch.stack([one.image for one in best]), output_type)
+            return ImageOutput(pictures, [one.seed for one in best], spent, [one.score for one in best])
         ids = [encode_generation_prompt(p, self._need_tokenizer(), self._prompt_room() + 1) for p in prompts]
         seeds, noise = self._noise(len(prompts), images, first)
         requests = [flow.FlowRequest(tuple(ids[i // images][:-1]), sampler, noise[i]) for i in range(total)]
@@ -164,10 +190,7 @@ class JanusFlow(TensorModel):
         flowed = time.perf_counter()
         result: Any = latents
         if output_type != "latent":
-            decoded = self.decode_latents(latents)
-            result = [to_pil(image) for image in decoded] if output_type == "pil" else (decoded.clamp(-1, 1) + 1) / 2
-            if output_type == "np":
-                result = result.permute(0, 2, 3, 1).cpu().numpy()
+            result = _of_type(self.decode_latents(latents), output_type)
         self.runner.synchronize()
         done = time.perf_counter()
         timings = {"prompt": encoded - begun, "flow": flowed - encoded, "decode": done - flowed, "total": done - begun}
@@ -242,6 +265,14 @@ class JanusFlow(TensorModel):
                 "sample_latents and generate_ids, which take token ids"
             )
         return self.tokenizer
+
+
+def _of_type(decoded: torch.Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W), about [-1, 1], as "pil", "np" or "pt"."""
+    if output_type == "pil":
+        return [to_pil(image) for image in decoded]
+    shown = (decoded.clamp(-1, 1) + 1) / 2
+    return shown if output_type == "pt" else shown.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _check_fits(tokenizer: Tokenizer, config: JanusFlowConfig) -> None:
