@@ -1,7 +1,7 @@
 """Imports go one way: each room may import those before it.
 
-_C, triton_kernels <- engine <- checkpoint <- model <- pipeline <- flashjanus <- evaluation, profiling <- cli;
-builtin <- pipeline.
+_C, triton_kernels <- engine <- checkpoint <- model <- pipeline <- flashjanus <- evaluation, profiling, benchmarking <-
+quality <- cli; builtin <- pipeline.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -38,7 +38,9 @@ MAY_IMPORT = {
     "evaluation": {"errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root"},
     "profiling": {"errors", "engine", "model", "pipeline", "root"},
     "benchmarking": {"errors", "engine", "checkpoint", "builtin", "pipeline"},
+    "quality": {"errors", "builtin", "pipeline", "evaluation", "benchmarking"},
     "cli": {
+        "quality",
         "benchmarking",
         "profiling",
         "errors",

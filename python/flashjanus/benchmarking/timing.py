@@ -81,7 +81,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """b / a, and an interval that holds the true one with `confidence`."""
+    """b / a (or another middle of values), and an interval that holds the true one with `confidence`."""
 
     value: float
     low: float
@@ -128,8 +128,12 @@ def measure(
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Ratio:
     """Median of b_i / a_i over rounds i that were taken side by side; the interval is that of the sign test."""
-    ratios = sorted(y / x for x, y in zip(a, b, strict=False))
-    return _between(statistics.median(ratios), ratios, _binomial(len(ratios)))
+    return middle([y / x for x, y in zip(a, b, strict=False)])
+
+
+def middle(values: Sequence[float]) -> Ratio:
+    """Their median, with the interval of the sign test."""
+    return _between(statistics.median(values), sorted(values), _binomial(len(values)))
 
 
 def unpaired(a: Sequence[float], b: Sequence[float]) -> Ratio:

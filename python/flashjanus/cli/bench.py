@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import sys
-from datetime import datetime, timezone
-from importlib import metadata
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flashjanus import __version__
 from flashjanus.cli.bench_options import STDOUT, add_suites
 from flashjanus.cli.console import Console
-from flashjanus.cli.machine import machine_facts
-from flashjanus.cli.options import load_model, model_facts
+from flashjanus.cli.options import load_model
+from flashjanus.cli.provenance import provenance
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +18,6 @@ if TYPE_CHECKING:
     from flashjanus.benchmarking.report import Report
     from flashjanus.benchmarking.stages import Stages
     from flashjanus.benchmarking.timing import Engine
-
-VERSIONS = ("torch", "numpy", "triton", "transformers")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -188,34 +181,10 @@ def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
 
 
 def _report(args: argparse.Namespace, stages: Stages, records: Any, ceilings: dict[str, Any] | None) -> Report:
-    import torch
+    from flashjanus.benchmarking.report import Report
 
-    from flashjanus.benchmarking.report import Report, commit
-
-    model: Any = stages.model
-    head = {
-        "kind": args.suite,
-        "flashjanus": __version__,
-        "commit": commit(),
-        "command": shlex.join(sys.argv),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "model": model_facts(model),
-        "threads": torch.get_num_threads(),
-        "ceilings": ceilings,
-    }
+    head = {"kind": args.suite, **provenance(stages.model), "ceilings": ceilings}
     return Report(head, records)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _run_compare(args: argparse.Namespace, console: Console) -> int:

@@ -45,10 +45,10 @@ def add_suites(
             metavar="NAME[,NAME]",
             help="time only these, e.g. step,token; import and start, fresh processes, only where they are named",
         )
-        parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="turns of everything (default: 5)")
+        parser.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of everything (default: 5)")
         parser.add_argument(
             "--minutes",
-            type=_minutes,
+            type=minutes,
             default=15.0,
             metavar="M",
             help="begin no round that would end later (default: 15)",
@@ -65,7 +65,7 @@ def add_suites(
     for parser in (latency, throughput, ops):
         repeats = 3 if parser is not ops else 7
         parser.add_argument(
-            "--repeats", type=_count, default=repeats, metavar="N", help=f"samples in a round (default: {repeats})"
+            "--repeats", type=count, default=repeats, metavar="N", help=f"samples in a round (default: {repeats})"
         )
         _add_output(parser)
         add_model_options(parser)
@@ -163,21 +163,33 @@ def _goal(text: str) -> tuple[str, str]:
 
 
 def _sizes(text: str) -> list[int]:
-    return list(dict.fromkeys(_count(part) for part in text.split(",")))
+    return list(dict.fromkeys(count(part) for part in text.split(",")))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:10]) <= MOST:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1 to {MOST}, got {text!r:.40}")
-    return int(text)
+def count(text: str) -> int:
+    return _integer(text, 1)
 
 
-def _minutes(text: str) -> float:
+def count_or_none(text: str) -> int:
+    return _integer(text, 0)
+
+
+def minutes(text: str) -> float:
     return _number(text, 0, 1e6)
+
+
+def bound(text: str) -> float:
+    return _number(text, 1e-6, 1e6)
 
 
 def _percent(text: str) -> float:
     return _number(text, 0, 1000)
+
+
+def _integer(text: str, low: int) -> int:
+    if not text.isdecimal() or not low <= int(text[:10]) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected an integer from {low} to {MOST}, got {text!r:.40}")
+    return int(text)
 
 
 def _number(text: str, low: float, high: float) -> float:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
 from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.cli.progress import progress_of
 from flashjanus.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from flashjanus.evaluation.drawing import Progress
     from flashjanus.evaluation.geneval import GenevalPrompt
     from flashjanus.evaluation.pictures import NumberedPicture
 
@@ -109,7 +108,7 @@ def _run_shapes(args: argparse.Namespace, console: Console) -> int:
         seed=args.seed,
         only=args.only,
         sheet=args.sheet,
-        progress=_progress(console),
+        progress=progress_of(console),
     )
     console.text(str(report))
     console.result({**report.to_json(), "sheet": args.sheet})
@@ -136,7 +135,7 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
     paths: list[str] = []
     if args.images is not None:
         facts["images_folder"] = args.images
-        shown = pictures.load_pictures(pictures.find_pictures(prompts, Path(args.images)), _progress(console))
+        shown = pictures.load_pictures(pictures.find_pictures(prompts, Path(args.images)), progress_of(console))
     else:
         model = load_model(args, console)
         facts |= {**model_facts(model), "steps": args.steps, "guidance": args.guidance, "seed": args.seed}
@@ -147,7 +146,7 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
             steps=args.steps,
             guidance=args.guidance,
             seed=args.seed,
-            progress=_progress(console),
+            progress=progress_of(console),
         )
         if out is not None:
             shown = _written(shown, prompts, out, paths)
@@ -184,7 +183,7 @@ def _run_choices(args: argparse.Namespace, console: Console) -> int:
     if skipped:
         console.note(f"{skipped} question{'s' * (skipped > 1)} about videos left out")
     model = load_model(args, console)
-    report = evaluate_choices(model, choices, skipped=skipped, progress=_progress(console))
+    report = evaluate_choices(model, choices, skipped=skipped, progress=progress_of(console))
     console.text(table("answers", report.categories, report.overall))
     console.text(f"{report.unread} replies without an option's letter, counted as wrong")
     console.result(
@@ -196,22 +195,6 @@ def _run_choices(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return 0
-
-
-def _progress(console: Console) -> Progress:
-    """The console's progress, which also ends the work soon after Ctrl-C."""
-
-    @contextmanager
-    def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
-        with console.progress(total, label) as show:
-
-            def step(done: int) -> None:
-                console.check_interrupt()
-                show(done)
-
-            yield step
-
-    return progress
 
 
 def _written(

@@ -14,6 +14,7 @@ from flashjanus.errors import InputError
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
     from flashjanus.pipeline.schedule import Sampler
+    from flashjanus.pipeline.tensor_model import TensorModel
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +148,7 @@ def _buckets(given: list[str]) -> dict[str, list[int]]:
     return sizes
 
 
-def model_facts(model: JanusFlow) -> dict[str, Any]:
+def model_facts(model: TensorModel) -> dict[str, Any]:
     """What every JSON result says about the model that made it."""
     return {
         "model": model.name,

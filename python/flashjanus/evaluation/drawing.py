@@ -24,14 +24,17 @@ def draw(
     model: JanusFlow,
     prompts: Sequence[str],
     *,
-    steps: int,
-    guidance: float,
     seed: int,
     progress: Progress = silent,
+    **sampling: Any,
 ) -> Iterator[Image.Image]:
-    """One picture of every prompt, prompt k from seed + k, as the batches are done."""
+    """One picture of every prompt, prompt k from seed + k (with best_of from the next so many), as batches are done.
+
+    sampling: options of `generate_image`.
+    """
     batches = range(0, len(prompts), ROWS_AT_ONCE)
-    with progress(len(batches) * steps, "drawing") as show:
+    candidates = sampling.get("best_of") or 1
+    with progress(len(batches) * candidates * sampling.get("num_inference_steps", 30), "drawing") as show:
         done = 0
 
         def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
@@ -43,8 +46,7 @@ def draw(
         for start in batches:
             yield from model.generate_image(
                 list(prompts[start : start + ROWS_AT_ONCE]),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                seed=seed + start,
+                seed=seed + start * candidates,
                 callback_on_step_end=step_done,
+                **sampling,
             ).images

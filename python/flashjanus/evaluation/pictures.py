@@ -82,7 +82,7 @@ def draw_pictures(
     samples = options.integer("samples", samples, 1, 10_000)
     wanted = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     texts = [prompts[number].text for number, _ in wanted]
-    drawn = draw(model, texts, steps=steps, guidance=guidance, seed=seed, progress=progress)
+    drawn = draw(model, texts, seed=seed, progress=progress, num_inference_steps=steps, guidance_scale=guidance)
     for (number, sample), image in zip(wanted, drawn, strict=True):
         yield number, f"{number:05}/samples/{sample:04}.png", image
 

@@ -87,7 +87,8 @@ def evaluate_shapes(
         judged = _judge_accuracy(seed)
     if only != "answer":
         with _timed(seconds, "draw"):
-            drawn = draw_prompts(loaded, prompt_set(samples, seed), steps, guidance, progress)
+            sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
+            drawn = draw_prompts(loaded, prompt_set(samples, seed), progress, **sampling)
         with _timed(seconds, "frechet"):
             distance = _frechet(loaded, drawn, seed)
         drawing = DrawReport(
@@ -112,11 +113,14 @@ def evaluate_shapes(
 
 
 def draw_prompts(
-    model: JanusFlow, prompts: Sequence[Prompt], steps: int, guidance: float, progress: Progress = silent
+    model: JanusFlow, prompts: Sequence[Prompt], progress: Progress = silent, **sampling: Any
 ) -> list[Drawn]:
-    """Every prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must follow each other."""
+    """Every prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must follow each other.
+
+    sampling: options of `JanusFlow.generate_image`.
+    """
     texts = [prompt.text for prompt in prompts]
-    images = draw(model, texts, steps=steps, guidance=guidance, seed=prompts[0].seed, progress=progress)
+    images = draw(model, texts, seed=prompts[0].seed, progress=progress, **sampling)
     return [
         Drawn(prompt, image, give_verdict(prompt, _pixels(image)))
         for prompt, image in zip(prompts, images, strict=True)

@@ -1,0 +1,190 @@
+"""`flashjanus quality`: speed against quality of several modes of one model, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashjanus.cli.bench_options import RANDOM, STDOUT, bound, count, count_or_none, minutes
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_model_options, load_model
+from flashjanus.cli.progress import progress_of
+from flashjanus.cli.provenance import provenance
+from flashjanus.errors import InputError
+
+if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+
+BEYOND = 1
+"""Exit code where a mode is farther from the converged solution than --bound allows."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "quality",
+        help="speed against quality of several modes",
+        description="Compare modes of one model: the time of an image, in turns; the distance of the latents to the "
+        "converged solution of the flow, over that of the exact mode (30 Euler steps); how much alike latents and "
+        "images are to the exact mode's; for a model of the shapes world also the share of pictures and answers that "
+        "are right.",
+    )
+    group = parser.add_argument_group("modes")
+    group.add_argument(
+        "--modes",
+        default="euler-20,euler-10",
+        metavar="NAME[,NAME]",
+        help="modes of flashjanus/quality/modes.py beside the exact one (default: euler-20,euler-10)",
+    )
+    group.add_argument(
+        "--mode",
+        action="append",
+        default=[],
+        metavar="'NAME: OPTION=VALUE, ...'",
+        help="another mode: options of from_pretrained, generate_image and sample_latents; a:b is a pair; repeatable",
+    )
+    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale of every mode without its own")
+    group = parser.add_argument_group("how much is measured")
+    group.add_argument(
+        "--prompts", metavar="FILE|FOLDER", help="prompts, one a line, in a text file or a folder of *.txt"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first prompt's noise (default: 0)")
+    group.add_argument(
+        "--converged-steps",
+        type=count_or_none,
+        default=500,
+        metavar="K",
+        help="Euler steps in float32 that stand for the converged solution; 0: leave it out (default: 500)",
+    )
+    group.add_argument(
+        "--score", action="store_true", help="score pictures and answers of the shapes world, as for the built-in model"
+    )
+    group.add_argument(
+        "--samples", type=count_or_none, default=20, metavar="N", help="scored pictures per category (default: 20)"
+    )
+    group.add_argument(
+        "--questions", type=count_or_none, default=20, metavar="N", help="scored questions per topic (default: 20)"
+    )
+    group.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of the timing (default: 5)")
+    group.add_argument(
+        "--minutes",
+        type=minutes,
+        default=15.0,
+        metavar="M",
+        help="begin no round of the timing that would end later (default: 15)",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="all samples, machine, versions, commit and command as JSON into FILE; without FILE one JSON object on "
+        "stdout, errors included",
+    )
+    group.add_argument("--plot", metavar="FILE.svg", help="draw speed against quality")
+    group.add_argument(
+        "--bound",
+        type=bound,
+        metavar="RATIO",
+        help=f"exit with {BEYOND} where a mode's distance to the converged solution is surely more than RATIO times "
+        "the exact mode's",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    add_model_options(parser)
+    parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    console.json = args.json == STDOUT
+    if args.random_weights and (args.model != "shapes" or args.vae):
+        raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
+    if args.random_weights and args.score:
+        raise InputError("--score: expected a trained model of the shapes world, got random weights")
+    if args.plot is not None and not args.plot.endswith(".svg"):
+        raise InputError(f"--plot {args.plot}: expected FILE.svg")
+    if args.bound is not None and not args.converged_steps:
+        raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
+    from flashjanus.benchmarking.report import check_writable, write
+    from flashjanus.quality.distance import ENOUGH_PROMPTS
+    from flashjanus.quality.modes import modes
+    from flashjanus.quality.prompts import choose_prompts
+
+    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
+    for path in files:
+        check_writable(path)
+    chosen = modes(args.modes, args.mode)
+    load, exact = _loader(args, console)
+    prompts = choose_prompts(exact, None if args.prompts is None else Path(args.prompts))
+    if args.bound is not None and len(prompts) < ENOUGH_PROMPTS:
+        raise InputError(
+            f"--bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing, got {len(prompts)}"
+        )
+    from flashjanus.builtin import NAMES
+    from flashjanus.quality.report import QualityReport
+    from flashjanus.quality.run import Plan, measure_quality
+    from flashjanus.quality.subject import Work
+
+    scored = args.score or exact.name in NAMES
+    plan = Plan(
+        args.converged_steps,
+        args.samples if scored else 0,
+        args.questions if scored else 0,
+        args.rounds,
+        args.minutes,
+    )
+    common = {} if args.guidance is None else {"guidance_scale": args.guidance}
+    work = Work(prompts, args.seed, common)
+
+    def done(what: str) -> None:
+        console.check_interrupt()
+        console.status(what)
+
+    results = measure_quality(load, chosen, work, plan, done=done, progress=progress_of(console))
+    head = {"kind": "quality", **provenance(exact), "seed": work.seed, "prompts": work.prompts, "plan": vars(plan)}
+    report = QualityReport(head, results)
+    beyond = [] if args.bound is None else report.beyond(args.bound)
+    found = {**report.to_json(), "bound": args.bound, "beyond_bound": beyond}
+    if args.json not in (None, STDOUT):
+        write(args.json, json.dumps(found, allow_nan=False, indent=1) + "\n")
+    if args.plot is not None:
+        from flashjanus.quality.plot import svg
+
+        write(args.plot, svg(report))
+    console.text(str(report))
+    console.result(found)
+    for path in files:
+        console.note(f"wrote {path}")
+    for name in beyond:
+        console.note(f"{name} is farther from the converged solution than {args.bound:g} times the exact mode")
+    return BEYOND if beyond else 0
+
+
+def _loader(args: argparse.Namespace, console: Console) -> tuple[Callable[..., JanusFlow], JanusFlow]:
+    """What loads the model with other options, each once, and the model as the command's options have it."""
+    from flashjanus import JanusFlow
+    from flashjanus.benchmarking.models import random_model
+
+    base: dict[str, Any] = {}
+    loaded: dict[str, JanusFlow] = {}
+
+    def load(**loading: Any) -> JanusFlow:
+        choices = {name: value for name, value in {**base, **loading}.items() if value is not None}
+        key = repr(sorted(choices.items()))
+        if key not in loaded:
+            loaded[key] = (
+                random_model(args.random_weights, **choices)
+                if args.random_weights
+                else JanusFlow.from_pretrained(args.model, vae=args.vae, **choices)
+            )
+        return loaded[key]
+
+    def first(**choices: Any) -> JanusFlow:
+        base.update(choices)
+        return load()
+
+    exact = load_model(args, console, first)
+    return load, exact
