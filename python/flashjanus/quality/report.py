@@ -16,6 +16,19 @@ from .distance import is_farther, relative
 from .modes import EXACT
 from .run import Result
 
+HEADINGS = (
+    "mode",
+    "image",
+    "time / exact",
+    "distance / exact",
+    "latents dB",
+    "cosine",
+    "images dB",
+    "pictures right",
+    "answers right",
+)
+"""image: seconds of one. dB, cosine: medians of PSNR and cosine against the exact mode."""
+
 
 @dataclass(frozen=True)
 class QualityReport:
@@ -54,11 +67,11 @@ class QualityReport:
                     "options": {**result.mode.loading, **result.mode.sampling},
                     "image_s": {"median": result.record.spread.median, "rounds": result.record.rounds},
                     "time_over_exact": None if time is None else vars(time),
-                    "distance": None if result.distances is None else result.distances,
+                    "distance": result.distances,
                     "distance_over_exact": None if away is None else vars(away),
                     "likeness": None if likeness is None else {k: _finite(v) for k, v in vars(likeness).items()},
-                    "pictures": _shares(result.pictures, "categories"),
-                    "answers": _shares(result.answers, "topics"),
+                    "pictures": _shares("categories", result.pictures, picture_score(result), interval=MEAN_INTERVAL),
+                    "answers": _shares("topics", result.answers, answer_score(result)),
                 }
             )
         return {**self.head, "modes": rows}
@@ -67,7 +80,7 @@ class QualityReport:
         model = self.head["model"]
         lines = [f"{model['model']}, {model['dtype']} on {model['device']}, {self.head['threads']} threads"]
         rows = [
-            ["mode", "image", "time / exact", "distance / exact", "latents dB", "cosine", "images dB", *_SCORES],
+            list(HEADINGS),
             *(self._row(*of) for of in zip(self.results, self.times, self.relative_distances, strict=True)),
         ]
         kept = [column for column in zip(*rows, strict=True) if any(column[1:])]
@@ -75,8 +88,7 @@ class QualityReport:
         return "\n".join([*lines, "", columns(list(zip(*kept, strict=True))), *([""] if modes else []), *modes])
 
     def _row(self, result: Result, time: Ratio | None, away: Ratio | None) -> list[str]:
-        likeness, shown = result.likeness, picture_score(result)
-        answered = None if result.answers is None else Share.pooled(result.answers.values())
+        likeness, shown, answered = result.likeness, picture_score(result), answer_score(result)
         return [
             result.mode.name,
             seconds(result.record.spread.median),
@@ -90,12 +102,13 @@ class QualityReport:
         ]
 
 
-_SCORES = ("pictures right", "answers right")
-
-
 def picture_score(result: Result) -> Interval | None:
     """The mean over the categories of the share of right pictures."""
     return None if result.pictures is None else mean_of(list(result.pictures.values()))
+
+
+def answer_score(result: Result) -> Share | None:
+    return None if result.answers is None else Share.pooled(result.answers.values())
 
 
 def _median(values: Sequence[float], form: str) -> str:
@@ -114,15 +127,13 @@ def _finite(values: Sequence[float] | None) -> dict[str, Any] | None:
     }
 
 
-def _shares(shares: Mapping[str, Share] | None, groups: str) -> dict[str, Any] | None:
-    if shares is None:
+def _shares(
+    groups: str, shares: Mapping[str, Share] | None, overall: Interval | Share | None, **notes: str
+) -> dict[str, Any] | None:
+    if shares is None or overall is None:
         return None
-    overall = (
-        mean_of(list(shares.values())).to_json() if groups == "categories" else Share.pooled(shares.values()).to_json()
-    )
-    note = {"interval": MEAN_INTERVAL} if groups == "categories" else {}
     return {
-        "overall": {**overall, **note},
+        "overall": {**overall.to_json(), **notes},
         "samples": sum(share.total for share in shares.values()),
         groups: {name: share.to_json() for name, share in shares.items()},
     }
