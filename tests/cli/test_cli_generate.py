@@ -92,6 +92,8 @@ def test_sampling_options_reach_the_model_and_the_picture(cli, model, tmp_path: 
         guidance_scale=2.0,
         timestep_shift=1.0,
         seed=1,
+        best_of=None,
+        accept_above=None,
         **recipe,
     )
     assert result.json["steps"] == 5

@@ -148,7 +148,7 @@ class TestChoice:
         monkeypatch.setattr(choosing, "choose", choose)
         with pytest.raises(InputError, match="seen"):
             best(untrained)
-        own = {"prompt", "num_images_per_prompt", "seed", "best_of", "accept_above", "judge"}
+        own = {"prompt", "num_images_per_prompt", "seed", "best_of", "accept_above", "judge", "preset"}  # of the run
         assert set(seen) == set(inspect.signature(untrained.generate_image).parameters) - own
 
 

@@ -86,7 +86,7 @@ def test_the_picture_is_xml_and_names_every_mode() -> None:
     xml.etree.ElementTree.fromstring(text)
     assert "&lt;fast&gt;" in text
     assert "<fast>" not in text
-    for title in ("Distance to the converged", "PSNR of the latents", "Share of pictures"):
+    for title in ("Distance to the converged", "PSNR in dB", "Pictures that are right"):
         assert title in text
 
 

@@ -55,14 +55,14 @@ def _stages(records: Sequence[Record]) -> list[Panel]:
         label, it = f"{record.case.stage}, {record.engine}", record.spread
         rows.append(Bar(label, it.median, it.low, it.high, seconds(it.median), colors[record.engine]))
     axis = "median time, logarithmic; whiskers: quartiles"
-    found.append(bars("Time of each stage", at, rows, axis, _short, logarithmic=True))
+    found.append(bars("Time of each stage", at, rows, axis, short, logarithmic=True))
     for size, words in VARIED.items():
         series = _series(records, size, names)
         if series:
             below = (
                 "Both axes logarithmic. Behind the names: time at the smallest and at the largest size, and their ratio"
             )
-            found.append(lines(f"Time against {words}", below, series, words, _short))
+            found.append(lines(f"Time against {words}", below, series, words, short))
     return found
 
 
@@ -87,7 +87,7 @@ def _series(records: Sequence[Record], size: str, names: Sequence[str]) -> list[
     return found
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """A round time: 5 ms."""
     unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1] * (1 - 1e-9)), ("us", 1e-6))
     return f"{value / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Bars and lines on labelled axes, as SVG."""
+"""Bars, lines and points on labelled axes, as SVG."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """`low` and `high`: the ends of its whisker, along y."""
+    """`low` and `high`: the ends of its whisker, along y; `words` stand beside it."""
 
-    label: str
     x: float
     y: float
     low: float
     high: float
+    words: str
     color: str = COLORS[0]
 
 
@@ -142,22 +142,22 @@ def lines(title: str, below: str, series: Sequence[Line], axis: str, words: Word
 
 
 def points(title: str, below: str, found: Sequence[Point], axis: str, words: Words) -> Panel:
-    """Labelled points with whiskers; x from 0, y over their range, with `words` for both."""
+    """The x axis from 0, in `words`; the y axis around all whiskers."""
     left, right, top, bottom = 80, WIDTH - RIGHT, ABOVE, ABOVE + HEIGHT
     low, high = min(point.low for point in found), max(point.high for point in found)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    across = Scale(0, 1.1 * max(point.x for point in found), left, right)
+    margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+    across = Scale(0, 1.05 * max(point.x for point in found), left, right)
     up = Scale(low - margin, high + margin, bottom, top)
     parts = [*_titles(title, below), *_across(across, across.ticks(), words, top, bottom, axis)]
     for tick in up.ticks():
         y = up.at(tick)
-        parts += [_stroke(left, y, right, y, "#dddddd", 1), text(left - 8, y + 4, words(tick), anchor="end")]
+        parts += [_stroke(left, y, right, y, "#dddddd", 1), text(left - 8, y + 4, f"{tick:.4g}", anchor="end")]
     for point in found:
         x, y = across.at(point.x), up.at(point.y)
         if point.high > point.low:
             parts.append(_stroke(x, up.at(point.low), x, up.at(point.high), point.color, 1.5))
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{point.color}"/>')
-        parts.append(text(x + 7, y - 5, point.label, color=point.color))
+        parts.append(text(x + 7, y - 5, point.words, color=point.color))
     return "".join(parts), bottom + BELOW
 
 

@@ -129,6 +129,7 @@ class JanusFlow(TensorModel):
         guidance_rescale, 0 to 1 (0): draws the guided velocity towards the conditional one's standard deviation.
         uncond_every n (1): every n-th evaluation with guidance computes the unconditional velocity, which serves those
         between as well.
+
         best_of: draw so many images per prompt, with the seeds that they would have if all were asked for, and return
         the num_images_per_prompt best, the best first. The model itself is the judge: `judge` is a question with
         "{prompt}" in it, whose P(yes) / (P(yes) + P(no)) is the score, or a function from a prompt to checks (question,

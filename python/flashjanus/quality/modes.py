@@ -21,10 +21,16 @@ REGISTRY: Mapping[str, Mapping[str, Any]] = {
     "euler-100": {"num_inference_steps": 100},
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantization": "int8"},
     "official": {"dtype": "bfloat16", "numerics": "official"},
+    "balanced": {"preset": "balanced"},
+    "fast": {"preset": "fast"},
+    "heun-15": {"solver": "heun", "num_inference_steps": 15},
+    "ab2-16": {"solver": "ab2", "num_inference_steps": 16},
+    "dpmpp2m-16": {"solver": "dpmpp2m", "num_inference_steps": 16},
     "best-of-2": {"best_of": 2},
-    "euler-10-best-of-2": {"num_inference_steps": 10, "best_of": 2},
-    "euler-10-best-of-4": {"num_inference_steps": 10, "best_of": 4},
+    "fast-best-of-2": {"preset": "fast", "best_of": 2},
+    "fast-best-of-4": {"preset": "fast", "best_of": 4},
 }
 """Modes by name: options of `JanusFlow.from_pretrained` and of `JanusFlow.generate_image`."""
 CHOOSING = ("best_of", "accept_above", "judge")

@@ -7,7 +7,8 @@ import math
 import statistics
 from typing import TypeAlias
 
-from flashjanus.benchmarking.chart import COLORS, Point, page, points
+from flashjanus.benchmarking.chart import short
+from flashjanus.benchmarking.drawing import COLORS, Point, page, points
 
 from .report import QualityReport, picture_score
 from .run import Likeness, Result
@@ -17,25 +18,35 @@ Level: TypeAlias = tuple[float, float, float] | None
 
 
 def svg(report: QualityReport) -> str:
-    results = report.results
-    panels: dict[str, list[Level]] = {
-        "Distance to the converged solution over the exact mode's (lower is better)": [
-            None if away is None else (away.value, away.low, away.high) for away in report.relative_distances
-        ],
-        "PSNR of the latents against the exact mode's, dB": [_decibels(result.likeness) for result in results],
-        "Share of pictures that are right (95 %)": [_right(result) for result in results],
-    }
+    results, model = report.results, report.head["model"]
+    panels: list[tuple[str, str, list[Level]]] = [
+        (
+            "Distance to the converged solution",
+            "Over that of the exact mode, over the prompts; lower is better",
+            [None if away is None else (away.value, away.low, away.high) for away in report.relative_distances],
+        ),
+        (
+            "Likeness of the latents to those of the exact mode",
+            "PSNR in dB, the median over the prompts; higher is better",
+            [_decibels(result.likeness) for result in results],
+        ),
+        (
+            "Pictures that are right",
+            "Share, with its 95 % interval; higher is better",
+            [_right(result) for result in results],
+        ),
+    ]
     shown = []
-    for title, levels in panels.items():
+    for title, below, levels in panels:
         found = [
-            Point(result.mode.name, result.record.spread.median, *level, color)
+            Point(result.record.spread.median, *level, result.mode.name, color)
             for result, level, color in zip(results, levels, itertools.cycle(COLORS), strict=False)
             if level is not None
         ]
         if found:
-            shown.append(points(title, "seconds an image (faster to the left)", found))
-    model = report.head["model"]
-    return page(f"flashjanus quality: {model['model']}, {model['dtype']}", shown)
+            shown.append(points(title, below, found, "median time of an image", short))
+    below = f"{model['model']}, {model['dtype']} on {model['device']}, {report.head['threads']} threads"
+    return page("flashjanus quality", below, shown)
 
 
 def _decibels(likeness: Likeness | None) -> Level:
