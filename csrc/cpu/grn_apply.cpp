@@ -1,5 +1,5 @@
-// The scaling of global response normalisation. See flow_update.cpp for what a file compiled per instruction set must not
-// do.
+// The scaling of global response normalisation. See flow_update.cpp for what a file compiled per instruction set must
+// not do.
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

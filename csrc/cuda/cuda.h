@@ -5,7 +5,7 @@
 
 // Every kernel of this folder: its name, and its struct of arguments.
 #define FLASHJANUS_CUDA_KERNELS(KERNEL)             \
-    KERNEL(flow_update, FlowUpdateParams)               \
+    KERNEL(flow_update, FlowUpdateParams)           \
     KERNEL(gemv, GemvParams)                        \
     KERNEL(decode_attention, DecodeAttentionParams) \
     KERNEL(depthwise_norm, DepthwiseNormParams)     \

@@ -10,7 +10,7 @@ from flashjanus.engine.ops import all_ops, shapes
 from flashjanus.engine.runtime import cuda
 from flashjanus.engine.runtime import device as device_module
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
-from flashjanus.pipeline import runner, tensor_model
+from flashjanus.pipeline import loading, runner, tensor_model
 from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.pipeline.text import ImageTokens
 from gpu_stand_in import StandInDriver
@@ -221,7 +221,7 @@ def test_memory_that_is_missing_is_named(driver, monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_named(driver, monkeypatch):
-    monkeypatch.setattr(tensor_model, "load_weights", _no_memory)
+    monkeypatch.setattr(loading, "load_weights", _no_memory)
     with pytest.raises(
         OutOfMemoryError, match=r"state_dict: expected memory on cpu for [\d.]+ GiB weights in torch.float32"
     ):
