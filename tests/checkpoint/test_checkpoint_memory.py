@@ -32,6 +32,14 @@ size = sum(tensor.untyped_storage().nbytes() for tensor in weights.values())
 print(json.dumps({"growth": status("VmHWM") - before, "size": size}))
 """
 
+MEASURE_QUANTISE = f"""
+from pathlib import Path
+from flashjanus.checkpoint.quantise import quantise_checkpoint
+{MEASURE.partition("found =")[0]}
+quantise_checkpoint(Checkpoint.open(folder), Path(folder, "int8"))
+print(json.dumps({{"growth": status("VmHWM") - before}}))
+"""
+
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -80,3 +88,19 @@ def test_peak_memory_is_at_most_a_quarter_above_the_weights(
     assert measured["size"] > (180e6 if dtype == "float32" else 90e6)
     assert measured["growth"] >= 0.95 * measured["size"]
     assert measured["growth"] <= 1.25 * measured["size"], f"{measured['growth'] / measured['size']:.2f}x"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+def test_quantising_holds_about_one_tensor(big: tuple[dict[str, Any], dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    data, state = big
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    save_file(state, tmp_path / "model.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE_QUANTISE, str(tmp_path), "float32"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    growth, largest = json.loads(run.stdout)["growth"], max(tensor.nbytes for tensor in state.values())
+    assert growth <= 2 * largest < sum(tensor.nbytes for tensor in state.values()) / 4, f"{growth / largest:.2f}x"

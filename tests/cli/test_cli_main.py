@@ -37,7 +37,7 @@ def test_version(cli) -> None:
 
 def test_help_names_every_command_and_no_other(cli) -> None:
     out = cli("--help").out
-    for command in ("generate", "ask", "inspect", "plan", "bench", "profile", "doctor"):
+    for command in ("generate", "ask", "inspect", "quantize", "plan", "bench", "profile", "doctor"):
         assert f"\n    {command} " in out
         assert cli(command, "--help").out.startswith(f"usage: flashjanus {command} ")
     assert "serve" not in out

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.builtin import builtin_folder
+from flashjanus.checkpoint import Checkpoint
+from flashjanus.checkpoint.quantise import quantise_checkpoint
 from flashjanus.engine.ops import tiles
 from flashjanus.engine.runtime import native
 from flashjanus.errors import InputError
@@ -15,8 +20,16 @@ KINDS = [pytest.param({}, marks=needs_amx), {"implementations": {"linear": "torc
 """Weights in tiles, with activations in int8 too; and row by row, with activations as they are."""
 
 
-def of(**options: object) -> JanusFlow:
-    return JanusFlow.from_pretrained("shapes", dtype="bfloat16", **options)  # type: ignore[arg-type]
+def of(source: str | Path = "shapes", **options: object) -> JanusFlow:
+    return JanusFlow.from_pretrained(source, **{"dtype": "bfloat16", **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model, stored in int8."""
+    folder = tmp_path_factory.mktemp("stored") / "int8"
+    quantise_checkpoint(Checkpoint.open(builtin_folder()), folder)
+    return folder
 
 
 @pytest.mark.parametrize("options", KINDS)
@@ -59,3 +72,46 @@ def test_what_does_not_go_together(options: dict[str, str], words: list[str]) ->
     with pytest.raises(InputError) as error:
         JanusFlow.from_pretrained("shapes", **options)  # type: ignore[arg-type]
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("asked", [None, "int8"])
+def test_a_checkpoint_in_int8_is_the_model_quantised_at_load(
+    stored: Path, options: dict[str, object], asked: str | None
+) -> None:
+    at_load, from_int8 = of(quantization="int8", **options), of(stored, quantization=asked, **options)
+    assert from_int8.quantization == "int8"
+    expected, got = at_load.runner.weights, from_int8.runner.weights
+    assert {name: tensor.dtype for name, tensor in got.items()} == {name: t.dtype for name, t in expected.items()}
+    assert {name for name, tensor in got.items() if not torch.equal(tensor, expected[name])} == set()
+    if asked is None:
+        drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
+        pictures = [m.generate_image(PROMPT, **drawing).images for m in (at_load, from_int8)]  # type: ignore[arg-type]
+        assert torch.equal(*pictures)
+
+
+def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
+    model = of(stored, dtype="float32")
+    assert (model.dtype, model.quantization) == (torch.float32, "int8")
+    assert model.runner.weights["llm.0.qkv"].dtype is torch.int8
+    assert model.generate_image(PROMPT, num_inference_steps=1, output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(quantization="int3"), ["quantization", "None or 'int8'", "stored", "'int3'"]),
+        (dict(numerics="official"), ["numerics", "'exact'", "'int8'"]),
+        (dict(dtype="float16", vae_dtype="float32"), ["quantization", "float16", "bfloat16"]),
+    ],
+)
+def test_what_does_not_go_with_a_checkpoint_in_int8(stored: Path, options: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        of(stored, **options)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_state_dict_in_int8_says_so_in_its_config(stored: Path) -> None:
+    checkpoint = Checkpoint.open(stored)
+    state = {name: checkpoint.weights.read(name) for name in checkpoint.weights.names()}
+    assert JanusFlow.from_state_dict(checkpoint.config_dict, state).quantization == "int8"

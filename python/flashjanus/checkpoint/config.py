@@ -24,6 +24,9 @@ MAX_POSITIONS = 16_777_216
 MAX_PIXELS = 8_192
 MAX_LATENT = 1_024
 
+QUANTIZATION_BITS = {"int8": 8}
+"""By the name of what a checkpoint's own weights may be quantised to."""
+
 SIGLIP_SIZES: dict[str, dict[str, int | float]] = {
     "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
     "siglip_so400m_patch14_224": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
@@ -264,7 +267,8 @@ class JanusFlowConfig:
     """The whole model. Sections that do not fit each other raise ConfigError on construction.
 
     image_attention ("causal" or "bidirectional" inside the block of image tokens) and latent_size (side of the latent)
-    are optional top-level keys of this package; the released model has neither.
+    are optional top-level keys of this package; the released model has neither. quantization: "int8" where the language
+    model's linears are stored so, as `quantization_config` says; None where all weights are floats.
     """
 
     language: LanguageConfig
@@ -273,6 +277,7 @@ class JanusFlowConfig:
     gen_decoder: GenDecoderConfig
     image_attention: str
     latent_size: int
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         found = [*self.language.problems(), *self.understanding.problems(), *_generation_problems(self)]
@@ -312,8 +317,9 @@ class JanusFlowConfig:
         gen_decoder = GenDecoderConfig.read(_params(top, "vision_gen_dec_config", "ShallowUViTDecoder"))
         latent_size = top.size("latent_size", max(understanding.image_size // 8, 1), MAX_LATENT, nullable=True)
         image_attention = top.choice("image_attention", "causal", ["causal", "bidirectional"])
+        quantization = _quantization(top)
         raise_problems("config.json", problems)
-        return cls(language, understanding, gen_encoder, gen_decoder, image_attention, latent_size)
+        return cls(language, understanding, gen_encoder, gen_decoder, image_attention, latent_size, quantization)
 
     @classmethod
     def from_file(cls, path: str | Path) -> JanusFlowConfig:
@@ -325,6 +331,16 @@ def _params(top: Fields, key: str, cls_name: str) -> Fields:
     if section.given("cls") and cls_name not in str(section.data["cls"]):
         section.bad("cls", f'a name that contains "{cls_name}"')
     return section.section("params", default={})
+
+
+def _quantization(top: Fields) -> str | None:
+    if not top.given("quantization_config"):
+        return None
+    section = top.section("quantization_config")
+    method = section.choice("method", "", list(QUANTIZATION_BITS))
+    if method:
+        section.refuse_unless("bits", [QUANTIZATION_BITS[method]], f"{method} has no other")
+    return method or None
 
 
 def _generation_problems(config: JanusFlowConfig) -> list[str]:

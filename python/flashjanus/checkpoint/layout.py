@@ -8,28 +8,31 @@ of GEMMs and convolutions), "vector" the dtype of norms, the time path and the l
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from flashjanus.checkpoint.config import JanusFlowConfig
 
 Kind = Literal["matrix", "vector"]
 Shape = tuple[int, ...]
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the checkpoint, under one of `names`, in one of `shapes` (the first of each is the usual one)."""
+    """A tensor of the checkpoint: one of `names`, `shapes` and `dtypes` (the first name and shape are the usual)."""
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
+    dtypes: tuple[str, ...] = FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
 class Target:
     """One tensor of the model: its sources, permuted if asked, viewed as (rows, *shape[1:]) and stacked along dim 0.
 
-    same_as: this target is that other target's tensor (tied weights) and its sources are left unread.
+    same_as: this target is that other target's tensor (tied weights) and its sources are left unread. scales: of int8
+    sources, one float32 a row, stacked as they are.
     """
 
     name: str
@@ -39,11 +42,17 @@ class Target:
     permute: tuple[int, ...] = ()
     channels_last: bool = False
     same_as: str = ""
+    scales: tuple[Source, ...] = ()
 
     @property
     def multiplied(self) -> bool:
         """True for a matrix of the model that linears multiply by, and nothing else reads."""
         return self.kind == "matrix" and len(self.shape) == 2 and self.name != "llm.embed" and not self.same_as
+
+    @property
+    def quantisable(self) -> bool:
+        """True for a linear of the language model: what a quantised model has in fewer bits."""
+        return self.multiplied and self.name.startswith("llm.")
 
 
 class Layout(list[Target]):
@@ -81,7 +90,23 @@ def weight_layout(config: JanusFlowConfig) -> Layout:
     _language(build, config)
     _understanding(build, config)
     _generation(build, config)
-    return Layout(build.targets, ("vision_und_enc_model.vision_tower.attn_pool.*", "*.rotary_emb.inv_freq"))
+    targets = build.targets if config.quantization is None else map(_in_int8, build.targets)
+    return Layout(targets, ("vision_und_enc_model.vision_tower.attn_pool.*", "*.rotary_emb.inv_freq"))
+
+
+def scale_name(name: str) -> str:
+    """Under which a quantised checkpoint holds the scales of the weight `name`."""
+    return f"{name}_scale"
+
+
+def _in_int8(target: Target) -> Target:
+    if not target.quantisable:
+        return target
+    scales = [
+        Source(tuple(map(scale_name, s.names)), tuple(shape[:1] for shape in s.shapes), ("float32",))
+        for s in target.sources
+    ]
+    return replace(target, sources=tuple(replace(s, dtypes=("int8",)) for s in target.sources), scales=tuple(scales))
 
 
 def _language(build: LayoutBuilder, config: JanusFlowConfig) -> None:

@@ -15,7 +15,6 @@ from flashjanus.errors import CheckpointError
 CPU = torch.device("cpu")
 LISTED = 20
 CHUNK_BYTES = 2**20
-FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def check_layout(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str] = ()) -> list[str]:
@@ -24,8 +23,8 @@ def check_layout(layout: Layout, source: TensorSource, *, allow_unused: Sequence
     problems: list[str] = []
     claimed: set[str] = set()
     for target in layout:
-        for wanted in target.sources:
-            name = _stored_name(wanted, stored)
+        for wanted in (*target.sources, *target.scales):
+            name = stored_name(wanted, stored)
             if target.same_as:
                 claimed.update(wanted.names)
             elif name is None:
@@ -48,19 +47,18 @@ def load_weights(
     vector_dtype: torch.dtype,
     allow_unused: Sequence[str] = (),
     device: torch.device = CPU,
-    finish: Callable[[Target, torch.Tensor], Mapping[str, torch.Tensor]] | None = None,
+    finish: Callable[[Target, torch.Tensor, torch.Tensor | None], Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
-    allow_unused: patterns (fnmatch) of further tensors that may be left over. finish(target, tensor) -> what is kept of
-    a target, by name, in place of the tensor itself.
+    allow_unused: patterns (fnmatch) of further tensors that may be left over. finish(target, tensor, scale) -> what is
+    kept of a target, by name, in place of the tensor and, where the checkpoint has it in int8, its scale.
     CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
     that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
     problems = check_layout(layout, source, allow_unused=allow_unused)
     if problems:
         raise CheckpointError(summarise(source.label, problems))
-    stored = source.names()
     weights: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for target in layout:
@@ -69,13 +67,12 @@ def load_weights(
                 continue
             dtype = matrix_dtype if target.kind == "matrix" else vector_dtype
             order = torch.channels_last if target.channels_last else torch.contiguous_format
-            weight = torch.empty(target.shape, dtype=dtype, memory_format=order)
-            row = 0
-            for wanted in target.sources:
-                name = _stored_name(wanted, stored)
-                assert name is not None  # check_layout has reported it otherwise
-                row += _fill(weight, row, source.read(name), target, f"{source.label}: {name}")
-            kept = {target.name: weight} if finish is None else finish(target, weight)
+            weight = torch.empty(target.shape, dtype=torch.int8 if target.scales else dtype, memory_format=order)
+            _stack(weight, target.sources, source, target.permute)
+            scale = torch.empty(target.shape[:1]) if target.scales else None
+            if scale is not None:
+                _stack(scale, target.scales, source)
+            kept = (_as_stored if finish is None else finish)(target, weight, scale)
             weights.update({name: tensor.to(device) for name, tensor in kept.items()})
     source.close()
     return weights
@@ -92,11 +89,23 @@ def summarise(label: str, problems: Sequence[str]) -> str:
     return "\n  ".join([f"{label}: tensors do not match config.json ({counts})", *problems[:LISTED], *more])
 
 
-def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, target: Target, label: str) -> int:
+def _as_stored(target: Target, weight: torch.Tensor, scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {target.name: weight} if scale is None else {target.name: weight, f"{target.name}.scale": scale}
+
+
+def _stack(weight: torch.Tensor, parts: Sequence[Source], source: TensorSource, permute: tuple[int, ...] = ()) -> None:
+    """The tensors `parts` of `source`, one below the other."""
+    row = 0
+    for wanted in parts:
+        name = stored_name(wanted, source.names())
+        assert name is not None  # check_layout has reported it otherwise
+        tensor = source.read(name)
+        row += _fill(weight, row, tensor.permute(permute) if permute else tensor, f"{source.label}: {name}")
+
+
+def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> int:
     """Convert `tensor` into weight[row:], a chunk of rows at a time. Returns the number of rows filled."""
-    if target.permute:
-        tensor = tensor.permute(target.permute)
-    row_shape = target.shape[1:]
+    row_shape = weight.shape[1:]
     rows = tensor.numel() // math.prod(row_shape)
     tensor = tensor.reshape(rows, *row_shape)
     step = max(1, CHUNK_BYTES // (math.prod(row_shape) * tensor.element_size()))
@@ -106,11 +115,12 @@ def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, target: Target, 
         into.copy_(part)
         # One pass, without a temporary, that any NaN or inf survives; finite values may overflow too: a suspicion only.
         if not math.isfinite(into.sum().item()):
-            _check_finite(part, into, label)
+            check_finite(part, into, label)
     return rows
 
 
-def _check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
+def check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
+    """CheckpointError where `part` holds NaN or inf, or `into`, the same in another dtype, does."""
     if not torch.isfinite(part).all():
         raise CheckpointError(f"{label}: holds NaN or inf; the file is damaged or its training diverged")
     if not torch.isfinite(into).all():
@@ -118,7 +128,8 @@ def _check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
         raise CheckpointError(f"{label}: values up to {largest:.3g} overflow {into.dtype}; choose a wider dtype")
 
 
-def _stored_name(wanted: Source, stored: Mapping[str, TensorInfo]) -> str | None:
+def stored_name(wanted: Source, stored: Mapping[str, TensorInfo]) -> str | None:
+    """Under which of its names a tensor is there, if under any."""
     return next((name for name in wanted.names if name in stored), None)
 
 
@@ -126,8 +137,9 @@ def _misfits(name: str, wanted: Source, info: TensorInfo) -> list[str]:
     found = []
     if info.shape not in wanted.shapes:
         found.append(f"misshapen: {name} expected {_shape(wanted.shapes[0])}, got {_shape(info.shape)}")
-    if info.dtype not in FLOAT_DTYPES:
-        found.append(f"wrong dtype: {name} expected one of {', '.join(FLOAT_DTYPES)}, got {info.dtype}")
+    if info.dtype not in wanted.dtypes:
+        one_of = "one of " if len(wanted.dtypes) > 1 else ""
+        found.append(f"wrong dtype: {name} expected {one_of}{', '.join(wanted.dtypes)}, got {info.dtype}")
     return found
 
 

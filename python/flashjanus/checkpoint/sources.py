@@ -22,7 +22,7 @@ from flashjanus.errors import CheckpointError
 REOPEN_BYTES = 8 * 2**20
 REOPEN_SHARE = 32
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -144,7 +144,7 @@ class _SafetensorsFile(_MappedFile):
         found = {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
             part = handle.get_slice(name)
-            kind = _SAFETENSORS_DTYPES.get(part.get_dtype())
+            kind = SAFETENSORS_DTYPES.get(part.get_dtype())
             shape = tuple(part.get_shape())
             size = kind.itemsize if kind else 1
             dtype = str(kind).removeprefix("torch.") if kind else part.get_dtype()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_output_options
+
+if TYPE_CHECKING:
+    from flashjanus.checkpoint import Checkpoint
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "inspect",
         help="show what a checkpoint holds",
-        description="Show a checkpoint's configuration, files, tensors and sizes, without loading its weights. "
-        "Exit code 2 if it has problems.",
+        description="Show a checkpoint's configuration, files, tensors and sizes, without loading its weights, and, if "
+        "asked, what they lose by quantisation. Exit code 2 if it has problems.",
     )
     parser.add_argument("path", metavar="PATH", help="built-in name, folder or hub id")
     parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    parser.add_argument(
+        "--quantization", choices=("int8",), help="also compare each linear that it would change with itself"
+    )
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -26,10 +33,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.checkpoint import Checkpoint, describe, format_description
 
     source = builtin_folder(args.path) if args.path in NAMES else args.path
-    description = describe(Checkpoint.locate(source, vae=args.vae))
+    checkpoint = Checkpoint.locate(source, vae=args.vae)
+    description = describe(checkpoint)
     console.text(format_description(description))
-    console.result(description)
     problems = description["problems"]
+    if args.quantization and not problems:
+        description["quantization"] = {"method": args.quantization, "linears": _losses(checkpoint, console)}
+    console.result(description)
     if problems:  # shown above in full; the exit code is for scripts
         console.note(f"{args.path} cannot be used as it is: {len(problems)} problem{'s' * (len(problems) > 1)}")
     return 2 if problems else 0
+
+
+def _losses(checkpoint: Checkpoint, console: Console) -> list[dict[str, object]]:
+    from flashjanus.checkpoint.quantise import format_errors, quantisable, quantisation_errors
+
+    with console.progress(len(quantisable(checkpoint)), "quantising") as show:
+
+        def done(linears: int) -> None:
+            console.check_interrupt()
+            show(linears)
+
+        errors = quantisation_errors(checkpoint, done)
+    console.text(f"\n{format_errors(errors)}")
+    return [error.to_json() for error in errors]

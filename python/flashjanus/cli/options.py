@@ -33,7 +33,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     group.add_argument("--vae-dtype", default="auto", help="of the VAE: float32 or bfloat16 (default: as --dtype)")
     group.add_argument(
-        "--quantization", metavar="NAME", help="int8: the language model's linears in 8 bits (default: none)"
+        "--quantization",
+        metavar="NAME",
+        help="int8: the language model's linears in 8 bits (default: as the checkpoint is stored)",
     )
     group.add_argument(
         "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"

@@ -50,10 +50,14 @@ class Policy:
         dtype = self.matrix if target.kind == "matrix" else self.vector
         return {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype))}
 
-    def kept(self, target: Target, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """The tensors of `specs(target)` from the weight itself, in its dtype."""
+    def kept(
+        self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
+    ) -> Mapping[str, torch.Tensor]:
+        """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in int8."""
         tensors = {target.name: weight}
-        if self._quantised(target):
+        if scale is not None:
+            tensors[f"{target.name}.scale"] = scale
+        elif self._quantised(target):
             q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[:1])
             quantise(weight.float(), q, scale)
             tensors = {target.name: q, f"{target.name}.scale": scale}
@@ -62,7 +66,7 @@ class Policy:
         return tensors
 
     def _quantised(self, target: Target) -> bool:
-        return self.quantization is not None and target.multiplied and target.name.startswith("llm.")
+        return self.quantization is not None and target.quantisable
 
     def _tiled(self, target: Target, dtype: torch.dtype) -> bool:
         # gated pairs of linears are stacked: each half fits, if a multiple of twice the rows does

@@ -66,7 +66,8 @@ class JanusFlow(TensorModel):
 
         vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
         the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
-        dtype. quantization: "int8", the language model's linears on 8-bit weights, with AMX on 8-bit activations too.
+        dtype. quantization: "int8", the language model's linears on 8-bit weights, with AMX on 8-bit activations too;
+        None: as the checkpoint is stored.
         numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
         implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
         graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",

@@ -17,6 +17,16 @@ from flashjanus.model import Policy
 QUANTIZATIONS = ("int8",)
 
 
+def quantization(asked: str | None, stored: str | None) -> str | None:
+    """What a checkpoint's weights are stored in, else what is asked for. Raises InputError where the two differ."""
+    if stored is not None and asked not in (None, stored):
+        raise InputError(
+            f"quantization: expected None or {stored!r}, as the checkpoint is stored, got {asked!r}; "
+            "load the checkpoint that it was made from"
+        )
+    return asked if stored is None else stored
+
+
 def policy(
     device: torch.device,
     dtype: torch.dtype,
@@ -32,7 +42,7 @@ def policy(
         choices = ", ".join(map(repr, QUANTIZATIONS))
         raise InputError(f"quantization: expected None or one of {choices}, got {quantization!r}")
     if quantization is not None and numerics == "official":
-        raise InputError(f"quantization: expected None with numerics='official', got {quantization!r}")
+        raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
     if quantization is not None and dtype is torch.float16:
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
     plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)

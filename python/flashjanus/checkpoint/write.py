@@ -1,0 +1,107 @@
+"""Write a checkpoint: a folder that is there whole or not at all, and shards that take their tensors one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from flashjanus.checkpoint.sources import SAFETENSORS_DTYPES, TensorInfo
+from flashjanus.errors import CheckpointError, OutputError
+
+SHARD_BYTES = 4 * 2**30
+
+_CODES = {str(dtype).removeprefix("torch."): code for code, dtype in SAFETENSORS_DTYPES.items()}
+
+
+def refuse_taken(folder: Path) -> None:
+    """OutputError unless `folder` is absent or an empty folder."""
+    try:
+        folder.lstat()
+        taken = not folder.is_dir() or any(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _cannot_write(folder, error) from error
+    if taken:
+        raise OutputError(f"cannot write to {folder}: expected a folder that is empty or does not exist yet")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name when the block has ended, and goes if it has failed. OutputError."""
+    refuse_taken(folder)
+    target = folder.absolute()
+    partial = target.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, target)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class Shards:
+    """Files model-i-of-n.safetensors of at most `shard_bytes`, or one tensor, each, and their index.
+
+    `tensors` say what will be written, in whatever order; in between, memory holds none of them. CheckpointError for a
+    dtype that the format does not have.
+    """
+
+    def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], shard_bytes: int = SHARD_BYTES) -> None:
+        shards: list[dict[str, TensorInfo]] = []
+        size = 0
+        for name, info in tensors.items():
+            if info.dtype not in _CODES:
+                raise CheckpointError(f"{name}: {info.dtype} cannot be written; expected one of {', '.join(_CODES)}")
+            size += info.nbytes
+            if not shards or size > shard_bytes:
+                shards.append({})
+                size = info.nbytes
+            shards[-1][name] = info
+        self._at: dict[str, tuple[Path, int]] = {}
+        for i, shard in enumerate(shards, 1):
+            self._lay_out(folder / f"model-{i:05d}-of-{len(shards):05d}.safetensors", shard)
+        index = {
+            "metadata": {"total_size": sum(info.nbytes for info in tensors.values())},
+            "weight_map": {name: self._at[name][0].name for name in tensors},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        path, offset = self._at.pop(name)
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+
+    def _lay_out(self, path: Path, shard: Mapping[str, TensorInfo]) -> None:
+        """The header, and a file of its final size; wide dtypes come first, which aligns every tensor to its own."""
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        starts, end = {}, 0
+        for name, info in sorted(shard.items(), key=lambda item: -getattr(torch, item[1].dtype).itemsize):
+            starts[name], end = end, end + info.nbytes
+            header[name] = {
+                "dtype": _CODES[info.dtype],
+                "shape": list(info.shape),
+                "data_offsets": [starts[name], end],
+            }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(path, "xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+        self._at.update({name: (path, 8 + len(text) + start) for name, start in starts.items()})
+
+
+def _cannot_write(folder: Path, error: Exception) -> OutputError:
+    return OutputError(f"cannot write to {str(folder)[:200]!r}: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,61 @@
+"""`flashjanus quantize SRC DST`: a checkpoint with its linears in fewer bits, which loads without the original."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_output_options
+from flashjanus.errors import OutputError
+
+METHODS = ("int8",)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="write a checkpoint with 8-bit weights",
+        description="Write a folder in the official layout with the language model's linears quantised, all else as it "
+        "was, which loads without the original. DST is written whole or not at all.",
+    )
+    parser.add_argument("source", metavar="SRC", help="built-in name, folder or hub id")
+    parser.add_argument("destination", metavar="DST", help="a folder that is empty or does not exist yet")
+    parser.add_argument("--quantization", choices=METHODS, default="int8", help="default: int8")
+    parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    if not args.destination:
+        raise OutputError("DST is empty: expected a folder that is empty or does not exist yet")
+    from flashjanus.builtin import NAMES, builtin_folder
+    from flashjanus.checkpoint import Checkpoint
+    from flashjanus.checkpoint.quantise import quantise_checkpoint
+    from flashjanus.checkpoint.write import refuse_taken
+
+    folder = Path(args.destination)
+    refuse_taken(folder)
+    source = builtin_folder(args.source) if args.source in NAMES else args.source
+    checkpoint = Checkpoint.open(source, vae=args.vae)
+    with console.progress(len(checkpoint.weights.names()), "quantising") as show:
+
+        def done(tensors: int) -> None:
+            console.check_interrupt()
+            show(tensors)
+
+        quantise_checkpoint(checkpoint, folder, args.quantization, progress=done)
+    before = sum(info.nbytes for info in checkpoint.weights.names().values())
+    after = sum(info.nbytes for info in Checkpoint.open(folder).weights.names().values())
+    console.text(f"{folder}: {args.quantization}, {after / 1e6:.1f} MB of weights, from {before / 1e6:.1f}")
+    console.result(
+        {
+            "source": args.source,
+            "destination": str(folder),
+            "quantization": args.quantization,
+            "bytes": after,
+            "bytes_before": before,
+        }
+    )
+    return 0
