@@ -112,24 +112,28 @@ class Case:
     trace: list[dict[str, torch.Tensor]]
 
 
+def draw(model: JanusFlow, generation: Golden, name: str) -> Case:
+    """A generation golden's request, run by `model`."""
+    case = next(case for case in json.loads(generation.metadata["cases"]) if case["name"] == name)
+    ids = generation[f"{name}.input_ids"]
+    assert len(ids) == case["prompt_tokens"] + 1
+    z1, trace = model.sample_latents(
+        input_ids=[ids] * case["batch"],
+        noise=generation[f"{name}.z0"],
+        guidance_scale=case["cfg_weight"],
+        num_inference_steps=case["steps"],
+        trace=True,
+    )
+    return Case(case["steps"], z1, trace)
+
+
 @pytest.fixture(scope="session")
 def run_case(thin: ThinModel, generation: Golden) -> Callable[..., Case]:
     """run_case(name, dtype, numerics, first): a generation golden, run once per session."""
-    cases = {case["name"]: case for case in json.loads(generation.metadata["cases"])}
 
     @cache
     def run(name: str, dtype: str, numerics: str = "exact", first: str | None = None) -> Case:
-        case = cases[name]
-        ids = generation[f"{name}.input_ids"]
-        assert len(ids) == case["prompt_tokens"] + 1
-        z1, trace = thin(dtype, numerics, first).sample_latents(
-            input_ids=[ids] * case["batch"],
-            noise=generation[f"{name}.z0"],
-            guidance_scale=case["cfg_weight"],
-            num_inference_steps=case["steps"],
-            trace=True,
-        )
-        return Case(case["steps"], z1, trace)
+        return draw(thin(dtype, numerics, first), generation, name)
 
     return run
 
