@@ -1,7 +1,7 @@
 """Linears of the language model in int8, one float32 scale a row: a checkpoint written so, and what it loses.
 
-The rows of a weight are quantised alone, as its stack of projections is when it is loaded, so what is written under the
-official names stacks to the same tensors. Memory holds one tensor of the checkpoint at a time.
+Rows are quantised alone, so what is written under the official names stacks to what `quantization="int8"` makes of the
+stacked projections at load, in the dtype that the checkpoint has. Memory holds one tensor of the checkpoint at a time.
 """
 
 from __future__ import annotations
