@@ -131,6 +131,7 @@ OP = register(
             dict(b=1, n=1, s=150, heads=2, kv_heads=1, head_dim=64, rule="all"),
             dict(b=4, n=1, s=520, heads=1, kv_heads=1, head_dim=16, rule="cached"),
             dict(b=4, n=1, s=300, heads=1, kv_heads=1, head_dim=16, rule="gap"),
+            dict(b=1, n=33, s=33, heads=1, kv_heads=1, head_dim=288, rule="all"),
             # several blocks of keys
             dict(b=1, n=70, s=600, heads=2, kv_heads=1, head_dim=96, rule="causal"),
             dict(b=2, n=40, s=620, heads=1, kv_heads=1, head_dim=32, rule="gap"),
@@ -164,8 +165,9 @@ def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], at
 def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
         dtype, head = specs[0].dtype, static(specs[0].shape[3])
-        if dtype is not torch.bfloat16 or head % 32:
-            return f"takes bfloat16 and heads of a multiple of 32 channels, not {dtype_name(dtype)} and {head}"
+        if dtype is not torch.bfloat16 or head % 32 or head > MAX_HEAD:
+            wanted = f"heads of a multiple of 32 channels up to {MAX_HEAD}"
+            return f"takes bfloat16 and {wanted}, not {dtype_name(dtype)} and {head}"
     return native.refuses_amx(device)
 
 
