@@ -33,6 +33,7 @@ inline const char* message(Status status) {
         case Status::row_too_long: return "expected at most 8192 channels where scale is given";
         case Status::bad_activation: return "expected act 0 (none), 1 (gated SiLU) or 2 (GELU)";
         case Status::ragged_tiles: return "expected out a multiple of 16, columns of 32 (of 64 where scale is given)";
+        case Status::ragged_groups: return "expected out a multiple of 16, columns of 32";
         case Status::bf16_only: return "expected dtype 1 (bfloat16)";
         case Status::ragged_head: return "expected heads of a multiple of 32 channels";
         case Status::out_of_memory: return "expected memory for the operands in tiles";
@@ -70,6 +71,16 @@ inline Status check(const TiledLinearParams& p) {
     if (p.act < Activation::none || p.act > Activation::gelu) return Status::bad_activation;
     if (p.threads < 1) return Status::bad_threads;
     return p.x && p.w && p.y ? Status::ok : Status::null_tensor;
+}
+
+inline Status check(const Int4LinearParams& p) {
+    if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
+    if (p.rows > kMaxGemvRows) return Status::too_many_rows;
+    if (p.out % 16 || p.columns % kInt4Group) return Status::ragged_groups;
+    if (p.columns > kMaxQuantisedChannels) return Status::row_too_long;
+    if (!valid(p.x_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.w && p.scale && p.y ? Status::ok : Status::null_tensor;
 }
 
 inline Status check(const RmsNormParams& p) {

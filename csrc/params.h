@@ -38,6 +38,7 @@ enum class Status : int32_t {
     row_too_long,
     bad_activation,
     ragged_tiles,
+    ragged_groups,
     bf16_only,
     ragged_head,
     out_of_memory,
@@ -79,7 +80,7 @@ struct FlowUpdateParams {
     int32_t threads;
 };
 
-// The most rows that the matrix-vector kernel takes at once, and the most channels of an attention head.
+// The most rows that the matrix-vector kernels take at once, and the most channels of an attention head.
 inline constexpr int32_t kMaxGemvRows = 4;
 inline constexpr int32_t kMaxHead = 256;
 
@@ -134,6 +135,30 @@ struct TiledLinearParams {
     Dtype y_dtype;
     Activation act;
     float eps;
+    int32_t rows;
+    int32_t columns;
+    int32_t out;
+    int32_t threads;
+};
+
+// Columns of a weight in 4 bits that share a scale.
+inline constexpr int32_t kInt4Group = 32;
+
+// y = act(norm(x) w^T) + residual for a few rows, with w in 4 bits: one pass over w. act(gate, up) = silu(gate) * up
+// where gated. Each group of 32 columns of a row of norm(x) is quantised as in cpu/quantise.h.
+struct Int4LinearParams {
+    const void* x;          // [rows, columns]
+    const float* norm;      // [columns] of RMSNorm, or null
+    const uint8_t* w;       // [out / 16][columns / 32][4][16][4]: bytes of outputs o, whose low half is column 8 i + j
+                            // (i of 4, j of 4) and high half column 8 i + 4 + j, plus 8; gated: 2 * out, gates first
+    const uint16_t* scale;  // [out / 16][columns / 32][16] in bf16; gated: 2 * out
+    const void* residual;   // [rows, out], or null
+    void* y;                // [rows, out]
+    Dtype x_dtype;
+    Dtype residual_dtype;
+    Dtype y_dtype;
+    float eps;
+    int32_t gated;
     int32_t rows;
     int32_t columns;
     int32_t out;

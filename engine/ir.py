@@ -194,7 +194,8 @@ class Node:
 class Graph:
     """A program as an ordered list of nodes over named values.
 
-    `weights` gives the spec of every tensor that `weight()` may ask for.
+    `weights` gives the spec of every tensor that `weight()` may ask for. `int4`: by the name of a weight in tiles, its
+    values in 4 bits and their scales (ops/nibbles.py), which serve instead of it where the rows are few.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Graph:
     outputs: dict[str, Value] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
     on_device: set[str] = field(default_factory=set)
+    int4: dict[str, tuple[Value, Value]] = field(default_factory=dict)
     scope: str = ""
 
     def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype, *, on_device: bool = False) -> Value:

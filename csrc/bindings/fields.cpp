@@ -35,6 +35,16 @@ const Fields<TiledLinearParams>& fields() {
 }
 
 template <>
+const Fields<Int4LinearParams>& fields() {
+    using P = Int4LinearParams;
+    static const Fields<P> all{FIELD(x),        FIELD(norm), FIELD(w),       FIELD(scale),
+                               FIELD(residual), FIELD(y),    FIELD(x_dtype), FIELD(residual_dtype),
+                               FIELD(y_dtype),  FIELD(eps),  FIELD(gated),   FIELD(rows),
+                               FIELD(columns),  FIELD(out),  FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<RmsNormParams>& fields() {
     using P = RmsNormParams;
     static const Fields<P> all{FIELD(x),     FIELD(delta),    FIELD(weight),      FIELD(total),   FIELD(y),

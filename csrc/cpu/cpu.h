@@ -18,9 +18,10 @@
     KERNEL(residual_modulate, ResidualModulateParams) \
     KERNEL(group_norm_silu, GroupNormSiluParams)
 
-// Those that only a machine with AMX executes.
+// Those that only a machine with AMX executes, which has AVX-512 with VNNI and bfloat16 too.
 #define FLASHJANUS_AMX_KERNELS(KERNEL)      \
     KERNEL(tiled_linear, TiledLinearParams) \
+    KERNEL(int4_linear, Int4LinearParams)   \
     KERNEL(tiled_attention, DecodeAttentionParams)
 
 namespace flashjanus::cpu {

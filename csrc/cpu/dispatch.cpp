@@ -76,13 +76,14 @@ bool amx_built() {
 }
 
 #ifdef FLASHJANUS_AMX
-// CPUID leaf 7: AMX-BF16, AMX-TILE and AMX-INT8; AVX512-BF16 in its subleaf 1. The tiles' state is so large that Linux
-// gives it to a process only when asked.
+// CPUID leaf 7: AMX-BF16, AMX-TILE and AMX-INT8, AVX512-VNNI; AVX512-BF16 in its subleaf 1. The tiles' state is so
+// large that Linux gives it to a process only when asked.
 static bool tiles_granted() {
-    constexpr unsigned kTileFeatures = 1u << 22 | 1u << 24 | 1u << 25, kAvx512Bf16 = 1u << 5;
+    constexpr unsigned kTileFeatures = 1u << 22 | 1u << 24 | 1u << 25, kVnni = 1u << 11, kAvx512Bf16 = 1u << 5;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileFeatures) != kTileFeatures) return false;
+    if (!(c & kVnni)) return false;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }

@@ -4,7 +4,8 @@ Graphs are written in small ops. For a few rows, as in decoding, `fused_linear` 
 SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one for
 the linear behind it. Only values that nobody else reads disappear.
 
-A linear whose weight is in tiles becomes a `tiled_linear`, whatever stands around it and however many rows it has.
+A linear whose weight is in tiles becomes a `tiled_linear`, whatever stands around it and however many rows it has; or
+an `int4_linear`, where the graph names 4-bit weights that serve for few rows and these are few.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from ..errors import PlanError, SchemaError
 from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
-from ..ops import get_op
+from ..ops import get_op, linear
 
 PARTS = ("linear", "linear_int8", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
@@ -131,6 +132,7 @@ class _Fusion:
 
     def _tiled(self, node: Node, x: Value, norm: Node | None) -> None:
         weight, *rest = node.inputs[1:]
+        assert weight is not None
         scale, bias = rest if node.op == "linear_int8" else (None, *rest)
         if node.attrs.get("split_bias"):
             raise PlanError(f"{node.label}: a linear that rounds before it adds its bias has no weight in tiles")
@@ -140,9 +142,15 @@ class _Fusion:
         residual = behind.inputs[0] if behind is not None and act == "none" else None
         x, norm_weight = self._unnormed(x, norm)
         out = y if behind is None else behind.outputs[0]
-        attrs = dict(act=act, eps=norm.attrs["eps"] if norm else 0.0, dtype=out.dtype)
-        inputs = (x, norm_weight, weight, scale, bias, residual)
-        self._replace(Node(node.label, "tiled_linear", inputs, (out,), attrs), norm, behind)
+        attrs = dict(eps=norm.attrs["eps"] if norm else 0.0, dtype=out.dtype)
+        few = bind(product(x.shape[:-1]), self.sizes) <= linear.MAX_ROWS
+        int4 = self.graph.int4.get(weight.name) if few and bias is None and act != "gelu" else None
+        inputs: tuple[Value | None, ...] = (x, norm_weight, weight, scale, bias, residual)
+        fused = Node(node.label, "tiled_linear", inputs, (out,), attrs | dict(act=act))
+        if int4 is not None:
+            inputs = (x, norm_weight, *int4, residual)
+            fused = Node(node.label, "int4_linear", inputs, (out,), attrs | dict(gated=act == "gated_silu"))
+        self._replace(fused, norm, behind)
 
     def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:
         """What `norm` reads, in the shape of x, and its weight; x itself where there is none."""

@@ -29,6 +29,7 @@ def build_info() -> BuildInfo: ...
 flow_update: CpuKernel
 gemv: CpuKernel
 tiled_linear: CpuKernel
+int4_linear: CpuKernel
 tiled_attention: CpuKernel
 rms_norm: CpuKernel
 layer_norm: CpuKernel
@@ -42,6 +43,7 @@ residual_modulate: CpuKernel
 group_norm_silu: CpuKernel
 flow_update_bound: BoundKernel
 tiled_linear_bound: BoundKernel
+int4_linear_bound: BoundKernel
 tiled_attention_bound: BoundKernel
 gemv_bound: BoundKernel
 rms_norm_bound: BoundKernel

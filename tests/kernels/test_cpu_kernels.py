@@ -39,6 +39,8 @@ GOOD: dict[str, dict[str, float]] = {
     | dict(groups=2, threads=1),
     "tiled_linear": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, x_dtype=1, bias_dtype=0)
     | dict(residual_dtype=0, y_dtype=1, act=0, eps=1e-6, rows=1, columns=64, out=16, threads=1),
+    "int4_linear": dict(x=64, norm=0, w=64, scale=64, residual=0, y=64, x_dtype=1, residual_dtype=0, y_dtype=1)
+    | dict(eps=1e-6, gated=0, rows=1, columns=32, out=16, threads=1),
 }
 GOOD["tiled_attention"] = GOOD["decode_attention"] | dict(head=32)
 BAD = [
@@ -97,6 +99,13 @@ BAD = [
     ("tiled_linear", dict(act=3), "act 0 .none., 1 .gated SiLU. or 2 .GELU."),
     ("tiled_linear", dict(y_dtype=2), "0 .float32. or 1 .bfloat16."),
     ("tiled_linear", dict(w=0), "non-null"),
+    ("int4_linear", dict(columns=0), "every size >= 1"),
+    ("int4_linear", dict(rows=5), "at most 4 rows"),
+    ("int4_linear", dict(out=24), "out a multiple of 16, columns of 32"),
+    ("int4_linear", dict(columns=48), "out a multiple of 16, columns of 32"),
+    ("int4_linear", dict(columns=8224), "at most 8192 channels where scale is given"),
+    ("int4_linear", dict(residual_dtype=2), "0 .float32. or 1 .bfloat16."),
+    ("int4_linear", dict(scale=0), "non-null"),
     ("tiled_attention", dict(head=257), "at most 256 channels"),
     ("tiled_attention", dict(slots=0), "non-null"),
     ("group_norm_silu", dict(channels=2050), "at most 2048 channels"),

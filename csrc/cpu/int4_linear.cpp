@@ -1,0 +1,144 @@
+// y = act(norm(x) w^T) + residual for up to four rows, w in 4 bits. Bound by the reading of w: every row of x is used
+// while a piece of w is in registers. VNNI multiplies signed bytes by unsigned ones: those of w are q + 8, so each
+// group of columns takes 8 times its sum of x off again.
+#include "cpu/intrinsics.h"
+
+namespace flashjanus::cpu::FLASHJANUS_ISA {
+namespace {
+
+#include "cpu/vector.h"
+
+#include "cpu/norm.h"
+#include "cpu/quantise.h"
+
+constexpr int32_t kPanel = 16;                            // outputs
+constexpr int32_t kGroupBytes = kPanel * kInt4Group / 2;  // of w
+constexpr int32_t kMaxGroups = kMaxQuantisedChannels / kInt4Group;
+constexpr int32_t kPanels = 4;    // panels side by side: more streams keep more of the memory busy
+constexpr int32_t kAhead = 1024;  // bytes of w that are fetched before they are needed, across the ends of panels
+
+// A row of norm(x), quantised by groups.
+struct Row {
+    alignas(64) int8_t q[kMaxQuantisedChannels];
+    float scale[kMaxGroups];
+    int32_t offset[kMaxGroups];  // -8 times the sum of a group of q
+};
+
+INLINE void place(const Int4LinearParams& p, int32_t r, Row& row) {
+    alignas(64) float y[kMaxQuantisedChannels];
+    with_type(p.x_dtype, [&](auto type) {
+        const auto* x = static_cast<const decltype(type)*>(p.x) + int64_t{r} * p.columns;
+        if (p.norm) {
+            scale_by_rms(x, sum_of_squares(x, p.columns), p.norm, p.eps, p.columns, y);
+        } else {
+            for (int32_t c = 0; c < p.columns; c += kLanes) store(y + c, load(x + c));
+        }
+    });
+    for (int32_t g = 0; g < p.columns / kInt4Group; ++g) {
+        int8_t* q = row.q + g * kInt4Group;
+        quantise(y + g * kInt4Group, kInt4Group, q, row.scale + g);
+        int32_t total = 0;
+        for (int32_t c = 0; c < kInt4Group; ++c) total += q[c];
+        row.offset[g] = -8 * total;
+    }
+}
+
+// Four bytes of q, in every lane.
+INLINE __m512i broadcast(const int8_t* q) {
+    int32_t bytes;
+    __builtin_memcpy(&bytes, q, sizeof bytes);
+    return _mm512_set1_epi32(bytes);
+}
+
+// sums[r][j] = x[r] . w of the 16 outputs of panels[j].
+template <int kRows>
+INLINE void multiply(const Int4LinearParams& p, const Row* x, const int32_t (&panels)[kPanels],
+                     F32 (&sums)[kRows][kPanels]) {
+    const int32_t groups = p.columns / kInt4Group;
+    const uint8_t* w[kPanels];
+    const bf16* scale[kPanels];
+    for (int j = 0; j < kPanels; ++j) {
+        w[j] = p.w + int64_t{panels[j]} * groups * kGroupBytes;
+        scale[j] = p.scale + int64_t{panels[j]} * groups * kPanel;
+    }
+    const __m512i low = _mm512_set1_epi8(0x0f);
+    F32 totals[kRows][kPanels] = {};
+    for (int32_t g = 0; g < groups; ++g) {
+        for (int j = 0; j < kPanels; ++j) {
+            const uint8_t* from = w[j] + int64_t{g} * kGroupBytes;
+            for (int32_t line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(from + kAhead + line);
+            if (g % 2 == 0) __builtin_prefetch(reinterpret_cast<const char*>(scale[j] + g * kPanel) + kAhead / 8);
+            __m512i dots[kRows];
+            for (int r = 0; r < kRows; ++r) dots[r] = _mm512_set1_epi32(x[r].offset[g]);
+            for (int i = 0; i < 4; ++i) {
+                const __m512i bytes = _mm512_loadu_si512(from + i * 64);
+                const __m512i first = _mm512_and_si512(bytes, low);
+                const __m512i second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+                for (int r = 0; r < kRows; ++r) {
+                    const int8_t* q = x[r].q + g * kInt4Group + i * 8;
+                    dots[r] = _mm512_dpbusd_epi32(dots[r], first, broadcast(q));
+                    dots[r] = _mm512_dpbusd_epi32(dots[r], second, broadcast(q + 4));
+                }
+            }
+            const F32 steps = load(scale[j] + g * kPanel);
+            for (int r = 0; r < kRows; ++r) {
+                totals[r][j] += (F32)_mm512_cvtepi32_ps(dots[r]) * (steps * x[r].scale[g]);
+            }
+        }
+    }
+    __builtin_memcpy(sums, totals, sizeof totals);
+}
+
+// Row r of 16 columns of y from column `at` on.
+INLINE void finish(const Int4LinearParams& p, int32_t r, int32_t column, F32 v) {
+    const int64_t at = int64_t{r} * p.out + column;
+    if (p.residual) {
+        with_type(p.residual_dtype, [&](auto type) { v += load(static_cast<const decltype(type)*>(p.residual) + at); });
+    }
+    with_type(p.y_dtype, [&](auto type) { store(static_cast<decltype(type)*>(p.y) + at, v); });
+}
+
+// The outputs of an item: of kPanels panels, or gated, of half as many and their ups.
+template <int kRows>
+INLINE void outputs(const Int4LinearParams& p, const Row* x, int32_t item) {
+    const int32_t count = p.out / kPanel, wide = p.gated ? kPanels / 2 : kPanels, left = item * wide;
+    int32_t panels[kPanels];  // the last one again where there are no more
+    for (int32_t j = 0; j < kPanels; ++j) {
+        const int32_t at = left + j % wide;
+        panels[j] = (at < count ? at : count - 1) + (j < wide ? 0 : count);
+    }
+    F32 sums[kRows][kPanels];
+    multiply(p, x, panels, sums);
+    for (int32_t r = 0; r < kRows; ++r) {
+        for (int32_t j = 0; j < wide && left + j < count; ++j) {
+            finish(p, r, (left + j) * kPanel, p.gated ? silu(sums[r][j]) * sums[r][wide + j] : sums[r][j]);
+        }
+    }
+}
+
+template <int kRows>
+void rows(const Int4LinearParams& p) {
+    const int32_t wide = kPanel * (p.gated ? kPanels / 2 : kPanels), items = (p.out + wide - 1) / wide;
+    Row x[kRows];
+#pragma omp parallel num_threads(p.threads)
+    {
+#pragma omp for schedule(static)
+        for (int32_t r = 0; r < kRows; ++r) place(p, r, x[r]);
+#pragma omp for schedule(static)
+        for (int32_t item = 0; item < items; ++item) outputs<kRows>(p, x, item);
+    }
+}
+
+}  // namespace
+
+Status int4_linear(const Int4LinearParams& p) {
+    switch (p.rows) {
+        case 1: rows<1>(p); break;
+        case 2: rows<2>(p); break;
+        case 3: rows<3>(p); break;
+        default: rows<kMaxGemvRows>(p);
+    }
+    return Status::ok;
+}
+
+}  // namespace flashjanus::cpu::FLASHJANUS_ISA
