@@ -265,7 +265,7 @@ class TestFromPretrained:
             (dict(dtype="float8"), InputError, ["dtype", "float8"]),
             (dict(vae_dtype="float16"), InputError, ["vae_dtype", "overflows"]),
             (dict(numerics="exactly"), InputError, ["numerics", "exactly"]),
-            (dict(quantization="int4"), InputError, ["quantization", "int4"]),
+            (dict(quantization="int3"), InputError, ["quantization", "int3"]),
             (dict(vae="/no/such/folder"), CheckpointError, ["/no/such/folder"]),
         ],
     )

@@ -1,4 +1,4 @@
-"""A model in int8: what is quantised, how far it is from the exact one, and what goes with it."""
+"""A model in int8 or int4: what is quantised, how far it is from the exact one, and what goes with it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.builtin import builtin_folder
-from flashjanus.checkpoint import Checkpoint
+from flashjanus.checkpoint import Checkpoint, Target
 from flashjanus.checkpoint.quantise import quantise_checkpoint
-from flashjanus.engine.ops import tiles
+from flashjanus.engine.ir import TensorSpec
+from flashjanus.engine.ops import nibbles, tiles
 from flashjanus.engine.runtime import native
 from flashjanus.errors import InputError
+from flashjanus.model import Policy
+from flashjanus.pipeline.text import TextRequest, TextSession
 
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 PROMPT = "a red circle to the left of a blue square"
@@ -60,6 +63,81 @@ def test_pictures_and_answers_stay_close(options: dict[str, object]) -> None:
     assert len(answers) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype) -> None:
+    policy, int8 = (Policy.of(dtype, tiled=True, quantization=name) for name in ("int4", "int8"))
+    targets = {
+        "llm.0.qkv": ((96, 64), True),
+        "llm.head": ((96, 64), False),
+        "llm.embed": ((96, 64), False),
+        "vit.0.fc1": ((96, 64), False),
+        "llm.0.o": ((48, 64), False),  # not in tiles either
+    }
+    for name, (shape, packed) in targets.items():
+        target = Target(name, shape, "matrix", ())
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+        kept, beside = (it.kept(target, weight.clone()) for it in (policy, int8))
+        specs = policy.specs(target)
+        assert {name: TensorSpec(tuple(t.shape), t.dtype, specs[name].tiled) for name, t in kept.items()} == specs
+        assert kept.keys() - beside.keys() == ({f"{name}.int4", f"{name}.int4.scale"} if packed else set())
+        assert all(torch.equal(kept[name], t) for name, t in beside.items())
+        if packed:
+            wide = nibbles.dequantise(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
+            assert torch.equal(wide, nibbles.dequantise(*nibbles.quantise(weight)))
+            assert (wide - weight.float()).norm() <= 0.1 * weight.float().norm()
+
+
+@needs_amx
+def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
+    exact, int8, int4 = of(implementations={"linear": "torch"}), of(quantization="int8"), of(quantization="int4")
+    extra = {name for name in int4.runner.weights if ".int4" in name}
+    assert int4.runner.weights.keys() - extra == int8.runner.weights.keys()
+    assert extra
+    for name in extra:
+        if name.endswith(".int4"):
+            wide = nibbles.dequantise(int4.runner.weights[name], int4.runner.weights[f"{name}.scale"])
+            weight = exact.runner.weights[name.removesuffix(".int4")].float()
+            assert (wide - weight).norm() <= 0.12 * weight.norm(), name
+    for program, rows, count in (("decode_step", 4, len(extra) // 2), ("decode_step", 8, 0), ("prefill", 1, 0)):
+        ops = [node.op for node in int4.plan(program, rows=rows, prompt_tokens=1).nodes]
+        assert ops.count("int4_linear") == count, program
+    drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
+    pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (int8, int4)]  # type: ignore[arg-type]
+    assert torch.equal(*pictures)
+
+
+def read_by_decoding(model: JanusFlow, text: str) -> torch.Tensor:
+    """Logits (V,) of the token behind `text`, of which all but the first token went through decode_step."""
+    assert model.tokenizer is not None
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode_text(text)]
+    session = TextSession(model.runner, rows=1, prompt=16, slots=64, features=1, new=48)
+    session.start([TextRequest((ids[0],))], None)
+    for token in ids[1:]:
+        session.states["token"].fill_(token)
+        session.step()
+    return session.decode.outputs["logits"][0].float()
+
+
+@needs_amx
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_int4_reads_on_as_the_exact_model_does(dtype: str) -> None:
+    exact, int4 = of(dtype=dtype), of(dtype=dtype, quantization="int4")
+    for text in ("User: Which is on the left, the circle or the square?", "User: How many triangles are there?"):
+        expected, got = (read_by_decoding(model, text) for model in (exact, int4))
+        assert 0 < (got - expected).norm() < 0.05 * expected.norm(), text
+        assert got.argmax() == expected.argmax(), text
+
+
+def test_int4_needs_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"implementations of linear are asked for.*'int8' runs everywhere"):
+        of(quantization="int4", implementations={"linear": "torch"})
+    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
+    with pytest.raises(
+        InputError, match="'int4' keeps weights for AMX alone: this CPU has no AMX; 'int8' runs everywhere"
+    ):
+        of(quantization="int4")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -101,6 +179,7 @@ def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
     ("options", "words"),
     [
         (dict(quantization="int3"), ["quantization", "None or 'int8'", "stored", "'int3'"]),
+        (dict(quantization="int4"), ["quantization", "None or 'int8'", "stored", "'int4'"]),
         (dict(numerics="official"), ["numerics", "'exact'", "'int8'"]),
         (dict(dtype="float16", vae_dtype="float32"), ["quantization", "float16", "bfloat16"]),
     ],

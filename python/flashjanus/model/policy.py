@@ -9,7 +9,7 @@ import torch
 
 from flashjanus.checkpoint import Target
 from flashjanus.engine.ir import TensorSpec
-from flashjanus.engine.ops import tiles
+from flashjanus.engine.ops import nibbles, tiles
 from flashjanus.engine.ops.quantise import quantise
 
 
@@ -25,6 +25,7 @@ class Policy:
     tiled: weights of linears that fit are kept in AMX tiles.
     quantization: None, or "int8": the language model's linears in int8, with a scale for each output. The image
     encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors reach every pixel.
+    "int4", of a tiled model: the same, and its layers' linears in 4 bits besides, for decoding a few rows.
     """
 
     matrix: torch.dtype
@@ -46,7 +47,12 @@ class Policy:
         if self._quantised(target):
             tiled = self._tiled(target, torch.int8)
             scale = TensorSpec(shape[:1], torch.float32)
-            return {target.name: TensorSpec(shape, torch.int8, tiled), f"{target.name}.scale": scale}
+            specs = {target.name: TensorSpec(shape, torch.int8, tiled), f"{target.name}.scale": scale}
+            if self._in_int4(target):
+                packed, scales = nibbles.shapes(*target.shape)
+                specs[f"{target.name}.int4"] = TensorSpec(packed, torch.uint8)
+                specs[f"{target.name}.int4.scale"] = TensorSpec(scales, torch.bfloat16)
+            return specs
         dtype = self.matrix if target.kind == "matrix" else self.vector
         return {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype))}
 
@@ -55,18 +61,26 @@ class Policy:
     ) -> Mapping[str, torch.Tensor]:
         """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in int8."""
         tensors = {target.name: weight}
+        if self._in_int4(target):
+            packed, scales = nibbles.quantise(weight)
+            tensors |= {f"{target.name}.int4": packed, f"{target.name}.int4.scale": scales}
         if scale is not None:
             tensors[f"{target.name}.scale"] = scale
         elif self._quantised(target):
             q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[:1])
-            quantise(weight.float(), q, scale)
-            tensors = {target.name: q, f"{target.name}.scale": scale}
+            quantise(weight.float(), q, scale)  # which overwrites a weight in float32
+            tensors |= {target.name: q, f"{target.name}.scale": scale}
         if self.specs(target)[target.name].tiled:
             tensors[target.name] = tiles.tile(tensors[target.name])
         return tensors
 
     def _quantised(self, target: Target) -> bool:
         return self.quantization is not None and target.quantisable
+
+    def _in_int4(self, target: Target) -> bool:
+        # not the head: its errors choose the token
+        layer = self._quantised(target) and target.name != "llm.head"
+        return self.quantization == "int4" and layer and self._tiled(target, torch.int8)
 
     def _tiled(self, target: Target, dtype: torch.dtype) -> bool:
         # gated pairs of linears are stacked: each half fits, if a multiple of twice the rows does

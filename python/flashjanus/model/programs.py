@@ -95,6 +95,9 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     """
     language = config.language
     g = Graph("decode_step", weights)
+    for name in weights:
+        if f"{name}.int4" in weights:
+            g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
     token, position, slot = (g.state(name, (B,), I32) for name in ("token", "position", "slot"))
     k, v = llama.caches(g, language, policy, B, S)
     h = g.add("embed", g.reshape(token, (B, 1)), g.weight("llm.embed"), None, None, dtype=policy.residual)

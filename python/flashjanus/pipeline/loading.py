@@ -14,7 +14,7 @@ from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 
 
 def quantization(asked: str | None, stored: str | None) -> str | None:
@@ -47,7 +47,11 @@ def policy(
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
     plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)
     multiplied = dtype is torch.bfloat16 or quantization is not None
-    tiled = native.refuses_amx(device) is None and multiplied and numerics == "exact" and not plain
+    no_amx = native.refuses_amx(device)
+    tiled = no_amx is None and multiplied and numerics == "exact" and not plain
+    if quantization == "int4" and not tiled:
+        reason = no_amx or f"implementations of {', '.join(sorted(plain))} are asked for, which do not read them"
+        raise InputError(f"quantization: 'int4' keeps weights for AMX alone: {reason}; 'int8' runs everywhere")
     return Policy.of(dtype, numerics, tiled, quantization)
 
 
