@@ -1,5 +1,5 @@
 // y = act(norm(x) w^T * scale + bias) + residual for up to four rows. Bound by the reading of w: every row of x is used
-// while a piece of w is in registers. See cfg_euler.cpp for what a file compiled per instruction set must not do.
+// while a piece of w is in registers. See flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
