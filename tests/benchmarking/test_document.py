@@ -83,6 +83,11 @@ def test_other_goals_are_refused(text: str) -> None:
         Goal.parse(text)
 
 
+def test_the_source_names_the_quantization() -> None:
+    head = {**HEAD, "model": {**HEAD["model"], "quantization": "int8"}}
+    assert "Medians. small, int8, float32 on cpu;" in markdown(Report(head, [record("step", "flashjanus", 1.0)]), {})
+
+
 def test_what_cannot_be_shown() -> None:
     with pytest.raises(InputError, match="--goal token: expected one of the report's stages, step"):
         markdown(Report(HEAD, [record("step", "flashjanus", 1.0)]), {"token": Goal.parse("2x")})

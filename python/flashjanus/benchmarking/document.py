@@ -90,7 +90,8 @@ def _source(report: Report) -> str:
     head, model = report.head, report.head["model"]
     machine, versions = (head[name] if isinstance(head.get(name), dict) else {} for name in ("machine", "versions"))
     facts = [
-        f"{model['model']}, {model['dtype']} on {model['device']}",
+        ", ".join(filter(None, [model["model"], model.get("quantization")]))
+        + f", {model['dtype']} on {model['device']}",
         f"{machine.get('cpu') or 'unknown CPU'}, {head['threads']} threads",
         f"torch {versions.get('torch', 'unknown')}",
         f"commit {str(head.get('commit') or 'unknown')[:10]}",
