@@ -34,12 +34,15 @@ def config() -> dict[str, Any]:
     return configs("full")[0]
 
 
-def add_faces(folder: Path, vae: dict[str, Any] | None = None) -> None:
+def add_faces(folder: Path, of: dict[str, Any] | None = None, vae: dict[str, Any] | None = None) -> None:
     """Write what words and pictures take beside the weights: the built-in tokenizer, and a VAE of random weights."""
-    vae = vae or configs("full")[1]
+    of, vae = of or config(), vae or configs("full")[1]
     (folder / "vae").mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(builtin_folder("shapes") / name, folder)
+    processor = json.loads((builtin_folder("shapes") / "processor_config.json").read_text(encoding="utf-8"))
+    tokens = JanusFlowConfig.from_dict(of).num_understanding_tokens
+    (folder / "processor_config.json").write_text(json.dumps({**processor, "num_image_tokens": tokens}, indent=1))
     (folder / "vae/config.json").write_text(json.dumps(vae, indent=1))
     state = SeededState(vae_layout(VaeConfig.from_dict(vae)), torch.bfloat16)
     save_file({name: state[name] for name in state}, folder / "vae/diffusion_pytorch_model.safetensors")

@@ -21,7 +21,7 @@ def test_a_written_checkpoint_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_it_has_the_weights_of_the_random_model(tmp_path: Path) -> None:
     config, vae = configs("shapes")
-    full_size.add_faces(tmp_path, vae)
+    full_size.add_faces(tmp_path, config, vae)
     full_size.make(tmp_path, config)
     loaded, made = JanusFlow.from_pretrained(tmp_path, dtype="float32"), random_model("shapes", dtype="float32")
     assert all((loaded.runner.weights[name] == weight).all() for name, weight in made.runner.weights.items())
