@@ -157,8 +157,27 @@ def points(title: str, below: str, found: Sequence[Point], axis: str, words: Wor
         if point.high > point.low:
             parts.append(_stroke(x, up.at(point.low), x, up.at(point.high), point.color, 1.5))
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{point.color}"/>')
-        parts.append(text(x + 7, y - 5, point.words, color=point.color))
+    places = _apart([(across.at(point.x), up.at(point.y), point.words) for point in found], top, bottom)
+    for point, (x, y) in zip(found, places, strict=True):
+        parts.append(_stroke(across.at(point.x), up.at(point.y), x - 2, y - 4, point.color, 0.5))
+        parts.append(text(x, y, point.words, color=point.color))
     return "".join(parts), bottom + BELOW
+
+
+def _apart(labels: Sequence[tuple[float, float, str]], top: float, bottom: float) -> list[tuple[float, float]]:
+    """Where the words of points (x, y) begin: beside them, moved up or down so that none overlap, if there is room."""
+    line, letter = 13.0, 6.6
+    shifts = sorted((i * line for i in range(-15, 16)), key=abs)
+    taken: list[tuple[float, float, float]] = []
+    places = []
+    for x, y, words in labels:
+        left, right = x + 10, x + 10 + letter * len(words)
+        rows = [y - 5 + shift for shift in shifts if top <= y - 5 + shift <= bottom - 3] or [y - 5]
+        free = (row for row in rows if not any(abs(row - r) < line and left < b and a < right for a, b, r in taken))
+        row = next(free, rows[0])
+        taken.append((left, right, row))
+        places.append((left, row))
+    return places
 
 
 def page(title: str, below: str, panels: Sequence[Panel]) -> str:
