@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from xml.etree import ElementTree
 
 from flashjanus.benchmarking.drawing import ABOVE, HEIGHT, Point, points
@@ -13,6 +14,6 @@ def test_words_of_points_at_one_place_stand_apart() -> None:
     texts = [t for t in ElementTree.fromstring(f"<svg>{svg}</svg>").iter("text") if (t.text or "").startswith("mode")]
     rows = sorted(float(t.attrib["y"]) for t in texts)
     assert len(rows) == 8
-    assert min(b - a for a, b in zip(rows, rows[1:], strict=False)) >= 12
+    assert min(b - a for a, b in itertools.pairwise(rows)) >= 12
     assert rows[0] >= ABOVE
     assert rows[-1] < ABOVE + HEIGHT < height
