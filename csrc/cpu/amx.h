@@ -1,4 +1,4 @@
-// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, behind vector.h.
+// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, behind vector.h and, outside, <cstdlib>.
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;
@@ -28,3 +28,23 @@ constexpr int32_t kTileBytes = 1024;  // of any tile
 INLINE __m512i to_bf16(F32 first, F32 second) {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
+
+// Memory that a thread keeps from call to call: new memory costs more than the filling of it.
+class Scratch {
+ public:
+    ~Scratch() {
+        std::free(memory_);
+    }
+    // So many bytes on a cache line's boundary, null where there are none. What it held before is lost.
+    char* fit(int64_t bytes) {
+        if (bytes <= bytes_) return memory_;
+        std::free(memory_);
+        memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+        bytes_ = memory_ ? bytes : 0;
+        return memory_;
+    }
+
+ private:
+    char* memory_ = nullptr;
+    int64_t bytes_ = 0;
+};

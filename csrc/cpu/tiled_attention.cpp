@@ -17,22 +17,7 @@ constexpr int32_t kKeys = 192;        // keys of a block: its scores stay in the
 constexpr int32_t kPair = 2 * kTile;  // keys or channels of a tile's row in bf16
 constexpr float kLog2E = 1.44269504f;
 
-// What a thread needs for one head of one row, kept from call to call.
-struct Scratch {
-    char* memory = nullptr;
-    int64_t bytes = 0;
-    ~Scratch() {
-        std::free(memory);
-    }
-    bool fit(int64_t needed) {
-        if (needed <= bytes) return true;
-        std::free(memory);
-        memory = static_cast<char*>(std::aligned_alloc(64, needed));
-        bytes = memory ? needed : 0;
-        return memory;
-    }
-};
-
+// What a thread needs for one head of one row.
 struct Buffers {
     char* k;        // [keys / 16][head / 32] tiles, channels in pairs
     char* v;        // [head / 16][keys / 32] tiles, keys in pairs
@@ -360,8 +345,8 @@ Status tiled_attention(const DecodeAttentionParams& p) {
             const auto end = static_cast<int32_t>(blocks * (chunk + 1) / chunks * kRows);
             const auto b = static_cast<int32_t>(i % heads / p.kv_heads), g = static_cast<int32_t>(i % p.kv_heads);
             const Head head(p, b, g, first, end < p.queries ? end : p.queries);
-            if (scratch.fit(head.bytes())) {
-                head.run(scratch.memory);
+            if (char* memory = scratch.fit(head.bytes())) {
+                head.run(memory);
             } else {
 #pragma omp atomic write
                 failed = true;

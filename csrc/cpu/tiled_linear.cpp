@@ -20,28 +20,11 @@ constexpr int32_t kBlockPairs = 4;         // of tiles of rows that share a piec
 constexpr int64_t kStreamBytes = 1 << 20;  // of y per thread, from which it bypasses the caches
 constexpr int32_t kAhead = 2;              // tiles of w fetched before they are needed where few rows share them
 
-// Rows of norm(x) in tiles, in int8 their scales, and sums of parts. Kept from call to call: memory that is new costs
-// more than the filling of it.
-struct Scratch {
-    char* tiles = nullptr;
-    float* scales = nullptr;
-    char* sums = nullptr;
-    int64_t bytes = 0;
-    ~Scratch() {
-        std::free(tiles);
-    }
-    bool fit(int64_t tile_bytes, int64_t rows, int64_t sum_bytes) {
-        const int64_t scale_bytes = (rows * int64_t{sizeof(float)} + 63) / 64 * 64;
-        const int64_t needed = tile_bytes + scale_bytes + sum_bytes;
-        if (needed > bytes) {
-            std::free(tiles);
-            tiles = static_cast<char*>(std::aligned_alloc(64, needed));
-            bytes = tiles ? needed : 0;
-        }
-        scales = reinterpret_cast<float*>(tiles + tile_bytes);
-        sums = tiles + tile_bytes + scale_bytes;
-        return tiles;
-    }
+// Rows of norm(x) in tiles, in int8 their scales, and sums that wait for the next part of the columns.
+struct Operands {
+    char* tiles;
+    float* scales;
+    char* sums;
 };
 
 // One row of norm(x), 64 bytes into each tile from `to` on. T: bf16, or int8_t with `scale` written.
@@ -66,16 +49,16 @@ INLINE void place_row(const TiledLinearParams& p, const X* x, char* to, float* s
 }
 
 template <class T>
-INLINE void place(const TiledLinearParams& p, const Scratch& scratch, int32_t r) {
+INLINE void place(const TiledLinearParams& p, const Operands& operands, int32_t r) {
     const int64_t steps = int64_t{p.columns} * sizeof(T) / 64;
-    char* to = scratch.tiles + r / kTile * steps * kTileBytes + r % kTile * 64;
+    char* to = operands.tiles + r / kTile * steps * kTileBytes + r % kTile * 64;
     if (r >= p.rows) {
         for (int64_t k = 0; k < steps; ++k) _mm512_store_si512(to + k * kTileBytes, __m512i{});
         return;
     }
     with_type(p.x_dtype, [&](auto type) {
         const auto* x = static_cast<const decltype(type)*>(p.x) + int64_t{r} * p.columns;
-        place_row<T>(p, x, to, scratch.scales + r);
+        place_row<T>(p, x, to, operands.scales + r);
     });
 }
 
@@ -196,11 +179,11 @@ struct Cut {
 template <class T>
 class Worker {
  public:
-    Worker(const TiledLinearParams& p, const Scratch& scratch, const Cut& cut, int32_t thread)
+    Worker(const TiledLinearParams& p, const Operands& operands, const Cut& cut, int32_t thread)
         : p_(p),
-          scratch_(scratch),
+          operands_(operands),
           cut_(cut),
-          held_(reinterpret_cast<Sums*>(scratch.sums) + int64_t{thread} * cut.held),
+          held_(reinterpret_cast<Sums*>(operands.sums) + int64_t{thread} * cut.held),
           stream_(p.act != Activation::gated_silu && cut.panels % 2 == 0 && aligned(p.y) &&
                   int64_t{p.rows} * p.out * width(p.y_dtype) > p.threads * kStreamBytes) {
     }
@@ -248,7 +231,7 @@ class Worker {
         }
         alignas(64) Sums sums;
         zero_sums();
-        multiply_1x4<T>(scratch_.tiles, b, then, cut_.steps);
+        multiply_1x4<T>(operands_.tiles, b, then, cut_.steps);
         store_sums(sums);
         const int32_t first = item * cut_.wide;
         for (int32_t j = 0; j < cut_.wide && first + j < cut_.panels; ++j) {
@@ -274,7 +257,7 @@ class Worker {
         const int32_t lines = last > first ? (kTile + last - first - 1) / (last - first) : 0;  // behind each step
         const int32_t rows = (2 * kTile + steps - 1) / steps;  // likewise, of the sums before
         for (int32_t pair = first; pair < last; ++pair) {
-            const char* a0 = scratch_.tiles + int64_t{pair} * 2 * cut_.steps * kTileBytes + at;
+            const char* a0 = operands_.tiles + int64_t{pair} * 2 * cut_.steps * kTileBytes + at;
             const char* a[2] = {a0, a0 + int64_t{cut_.steps} * kTileBytes};
             const int32_t row = pair * 2 * kTile, count = p_.rows - row < 2 * kTile ? p_.rows - row : 2 * kTile;
             const int64_t done = int64_t{pair - first} * steps * lines;
@@ -332,7 +315,7 @@ class Worker {
     INLINE F32 total(int32_t r, int32_t panel, const float* sums) const {
         F32 v = load(sums);
         if constexpr (sizeof(T) == 1) {
-            v = __builtin_convertvector((I32)v, F32) * scratch_.scales[r] * load(p_.scale + panel * kTile);
+            v = __builtin_convertvector((I32)v, F32) * operands_.scales[r] * load(p_.scale + panel * kTile);
         }
         if (p_.bias) {
             with_type(p_.bias_dtype,
@@ -362,7 +345,7 @@ class Worker {
     }
 
     const TiledLinearParams& p_;
-    const Scratch& scratch_;
+    const Operands& operands_;
     const Cut& cut_;
     Sums* const held_;
     const bool stream_;
@@ -377,21 +360,24 @@ class Worker {
 
 template <class T>
 Status multiply(const TiledLinearParams& p) {
-    thread_local Scratch kept;
-    Scratch& scratch = kept;  // the caller's, for all threads
+    thread_local Scratch scratch;
     const Cut cut(p, 64 / sizeof(T));
     const int32_t rows = cut.padded_rows();
-    const int64_t sum_bytes = int64_t{cut.held} * p.threads * sizeof(Sums);
-    if (!scratch.fit(int64_t{rows} * p.columns * sizeof(T), rows, sum_bytes)) return Status::out_of_memory;
+    const int64_t tile_bytes = int64_t{rows} * p.columns * sizeof(T);
+    const int64_t scale_bytes = (rows * int64_t{sizeof(float)} + 63) / 64 * 64;
+    char* memory = scratch.fit(tile_bytes + scale_bytes + int64_t{cut.held} * p.threads * sizeof(Sums));
+    if (!memory) return Status::out_of_memory;
+    char* scales = memory + tile_bytes;
+    const Operands operands{memory, reinterpret_cast<float*>(scales), scales + scale_bytes};
 #pragma omp parallel num_threads(p.threads)
     {
 #pragma omp for schedule(static)
-        for (int32_t r = 0; r < rows; ++r) place<T>(p, scratch, r);
+        for (int32_t r = 0; r < rows; ++r) place<T>(p, operands, r);
         tiles_meet_memory();
         configure_tiles();
 #pragma omp for schedule(static) nowait
         for (int32_t thread = 0; thread < p.threads; ++thread) {
-            Worker<T> worker(p, scratch, cut, thread);
+            Worker<T> worker(p, operands, cut, thread);
             worker.run(cut.items() * thread / p.threads, cut.items() * (thread + 1) / p.threads);
         }
         _tile_release();
