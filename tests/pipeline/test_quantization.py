@@ -129,6 +129,7 @@ def test_int4_reads_on_as_the_exact_model_does(dtype: str) -> None:
 
 
 def test_int4_needs_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: None)
     with pytest.raises(InputError, match=r"implementations of linear are asked for.*'int8' runs everywhere"):
         of(quantization="int4", implementations={"linear": "torch"})
     monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
