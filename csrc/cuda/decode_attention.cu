@@ -205,6 +205,7 @@ Status decode_attention(const DecodeAttentionParams& params, void* stream) {
     const Status status = check(params);
     if (status != Status::ok) return status;
     if (params.queries != 1) return Status::many_queries;
+    if (!params.kv_start) return Status::null_tensor;  // only a CPU's kernels serve without the rule
     if (params.dtype == Dtype::f32) return any_head<float>(params, stream);
     return any_head<bf16>(params, stream);
 }

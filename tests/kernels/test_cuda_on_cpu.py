@@ -57,6 +57,12 @@ def test_keys_that_are_not_on_sixteen_bytes_are_read_one_by_one(module: ModuleTy
         check(op, Call((q, k, v, start, end, end - 1), {"scale": 0.25}), ["cuda"])
 
 
+def test_decode_attention_needs_its_rule(module: ModuleType) -> None:
+    q, k = torch.zeros(1, 1, 2, 16), torch.zeros(1, 5, 2, 16)
+    with running_on(module, 90), pytest.raises(ValueError, match="decode_attention_cuda: expected non-null"):
+        get_op("attention").implementations["cuda"].run(q, k, k, None, None, None, q.clone(), scale=1.0)
+
+
 def test_production_sizes_ask_for_the_shared_memory_of_the_table(module: ModuleType) -> None:
     position = (torch.ones(1, 1, 1, 1536), torch.ones(7, 7, 1536).bfloat16(), None, torch.ones(1536))
     depthwise = Call(position, dict(eps=1e-6, dtype=torch.bfloat16))
