@@ -79,3 +79,9 @@ def run_silu_mul_triton(x: torch.Tensor, y: torch.Tensor) -> None:
 def run_silu_mul(x: torch.Tensor, y: torch.Tensor) -> None:
     gate, up = x.chunk(2, dim=-1)
     torch.mul(F.silu(gate), up, out=y)
+
+
+def silu_mul(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of x (*, 2 C), in its dtype, by torch."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, rms_norm
 from .base import Bound, Call, Op, Schema, normal, register
-from .linear import gemv_arguments, too_many_rows
-from .refusals import MAX_NORM_CHANNELS
-from .shapes import rows_of
+from .linear import flops, gemv_arguments, too_many_rows
+from .refusals import MAX_NORM_CHANNELS, floats
+from .shapes import outputs_of_row
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
@@ -30,9 +29,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
         if half is None:
             raise SchemaError(f"gated, expected an even number of rows of weight, got {rows}")
         rows = half
-    if bound.get("M", rows) != rows:
-        raise SchemaError(f"expected a residual of {rows} columns, got {bound['M']}")
-    return {"M": rows}
+    return outputs_of_row(bound, rows)
 
 
 def reference(
@@ -52,10 +49,6 @@ def reference(
     if gated:
         y = activations.reference_silu_mul(y)
     return y if residual is None else y + residual.float()
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
 
 
 def example(
@@ -126,17 +119,12 @@ def refuses(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str
     return too_many_rows(x)
 
 
-def _dtypes(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> list[torch.dtype]:
-    floats = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
-    return [*floats, attrs["dtype"]] if specs else []
-
-
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return refuses(specs, attrs) or native.refuses(device, *_dtypes(specs, attrs))
+    return refuses(specs, attrs) or native.refuses(device, *floats(specs, attrs))
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return refuses(specs, attrs) or native.refuses_cuda(device, *_dtypes(specs, attrs))
+    return refuses(specs, attrs) or native.refuses_cuda(device, *floats(specs, attrs))
 
 
 def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -187,6 +175,5 @@ def run_torch(
     if scale is not None:
         product *= scale
     if gated:
-        gate, up = product.chunk(2, dim=-1)
-        product = F.silu(gate) * up
+        product = activations.silu_mul(product)
     y.copy_(product if residual is None else product + residual)

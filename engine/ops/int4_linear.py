@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, nibbles, quantise, rms_norm
 from .base import Bound, Call, Op, Schema, normal, register
-from .linear import too_many_rows
-from .shapes import rows_of
+from .linear import product_arguments, too_many_rows
+from .refusals import floats
+from .shapes import outputs_of_row, rows_of
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
@@ -28,9 +28,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     if attrs["gated"] and panels % 2:
         raise SchemaError(f"expected as many panels of gates as of ups, got {panels} panels")
     columns = nibbles.PANEL * (panels // 2 if attrs["gated"] else panels)
-    if bound.get("M", columns) != columns:
-        raise SchemaError(f"expected a residual of {columns} columns, got {bound['M']}")
-    return {"M": columns}
+    return outputs_of_row(bound, columns)
 
 
 def reference(
@@ -119,8 +117,7 @@ def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs
         reason = too_many_rows(x) or quantise.too_many_channels(static(x.shape[-1]))
         if reason is not None:
             return reason
-    floats = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
-    return native.refuses_amx(device, *floats, *([attrs["dtype"]] if specs else []))
+    return native.refuses_amx(device, *floats(specs, attrs))
 
 
 @OP.implementation("amx", _refuses_amx)
@@ -136,24 +133,8 @@ def run_amx(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    x = x.reshape(-1, x.shape[-1]).contiguous()
-    native.run(
-        "int4_linear",
-        x=x,
-        norm=norm,
-        w=weight,
-        scale=scale,
-        residual=None if residual is None else residual.contiguous(),
-        y=y,
-        x_dtype=x.dtype,
-        residual_dtype=torch.float32 if residual is None else residual.dtype,
-        y_dtype=y.dtype,
-        eps=eps,
-        gated=gated,
-        rows=len(x),
-        columns=x.shape[1],
-        out=y.shape[-1],
-    )
+    shared = product_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps)
+    native.run("int4_linear", gated=gated, **shared)
 
 
 @OP.implementation("torch")
@@ -171,11 +152,8 @@ def run_torch(
 ) -> None:
     # W is widened in every call: for comparison, not for speed
     x = x.float() if norm is None else rms_norm.normalise(x, norm, eps)
-    groups = _grouped(x)
-    q, steps = torch.empty(groups.shape, dtype=torch.int8), torch.empty(groups.shape[:-1])
-    quantise.quantise(groups.clone(), q, steps)
+    q, steps = quantise.quantised(_grouped(x))
     product = (q * steps[..., None]).flatten(-2) @ nibbles.dequantise(weight, scale).t()
     if gated:
-        gate, up = product.chunk(2, dim=-1)
-        product = F.silu(gate) * up
+        product = activations.silu_mul(product)
     y.copy_(product if residual is None else product + residual)

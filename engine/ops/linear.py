@@ -113,21 +113,34 @@ def gemv_arguments(
     gated: bool = False,
 ) -> dict[str, Any]:
     """Members of GemvParams in csrc/params.h; int8 weights come with their scale."""
+    dtype = x.dtype if scale is not None else weight.dtype
+    shared = product_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps)
+    return dict(bias=bias, dtype=dtype, gated=gated, **shared)
+
+
+def product_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    norm: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+) -> dict[str, Any]:
+    """What the structs of csrc/params.h have in common whose kernels multiply by a weight."""
     x = x.reshape(-1, x.shape[-1]).contiguous()
     return dict(
         x=x,
         norm=norm,
         w=weight,
         scale=scale,
-        bias=bias,
         residual=None if residual is None else residual.contiguous(),
         y=y,
-        dtype=x.dtype if scale is not None else weight.dtype,
         x_dtype=x.dtype,
         residual_dtype=torch.float32 if residual is None else residual.dtype,
         y_dtype=y.dtype,
         eps=eps,
-        gated=gated,
         rows=len(x),
         columns=x.shape[1],
         out=y.shape[-1],

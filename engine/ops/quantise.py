@@ -28,6 +28,13 @@ def quantise(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     q.copy_(torch.where(_usable(largest)[..., None], steps, 0.0))
 
 
+def quantised(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (*, C) int8 and scale (*) of y (*, C), by torch; y stays as it is."""
+    q, scale = torch.empty(y.shape, dtype=torch.int8), torch.empty(y.shape[:-1])
+    quantise(y.to(torch.float32, copy=True), q, scale)
+    return q, scale
+
+
 def _usable(largest: torch.Tensor) -> torch.Tensor:
     return (largest >= 1e-30) & (largest < torch.inf)
 

@@ -26,6 +26,12 @@ def rounds_once(weight: TensorSpec | None) -> str | None:
     return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
 
 
+def floats(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> list[torch.dtype]:
+    """The floating dtypes of a call's arguments, and that of its output where an attribute names it."""
+    dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
+    return dtypes + ([attrs["dtype"]] if "dtype" in attrs else [])
+
+
 def native_for_f32(index: int, of_device: Callable[..., str | None] = native.refuses) -> Refusal:
     """`refuses` of a CPU kernel for which argument `index`, a norm's weight or a table, has to be float32.
 
@@ -33,9 +39,7 @@ def native_for_f32(index: int, of_device: Callable[..., str | None] = native.ref
     """
 
     def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-        dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
-        of_output = [attrs["dtype"]] if "dtype" in attrs else []
-        return (rounds_once(specs[index]) if specs else None) or of_device(device, *dtypes, *of_output)
+        return (rounds_once(specs[index]) if specs else None) or of_device(device, *floats(specs, attrs))
 
     return refuses
 

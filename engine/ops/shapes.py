@@ -23,6 +23,13 @@ def elements(bound: Bound, *names: str) -> int:
     return math.prod(int(bound[n]) for n in names)
 
 
+def outputs_of_row(bound: Bound, columns: Size) -> Mapping[str, Size]:
+    """M, the outputs of a row, of a linear that may add a residual [*, M]."""
+    if bound.get("M", columns) != columns:
+        raise SchemaError(f"expected a residual of {columns} columns, got {bound['M']}")
+    return {"M": columns}
+
+
 def check_branches(branches: Size, images: Size) -> None:
     """Branch rows are the images and, behind them, unconditional branches of the first of them: R <= B <= 2 R."""
     if isinstance(branches, int) and isinstance(images, int) and not images <= branches <= 2 * images:

@@ -19,7 +19,9 @@ from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, quantise, rms_norm, tiles
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import rows_of
+from .linear import flops, product_arguments
+from .refusals import floats
+from .shapes import outputs_of_row
 
 ACTIVATIONS = ("none", "gated_silu", "gelu")
 """In the order of Activation in csrc/params.h."""
@@ -34,9 +36,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     reason = tiles.ragged(columns, k, dtype)
     if reason is not None:
         raise SchemaError(reason)
-    if bound.get("M", columns) != columns:
-        raise SchemaError(f"expected a residual of {columns} columns, got {bound['M']}")
-    return {"M": columns}
+    return outputs_of_row(bound, columns)
 
 
 def reference(
@@ -65,10 +65,6 @@ def reference(
     elif act == "gelu":
         y = activations.reference_gelu(y)
     return y if residual is None else y + residual.float()
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
 
 
 def example(
@@ -136,8 +132,7 @@ def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs
             return quantise.too_many_channels(static(x.shape[-1]))
         if scale is None and norm is None and x.dtype is not weight.dtype:
             return f"multiplies {x.dtype} by {weight.dtype} only behind a norm"
-    floats = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
-    return native.refuses_amx(device, *floats, *([attrs["dtype"]] if specs else []))
+    return native.refuses_amx(device, *floats(specs, attrs))
 
 
 @OP.implementation("amx", _refuses_amx)
@@ -154,25 +149,12 @@ def run_amx(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    x = x.reshape(-1, x.shape[-1]).contiguous()
     native.run(
         "tiled_linear",
-        x=x,
-        norm=norm,
-        w=weight,
-        scale=scale,
         bias=bias,
-        residual=None if residual is None else residual.contiguous(),
-        y=y,
-        x_dtype=x.dtype,
         bias_dtype=torch.float32 if bias is None else bias.dtype,
-        residual_dtype=torch.float32 if residual is None else residual.dtype,
-        y_dtype=y.dtype,
         act=ACTIVATIONS.index(act),
-        eps=eps,
-        rows=len(x),
-        columns=x.shape[1],
-        out=y.shape[-1],
+        **product_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps),
     )
 
 
@@ -196,15 +178,12 @@ def run_torch(
     if scale is None:
         product = x.to(weight.dtype).float() @ weight.float().t()
     else:
-        q = torch.empty(x.shape, dtype=torch.int8)
-        steps = torch.empty(x.shape[:-1])
-        quantise.quantise(x.clone(), q, steps)
+        q, steps = quantise.quantised(x)
         product = (q.float() @ weight.float().t()) * steps[..., None] * scale
     if bias is not None:
         product += bias.float()
     if act == "gated_silu":
-        gate, up = product.chunk(2, dim=-1)
-        product = F.silu(gate) * up
+        product = activations.silu_mul(product)
     elif act == "gelu":
         product = F.gelu(product)
     y.copy_(product if residual is None else product + residual)

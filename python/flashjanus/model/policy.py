@@ -10,7 +10,7 @@ import torch
 from flashjanus.checkpoint import Target
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import nibbles, tiles
-from flashjanus.engine.ops.quantise import quantise
+from flashjanus.engine.ops.quantise import quantised
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Policy:
         if scale is not None:
             tensors[f"{target.name}.scale"] = scale
         elif self._quantised(target):
-            q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[:1])
-            quantise(weight.float(), q, scale)  # which overwrites a weight in float32
+            q, scale = quantised(weight)
             tensors |= {target.name: q, f"{target.name}.scale": scale}
         if self.specs(target)[target.name].tiled:
             tensors[target.name] = tiles.tile(tensors[target.name])
