@@ -28,11 +28,7 @@ INLINE void place(const Int4LinearParams& p, int32_t r, Row& row) {
     alignas(64) float y[kMaxQuantisedChannels];
     with_type(p.x_dtype, [&](auto type) {
         const auto* x = static_cast<const decltype(type)*>(p.x) + int64_t{r} * p.columns;
-        if (p.norm) {
-            scale_by_rms(x, sum_of_squares(x, p.columns), p.norm, p.eps, p.columns, y);
-        } else {
-            for (int32_t c = 0; c < p.columns; c += kLanes) store(y + c, load(x + c));
-        }
+        norm_or_copy(x, p.norm, p.eps, p.columns, y);
     });
     for (int32_t g = 0; g < p.columns / kInt4Group; ++g) {
         int8_t* q = row.q + g * kInt4Group;

@@ -20,3 +20,10 @@ INLINE void scale_by_rms(const X* x, float squares, const float* weight, float e
         store(y + c, load(x + c, count) * scale * load(weight + c, count), count);
     }
 }
+
+// y = norm(x) in float32, or x itself where there is no weight.
+template <class X>
+INLINE void norm_or_copy(const X* x, const float* weight, float eps, int32_t channels, float* y) {
+    if (weight) return scale_by_rms(x, sum_of_squares(x, channels), weight, eps, channels, y);
+    for (int32_t c = 0; c < channels; c += kLanes) store(y + c, load(x + c, channels - c), channels - c);
+}

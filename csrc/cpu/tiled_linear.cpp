@@ -31,16 +31,16 @@ struct Operands {
 template <class T, class X>
 INLINE void place_row(const TiledLinearParams& p, const X* x, char* to, float* scale) {
     constexpr int32_t kStep = 64 / sizeof(T);
-    const float rms = p.norm ? 1.0f / __builtin_sqrtf(sum_of_squares(x, p.columns) / p.columns + p.eps) : 1.0f;
-    const auto value = [&](int32_t c) { return p.norm ? load(x + c) * rms * load(p.norm + c) : load(x + c); };
     if constexpr (sizeof(T) == 2) {
+        const float rms = p.norm ? 1.0f / __builtin_sqrtf(sum_of_squares(x, p.columns) / p.columns + p.eps) : 1.0f;
+        const auto value = [&](int32_t c) { return p.norm ? load(x + c) * rms * load(p.norm + c) : load(x + c); };
         for (int32_t c = 0; c < p.columns; c += kStep, to += kTileBytes) {
             _mm512_store_si512(to, to_bf16(value(c), value(c + kLanes)));
         }
     } else {
         alignas(64) float y[kMaxQuantisedChannels];
         alignas(64) int8_t q[kMaxQuantisedChannels];
-        for (int32_t c = 0; c < p.columns; c += kLanes) store(y + c, value(c));
+        norm_or_copy(x, p.norm, p.eps, p.columns, y);
         quantise(y, p.columns, q, scale);
         for (int32_t c = 0; c < p.columns; c += kStep, to += kTileBytes) {
             _mm512_store_si512(to, _mm512_load_si512(q + c));

@@ -113,7 +113,7 @@ class _Fusion:
         if norm is not None and not _whole(x, norm.outputs[0]):
             norm = None
         if weight.root.spec.tiled:
-            return self._tiled(node, x, norm)
+            return self._tiled(node, x, norm, scale, bias)
         behind = self._behind(y, "silu_mul")
         gated = behind is not None and behind.op == "silu_mul"
         adds = None if gated else behind
@@ -130,10 +130,9 @@ class _Fusion:
             return self._keep(node)
         return self._replace(Node(node.label, "fused_linear", inputs, (out,), attrs), norm, behind)
 
-    def _tiled(self, node: Node, x: Value, norm: Node | None) -> None:
-        weight, *rest = node.inputs[1:]
+    def _tiled(self, node: Node, x: Value, norm: Node | None, scale: Value | None, bias: Value | None) -> None:
+        weight = node.inputs[1]
         assert weight is not None
-        scale, bias = rest if node.op == "linear_int8" else (None, *rest)
         if node.attrs.get("split_bias"):
             raise PlanError(f"{node.label}: a linear that rounds before it adds its bias has no weight in tiles")
         (y,) = node.outputs
@@ -145,11 +144,12 @@ class _Fusion:
         attrs = dict(eps=norm.attrs["eps"] if norm else 0.0, dtype=out.dtype)
         few = bind(product(x.shape[:-1]), self.sizes) <= linear.MAX_ROWS
         int4 = self.graph.int4.get(weight.name) if few and bias is None and act != "gelu" else None
-        inputs: tuple[Value | None, ...] = (x, norm_weight, weight, scale, bias, residual)
-        fused = Node(node.label, "tiled_linear", inputs, (out,), attrs | dict(act=act))
-        if int4 is not None:
-            inputs = (x, norm_weight, *int4, residual)
-            fused = Node(node.label, "int4_linear", inputs, (out,), attrs | dict(gated=act == "gated_silu"))
+        if int4 is None:
+            read = (x, norm_weight, weight, scale, bias, residual)
+            fused = Node(node.label, "tiled_linear", read, (out,), attrs | dict(act=act))
+        else:
+            gated = dict(gated=act == "gated_silu")
+            fused = Node(node.label, "int4_linear", (x, norm_weight, *int4, residual), (out,), attrs | gated)
         self._replace(fused, norm, behind)
 
     def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:

@@ -67,7 +67,7 @@ def add_suites(
         parser.add_argument(
             "--repeats", type=count, default=repeats, metavar="N", help=f"samples in a round (default: {repeats})"
         )
-        _add_output(parser)
+        add_report_options(parser)
         add_model_options(parser)
         parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
         parser.set_defaults(run=time)
@@ -141,7 +141,8 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
+def add_report_options(parser: argparse.ArgumentParser, drawn: str = "draw it") -> argparse._ArgumentGroup:
+    """Where a report goes; the group, for further options."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--json",
@@ -151,8 +152,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="all samples, machine, versions, commit "
         "and command as JSON into FILE; without FILE one JSON object on stdout, errors included",
     )
-    group.add_argument("--plot", metavar="FILE.svg", help="draw it")
+    group.add_argument("--plot", metavar="FILE.svg", help=drawn)
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    return group
 
 
 def _goal(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashjanus.cli.bench_options import RANDOM, STDOUT, bound, count, count_or_none, minutes
+from flashjanus.cli.bench_options import RANDOM, STDOUT, add_report_options, bound, count, count_or_none, minutes
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, load_model
 from flashjanus.cli.progress import progress_of
@@ -75,16 +75,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="M",
         help="begin no round of the timing that would end later (default: 15)",
     )
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--json",
-        nargs="?",
-        const=STDOUT,
-        metavar="FILE",
-        help="all samples, machine, versions, commit and command as JSON into FILE; without FILE one JSON object on "
-        "stdout, errors included",
-    )
-    group.add_argument("--plot", metavar="FILE.svg", help="draw speed against quality")
+    group = add_report_options(parser, "draw speed against quality")
     group.add_argument(
         "--bound",
         type=bound,
@@ -92,7 +83,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"exit with {BEYOND} where a mode's distance to the converged solution is surely more than RATIO times "
         "the exact mode's",
     )
-    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
     add_model_options(parser)
     parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
     parser.set_defaults(run=run)
