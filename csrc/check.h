@@ -164,6 +164,14 @@ inline Status check(const ResidualModulateParams& p) {
     return p.y && p.x && p.table && p.step && p.o ? Status::ok : Status::null_tensor;
 }
 
+inline Status check(const StepCacheParams& p) {
+    if (p.batch < 1 || p.positions < 1 || p.channels < 1 || p.evaluations < 1) return Status::bad_sizes;
+    if (p.images < 1 || p.images > p.batch || p.batch - p.images > p.images) return Status::bad_images;
+    if (!valid(p.x_dtype) || !valid(p.slot_dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.slot_0 && p.slot_1 && p.lines && p.step && p.y ? Status::ok : Status::null_tensor;
+}
+
 inline Status check(const GroupNormSiluParams& p) {
     if (p.batch < 1 || p.positions < 1 || p.channels < 1 || p.groups < 1) return Status::bad_sizes;
     if (p.channels > kMaxNormChannels) return Status::too_many_channels;

@@ -148,6 +148,15 @@ const Fields<ResidualModulateParams>& fields() {
 }
 
 template <>
+const Fields<StepCacheParams>& fields() {
+    using P = StepCacheParams;
+    static const Fields<P> all{FIELD(x),      FIELD(total),     FIELD(slot_0),   FIELD(slot_1),      FIELD(lines),
+                               FIELD(step),   FIELD(y),         FIELD(x_dtype),  FIELD(slot_dtype),  FIELD(batch),
+                               FIELD(images), FIELD(positions), FIELD(channels), FIELD(evaluations), FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<GroupNormSiluParams>& fields() {
     using P = GroupNormSiluParams;
     static const Fields<P> all{FIELD(x),         FIELD(weight),   FIELD(bias),   FIELD(y),

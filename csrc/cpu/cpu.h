@@ -16,6 +16,7 @@
     KERNEL(gelu_grn_stats, GeluGrnStatsParams)        \
     KERNEL(grn_apply, GrnApplyParams)                 \
     KERNEL(residual_modulate, ResidualModulateParams) \
+    KERNEL(step_cache, StepCacheParams)               \
     KERNEL(group_norm_silu, GroupNormSiluParams)
 
 // Those that only a machine with AMX executes, which has AVX-512 with VNNI and bfloat16 too.

@@ -40,6 +40,7 @@ depthwise_norm: CpuKernel
 gelu_grn_stats: CpuKernel
 grn_apply: CpuKernel
 residual_modulate: CpuKernel
+step_cache: CpuKernel
 group_norm_silu: CpuKernel
 flow_update_bound: BoundKernel
 tiled_linear_bound: BoundKernel
@@ -55,6 +56,7 @@ depthwise_norm_bound: BoundKernel
 gelu_grn_stats_bound: BoundKernel
 grn_apply_bound: BoundKernel
 residual_modulate_bound: BoundKernel
+step_cache_bound: BoundKernel
 group_norm_silu_bound: BoundKernel
 flow_update_cuda: CudaKernel
 gemv_cuda: CudaKernel

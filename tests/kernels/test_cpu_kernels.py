@@ -35,6 +35,8 @@ GOOD: dict[str, dict[str, float]] = {
     "grn_apply": dict(y=64, sumsq=64, weight=64, bias=64, o=64, dtype=1, batch=1, positions=2, channels=8, threads=1),
     "residual_modulate": dict(y=64, x=64, table=64, step=64, o=64, y_dtype=1, x_dtype=0, o_dtype=0, batch=2, images=1)
     | dict(positions=2, channels=8, steps=3, image_stride=48, step_stride=16, threads=1),
+    "step_cache": dict(x=64, total=0, slot_0=64, slot_1=64, lines=64, step=64, y=64, x_dtype=0, slot_dtype=1, batch=2)
+    | dict(images=1, positions=2, channels=8, evaluations=3, threads=1),
     "group_norm_silu": dict(x=64, weight=64, bias=64, y=64, dtype=1, eps=1e-6, silu=1, batch=1, positions=2, channels=8)
     | dict(groups=2, threads=1),
     "tiled_linear": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, x_dtype=1, bias_dtype=0)
@@ -92,6 +94,10 @@ BAD = [
     ("residual_modulate", dict(batch=3), "images <= batch <= 2 . images"),
     ("residual_modulate", dict(images=3), "images <= batch <= 2 . images"),
     ("residual_modulate", dict(step=0), "non-null"),
+    ("step_cache", dict(evaluations=0), "every size >= 1"),
+    ("step_cache", dict(batch=3), "images <= batch <= 2 . images"),
+    ("step_cache", dict(slot_dtype=2), "0 .float32."),
+    ("step_cache", dict(slot_1=0), "non-null"),
     ("tiled_linear", dict(rows=0), "every size >= 1"),
     ("tiled_linear", dict(out=24), "out a multiple of 16, columns of 32"),
     ("tiled_linear", dict(columns=96, scale=64), "of 64 where scale is given"),

@@ -1,0 +1,188 @@
+"""y = total, and slot_s = total - x; or, where a row recalls, y = x + w_0 slot_0 + w_1 slot_1 without any total.
+
+What layers add to their input x changes slowly from one evaluation of a flow to the next. An evaluation that runs them
+keeps it; one that recalls takes it from the two that ran last, extrapolated, and leaves the layers out. Which does what
+is a line of the row's schedule at its own step, so that rows which recall and rows which run share a pass; without a
+total every row recalls. Rows b < R are images; row R + r is the unconditional branch of image r, which has the same x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ... import triton_kernels
+from ..ir import TensorSpec
+from ..runtime import native
+from .base import Bound, Call, Op, Schema, normal, register
+from .residual_modulate import image_row
+from .shapes import branches_of_images, elements
+
+
+class CacheLine(NamedTuple):
+    """A row's numbers for one evaluation, the columns of `lines`: StepCacheLine of csrc/params.h."""
+
+    recall: float = 0.0
+    """Not 0: y is recalled, and no slot is written."""
+    slot: float = -1.0
+    """The slot that keeps total - x, 0 or 1; -1: neither."""
+    w_0: float = 0.0
+    w_1: float = 0.0
+    """Of the slots where the row recalls; one whose weight is 0 is not read."""
+
+
+COLUMNS = len(CacheLine._fields)
+
+
+def reference(
+    x: torch.Tensor,
+    total: torch.Tensor | None,
+    slot_0: torch.Tensor,
+    slot_1: torch.Tensor,
+    lines: torch.Tensor,
+    step: torch.Tensor,
+) -> torch.Tensor:
+    slots, y = (slot_0, slot_1), torch.empty(slot_0.shape, dtype=x.float().dtype)
+    for b, r in enumerate(image_row(len(slot_0), len(x)).tolist()):
+        line = CacheLine(*lines[r, min(int(step[r]), lines.shape[1] - 1)].tolist())
+        if total is None or line.recall:
+            y[b] = x[r].float()
+            for weight, slot in zip((line.w_0, line.w_1), slots, strict=True):
+                if weight:
+                    y[b] += weight * slot[b].float()
+        else:
+            y[b] = total[b].float()
+            if line.slot >= 0:
+                slots[int(line.slot)][b] = total[b].float() - x[r].float()
+    return y
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 4 * elements(bound, "B", "N", "C")
+
+
+def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    """x and y, and two slots or a total and a slot."""
+    of_x, of_slot = bound["X"].itemsize, bound["S"].itemsize
+    return elements(bound, "B", "N", "C") * int(2 * of_x + max(2 * of_slot, of_x + of_slot))
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, n: int, c: int, ran: bool = True
+) -> Call:
+    """Rows in turns: recalls both slots; keeps in slot 0; recalls slot 1 alone; keeps in slot 1; keeps nothing."""
+    branches = images + guided
+    x = normal(generator, images, n, c)
+    total = normal(generator, branches, n, c) if ran else None
+    slots = [normal(generator, branches, n, c, dtype=dtype) for _ in range(2)]
+    kinds = [CacheLine(1, -1, 1.75, -0.75), CacheLine(0, 0), CacheLine(1, -1, 0, 1), CacheLine(0, 1), CacheLine()]
+    lines = torch.tensor([[kinds[(image + k) % 5] for k in range(3)] for image in range(images)])
+    step = torch.randint(0, 5, (images,), generator=generator, dtype=torch.int32)
+    step[0] = 0
+    if images > 2:
+        step[2] = 0
+        slots[0][2] = torch.nan  # not read there
+    return Call((x, total, *slots, lines, step))
+
+
+OP = register(
+    Op(
+        "step_cache",
+        Schema.parse(
+            "x: X[R, N, C], total?: X[B, N, C], slot_0!: S[B, N, C], slot_1!: S[B, N, C], "
+            f"lines: f32[R, K, {COLUMNS}], step: i32[R] -> y: X[B, N, C]",
+            branches_of_images,
+        ),
+        reference,
+        flops,
+        cases=[
+            dict(images=5, guided=5, n=3, c=16),
+            dict(images=5, guided=2, n=2, c=5),
+            dict(images=3, guided=1, n=4, c=33, ran=False),
+            dict(images=1, guided=1, n=1, c=8, ran=False),
+            dict(images=1, guided=0, n=5, c=1),
+        ],
+        example=example,
+        read_bytes=read_bytes,
+    )
+)
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses(device, *(spec.dtype for spec in specs[:4] if spec is not None))
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return triton_kernels.refuses(device)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    x: torch.Tensor,
+    total: torch.Tensor | None,
+    slot_0: torch.Tensor,
+    slot_1: torch.Tensor,
+    lines: torch.Tensor,
+    step: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    branches, positions, channels = y.shape
+    native.run(
+        "step_cache",
+        x=x.contiguous(),
+        total=None if total is None else total.contiguous(),
+        slot_0=slot_0,
+        slot_1=slot_1,
+        lines=lines,
+        step=step,
+        y=y,
+        x_dtype=x.dtype,
+        slot_dtype=slot_0.dtype,
+        batch=branches,
+        images=len(x),
+        positions=positions,
+        channels=channels,
+        evaluations=lines.shape[1],
+    )
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    x: torch.Tensor,
+    total: torch.Tensor | None,
+    slot_0: torch.Tensor,
+    slot_1: torch.Tensor,
+    lines: torch.Tensor,
+    step: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    from ...triton_kernels.step_cache import launch
+
+    launch(x, total, slot_0, slot_1, lines, step, y)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    total: torch.Tensor | None,
+    slot_0: torch.Tensor,
+    slot_1: torch.Tensor,
+    lines: torch.Tensor,
+    step: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    images = image_row(len(y), len(x), x.device)
+    now = lines[images, step.clamp(max=lines.shape[1] - 1).long()[images]][:, :, None, None]
+    recall, kept, *weights = now.unbind(1)
+    x = x[images].float()
+    recalled = x
+    for weight, slot in zip(weights, (slot_0, slot_1), strict=True):
+        recalled = torch.where(weight != 0, recalled + weight * slot, recalled)
+    if total is None:
+        y.copy_(recalled)
+        return
+    y.copy_(torch.where(recall != 0, recalled, total))
+    for number, slot in enumerate((slot_0, slot_1)):
+        slot.copy_(torch.where((recall == 0) & (kept == number), total - x, slot))
