@@ -73,6 +73,7 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
         "guidance_interval": (0.0, 1.0),
         "guidance_rescale": 0.0,
         "uncond_every": 1,
+        "step_cache": 1,
         "seed": None,
         "best_of": None,
         "accept_above": None,
@@ -81,10 +82,11 @@ def test_options_reach_the_model(cli, model, tmp_path: Path) -> None:
 
 def test_sampling_options_reach_the_model_and_the_picture(cli, model, tmp_path: Path) -> None:
     options = ["--preset", "fast", "--steps", "5", "--guidance-interval", "0.1", "0.6", "--uncond-every", "2"]
-    more = ["--guidance-rescale", "0.5", "--solver", "heun", "--timestep-shift", "1"]
+    more = ["--guidance-rescale", "0.5", "--solver", "ab2", "--timestep-shift", "1", "--step-cache", "0,0.5"]
     result = cli("generate", "a", "--seed", "1", "--json", "--out", tmp_path, *options, *more)
     asked = model.called("generate_image")
-    recipe = dict(solver="heun", guidance_interval=(0.1, 0.6), guidance_rescale=0.5, uncond_every=2)
+    recipe = dict(solver="ab2", guidance_interval=(0.1, 0.6), guidance_rescale=0.5, uncond_every=2)
+    recipe |= dict(step_cache=(0.0, 0.5))
     assert asked == dict(
         prompt=["a"],
         num_images_per_prompt=1,
@@ -97,10 +99,14 @@ def test_sampling_options_reach_the_model_and_the_picture(cli, model, tmp_path: 
         **recipe,
     )
     assert result.json["steps"] == 5
-    assert {name: result.json[name] for name in recipe} == {**recipe, "guidance_interval": [0.1, 0.6]}
+    assert {name: result.json[name] for name in recipe} == {
+        **recipe,
+        "guidance_interval": [0.1, 0.6],
+        "step_cache": [0, 0.5],
+    }
     assert "timestep_shift" not in result.json, "as the official code has it"
     with Image.open(tmp_path / "a-1.png") as image:
-        assert (image.text["solver"], image.text["uncond_every"]) == ("heun", "2")
+        assert (image.text["solver"], image.text["uncond_every"]) == ("ab2", "2")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A JanusFlow of a few thousand weights, its six programs, and executors on random weights."""
+"""A JanusFlow of a few thousand weights, its programs, and executors on random weights."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ VAE = {
 
 
 def build_programs(dtype: torch.dtype, numerics: str = "exact") -> dict[str, Graph]:
-    """The six graphs by name."""
+    """The graphs by name."""
     config, vae, policy = JanusFlowConfig.from_dict(CONFIG), VaeConfig.from_dict(VAE), model.Policy.of(dtype, numerics)
     specs = model.weight_specs(weight_layout(config), policy, config.language)
-    names = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step")
+    names = ("encode_images", "prefill", "decode_step", "flow_prepare")
     graphs: dict[str, Graph] = {name: getattr(model, name)(config, policy, specs) for name in names}
-    graphs["flow_step_conditional"] = model.flow_step(config, policy, specs, branches=False)
+    graphs |= {name: model.flow_step(config, policy, specs, **form) for name, form in model.FLOW_STEPS.items()}
     vae_policy = model.Policy.of(dtype)
     graphs["decode_latents"] = model.decode_latents(vae, vae_policy, model.weight_specs(vae_layout(vae), vae_policy))
     return graphs

@@ -10,6 +10,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import PlanError
+from flashjanus.model import FLOW_STEPS
 from flashjanus.pipeline.text import ImageTokens
 from small_model import (
     END,
@@ -268,7 +269,7 @@ def test_an_unknown_implementation_is_refused_when_the_model_is_built(implementa
 
 @pytest.mark.parametrize(
     "program",
-    ["encode_images", "prefill", "decode_step", "flow_prepare", "flow_step", "flow_step_conditional", "decode_latents"],
+    ["encode_images", "prefill", "decode_step", "flow_prepare", *FLOW_STEPS, "decode_latents"],
 )
 def test_plans_of_all_programs(untrained, program):
     plan = untrained.plan(program, rows=2, prompt_tokens=20, steps=5)

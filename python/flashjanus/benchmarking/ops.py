@@ -82,7 +82,7 @@ class Form:
 
 
 def executors(stages: Stages, case: Case, repeats: int) -> Iterator[Executor]:
-    """The six programs at the sizes of `case` (those of "mix"), each as a run has left it."""
+    """The programs at the sizes of `case` (those of "mix"), each as a run has left it."""
     runner, size = stages.runner, stages.model.config.latent_size
     rows = case["rows"]
     with stages.drawing(case) as drawing:

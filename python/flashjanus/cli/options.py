@@ -64,7 +64,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--steps", type=int, metavar="K", help="steps of the solver (exact: 30)")
     group.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none (exact: 2)")
-    group.add_argument("--solver", help="euler, heun, ab2 or dpmpp2m (exact: euler)")
+    group.add_argument("--solver", help="euler, or ab2, of second order (exact: euler)")
     group.add_argument(
         "--timestep-shift", type=float, metavar="S", help="more steps near the noise (> 1) or the image (exact: 1)"
     )
@@ -81,6 +81,18 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--uncond-every", type=int, metavar="N", help="compute the unconditional branch every N-th time (exact: 1)"
     )
+    group.add_argument(
+        "--step-cache",
+        type=step_cache,
+        metavar="N | 0,T,...",
+        help="run the language model every N-th time, or from these times (0 noise, 1 image) on, else extrapolate "
+        "(exact: 1); `flashjanus schedule` finds times",
+    )
+
+
+def step_cache(text: str) -> int | tuple[float, ...]:
+    """N, or times between commas."""
+    return tuple(map(float, text.split(","))) if "," in text else int(text)
 
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
@@ -96,6 +108,7 @@ def sampler_of(args: argparse.Namespace) -> Sampler:
         guidance_interval=args.guidance_interval,
         guidance_rescale=args.guidance_rescale,
         uncond_every=args.uncond_every,
+        step_cache=args.step_cache,
     )
 
 

@@ -15,6 +15,10 @@ PROGRAMS = (
     "flow_prepare",
     "flow_step",
     "flow_step_conditional",
+    "flow_step_storing",
+    "flow_step_storing_conditional",
+    "flow_step_recalling",
+    "flow_step_recalling_conditional",
     "decode_latents",
 )
 

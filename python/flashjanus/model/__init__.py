@@ -1,7 +1,8 @@
-"""The parts of JanusFlow as functions that append nodes to a graph, and the six programs built from them."""
+"""The parts of JanusFlow as functions that append nodes to a graph, and the programs built from them."""
 
 from .policy import Policy
 from .programs import (
+    FLOW_STEPS,
     decode_latents,
     decode_step,
     encode_images,
@@ -13,6 +14,7 @@ from .programs import (
 )
 
 __all__ = [
+    "FLOW_STEPS",
     "Policy",
     "decode_latents",
     "decode_step",

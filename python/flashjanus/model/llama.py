@@ -53,12 +53,12 @@ def layers(
     keys_only: bool = False,
     last_only: bool = False,
     out_dtype: torch.dtype | None = None,
-) -> Value | None:
-    """Final-norm hidden states (B, N, D) of the tokens h (R, N, D) in the residual dtype.
+) -> tuple[Value, Value] | None:
+    """The residual stream behind all layers and its final norm, (B, N, D) both, of the tokens h (R, N, D).
 
-    R < B: the rows are branched after the first QKV, the last thing that both branches of guidance share.
-    keys_only: stop once the last layer's keys are written (nothing is returned). last_only: the last layer serves only
-    the last token of each row, (B, 1, D).
+    h and the stream are in the residual dtype. R < B: the rows are branched after the first QKV, the last thing that
+    both branches of guidance share. keys_only: stop once the last layer's keys are written (nothing is returned).
+    last_only: the last layer serves only the last token of each row, (B, 1, D).
     """
     rows = seq.positions.shape[0]
     eps = config.rms_norm_eps
@@ -103,5 +103,4 @@ def layers(
         dtype = out_dtype if last and out_dtype is not None else policy.matrix
         x, normed = g.add("add_rms_norm", x, delta, norm, eps=eps, dtype=dtype, label="residual2")
     g.scope = scope
-    out: Value = normed
-    return out
+    return x, normed

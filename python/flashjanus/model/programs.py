@@ -1,4 +1,4 @@
-"""The six programs, as graphs over symbolic sizes.
+"""The programs, as graphs over symbolic sizes.
 
 R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), P prompt capacity, K
 evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I images. Prefixes are
@@ -7,12 +7,14 @@ right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
 from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+from flashjanus.engine.ops import step_cache
 from flashjanus.engine.ops.flow_update import COLUMNS
 
 from . import llama, siglip, uvit, vae
@@ -82,9 +84,9 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     numbers = {name: g.input(name, (B, N), I32) for name in ("positions", "slots", "kv_end")}
     causal = config.image_attention == "causal"
     seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers, causal=causal)
-    hidden = llama.layers(g, language, policy, h, seq, last_only=True)
-    assert hidden is not None
-    _sampling(g, llama.linear(g, g.select(hidden, 1, 0), "llm.head", "logits"))
+    through = llama.layers(g, language, policy, h, seq, last_only=True)
+    assert through is not None
+    _sampling(g, llama.linear(g, g.select(through[1], 1, 0), "llm.head", "logits"))
     return g
 
 
@@ -105,9 +107,9 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     # every key before its own slot, and its own by the rule
     kv_start = g.input("kv_start", (B,), I32)
     seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, kv_start, kv_end=slots, causal=True)
-    hidden = llama.layers(g, language, policy, h, seq)
-    assert hidden is not None
-    logits = llama.linear(g, g.reshape(hidden, (B, language.hidden_size)), "llm.head", "logits")
+    through = llama.layers(g, language, policy, h, seq)
+    assert through is not None
+    logits = llama.linear(g, g.reshape(through[1], (B, language.hidden_size)), "llm.head", "logits")
     _sampling(g, logits)
     ends = (g.input("eos", (B,), I32), g.state("live", (B,), I32))
     g.add("advance", position, slot, token, *ends, last=language.max_position_embeddings - 1)
@@ -148,60 +150,93 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     return g
 
 
+FLOW_STEPS: Mapping[str, Mapping[str, Any]] = {
+    f"flow_step{of_cache}{of_branches}": dict(cache=cache, branches=branches)
+    for cache, of_cache in ((None, ""), ("store", "_storing"), ("recall", "_recalling"))
+    for branches, of_branches in ((True, ""), (False, "_conditional"))
+}
+"""The forms of `flow_step` by name; they share inputs and states."""
+
+
 def flow_step(
-    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], *, branches: bool = True
+    config: JanusFlowConfig,
+    policy: Policy,
+    weights: Mapping[str, TensorSpec],
+    *,
+    branches: bool = True,
+    cache: str | None = None,
 ) -> Graph:
     """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
     `velocity` (R+U, h', w', c p p) are the patches before guidance; (R, h', w', c p p) without `branches`, where the
-    same inputs and states serve and the rows of unconditional branches are left alone.
+    rows of unconditional branches are left alone. cache: None; "store", where rows may keep what the language model
+    added to its input, or recall it, by the lines of `cache`; "recall", where all rows recall it, and it does not run.
     """
     language, enc = config.language, config.gen_encoder
-    g = Graph("flow_step" if branches else "flow_step_conditional", weights)
-    rows, tokens = R + U, config.num_image_tokens
-    heads = (language.num_key_value_heads, language.head_dim)
+    form = dict(cache=cache, branches=branches)
+    g = Graph(next(name for name, its in FLOW_STEPS.items() if its == form), weights)
+    tokens = config.num_image_tokens
     size = config.latent_size
     z, history = (g.state(name, (R, enc.input_channels, size, size), policy.latents) for name in ("z", "history"))
     step = g.state("step", (R,), I32)
     steps, schedule = g.input("steps", (R,), I32), g.input("schedule", (R, K, COLUMNS), F32)
     width = uvit.modulation_width(config)
     table = g.input("modulation", (R, K, width), policy.vector, on_device=True) if width else None
-    k_table, v_table = (
-        g.input(name, (language.num_hidden_layers, rows, K, *heads), policy.matrix, on_device=True)
-        for name in ("k_table", "v_table")
-    )
-    k, v = llama.caches(g, language, policy, rows, P + (1 + tokens))
-    numbers = {name: g.input(name, (rows, tokens), I32) for name in ("positions", "slots", "kv_end")}
-    kv_start = g.input("kv_start", (rows,), I32)
-    if not branches:
-        k, v, k_table, v_table = (g.narrow(value, 1, 0, R) for value in (k, v, k_table, v_table))
-        numbers = {name: g.narrow(value, 0, 0, R) for name, value in numbers.items()}
-        kv_start = g.narrow(kv_start, 0, 0, R)
-    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=config.image_attention == "causal")
 
-    g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
+    def of_branches(value: Value, dim: int = 0) -> Value:
+        """`value`, which has all branches, without those that do not run."""
+        return value if branches else g.narrow(value, dim, 0, R)
+
     x = uvit.encode(g, config, policy, z, table, step)
     flat = g.reshape(x, (R, tokens, enc.channels))
     flat = g.add("cast", flat, dtype=policy.matrix, label="enc.tokens")
     h = g.add("linear", flat, g.weight("enc.aligner.w"), g.optional_weight("enc.aligner.b"), label="enc.aligner.out")
     if policy.residual is not policy.matrix:
         h = g.add("cast", h, dtype=policy.residual, label="enc.residual")
-    hidden = llama.layers(g, language, policy, h, seq, out_dtype=policy.residual)
+    eps = language.rms_norm_eps
+    total = hidden = None
+    if cache != "recall":
+        total, hidden = _image_tokens(g, config, policy, h, step, of_branches)
+    if cache is not None:
+        shape = (R + U, tokens, language.hidden_size)
+        slots = [of_branches(g.state(name, shape, policy.matrix)) for name in ("slot_0", "slot_1")]
+        lines = g.input("cache", (R, K, step_cache.COLUMNS), F32)
+        stream = g.add("step_cache", h, total, *slots, lines, step, label="llm.stream")
+        hidden = g.add("rms_norm", stream, g.weight("llm.norm"), eps=eps, dtype=policy.residual, label="llm.hidden")
     assert hidden is not None
-    normed = g.add(
-        "rms_norm",
-        hidden,
-        g.weight("dec.aligner.norm"),
-        eps=language.rms_norm_eps,
-        dtype=policy.matrix,
-        label="dec.aligner.norm.out",
-    )
+    norm = g.weight("dec.aligner.norm")
+    normed = g.add("rms_norm", hidden, norm, eps=eps, dtype=policy.matrix, label="dec.aligner.norm.out")
     h = g.add("linear", normed, g.weight("dec.aligner.w"), g.optional_weight("dec.aligner.b"), label="dec.aligner.out")
     velocity = uvit.decode(g, config, policy, h, x, table, step)
     g.output("velocity", velocity)
     kept = g.state("kept", (R, *velocity.shape[1:]), velocity.dtype)
     g.add("flow_update", velocity, z, history, kept, schedule, step, steps)
     return g
+
+
+def _image_tokens(
+    g: Graph,
+    config: JanusFlowConfig,
+    policy: Policy,
+    h: Value,
+    step: Value,
+    of_branches: Callable[..., Value],
+) -> tuple[Value, Value]:
+    """The language model's residual stream and its final norm, behind the prompt and the step's time token."""
+    language, rows, tokens = config.language, R + U, config.num_image_tokens
+    heads = (language.num_key_value_heads, language.head_dim)
+    shape = (language.num_hidden_layers, rows, K, *heads)
+    tables = [g.input(name, shape, policy.matrix, on_device=True) for name in ("k_table", "v_table")]
+    k_table, v_table, k, v = (
+        of_branches(value, 1) for value in (*tables, *llama.caches(g, language, policy, rows, P + (1 + tokens)))
+    )
+    numbers = {name: of_branches(g.input(name, (rows, tokens), I32)) for name in ("positions", "slots", "kv_end")}
+    kv_start = of_branches(g.input("kv_start", (rows,), I32))
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=config.image_attention == "causal")
+    g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
+    through = llama.layers(g, language, policy, h, seq, out_dtype=policy.residual)
+    assert through is not None
+    return through
 
 
 def decode_latents(config: VaeConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from flashjanus.engine.ops.flow_update import unpatchify
+from flashjanus.engine.ops.step_cache import CacheLine
 from flashjanus.engine.runtime.cuda import Staging
+from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
 
 from .buckets import padded
@@ -44,23 +46,30 @@ class FlowSession:
     """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
 
     The contract for embedding: `join` rows, `step` all of them together, read `z`; a row may be joined anew between any
-    two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With `skips` there is a
-    second plan on the same memory, without unconditional branches, which runs when no row needs its own.
+    two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With `skips` there are
+    plans on the same memory without unconditional branches, which run when no row needs its own; with `caches` such
+    without the language model, which run when all rows recall what it adds.
     """
 
-    def __init__(self, runner: Runner, rows: int, guided: int, prompt: int, steps: int, *, skips: bool = False) -> None:
+    def __init__(
+        self, runner: Runner, rows: int, guided: int, prompt: int, steps: int, skips: bool = False, caches: bool = False
+    ) -> None:
         self.runner, self.prompt, self.steps = runner, prompt, steps
         self.rows, self.guided = rows, guided
         self._written = True
         self._joined: list[Schedule | None] = [None] * rows
         self._taken = [0] * rows
-        self.flow = runner.executor("flow_step", R=rows, U=guided, P=prompt, K=steps)
-        self.conditional = None
-        if skips and guided:
-            states, inputs = self.flow.states, self.flow.inputs
-            self.conditional = runner.executor(
-                "flow_step_conditional", states=states, inputs=inputs, **self.flow.plan.sizes
-            )
+        whole = "flow_step_storing" if caches else "flow_step"
+        self.flow = runner.executor(whole, R=rows, U=guided, P=prompt, K=steps)
+        states, inputs, sizes = self.flow.states, self.flow.inputs, self.flow.plan.sizes
+        self._forms: dict[tuple[bool, bool], Executor] = {}
+        """By whether the language model runs, and unconditional branches do."""
+        for model in (True, False) if caches else (True,):
+            for branches in (True, False) if skips and guided else (True,):
+                name = (whole if model else "flow_step_recalling") + ("" if branches else "_conditional")
+                self._forms[model, branches] = (
+                    self.flow if name == whole else runner.executor(name, states=states, inputs=inputs, **sizes)
+                )
         self._ran = self.flow
         self._staging = None if runner.gpu is None else Staging(runner.gpu, self.z[0].nbytes)
         host = self.flow.host
@@ -71,7 +80,7 @@ class FlowSession:
 
     @property
     def nbytes(self) -> int:
-        return self.flow.nbytes + (0 if self.conditional is None else self.conditional.plan.arena_bytes)
+        return self.flow.nbytes + sum(form.plan.arena_bytes for form in self._forms.values() if form is not self.flow)
 
     @property
     def z(self) -> torch.Tensor:
@@ -83,14 +92,18 @@ class FlowSession:
         joined = self._joined[row]
         return joined is not None and joined.needs_branch(self._taken[row])
 
+    def _needs_model(self, row: int) -> bool:
+        joined = self._joined[row]
+        return joined is not None and joined.needs_model(self._taken[row])
+
     def step(self) -> None:
         """One evaluation of every row that has some left."""
         if self._written:
             self.flow.upload()
             self._written = False
-        self._ran = self.flow
-        if self.conditional is not None and not any(map(self.needs_branch, range(self.guided))):
-            self._ran = self.conditional
+        model = any(map(self._needs_model, range(self.rows))) or (False, True) not in self._forms
+        branches = any(map(self.needs_branch, range(self.guided))) or (True, False) not in self._forms
+        self._ran = self._forms[model, branches]
         self._ran.run()
         self._taken = [taken + 1 for taken in self._taken]
 
@@ -135,6 +148,9 @@ class FlowSession:
             flow.inputs["modulation"][row, : len(made)].copy_(made)
         flow.host["steps"][row] = len(schedule)
         flow.host["schedule"][row, : len(schedule)].copy_(torch.tensor(schedule.lines, dtype=torch.float32))
+        if "cache" in flow.host:
+            lines = torch.tensor(schedule.cache or [CacheLine()] * len(schedule), dtype=torch.float32)
+            flow.host["cache"][row, : len(schedule)].copy_(lines)
         self._written = True
         self._joined[row], self._taken[row] = schedule, 0
         flow.states["step"][row] = 0
@@ -187,11 +203,6 @@ class Prepared:
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))
 
 
-def skipping(runner: Runner, rows: int, guided: int, prompt: int, steps: int) -> FlowSession:
-    """A FlowSession with `skips`."""
-    return FlowSession(runner, rows, guided, prompt, steps, skips=True)
-
-
 def generate(
     runner: Runner,
     requests: Sequence[FlowRequest],
@@ -216,8 +227,8 @@ def generate(
     timed = list(dict.fromkeys(keys[i] for i in order))
     prompts = padded(len(timed), buckets.rows)
     with_branch = buckets.branches(len({keys[i] for i in order[:branches]}), prompts)
-    make = skipping if any(r.schedule.skips for r in requests) else FlowSession
-    with runner.lease(make, rows, branches, capacity, steps) as session:
+    skips, caches = (any(getattr(r.schedule, name) for r in requests) for name in ("skips", "caches"))
+    with runner.lease(FlowSession, rows, branches, capacity, steps, skips, caches) as session:
         with runner.lease(Prepared, prompts, with_branch, capacity, steps) as prepared:
             prepared.run(timed)
             for row, i in enumerate(order):

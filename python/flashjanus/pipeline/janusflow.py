@@ -111,6 +111,7 @@ class JanusFlow(TensorModel):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float | None = None,
         uncond_every: int | None = None,
+        step_cache: int | Sequence[float] | None = None,
         best_of: int | None = None,
         accept_above: float | None = None,
         judge: choosing.Judge | None = None,
@@ -125,12 +126,13 @@ class JanusFlow(TensorModel):
         ROWS_AT_ONCE images; for more, the steps start again.
 
         preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see presets.py).
-        Options that are given win over it. solver: "euler"; "ab2" and "dpmpp2m", of second order at one evaluation a
-        step; "heun", at two but in the last step (euler). timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes
-        s sigma / (1 + (s - 1) sigma). guidance_interval (low, high) of t in [0, 1] (0, 1): no guidance outside.
-        guidance_rescale, 0 to 1 (0): draws the guided velocity towards the conditional one's standard deviation.
-        uncond_every n (1): every n-th evaluation with guidance computes the unconditional velocity, which serves those
-        between as well.
+        Options that are given win over it. solver: "euler"; "ab2", of second order at one evaluation a step (euler).
+        timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma). guidance_interval (low,
+        high) of t in [0, 1] (0, 1): no guidance outside. guidance_rescale, 0 to 1 (0): draws the guided velocity
+        towards the conditional one's standard deviation. uncond_every n (1): every n-th evaluation with guidance
+        computes the unconditional velocity, which serves those between as well. step_cache n (1): the language model
+        runs in the first two evaluations and in every n-th; or times of t, of which the first is 0: in the first
+        evaluation at or after each. In the others what it adds to its input is extrapolated from its last two runs.
 
         best_of: draw so many images per prompt, with the seeds that they would have if all were asked for, and return
         the num_images_per_prompt best, the best first. The model itself is the judge: `judge` is a question with
@@ -153,6 +155,7 @@ class JanusFlow(TensorModel):
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
             uncond_every=uncond_every,
+            step_cache=step_cache,
         )
         options.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         total = len(prompts) * images

@@ -152,11 +152,12 @@ class Runner:
     def _builders(self) -> dict[str, Callable[[], Graph]]:
         """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
         specs = self._specs(weight_layout(self.config), self.policy, language=True)
-        names = ("encode_images", "prefill", "decode_step", "flow_prepare", "flow_step")
+        names = ("encode_images", "prefill", "decode_step", "flow_prepare")
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
         }
-        builders["flow_step_conditional"] = partial(programs.flow_step, self.config, self.policy, specs, branches=False)
+        for name, form in programs.FLOW_STEPS.items():
+            builders[name] = partial(programs.flow_step, self.config, self.policy, specs, **form)
         if self.vae_config is not None:
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)

@@ -1,24 +1,25 @@
 """How an image's flow is integrated and guided: options, and the numbers of every evaluation that follow from them.
 
 An evaluation is one run of the network, at a time of its own. What a row does with its velocity is a line of
-coefficients of the op `flow_update`, so rows with different solvers share one captured step.
+coefficients of the op `flow_update`, and whether its language model runs there one of `step_cache`, so that rows with
+different options share one captured step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from flashjanus.engine.ops.flow_update import Evaluation
+from flashjanus.engine.ops.step_cache import CacheLine
 from flashjanus.errors import InputError
 
 from . import options
 
-SOLVERS = ("euler", "heun", "ab2", "dpmpp2m")
+SOLVERS = ("euler", "ab2")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Sampler:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     uncond_every: int = 1
+    step_cache: int | tuple[float, ...] = 1
 
     @staticmethod
     def of(**given: Any) -> Sampler:
@@ -39,17 +41,15 @@ class Sampler:
         default = Sampler()
         value = {name: given.get(name, getattr(default, name)) for name in OPTIONS}
         solver = options.choice("solver", value["solver"], SOLVERS)
-        heun = solver == "heun"
-        most = (options.MAX_STEPS + 1) // 2 if heun else options.MAX_STEPS
-        name = "num_inference_steps" + (" with solver='heun'" if heun else "")
         return Sampler(
-            options.integer(name, value["num_inference_steps"], 1, most),
+            options.integer("num_inference_steps", value["num_inference_steps"], 1, options.MAX_STEPS),
             options.number("guidance_scale", value["guidance_scale"], 0.0, options.MAX_GUIDANCE),
             solver,
             options.number("timestep_shift", value["timestep_shift"], 0.01, 100.0),
             _interval(value["guidance_interval"]),
             options.number("guidance_rescale", value["guidance_rescale"], 0.0, 1.0),
             options.integer("uncond_every", value["uncond_every"], 1, options.MAX_STEPS),
+            _step_cache(value["step_cache"]),
         )
 
     @property
@@ -70,12 +70,28 @@ def _interval(value: Any) -> tuple[float, float]:
     return low, high
 
 
+def is_times(value: Any) -> bool:
+    """True for times of a step cache, which begin with 0, as no number of evaluations does."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and value[0] == 0
+
+
+def _step_cache(value: Any) -> int | tuple[float, ...]:
+    if not is_times(value):
+        return options.integer("step_cache", value, 1, options.MAX_STEPS)
+    times = tuple(options.number("step_cache", t, 0.0, 1.0) for t in value)
+    if any(after <= t for t, after in pairwise((*times, 1.0))):
+        raise InputError(f"step_cache: expected times from 0 that rise and stay below 1, got {value!r:.80}")
+    return times
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """times: of each evaluation, in [0, 1); lines: what the row does there."""
+    """times: of each evaluation, in [0, 1); lines: what the row does there; cache: what its language model does there,
+    or nothing where it always runs."""
 
     times: tuple[float, ...]
     lines: tuple[Evaluation, ...]
+    cache: tuple[CacheLine, ...] = ()
 
     def __len__(self) -> int:
         return len(self.times)
@@ -85,6 +101,12 @@ class Schedule:
         line = self.lines[evaluation] if evaluation < len(self) else Evaluation()
         return line.guidance != 1 and not line.recall
 
+    def needs_model(self, evaluation: int) -> bool:
+        """True where the language model is to run."""
+        if not self.cache:
+            return evaluation < len(self)
+        return evaluation < len(self) and not self.cache[evaluation].recall
+
     @property
     def guided(self) -> bool:
         return any(line.guidance != 1 for line in self.lines)
@@ -93,6 +115,11 @@ class Schedule:
     def skips(self) -> bool:
         """True where a row with guidance can do without its unconditional branch at some evaluation."""
         return self.guided and not all(map(self.needs_branch, range(len(self))))
+
+    @property
+    def caches(self) -> bool:
+        """True where the language model's part is recalled at some evaluation."""
+        return any(line.recall for line in self.cache)
 
 
 @lru_cache(maxsize=256)
@@ -109,7 +136,31 @@ def schedule(sampler: Sampler) -> Schedule:
         guidance = (sampler.guidance_scale, sampler.guidance_rescale, float(not fresh), float(fresh and every > 1))
         complete.append(Evaluation(*line[:5], *guidance))
         count += 1
-    return Schedule(tuple(times), tuple(complete))
+    plain = Schedule(tuple(times), tuple(complete))
+    return plain if sampler.step_cache == 1 else replace(plain, cache=cached(plain, sampler.step_cache))
+
+
+def cached(plain: Schedule, due: int | tuple[float, ...]) -> tuple[CacheLine, ...]:
+    """Which evaluations run the language model, and what the others recall: its last two runs, as a line through them.
+
+    due n: it runs in the first two evaluations and in every n-th; times: in the first evaluation at or after each. It
+    runs as well where an unconditional branch is needed that one of the last two runs did without.
+    """
+    lines: list[CacheLine] = []
+    runs: list[tuple[float, bool]] = []
+    before = -1.0
+    for k, t in enumerate(plain.times):
+        asked = k < 2 or k % due == 0 if isinstance(due, int) else any(before < at <= t for at in due)
+        before, branch, past = t, plain.needs_branch(k), runs[-2:]
+        if asked or (branch and not all(had for _, had in past)):
+            lines.append(CacheLine(slot=len(runs) % 2))
+            runs.append((t, branch))
+            continue
+        (first, _), (last, _) = past[0], past[-1]
+        ahead = (t - last) / (last - first) if last > first else 0.0
+        weights = (1 + ahead, -ahead) if len(runs) % 2 else (-ahead, 1 + ahead)
+        lines.append(CacheLine(1.0, -1.0, *weights))
+    return tuple(lines)
 
 
 def grid(steps: int, shift: float) -> tuple[list[float], list[float]]:
@@ -132,20 +183,6 @@ def _euler(times: list[float], differences: list[float]) -> Evaluations:
     return times[:-1], [Evaluation(z_w=dt) for dt in differences]
 
 
-def _heun(times: list[float], differences: list[float]) -> Evaluations:
-    """z* = z + dt w, h = w; then z' = z* + dt / 2 (w(z*, t') - h).
-
-    The last step is Euler's, as in diffusers: at t' = 1 the network was not trained.
-    """
-    at: list[float] = []
-    lines: list[Evaluation] = []
-    for t, after, dt in zip(times, times[1:], differences, strict=False):
-        last = after == 1
-        at += [t] if last else [t, after]
-        lines += [Evaluation(z_w=dt)] if last else [Evaluation(z_w=dt, h_w=1.0), Evaluation(z_w=dt / 2, z_h=-dt / 2)]
-    return at, lines
-
-
 def _ab2(times: list[float], differences: list[float]) -> Evaluations:
     """z' = z + dt ((1 + r / 2) w - r / 2 h), h' = w, with r = dt / the step before; the first step is Euler's."""
     ratios = [0.0, *(dt / before for before, dt in pairwise(differences))]
@@ -155,22 +192,4 @@ def _ab2(times: list[float], differences: list[float]) -> Evaluations:
     return times[:-1], lines
 
 
-def _dpmpp2m(times: list[float], differences: list[float]) -> Evaluations:
-    """DPM-Solver++(2M) with alpha = t, sigma = 1 - t: x = z + sigma w predicts the image, h' = x, and
-
-    z' = sigma' / sigma z + dt / sigma ((1 + g) x - g h), g = d / (2 d_before), d the step in log(alpha / sigma). Where
-    one of these is infinite, in the first two steps and in the last one, it is Euler's. Source: Lu et al. 2022, arXiv
-    2211.01095, algorithm 2.
-    """
-    at = [-math.inf, *(math.log(t / (1 - t)) for t in times[1:-1]), math.inf]
-    widths = [after - now for now, after in pairwise(at)]
-    lines: list[Evaluation] = []
-    for k, (t, dt) in enumerate(zip(times, differences, strict=False)):
-        inner = 1 < k < len(widths) - 1
-        sigma, g = 1 - t, widths[k] / (2 * widths[k - 1]) if inner else 0.0
-        drawn = g * dt / sigma
-        lines.append(Evaluation(1 + drawn, dt + drawn * sigma, -drawn, h_z=1.0, h_w=sigma))
-    return times[:-1], lines
-
-
-_EVALUATIONS = {"euler": _euler, "heun": _heun, "ab2": _ab2, "dpmpp2m": _dpmpp2m}
+_EVALUATIONS = {"euler": _euler, "ab2": _ab2}

@@ -20,7 +20,7 @@ from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
-from flashjanus.model import Policy
+from flashjanus.model import FLOW_STEPS, Policy
 
 from . import flow, loading, options, pictures, presets, text, warming
 from .buckets import EXACT, PADDED, Buckets, padded
@@ -154,6 +154,7 @@ class TensorModel:
         guidance_interval: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
         guidance_rescale: float | Sequence[float] | None = None,
         uncond_every: int | Sequence[int] | None = None,
+        step_cache: int | Sequence[float] | Sequence[int | Sequence[float]] | None = None,
         preset: str | Sequence[str] = "exact",
     ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
         """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; every row as if alone.
@@ -173,7 +174,7 @@ class TensorModel:
         z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
         steps = dict[str, Any](num_inference_steps=num_inference_steps, solver=solver, timestep_shift=timestep_shift)
         guidance = dict[str, Any](guidance_interval=guidance_interval, guidance_rescale=guidance_rescale)
-        guidance |= dict(guidance_scale=guidance_scale, uncond_every=uncond_every)
+        guidance |= dict(guidance_scale=guidance_scale, uncond_every=uncond_every, step_cache=step_cache)
         samplers = presets.samplers(len(z), preset=preset, **steps, **guidance)
         rows = zip(input_ids, samplers, z, strict=True)
         requests = [flow.FlowRequest(self._prompt(ids, row), *its) for row, (ids, *its) in enumerate(rows)]
@@ -280,8 +281,7 @@ class TensorModel:
         tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
         sizes = {
             "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
-            "flow_step": dict(R=rows, U=rows, P=prompt, K=steps),
-            "flow_step_conditional": dict(R=rows, U=rows, P=prompt, K=steps),
+            **{name: dict(R=rows, U=rows, P=prompt, K=steps) for name in FLOW_STEPS},
             "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + tokens, K=new),
             "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),

@@ -30,7 +30,7 @@ def warm_up(
     def sizes(name: str, counts: Sequence[int]) -> list[int]:
         return sorted({padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
 
-    session = flow.skipping if presets.sampler(preset).schedule.skips else flow.FlowSession
+    schedule = presets.sampler(preset).schedule
     pictured, talked = sizes("images", images), sizes("conversations", conversations)
     with ExitStack() as leases:
         made: list[Session] = []
@@ -40,7 +40,7 @@ def warm_up(
 
         for rows in pictured:
             for capacity in capacities:
-                make(session, rows, rows, capacity, steps)
+                make(flow.FlowSession, rows, rows, capacity, steps, schedule.skips, schedule.caches)
                 for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
                     make(flow.Prepared, prompts, prompts, capacity, steps)
         for rows in talked:
