@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flashjanus import __version__
-from flashjanus.cli import ask, bench, doctor, eval, generate, inspect, plan, profile, quality, quantize
+from flashjanus.cli import ask, bench, doctor, eval, generate, inspect, plan, profile, quality, quantize, schedule
 from flashjanus.cli.console import Console, silence_stdout
 from flashjanus.errors import FlashJanusError, InputError
 
@@ -18,7 +18,7 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, profile, doctor)
+COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, schedule, profile, doctor)
 
 
 class Parser(argparse.ArgumentParser):
