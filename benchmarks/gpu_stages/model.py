@@ -28,6 +28,7 @@ def run(work: Workload, notes: Notes) -> None:
 
         for rows in sizes.images:
             stage("flow step", partial(flow_step, work, runner, rows), rows)
+            stage("recalled step", partial(recalled_step, work, runner, rows), rows)
             stage("image", partial(image, work, runner, rows), rows)
         stage("prepare", partial(prepare, work, runner))
         stage("prefill", partial(prefill, work, runner))
@@ -49,13 +50,23 @@ def flow_step(work: Workload, runner: Runner, rows: int) -> Found:
     """make_s: plan, memory and, with graphs, capture, what a first request waits for."""
     prepared = work.prepared(runner)
     start = time.perf_counter()
-    with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows)) as session:
+    with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, False) as session:
         work.clock.synchronize()
         make = time.perf_counter() - start
         work.join(session, prepared)
         work.clock.spans(session.step, 3)
         work.join(session, prepared)
         return {"time": summary(work.clock.spans(session.step, work.sizes.steps)), "make_s": make}
+
+
+def recalled_step(work: Workload, runner: Runner, rows: int) -> Found:
+    """One that leaves the language model out."""
+    prepared = work.prepared(runner)
+    with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, True) as session:
+        work.join(session, prepared)
+        recall = session.forms[False, True].run
+        work.clock.spans(recall, 3)
+        return {"time": summary(work.clock.spans(recall, work.sizes.steps))}
 
 
 def image(work: Workload, runner: Runner, rows: int) -> Found:

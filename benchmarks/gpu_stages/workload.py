@@ -192,7 +192,7 @@ class Workload:
 
     def ready(self) -> Iterator[Executor]:
         """Executors about to run, whose nodes are all forms of every op that the model meets; each of them once."""
-        yield self._flow(self.sizes.images[0])
+        yield from self._flow(self.sizes.images[0])
         yield self.encoder(self.eager)
         yield self.decoder(self.eager)
         for rows in self.sizes.conversations:
@@ -207,14 +207,16 @@ class Workload:
             chat = TextSession(self.eager, rows, length, length + new, 1, new)
             chat.start(self.chat_requests(rows, length), None)
             yield chat.decode
-        yield self._flow(self.sizes.images[-1])  # last: the largest may not fit
+        yield from self._flow(self.sizes.images[-1])  # last: the largest may not fit
 
-    def _flow(self, rows: int) -> Executor:
-        session = FlowSession(self.eager, *self.flow_bucket(self.eager, rows))
-        self.join(session, self.prepared(self.eager))
-        session.flow.host["steps"].fill_(ENDLESS)
-        session.flow.upload()
-        return session.flow
+    def _flow(self, rows: int) -> Iterator[Executor]:
+        """Without a step cache, and storing and recalling with one."""
+        for caches in (False, True):
+            session = FlowSession(self.eager, *self.flow_bucket(self.eager, rows), caches=caches)
+            self.join(session, self.prepared(self.eager))
+            session.flow.host["steps"].fill_(ENDLESS)
+            session.flow.upload()
+            yield from session.forms.values()
 
 
 def ids(length: int) -> tuple[int, ...]:

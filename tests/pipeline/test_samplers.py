@@ -126,7 +126,7 @@ def test_without_these_options_there_is_one_plan(model: JanusFlow, runs: Counter
     draw(made, [sampler])
     assert runs == {"flow_prepare": 1, "flow_step": 4}
     (session,) = [it for it in made.runner._idle.values() if isinstance(it, FlowSession)]
-    assert [form.plan.name for form in session._forms.values()] == ["flow_step"]
+    assert [form.plan.name for form in session.forms.values()] == ["flow_step"]
 
 
 def test_the_plan_without_branches_is_that_of_rows_without_guidance(model: JanusFlow) -> None:

@@ -30,6 +30,7 @@ STAGES = {
     "latents": ("rows", "prompt_tokens", "steps"),
     "prepare": ("prompt_tokens", "steps"),
     "step": ("rows", "prompt_tokens"),
+    "recalled step": ("rows", "prompt_tokens"),
     "VAE": (),
     "SigLIP": ("rows",),
     "prefill": ("rows", "chat_tokens"),
@@ -38,9 +39,21 @@ STAGES = {
 }
 """The sizes that each depends on. import, start: a fresh process, until it has imported the package, and until it has
 drawn an image of a short prompt. load: from disk. first image, first token: plans and their memory made anew, the
-picture of the question encoded. image, latents: a request with and without the VAE. prepare, step, token: one of them.
-mix: a flow step of `rows` images and MIXED tokens of `rows` conversations."""
-LATENCY = ("load", "first image", "first token", "prepare", "step", "VAE", "SigLIP", "prefill", "token")
+picture of the question encoded. image, latents: a request with and without the VAE. prepare, step, token: one of them;
+a recalled step leaves the language model out. mix: a flow step of `rows` images and MIXED tokens of `rows`
+conversations."""
+LATENCY = (
+    "load",
+    "first image",
+    "first token",
+    "prepare",
+    "step",
+    "recalled step",
+    "VAE",
+    "SigLIP",
+    "prefill",
+    "token",
+)
 THROUGHPUT = ("latents", "image", "token", "mix")
 FROM_DISK = ("import", "start", "load")
 """Only where the model came from a checkpoint."""
@@ -162,6 +175,9 @@ class Stages:
         elif stage == "step":
             with self.drawing(case) as drawing:
                 yield drawing.step
+        elif stage == "recalled step":
+            with self.drawing(case, caches=True) as drawing:
+                yield drawing.forms[False, True].run
         elif stage == "VAE":
             latents = self.noise(1)
             yield lambda: self.model.decode_latents(latents)
@@ -187,10 +203,10 @@ class Stages:
             yield prepared
 
     @contextmanager
-    def drawing(self, case: Case) -> Iterator[flow.FlowSession]:
+    def drawing(self, case: Case, caches: bool = False) -> Iterator[flow.FlowSession]:
         """All rows of a flow joined, with the same prompt."""
         runner, requests = self.runner, self.images(case)
-        with runner.lease(flow.FlowSession, *self._flow_bucket(case["rows"], case)) as session:
+        with runner.lease(flow.FlowSession, *self._flow_bucket(case["rows"], case), False, caches) as session:
             with self.preparing(case) as prepared:
                 prepared.run([requests[0].timed_prompt])
                 for row, request in enumerate(requests):

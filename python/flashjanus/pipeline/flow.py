@@ -62,12 +62,12 @@ class FlowSession:
         whole = "flow_step_storing" if caches else "flow_step"
         self.flow = runner.executor(whole, R=rows, U=guided, P=prompt, K=steps)
         states, inputs, sizes = self.flow.states, self.flow.inputs, self.flow.plan.sizes
-        self._forms: dict[tuple[bool, bool], Executor] = {}
+        self.forms: dict[tuple[bool, bool], Executor] = {}
         """By whether the language model runs, and unconditional branches do."""
         for model in (True, False) if caches else (True,):
             for branches in (True, False) if skips and guided else (True,):
                 name = (whole if model else "flow_step_recalling") + ("" if branches else "_conditional")
-                self._forms[model, branches] = (
+                self.forms[model, branches] = (
                     self.flow if name == whole else runner.executor(name, states=states, inputs=inputs, **sizes)
                 )
         self._ran = self.flow
@@ -80,7 +80,7 @@ class FlowSession:
 
     @property
     def nbytes(self) -> int:
-        return self.flow.nbytes + sum(form.plan.arena_bytes for form in self._forms.values() if form is not self.flow)
+        return self.flow.nbytes + sum(form.plan.arena_bytes for form in self.forms.values() if form is not self.flow)
 
     @property
     def z(self) -> torch.Tensor:
@@ -101,9 +101,9 @@ class FlowSession:
         if self._written:
             self.flow.upload()
             self._written = False
-        model = any(map(self._needs_model, range(self.rows))) or (False, True) not in self._forms
-        branches = any(map(self.needs_branch, range(self.guided))) or (True, False) not in self._forms
-        self._ran = self._forms[model, branches]
+        model = any(map(self._needs_model, range(self.rows))) or (False, True) not in self.forms
+        branches = any(map(self.needs_branch, range(self.guided))) or (True, False) not in self.forms
+        self._ran = self.forms[model, branches]
         self._ran.run()
         self._taken = [taken + 1 for taken in self._taken]
 
