@@ -140,6 +140,8 @@ def test_the_letter_of_a_reply(reply: str, letter: str | None) -> None:
 class Answers:
     """Answers conversation by conversation with the words given."""
 
+    quantization = None
+
     def __init__(self, *words: str) -> None:
         self.words = list(words)
         self.asked: list[Any] = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from flashjanus.engine.ops import linear
 from flashjanus.evaluation import world
 from flashjanus.evaluation.drawing import Progress, silent
 from flashjanus.evaluation.prompts import Asked
@@ -15,6 +16,11 @@ from flashjanus.pipeline.janusflow import JanusFlow
 
 QUESTIONS_AT_ONCE = 16
 MAX_NEW_TOKENS = 8
+
+
+def at_once(model: JanusFlow) -> int:
+    """Questions of a batch: no more than 4-bit weights serve for, where the model has them."""
+    return linear.MAX_ROWS if model.quantization == "int4" else QUESTIONS_AT_ONCE
 
 
 def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
@@ -30,8 +36,8 @@ def score_answers(model: JanusFlow, asked: Sequence[Asked], progress: Progress =
     """By topic, the share of questions about ground-truth renders whose answer is right, but for case and spaces."""
     outcomes = []
     with progress(len(asked), "asking") as show:
-        for start in range(0, len(asked), QUESTIONS_AT_ONCE):
-            batch = asked[start : start + QUESTIONS_AT_ONCE]
+        for start in range(0, len(asked), at_once(model)):
+            batch = asked[start : start + at_once(model)]
             replies = ask(model, [(Image.fromarray(world.render(one.scene)), one.question.text) for one in batch])
             for one, reply in zip(batch, replies, strict=True):
                 correct = reply.strip().casefold() == one.question.answer.casefold()

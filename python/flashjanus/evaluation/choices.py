@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from flashjanus.errors import InputError
-from flashjanus.evaluation.answers import QUESTIONS_AT_ONCE, ask
+from flashjanus.evaluation.answers import ask, at_once
 from flashjanus.evaluation.drawing import Progress, silent
 from flashjanus.evaluation.records import Record, as_record, read_document
 from flashjanus.evaluation.statistics import Share, shares_by_name
@@ -165,8 +165,8 @@ def evaluate_choices(
     outcomes: list[tuple[str, bool]] = []
     unread = 0
     with progress(len(choices), "asking") as show:
-        for start in range(0, len(choices), QUESTIONS_AT_ONCE):
-            batch = choices[start : start + QUESTIONS_AT_ONCE]
+        for start in range(0, len(choices), at_once(model)):
+            batch = choices[start : start + at_once(model)]
             replies = ask(model, [(choice.image(), choice.prompt) for choice in batch])
             for choice, reply in zip(batch, replies, strict=True):
                 letter = letter_of(reply, choice.options)

@@ -22,6 +22,7 @@ REGISTRY: Mapping[str, Mapping[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
+    "int4": {"quantization": "int4"},
     "official": {"dtype": "bfloat16", "numerics": "official"},
     "balanced": {"preset": "balanced"},
     "fast": {"preset": "fast"},
