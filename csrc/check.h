@@ -106,6 +106,14 @@ inline Status check(const SiluMulParams& p) {
     return p.x && p.y ? Status::ok : Status::null_tensor;
 }
 
+inline Status check(const QuantiseRowsParams& p) {
+    if (p.rows < 1 || p.channels < 1) return Status::bad_sizes;
+    if (p.channels > kMaxQuantisedChannels) return Status::row_too_long;
+    if (!valid(p.dtype)) return Status::bad_dtype;
+    if (p.threads < 1) return Status::bad_threads;
+    return p.x && p.q && p.scale ? Status::ok : Status::null_tensor;
+}
+
 inline Status check(const RopeKvWriteParams& p) {
     if (p.batch < 1 || p.tokens < 1 || p.heads < 1 || p.kv_heads < 1 || p.half < 1) return Status::bad_sizes;
     if (!valid(p.dtype)) return Status::bad_dtype;

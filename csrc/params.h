@@ -212,6 +212,17 @@ struct SiluMulParams {
     int32_t threads;
 };
 
+// x in int8: see cpu/quantise.h.
+struct QuantiseRowsParams {
+    const void* x;  // [rows, channels]
+    void* q;        // [rows, channels] int8
+    float* scale;   // [rows]
+    Dtype dtype;    // of x
+    int32_t rows;
+    int32_t channels;
+    int32_t threads;
+};
+
 // q = rotate(q), k_cache[b, slot] = rotate(k), v_cache[b, slot] = v, of qkv = [q | k | v] by heads; half-rotation
 // layout.
 struct RopeKvWriteParams {

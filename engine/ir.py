@@ -140,6 +140,7 @@ _DTYPE_NAMES = {
     torch.int64: "i64",
     torch.uint8: "u8",
     torch.int8: "i8",
+    torch.float8_e4m3fn: "e4m3",
     torch.bool: "bool",
 }
 DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}

@@ -70,13 +70,14 @@ class Guarded:
 
 
 def official(op: Op, call: Call) -> Call:
-    """The call as official numerics makes it: bfloat16 wherever the schema leaves the dtype open."""
+    """The call as official numerics makes it: bfloat16 wherever the schema leaves the dtype open, but for 8 bits."""
     fixed = ("f32", "i32", "u8")
     args = tuple(
-        t.bfloat16() if t is not None and t.is_floating_point() and arg.dtype not in fixed else t
+        t.bfloat16() if t is not None and t.is_floating_point() and t.itemsize > 1 and arg.dtype not in fixed else t
         for arg, t in zip(op.schema.inputs, call.args, strict=True)
     )
-    return Call(args, {k: torch.bfloat16 if k == "dtype" else v for k, v in call.attrs.items()})
+    rounded = {"dtype": torch.bfloat16} if "dtype" in call.attrs and call.attrs["dtype"].itemsize > 1 else {}
+    return Call(args, {**call.attrs, **rounded})
 
 
 def make_call(op: Op, case: Mapping[str, Any], dtype: torch.dtype, bf16_everywhere: bool, seed: int = 0) -> Call:
@@ -131,24 +132,33 @@ def allowed_error(
 ) -> float:
     """rounding_steps * eps * largest |output|, and the noise of float32 evaluation where the op rounds at all.
 
-    Half a step more for a quantised output, which is rounded out of float32: truncation has twice that error.
+    A quantised output is rounded out of float32: this is what it may be off besides (see `half_steps`).
     """
-    dtype, half_step = dtypes[op.computed_from.get(name, name)], 0.0
-    if name in op.quantised:
-        dtype, half_step = torch.float32, 0.5
+    dtype = torch.float32 if name in op.quantised else dtypes[op.computed_from.get(name, name)]
     if not dtype.is_floating_point or not op.rounding_steps:
         return 0.0
     noise = NOISE * largest(f32.double() - exact.double())
-    return half_step + op.rounding_steps * torch.finfo(dtype).eps * largest(exact) + noise
+    return op.rounding_steps * torch.finfo(dtype).eps * largest(exact) + noise
 
 
-def error(got: torch.Tensor, exact: torch.Tensor, where: str) -> float:
-    """Largest |got - exact|; asserts that non-finite values are the same at the same places."""
+def half_steps(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What rounding to `dtype` may cost each value, half the distance between its neighbours there: truncation costs
+    up to twice that."""
+    if not dtype.is_floating_point:
+        return torch.full_like(exact, 0.5, dtype=torch.float64)
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(exact.double().abs().clamp(min=info.smallest_normal)).exponent - 1
+    return torch.exp2(exponent.double()) * (info.eps / 2)
+
+
+def error(got: torch.Tensor, exact: torch.Tensor, where: str, free: torch.Tensor | None = None) -> float:
+    """Largest |got - exact|, or how far that is beyond `free`; asserts that non-finite values are in their places."""
     got, exact = got.double(), exact.double()
     for test in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(test(got), test(exact)), f"{where}: non-finite values differ from the reference's"
     finite = exact.isfinite()
-    return largest(got[finite] - exact[finite])
+    off = (got - exact).abs() if free is None else ((got - exact).abs() - free).clamp(min=0)
+    return largest(off[finite])
 
 
 def serving(op: Op, call: Call, device: torch.device = CPU) -> list[str]:
@@ -170,9 +180,10 @@ def check(op: Op, call: Call, implementations: Sequence[str], device: torch.devi
         for name, got in written.items():
             where = f"{op.name}.{name} by {implementation}"
             allowed = allowed_error(op, name, dtypes, exact[name], f32[name])
-            err = errors.setdefault(name, {})[implementation] = error(got, exact[name], where)
+            free = half_steps(exact[name], got.dtype) if name in op.quantised else None
+            err = errors.setdefault(name, {})[implementation] = error(got, exact[name], where, free)
             assert err <= allowed, f"{where}: error {err:.3g}, allowed {allowed:.3g}"
-            if implementation != "torch":
+            if implementation != "torch" and free is None:
                 rounding = torch.finfo(got.dtype).eps * largest(exact[name]) if got.is_floating_point() else 0.0
                 due = 2 * errors[name]["torch"] + rounding
                 assert err <= due, f"{where}: error {err:.3g}, torch's own {errors[name]['torch']:.3g}"

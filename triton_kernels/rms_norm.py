@@ -1,4 +1,4 @@
-"""RMSNorm, alone or behind a residual add, also into int8, in Triton."""
+"""RMSNorm, alone or behind a residual add, also into 8 bits, in Triton."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ import triton
 import triton.language as tl
 
 from . import Variant, options, rows_of
-
-
-@triton.jit
-def quantised(y):
-    """A row in int8, y / scale rounded to even, and scale = max |y| / 127: see engine/ops/quantise.py."""
-    sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, which NaN wins
-    largest = tl.max(sizes).to(tl.float32, bitcast=True)
-    usable = (largest >= 1e-30) & (largest < float("inf"))
-    steps = tl.where(usable, y * tl.div_rn(127.0, largest), 0.0)
-    bits = (steps + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 * 2^23: rounds to an integer in the low bits
-    return bits.to(tl.int8), tl.div_rn(largest, 127.0)
+from .quantise_rows import eight_bits, quantised
 
 
 @triton.jit
@@ -27,7 +17,7 @@ def rms_norm_kernel(
     weight_ptr,  # [CHANNELS] float32
     total_ptr,  # [rows, CHANNELS] in x's dtype, or None
     y_ptr,  # [rows, CHANNELS], rows y_stride apart
-    scale_ptr,  # [rows] float32 where y is int8, else None
+    scale_ptr,  # [rows] float32 where y is in 8 bits, else None
     x_stride,
     delta_stride,
     y_stride,
@@ -49,7 +39,7 @@ def rms_norm_kernel(
     x = x.to(tl.float32)
     y = x * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps)) * weight
     if scale_ptr is not None:
-        y, scale = quantised(y)
+        y, scale = quantised(y, y_ptr.dtype.element_ty)
         tl.store(scale_ptr + row, scale)
     tl.store(y_ptr + row * y_stride + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -57,10 +47,10 @@ def rms_norm_kernel(
 def launch(
     x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float, scale: torch.Tensor | None = None
 ) -> None:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis; in int8 where a scale [*] float32 is given.
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis; with a scale [*] float32 in 8 bits.
 
-    x [*, C] and y [*, C] (rows equally far apart) in any float type, weight [C] float32, on one CUDA device (or on a
-    CPU in Triton's interpreter). Arguments are checked by the op's schema.
+    x [*, C] and y [*, C] (rows equally far apart) in any float type, with a scale y in int8 or float8_e4m3fn, weight
+    [C] float32, on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by the op's schema.
     """
     _launch(x, None, weight, None, y, eps, scale)
 
@@ -112,7 +102,7 @@ def variants(capability: int) -> list[Variant]:
         block = triton.next_power_of_2(channels)
         pointers = {"x_ptr": f"*{x}", "weight_ptr": "*fp32", "y_ptr": f"*{y}"}
         constants: dict[str, int | None] = {"CHANNELS": channels, "BLOCK": block}
-        if y == "i8":
+        if y in eight_bits(capability):
             pointers |= {"scale_ptr": "*fp32"}
         else:
             constants |= {"scale_ptr": None}
@@ -131,7 +121,11 @@ def variants(capability: int) -> list[Variant]:
         )
 
     return [
-        *(variant(2048, "fp32", delta, y) for delta in (None, "bf16") for y in ("bf16", "fp32", "i8")),
+        *(
+            variant(2048, "fp32", delta, y)
+            for delta in (None, "bf16")
+            for y in ("bf16", "fp32", *eight_bits(capability))
+        ),
         variant(2048, "fp32", "fp32", "fp32"),
         variant(1536, "fp32", None, "fp32"),
         *(variant(768, x, None, "fp32") for x in ("bf16", "fp32")),

@@ -1,4 +1,4 @@
-"""Gated SiLU, also into int8, in Triton."""
+"""Gated SiLU, also into 8 bits, in Triton."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import Variant, options, rows_of
-from .rms_norm import quantised
+from .quantise_rows import eight_bits, quantised
 
 BLOCK = 1024
 OPTIONS = options(2 * BLOCK)
@@ -17,7 +17,7 @@ OPTIONS = options(2 * BLOCK)
 def silu_mul_kernel(
     x_ptr,  # [rows, 2 * CHANNELS], rows x_stride apart
     y_ptr,  # [rows, CHANNELS]
-    scale_ptr,  # [rows] float32 where y is int8 (and a block is all channels), else None
+    scale_ptr,  # [rows] float32 where y is in 8 bits (and a block is all channels), else None
     x_stride,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -31,7 +31,7 @@ def silu_mul_kernel(
     up = tl.load(x_ptr + row * x_stride + CHANNELS + c, mask=inside, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
     if scale_ptr is not None:
-        y, scale = quantised(y)
+        y, scale = quantised(y, y_ptr.dtype.element_ty)
         tl.store(scale_ptr + row, scale)
     tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -47,8 +47,8 @@ def launch(x: torch.Tensor, y: torch.Tensor) -> None:
     silu_mul_kernel[grid](x, y, None, x.stride(0), CHANNELS=channels, BLOCK=BLOCK, **OPTIONS)
 
 
-def launch_int8(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    """y = q * scale, q [*, C] int8 and scale [*] float32. As `launch`."""
+def launch_quantised(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    """y = q * scale, q [*, C] in int8 or float8_e4m3fn and scale [*] float32. As `launch`."""
     x, channels = rows_of(x), q.shape[-1]
     block = triton.next_power_of_2(channels)
     silu_mul_kernel[(len(x),)](x, q, scale, x.stride(0), CHANNELS=channels, BLOCK=block, **options(block))
@@ -59,11 +59,11 @@ def variants(capability: int) -> list[Variant]:
         pointers = {"x_ptr": f"*{x}", "y_ptr": f"*{y}"}
         constants: dict[str, int | None] = {"CHANNELS": 5632, "BLOCK": BLOCK, "scale_ptr": None}
         taken = OPTIONS
-        if y == "i8":
+        if y in eight_bits(capability):
             pointers |= {"scale_ptr": "*fp32"}
             constants = {"CHANNELS": 5632, "BLOCK": 8192}
             taken = options(8192)
         name = x if x == y else f"{x}-{y}"
         return Variant(name, silu_mul_kernel, pointers, constants, taken, divisible=frozenset({"x_stride"}))
 
-    return [variant(x, y) for x in ("bf16", "fp32") for y in (x, "i8")]
+    return [variant(x, y) for x in ("bf16", "fp32") for y in (x, *eight_bits(capability))]

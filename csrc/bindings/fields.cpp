@@ -71,6 +71,14 @@ const Fields<SiluMulParams>& fields() {
 }
 
 template <>
+const Fields<QuantiseRowsParams>& fields() {
+    using P = QuantiseRowsParams;
+    static const Fields<P> all{FIELD(x),    FIELD(q),        FIELD(scale),  FIELD(dtype),
+                               FIELD(rows), FIELD(channels), FIELD(threads)};
+    return all;
+}
+
+template <>
 const Fields<RopeKvWriteParams>& fields() {
     using P = RopeKvWriteParams;
     static const Fields<P> all{FIELD(qkv),

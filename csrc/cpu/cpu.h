@@ -10,6 +10,7 @@
     KERNEL(rms_norm, RmsNormParams)                   \
     KERNEL(layer_norm, LayerNormParams)               \
     KERNEL(silu_mul, SiluMulParams)                   \
+    KERNEL(quantise_rows, QuantiseRowsParams)         \
     KERNEL(rope_kv_write, RopeKvWriteParams)          \
     KERNEL(decode_attention, DecodeAttentionParams)   \
     KERNEL(depthwise_norm, DepthwiseNormParams)       \

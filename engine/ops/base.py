@@ -209,7 +209,7 @@ class Op:
     computed_from: Mapping[str, str] = field(default_factory=dict)
     """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
     quantised: Sequence[str] = ()
-    """Integer outputs that the reference leaves unrounded: an implementation's are within half a step of them."""
+    """Outputs in 8 bits that the reference leaves unrounded: an implementation's are within half a step of them."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(

@@ -1,36 +1,51 @@
-"""Rows in int8, for the ops that end in it: q = y / scale rounded to even, scale = max |y| / 127, for each row of y.
+"""Rows in 8 bits, for the ops that end in them: q = y / scale rounded to even, scale = max |y| / largest, for each row.
 
-y is in float32 and nothing rounds it before; q -127..127 and scale float32. q = 0 in a row whose max |y| is below 1e-30
-(a row of zeros has scale 0) or not finite: its scale is then infinite or NaN, whichever the maximum is, so that q *
-scale is NaN throughout.
+largest is 127 in int8 and 448 in float8_e4m3fn, whose values are so coarse that rounding is relative: within 1/16 of y,
+or where y / scale is below 2^-6 within 2^-10 of it. y is in float32 and nothing rounds it before; scale is float32.
+q = 0 in a row whose max |y| is below 1e-30 (a row of zeros has scale 0) or not finite: its scale is then infinite or
+NaN, whichever the maximum is, so that q * scale is NaN throughout. q itself is finite and within largest, in e4m3 too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
+from ... import triton_kernels
+from ..ir import TensorSpec
+from ..runtime import native
+from ..runtime.cuda import no_e4m3
+
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""By dtype, what a row's largest value becomes."""
 MAX_CHANNELS = 8192
 """kMaxQuantisedChannels of csrc/params.h."""
 
 
-def reference(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
     """q before it is rounded (see Op.quantised) and scale, in y's dtype."""
     largest = y.abs().amax(-1, keepdim=True)
-    scale = largest / 127
+    scale = largest / LARGEST[dtype]
     return torch.where(_usable(largest), y / scale, 0.0), scale.squeeze(-1)
 
 
 def quantise(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     """q and scale of y (*, C) in float32, which is overwritten, by torch."""
-    largest = y.abs().amax(-1)
-    torch.div(largest, 127, out=scale)
-    steps = y.mul_((127 / largest)[..., None]).round_()
+    largest, most = y.abs().amax(-1), LARGEST[q.dtype]
+    torch.div(largest, most, out=scale)
+    steps = y.mul_((most / largest)[..., None])
+    if q.dtype is torch.int8:
+        steps.round_()
+    else:
+        steps.clamp_(-most, most)  # what lies beyond may become NaN, by a last bit of the product
     q.copy_(torch.where(_usable(largest)[..., None], steps, 0.0))
 
 
-def quantised(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (*, C) int8 and scale (*) of y (*, C), by torch; y stays as it is."""
-    q, scale = torch.empty(y.shape, dtype=torch.int8), torch.empty(y.shape[:-1])
+def quantised(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (*, C) and scale (*) of y (*, C), by torch; y stays as it is."""
+    q, scale = torch.empty(y.shape, dtype=dtype), torch.empty(y.shape[:-1])
     quantise(y.to(torch.float32, copy=True), q, scale)
     return q, scale
 
@@ -42,6 +57,21 @@ def _usable(largest: torch.Tensor) -> torch.Tensor:
 def too_many_channels(channels: int) -> str | None:
     """Why a native kernel cannot quantise rows of so many channels, or None."""
     return f"quantises rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
+
+
+def refuses_native(
+    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], channels: int
+) -> str | None:
+    """Why a native kernel cannot quantise rows of so many channels of these arguments, or None."""
+    if attrs.get("dtype", torch.int8) is not torch.int8:
+        return f"quantises to int8, not to {attrs['dtype']}"
+    return too_many_channels(channels) or native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
+
+
+def refuses_triton(device: torch.device, channels: int, attrs: Mapping[str, Any]) -> str | None:
+    """Why a Triton kernel, which holds a row of so many channels in registers, cannot quantise it, or None."""
+    e4m3 = attrs.get("dtype") is torch.float8_e4m3fn
+    return triton_kernels.refuses(device, channels) or (no_e4m3(device) if e4m3 else None)
 
 
 def with_edges(x: torch.Tensor) -> torch.Tensor:

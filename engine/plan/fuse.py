@@ -20,7 +20,7 @@ from ..errors import PlanError, SchemaError
 from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
 from ..ops import get_op, linear
 
-PARTS = ("linear", "linear_int8", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
+PARTS = ("linear", "linear_w8a16", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
 
 def fuse(
@@ -68,7 +68,7 @@ class _Fusion:
         for node in self.source:
             if node.label in self.done:
                 continue
-            if node.op in ("linear", "linear_int8"):
+            if node.op in ("linear", "linear_w8a16"):
                 self._linear(node)
             elif node.op == "rms_norm":
                 self._norm(node)
@@ -105,12 +105,12 @@ class _Fusion:
 
     def _linear(self, node: Node) -> None:
         x, weight, *rest = node.inputs
-        scale, bias = rest if node.op == "linear_int8" else (None, *rest)
+        scale, bias = rest if node.op == "linear_w8a16" else (None, *rest)
         assert x is not None
         assert weight is not None
         (y,) = node.outputs
         norm = self.norms.get(x.root.name)
-        if norm is not None and not _whole(x, norm.outputs[0]):
+        if norm is not None and not whole(x, norm.outputs[0]):
             norm = None
         if weight.root.spec.tiled:
             return self._tiled(node, x, norm, scale, bias)
@@ -175,7 +175,7 @@ class _Fusion:
     def _norm(self, node: Node) -> None:
         """Waits for the linear that may take it; a state that it reads could change until then."""
         (normed,), (source, _) = node.outputs, node.inputs
-        if source is not None and source.kind == "node" and self._reader(normed, "linear", "linear_int8"):
+        if source is not None and source.kind == "node" and self._reader(normed, "linear", "linear_w8a16"):
             self.norms[normed.name] = node
         else:
             self._emit(node)
@@ -193,7 +193,7 @@ class _Fusion:
         return None
 
 
-def _whole(view: Value, value: Value) -> bool:
+def whole(view: Value, value: Value) -> bool:
     """True if `view` is all of `value`, at most in another shape."""
     if view is value:
         return True

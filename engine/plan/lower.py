@@ -13,6 +13,7 @@ from ..ops import all_ops, get_op
 from .fuse import fuse
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
+from .w8a8 import quantise_inputs
 
 
 def lower(
@@ -27,7 +28,7 @@ def lower(
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
     none of them can serve, is a PlanError. `guard` leaves that many bytes free behind every intermediate, for tests.
-    Without `fused` each of the graph's nodes has its own (see fuse.py), for a comparison node by node.
+    Without `fused` each of the graph's nodes has its own (see fuse.py, w8a8.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -37,9 +38,11 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
+    graph, wide = quantise_inputs(graph, sizes, device, forced, fused)
     graph, unfused = fuse(graph, sizes, device, forced, fused)
     verify(graph)
-    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), unfused) for node in graph.nodes)
+    instead = {"linear_w8a8": wide, "fused_linear": unfused}
+    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), instead) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -97,8 +100,9 @@ def _plan_node(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Sequence[str],
-    unfused: Mapping[str, str],
+    instead: Mapping[str, Mapping[str, str]],
 ) -> PlannedNode:
+    """instead: by the op that could have stood in a node's place, why it does not, by label."""
     op = get_op(node.op)
     tiled = [v.name for v in node.inputs if v is not None and v.root.spec.tiled]
     if tiled and node.op != "tiled_linear":
@@ -115,8 +119,7 @@ def _plan_node(
         reason = "first that can serve"
     else:
         reason = "first choice" if len(op.implementations) > 1 else "the only one"
-    if node.label in unfused:
-        refused = refused | {"fused_linear": unfused[node.label]}
+    refused = refused | {name: reasons[node.label] for name, reasons in instead.items() if node.label in reasons}
     moved = op.bytes_moved(bound, attrs, [*specs, *(r.spec for r in outputs)])
     return PlannedNode(
         node.label, node.op, implementation, reason, refused, inputs, outputs, attrs, op.flops(bound, attrs), moved

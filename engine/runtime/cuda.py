@@ -17,6 +17,8 @@ from ..errors import DeviceError, OutOfMemoryError
 
 MIN_CAPABILITY = (8, 0)
 """Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
+E4M3_CAPABILITY = (8, 9)
+"""Of tensor cores that multiply float8_e4m3fn."""
 WARM_RUNS = 2
 """Before a capture: kernels are compiled and loaded, libraries make their workspaces."""
 STAGES = 2
@@ -294,4 +296,16 @@ def unusable(device: torch.device) -> str | None:
         need, got = (".".join(map(str, version)) for version in (MIN_CAPABILITY, found))
         name = torch.cuda.get_device_name(index)
         return f"expected compute capability {need} or later (Ampere), got {got}: {name}"
+    return None
+
+
+def no_e4m3(device: torch.device) -> str | None:
+    """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot ask is taken to do so."""
+    need = ".".join(map(str, E4M3_CAPABILITY))
+    if device.type != "cuda":
+        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), not for the {device.type.upper()}"
+    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else E4M3_CAPABILITY
+    if found < E4M3_CAPABILITY:
+        got, name = ".".join(map(str, found)), torch.cuda.get_device_name(device)
+        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), got {got}: {name}"
     return None

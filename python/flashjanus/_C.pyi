@@ -34,6 +34,7 @@ tiled_attention: CpuKernel
 rms_norm: CpuKernel
 layer_norm: CpuKernel
 silu_mul: CpuKernel
+quantise_rows: CpuKernel
 rope_kv_write: CpuKernel
 decode_attention: CpuKernel
 depthwise_norm: CpuKernel
@@ -50,6 +51,7 @@ gemv_bound: BoundKernel
 rms_norm_bound: BoundKernel
 layer_norm_bound: BoundKernel
 silu_mul_bound: BoundKernel
+quantise_rows_bound: BoundKernel
 rope_kv_write_bound: BoundKernel
 decode_attention_bound: BoundKernel
 depthwise_norm_bound: BoundKernel

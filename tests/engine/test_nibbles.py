@@ -69,7 +69,7 @@ def layer(int4: bool) -> Graph:
         g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
 
     def linear(x: object, name: str) -> object:
-        return g.add("linear_int8", x, g.weight(name), g.weight(f"{name}.scale"), None, label=f"{name}.out")
+        return g.add("linear_w8a16", x, g.weight(name), g.weight(f"{name}.scale"), None, label=f"{name}.out")
 
     h = g.add("cast", g.input("h", (R, 1, 64), F32), dtype=F32, label="h32")
     normed = g.add("rms_norm", h, g.weight("norm"), eps=1e-6, dtype=BF16, label="normed")

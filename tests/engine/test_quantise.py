@@ -1,4 +1,4 @@
-"""Rows in int8: half a step is all that rounding may cost, and what is wrong by more is noticed."""
+"""Rows in 8 bits: half a step is all that rounding may cost, and what is wrong by more is noticed."""
 
 from __future__ import annotations
 
@@ -15,40 +15,92 @@ from op_check import CPU, check, make_call, specs_of
 Fault = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
 
 
+E4M3 = torch.float8_e4m3fn
+
+
+def rounded(steps: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return steps.round() if q.dtype is torch.int8 else steps.clamp(-448, 448)
+
+
 def truncates(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    q.copy_(y / scale[..., None])
+    steps = y / scale[..., None]
+    if q.dtype is torch.int8:
+        q.copy_(steps)
+        return
+    near = steps.clamp(-448, 448).to(E4M3)
+    away = near.float().abs() > steps.abs()
+    q.view(torch.uint8).copy_(near.view(torch.uint8) - away.to(torch.uint8))  # the next value towards zero
 
 
 def rounds_to_bfloat16_first(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    q.copy_((y.bfloat16() / scale[..., None]).round())
+    q.copy_(rounded(y.bfloat16() / scale[..., None], q))
 
 
-FAULTS: dict[str, tuple[Fault, bool, str]] = {
-    "truncates": (truncates, False, "q"),
-    "rounds to bfloat16 first": (rounds_to_bfloat16_first, False, "q"),
-    "is one off": (lambda y, q, scale: q.sub_(1), False, "q"),
-    "divides by another row's scale": (lambda y, q, scale: q.copy_((y / scale.roll(1)[..., None]).round()), False, "q"),
-    "gives another row's scale": (lambda y, q, scale: scale.copy_(scale.roll(1)), False, "scale"),
-    "drops a NaN": (lambda y, q, scale: scale.nan_to_num_(nan=1.0, posinf=torch.inf), True, "scale"),
-    "spreads a NaN into q": (lambda y, q, scale: q.masked_fill_(scale.isnan()[..., None], -128), True, "q"),
+def is_one_off(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    q.view(torch.int8).sub_(1)
+
+
+def flushes_subnormals(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    q.copy_(torch.where(q.float().abs() < 2**-6, 0, q.float()))
+
+
+FAULTS: dict[str, tuple[Fault, bool, str, tuple[torch.dtype, ...]]] = {
+    "truncates": (truncates, False, "q", (torch.int8, E4M3)),
+    "rounds to bfloat16 first": (rounds_to_bfloat16_first, False, "q", (torch.int8, E4M3)),
+    "is one off": (is_one_off, False, "q", (torch.int8, E4M3)),
+    "flushes subnormals": (flushes_subnormals, False, "q", (E4M3,)),
+    "divides by another row's scale": (
+        lambda y, q, scale: q.copy_(rounded(y / scale.roll(1)[..., None], q)),
+        False,
+        "q",
+        (torch.int8, E4M3),
+    ),
+    "gives another row's scale": (lambda y, q, scale: scale.copy_(scale.roll(1)), False, "scale", (torch.int8, E4M3)),
+    "drops a NaN": (lambda y, q, scale: scale.nan_to_num_(nan=1.0, posinf=torch.inf), True, "scale", (torch.int8,)),
+    "spreads a NaN into q": (
+        lambda y, q, scale: q.copy_(torch.where(scale.isnan()[..., None], -128, q.float())),
+        True,
+        "q",
+        (torch.int8, E4M3),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_wrong_quantiser_is_caught(name: str) -> None:
-    fault, edges, output = FAULTS[name]
-    op = get_op("silu_mul_int8")
-    call = make_call(op, dict(m=3, c=131, edges=edges), torch.float32, False)
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, fault in FAULTS.items() for dtype in fault[3]])
+def test_a_wrong_quantiser_is_caught(name: str, dtype: torch.dtype) -> None:
+    fault, edges, output, _ = FAULTS[name]
+    op = get_op("silu_mul_quantised")
+    call = make_call(op, dict(m=3, c=131, edges=edges, to=dtype), torch.float32, False)
 
-    def run(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    def run(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
         y = reference_silu_mul(x)
         quantise.quantise(y.clone(), q, scale)
         fault(y, q, scale)
 
     torchs = op.implementations["torch"]
     op = replace(op, implementations={"torch": torchs, "wrong": Implementation("wrong", run, torchs.refuses_call)})
-    with pytest.raises(AssertionError, match=rf"silu_mul_int8\.{output} by wrong: "):
+    with pytest.raises(AssertionError, match=rf"silu_mul_quantised\.{output} by wrong: "):
         check(op, call, ["wrong"])
+
+
+def test_every_value_of_e4m3_is_reached_and_rounds_to_even() -> None:
+    """The row's largest value is 448, so that steps are the values themselves: all of them, and what lies between."""
+    values = torch.arange(0, 127, dtype=torch.uint8).view(E4M3).float()
+    between = (values[1:] + values[:-1]) / 2
+    y = torch.cat([values, -values, between])[None]
+    q, scale = quantise.quantised(y, E4M3)
+    assert scale.tolist() == [1.0]
+    assert torch.equal(q[0, :254].float(), torch.cat([values, -values]))
+    codes = torch.arange(126)
+    assert torch.equal(q[0, 254:].view(torch.uint8).long(), codes + codes % 2)
+
+
+def test_an_outlier_does_not_overflow_e4m3() -> None:
+    """y * (448 / largest) may be above 448 by a last bit, and in e4m3 what is above may be NaN."""
+    y = torch.randn(4096, 3, generator=torch.Generator().manual_seed(1)).exp()
+    q, scale = quantise.quantised(y, E4M3)
+    assert (q.float().abs().amax(1) == 448).all()
+    assert ((q.float() * scale[:, None] - y).abs() <= y / 15.9).all()
 
 
 def test_rows_that_cannot_be_scaled_are_zeros() -> None:
@@ -63,10 +115,18 @@ def test_rows_that_cannot_be_scaled_are_zeros() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["rms_norm_int8", "add_rms_norm_int8", "silu_mul_int8"])
-def test_a_row_too_long_for_the_stack_is_left_to_torch(name: str) -> None:
+QUANTISERS = ["rms_norm_quantised", "add_rms_norm_quantised", "silu_mul_quantised", "quantise_rows"]
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_native_kernels_say_why_they_leave_rows_to_torch(name: str) -> None:
+    """Rows that are too long for the stack, and e4m3."""
     op = get_op(name)
-    call = make_call(op, dict(m=1, c=8193, edges=False), torch.float32, False)
-    chosen, reasons = op.choose(CPU, specs_of(call), call.attrs)
-    assert chosen.name == "torch"
-    assert "rows of at most 8192 channels, not 8193" in reasons["native"]
+    for case, reason in (
+        (dict(m=1, c=8193), "rows of at most 8192 channels, not 8193"),
+        (dict(m=1, c=64, to=E4M3), "quantises to int8, not to torch.float8_e4m3fn"),
+    ):
+        call = make_call(op, case, torch.float32, False)
+        chosen, reasons = op.choose(CPU, specs_of(call), call.attrs)
+        assert chosen.name == "torch"
+        assert reason in reasons["native"]

@@ -24,6 +24,7 @@ GOOD: dict[str, dict[str, float]] = {
     | dict(rows=1, channels=8, y_stride=8, threads=1),
     "layer_norm": dict(x=64, delta=0, weight=64, bias=64, total=0, y=64, x_dtype=0, delta_dtype=0, y_dtype=1, eps=1e-6)
     | dict(rows=1, channels=8, threads=1),
+    "quantise_rows": dict(x=64, q=64, scale=64, dtype=1, rows=1, channels=8, threads=1),
     "silu_mul": dict(x=64, y=64, scale=0, dtype=1, rows=1, channels=8, threads=1),
     "rope_kv_write": dict(qkv=64, table=64, positions=64, slots=64, k_cache=64, v_cache=64, q=64, dtype=1, batch=1)
     | dict(tokens=1, heads=2, kv_heads=1, half=4, cache_batch_stride=64, cache_slot_stride=8, threads=1),
@@ -72,6 +73,8 @@ BAD = [
     ("rms_norm", dict(y_dtype=7), "0 .float32."),
     ("rms_norm", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
     ("silu_mul", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
+    ("quantise_rows", dict(channels=8193), "at most 8192 channels where scale is given"),
+    ("quantise_rows", dict(scale=0), "non-null"),
     ("silu_mul", dict(y=0), "non-null"),
     ("silu_mul", dict(rows=0), "every size >= 1"),
     ("rope_kv_write", dict(half=0), "every size >= 1"),

@@ -20,7 +20,7 @@ from flashjanus.triton_kernels import Variant
 from kernel_resources import SHARED_PER_BLOCK, parse
 
 triton = pytest.importorskip("triton")
-from flashjanus.triton_kernels import attention, flow_update  # noqa: E402
+from flashjanus.triton_kernels import attention, flow_update, scaled_matmul  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -106,6 +106,26 @@ def test_bf16_attention_runs_on_tensor_cores(chip: int, instruction: str, compil
     for variant in forms:
         ptx = compiled(variant, chip).kernel.asm["ptx"]
         assert len(re.findall(re.escape(instruction), ptx)) >= 4
+        assert "cp.async" in ptx
+
+
+@pytest.mark.parametrize(
+    ("chip", "name", "instruction"),
+    [
+        (80, "-i8-", r"mma\.sync\S*\.s32\.s8\.s8\.s32"),
+        (90, "-i8-", r"wgmma\.mma_async\S*\.s32\.s8\.s8"),
+        (90, "-fp8e4nv-", r"wgmma\.mma_async\S*\.f32\.e4m3\.e4m3"),
+        (100, "-i8-", r"tcgen05\.mma\S*kind::i8"),
+        (100, "-fp8e4nv-", r"tcgen05\.mma\S*kind::f8f6f4"),
+    ],
+)
+def test_products_in_8_bits_run_on_tensor_cores(chip: int, name: str, instruction: str, compiled: Compiler) -> None:
+    """Of 8 bits, not of what they are widened to; a tile of 16 rows is too small for other instructions than mma."""
+    forms = [variant for variant in scaled_matmul.variants(chip) if name in variant.name]
+    assert {variant.constants["ROWS"] for variant in forms} == {16, 64, 128}
+    for variant in forms:
+        ptx = compiled(variant, chip).kernel.asm["ptx"]
+        assert re.search(r"mma\.sync" if variant.constants["ROWS"] == 16 else instruction, ptx), variant.name
         assert "cp.async" in ptx
 
 

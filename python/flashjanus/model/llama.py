@@ -30,10 +30,10 @@ class Sequences:
 
 
 def linear(g: Graph, x: Value, name: str, label: str) -> Value:
-    """x W^T by the name of W, in the matrices' dtype or in int8 with scales."""
+    """x W^T by the name of W, in the matrices' dtype or in 8 bits with scales."""
     weight, scale = g.weight(name), g.optional_weight(f"{name}.scale")
     inputs = (weight, None) if scale is None else (weight, scale, None)
-    y: Value = g.add("linear" if scale is None else "linear_int8", x, *inputs, label=label)
+    y: Value = g.add("linear" if scale is None else "linear_w8a16", x, *inputs, label=label)
     return y
 
 

@@ -45,7 +45,7 @@ def policy(
         raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
     if quantization is not None and dtype is torch.float16:
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
-    plain = {"linear", "linear_int8", "fused_linear"} & set(implementations)
+    plain = {"linear", "linear_w8a16", "linear_w8a8", "fused_linear"} & set(implementations)
     multiplied = dtype is torch.bfloat16 or quantization is not None
     no_amx = native.refuses_amx(device)
     tiled = no_amx is None and multiplied and numerics == "exact" and not plain

@@ -1,0 +1,124 @@
+"""y = (x W^T) * scale + b, W in int8 or float8_e4m3fn and a scale for each output (W8A16): half of bfloat16's bytes.
+
+For decoding, which waits for weights: W is widened in registers, x stays as it is, sums are float32. For more rows, and
+in e4m3, which only torch widens, the plan takes `linear_w8a8` where that serves (plan/w8a8.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import SchemaError
+from ..ir import Size, TensorSpec, dtype_name
+from ..runtime import native
+from . import quantise
+from .base import Bound, Call, Op, Schema, normal, register
+from .linear import flops, gemv_arguments, too_many_rows
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    """Nothing; refuses a weight in other dtypes."""
+    if bound["Q"] not in quantise.LARGEST:
+        known = " or ".join(map(dtype_name, quantise.LARGEST))
+        raise SchemaError(f"expected a weight in {known}, got {dtype_name(bound['Q'])}")
+    return {}
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    y = (x.float() @ weight.float().T) * scale.float()
+    return y if bias is None else y + bias.float()
+
+
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    m: int,
+    k: int,
+    n: int,
+    bias: bool = False,
+    of: torch.dtype = torch.int8,
+) -> Call:
+    x = normal(generator, m, 1, k, dtype=dtype)
+    weight = eight_bits(generator, n, k, of)
+    scale = (0.5 + torch.rand(n, generator=generator)) / (74 * k**0.5)
+    return Call((x, weight, scale, normal(generator, n, dtype=dtype) if bias else None))
+
+
+def eight_bits(generator: torch.Generator, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """Values of root mean square 74, the largest and the smallest that `dtype` has among them."""
+    if dtype is torch.int8:
+        return torch.randint(-128, 128, (rows, columns), generator=generator, dtype=dtype)
+    values = (74 * normal(generator, rows, columns)).clamp(-448, 448)
+    values[0, 0], values[-1, -1], values[-1, 0] = 448, -448, 2**-9
+    return values.to(dtype)
+
+
+OP = register(
+    Op(
+        "linear_w8a16",
+        Schema.parse("x: T[*, K], weight: Q[N, K], scale: f32[N], bias?: T[N] -> y: T[*, N]", derive),
+        reference,
+        flops,
+        cases=[
+            dict(m=1, k=64, n=96),
+            dict(m=1, k=33, n=7, bias=True),
+            dict(m=2, k=592, n=19, bias=True),
+            dict(m=3, k=72, n=32),
+            dict(m=4, k=129, n=5, bias=True),
+            dict(m=1, k=4624, n=5, bias=True),
+            dict(m=4, k=2128, n=3),
+            dict(m=2, k=1031, n=3),
+            dict(m=9, k=40, n=24, bias=True),
+            dict(m=2, k=40, n=24, bias=True, of=torch.float8_e4m3fn),
+            dict(m=9, k=129, n=5, of=torch.float8_e4m3fn),
+        ],
+        example=example,
+    )
+)
+
+
+def _refuses_gemv(specs: Sequence[TensorSpec | None]) -> str | None:
+    if not specs:
+        return None
+    x, weight, *_ = specs
+    assert weight is not None
+    of_dtype = None if weight.dtype is torch.int8 else f"widens weights in int8, not in {weight.dtype}"
+    return of_dtype or too_many_rows(x)
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _refuses_gemv(specs) or native.refuses(device, *_dtype(specs))
+
+
+def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return _refuses_gemv(specs) or native.refuses_cuda(device, *_dtype(specs))
+
+
+def _dtype(specs: Sequence[TensorSpec | None]) -> list[torch.dtype]:
+    return [spec.dtype for spec in specs[:1] if spec is not None]
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> None:
+    native.run("gemv", **gemv_arguments(x, weight, y, scale=scale, bias=bias))
+
+
+@OP.implementation("cuda", _refuses_cuda)
+def run_cuda(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> None:
+    native.run_cuda("gemv", x.device, **gemv_arguments(x, weight, y, scale=scale, bias=bias))
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> None:
+    # 8 bits are exact in bfloat16 too
+    product = (x @ weight.to(x.dtype).t()).float() * scale
+    y.copy_(product if bias is None else product + bias)

@@ -1,0 +1,84 @@
+"""Rows into 8 bits with a scale for each: see quantise.py. `dtype` is q's.
+
+Inputs of a `linear_w8a8` where no op that ends in them writes them: attention's output is made head by head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..ir import TensorSpec, static
+from ..runtime import native
+from . import quantise
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise.reference(x.float(), dtype)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 3 * rows_of(bound) * int(bound["C"])
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
+) -> Call:
+    x = 5 * normal(generator, m, 3, c + 8).to(dtype)[..., :c]  # rows further apart than they are long
+    return Call((quantise.with_edges(x) if edges else x,), dict(dtype=to))
+
+
+OP = register(
+    Op(
+        "quantise_rows",
+        Schema.parse("x: X[*, C] -> q: Q[*, C], scale: f32[*]"),
+        reference,
+        flops,
+        cases=[
+            dict(m=1, c=64),
+            dict(m=7, c=33),
+            dict(m=3, c=1),
+            dict(m=3, c=131, edges=True),
+            dict(m=1, c=2048),
+            dict(m=7, c=33, to=torch.float8_e4m3fn),
+            dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
+            dict(m=1, c=2048, to=torch.float8_e4m3fn),
+        ],
+        example=example,
+        quantised=("q",),
+    )
+)
+
+
+def _channels(specs: Sequence[TensorSpec | None]) -> int:
+    return static(specs[0].shape[-1]) if specs and specs[0] is not None else 0
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return quantise.refuses_native(device, specs, attrs, _channels(specs))
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return quantise.refuses_triton(device, _channels(specs), attrs)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    x, channels = x.contiguous(), x.shape[-1]
+    native.run("quantise_rows", x=x, q=q, scale=scale, dtype=x.dtype, rows=x.numel() // channels, channels=channels)
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    from ...triton_kernels.quantise_rows import launch
+
+    launch(x, q, scale)
+
+
+@OP.implementation("torch")
+def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    quantise.quantise(x.to(torch.float32, copy=True), q, scale)

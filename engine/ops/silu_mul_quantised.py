@@ -1,0 +1,87 @@
+"""Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see quantise.py and activations.py.
+
+Inputs of a `linear_w8a8`; `dtype` is q's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..ir import TensorSpec, static
+from . import quantise
+from .activations import reference_silu_mul, run_silu_mul_native
+from .base import Bound, Call, Op, Schema, normal, register
+from .shapes import rows_of
+
+
+def reference(gate_up: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise.reference(reference_silu_mul(gate_up), dtype)
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    return 8 * rows_of(bound) * int(bound["C"])
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
+) -> Call:
+    x = 4 * normal(generator, m, 3, 2 * c).to(dtype)
+    return Call((quantise.with_edges(x) if edges else x,), dict(dtype=to))
+
+
+OP = register(
+    Op(
+        "silu_mul_quantised",
+        Schema.parse("x: T[*, 2*C] -> q: Q[*, C], scale: f32[*]"),
+        reference,
+        flops,
+        cases=[
+            dict(m=1, c=64),
+            dict(m=7, c=33),
+            dict(m=2, c=1500),
+            dict(m=3, c=1),
+            dict(m=70, c=18),
+            dict(m=3, c=131, edges=True),
+            dict(m=1, c=5632),
+            dict(m=2, c=1500, to=torch.float8_e4m3fn),
+            dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
+            dict(m=1, c=5632, to=torch.float8_e4m3fn),
+        ],
+        example=example,
+        quantised=("q",),
+    )
+)
+
+
+def _channels(specs: Sequence[TensorSpec | None]) -> int:
+    return static(specs[0].shape[-1]) // 2 if specs and specs[0] is not None else 0
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return quantise.refuses_native(device, specs, attrs, _channels(specs))
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    run_silu_mul_native(x, q, scale)
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return quantise.refuses_triton(device, _channels(specs), attrs)
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    from ...triton_kernels.silu_mul import launch_quantised
+
+    launch_quantised(x, q, scale)
+
+
+@OP.implementation("torch")
+def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
+    gate, up = x.float().chunk(2, dim=-1)
+    quantise.quantise(F.silu(gate).mul_(up), q, scale)

@@ -1,0 +1,177 @@
+"""Linears on inputs in 8 bits: which become so, what writes their inputs, and that the numbers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from flashjanus.engine.errors import SchemaError
+from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+from flashjanus.engine.ops import get_op, linear_w8a8
+from flashjanus.engine.ops.quantise import quantised
+from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.runtime import cuda
+from flashjanus.engine.runtime.executor import Executor
+from op_check import POISON
+
+F32, BF16, I8, E4M3 = torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+R = Dim.symbol("R")
+SHAPES = {"o": (32, 32), "gate_up": (96, 32), "down": (32, 48), "fc": (16, 32)}
+MANY = {"R": 5}
+
+
+@pytest.fixture(autouse=True)
+def multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where this CPU has no VNNI, and torch widens what it multiplies."""
+    monkeypatch.setattr(linear_w8a8, "_sums_exactly", lambda: True)
+
+
+def layer(of: torch.dtype = I8, norms: torch.dtype = F32) -> Graph:
+    """A linear behind nothing that could quantise, residual add and norm, gated linear, linear, add, norm, linear."""
+    specs = {name: TensorSpec((32,), norms) for name in ("norm", "norm2")}
+    for name, (n, k) in SHAPES.items():
+        specs |= {name: TensorSpec((n, k), of), f"{name}.scale": TensorSpec((n,), F32)}
+    g = Graph("layer", specs)
+
+    def linear(x: Value, name: str) -> Value:
+        y: Value = g.add("linear_w8a16", x, g.weight(name), g.weight(f"{name}.scale"), None, label=f"{name}.out")
+        return y
+
+    h = g.add("cast", g.input("h", (R, 2, 32), F32), dtype=F32, label="h32")
+    o = linear(g.add("cast", h, dtype=BF16, label="a"), "o")
+    x, normed = g.add("add_rms_norm", h, o, g.weight("norm"), eps=1e-6, dtype=BF16, label="add")
+    down = linear(g.add("silu_mul", linear(normed, "gate_up")), "down")
+    x, normed = g.add("add_rms_norm", x, down, g.weight("norm2"), eps=1e-6, dtype=BF16, label="last")
+    g.output("x", x)
+    g.output("y", linear(g.reshape(normed, (R * 2, 32)), "fc"))
+    return g
+
+
+def ops(plan: Plan) -> list[str]:
+    return [node.op for node in plan.nodes]
+
+
+def made(of: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: 1 + 0.1 * torch.randn(32, generator=generator) for name in ("norm", "norm2")}
+    for name, (n, k) in SHAPES.items():
+        tensors[name], tensors[f"{name}.scale"] = quantised(torch.randn(n, k, generator=generator) / 6, of)
+    return tensors
+
+
+def outputs(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    executor = Executor(plan, weights)
+    executor._arena.fill_(POISON)
+    executor.inputs["h"].copy_(torch.randn(executor.inputs["h"].shape, generator=torch.Generator().manual_seed(1)))
+    executor.run()
+    return {name: value.float().clone() for name, value in executor.outputs.items()}
+
+
+MERGED = ["cast", "cast", "quantise_rows", "linear_w8a8", "add_rms_norm_quantised", "linear_w8a8"]
+MERGED += ["silu_mul_quantised", "linear_w8a8", "add_rms_norm_quantised", "linear_w8a8"]
+APART = ["cast", "cast", "quantise_rows", "linear_w8a8", "add_rms_norm", "quantise_rows", "linear_w8a8", "silu_mul"]
+APART += ["quantise_rows", "linear_w8a8", "add_rms_norm", "quantise_rows", "linear_w8a8"]
+
+
+@pytest.mark.parametrize(("of", "forced"), [(I8, {}), (E4M3, {"linear_w8a8": ["torch"]})])
+def test_what_makes_an_input_writes_it_in_8_bits(of: torch.dtype, forced: dict[str, Sequence[str]]) -> None:
+    graph, weights = layer(of), made(of)
+    merged, apart = lower(graph, MANY, CPU, forced), lower(graph, MANY, CPU, forced, fused=False)
+    assert (ops(merged), ops(apart)) == (MERGED, APART)
+    assert merged.nbytes < apart.nbytes
+    exact = outputs(lower(graph, MANY, CPU, {"linear_w8a16": ["torch"]}), weights)
+    loss = 0.02 if of is I8 else 0.06  # of 8 and of 4 bits of mantissa, in four products
+    for plan in (merged, apart):
+        for name, value in outputs(plan, weights).items():
+            assert 0 < (value - exact[name]).norm() <= loss * exact[name].norm()
+
+
+def test_few_rows_keep_their_inputs_as_they_are_and_the_reason() -> None:
+    plan = lower(layer(), {"R": 2}, CPU)
+    assert "linear_w8a8" not in ops(plan)
+    assert "not linear_w8a8: linear_w8a8: no implementation serves on cpu:" in plan.why()
+    assert "torch: up to 4 rows wait for the weight" in plan.why()
+
+
+def test_e4m3_has_no_kernel_for_few_rows() -> None:
+    plan = lower(layer(E4M3), {"R": 1}, CPU)
+    assert ops(plan) == MERGED
+    specs = [TensorSpec((1, 32), BF16), TensorSpec((16, 32), E4M3), TensorSpec((16,), F32), None]
+    chosen, reasons = get_op("linear_w8a16").choose(CPU, specs, {})
+    assert chosen.name == "torch"
+    assert reasons["native"] == "widens weights in int8, not in torch.float8_e4m3fn"
+
+
+def test_without_vnni_linears_keep_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_w8a8, "_sums_exactly", lambda: False)
+    plan = lower(layer(), MANY, CPU)
+    assert "linear_w8a8" not in ops(plan)
+    assert "torch: torch multiplies int8 fast and exactly on CPUs with VNNI alone" in plan.why()
+    weights = made(I8)
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_w8a8, "_sums_exactly", lambda: True)
+        due = outputs(lower(layer(), MANY, CPU), weights)
+    widened = outputs(lower(layer(), MANY, CPU, {"linear_w8a8": ["torch"]}), weights)
+    for name, value in widened.items():
+        torch.testing.assert_close(value, due[name])
+
+
+@pytest.mark.parametrize(
+    ("forced", "due"),
+    [
+        ({"linear_w8a16": ["torch"]}, []),
+        ({"add_rms_norm": ["torch"]}, ["silu_mul_quantised"]),
+        ({"silu_mul": ["torch"]}, ["add_rms_norm_quantised"] * 2),
+    ],
+)
+def test_what_is_forced_keeps_its_op(forced: dict[str, Sequence[str]], due: list[str]) -> None:
+    got = ops(lower(layer(), MANY, CPU, forced))
+    assert sorted(op for op in got if op in ("silu_mul_quantised", "add_rms_norm_quantised")) == due
+    assert ("linear_w8a8" in got) == bool(due)
+    assert got.count("quantise_rows") == (4 - len(due) if due else 0)
+
+
+def test_a_value_that_is_read_elsewhere_or_rounds_twice_stays() -> None:
+    g = layer()
+    kept = next(node for node in g.nodes if node.op == "silu_mul")
+    g.output("kept", kept.outputs[0])
+    assert "silu_mul_quantised" not in ops(lower(g, MANY, CPU))
+    assert "silu_mul" in ops(lower(g, MANY, CPU))
+    assert "add_rms_norm_quantised" not in ops(lower(layer(norms=BF16), MANY, CPU))
+
+
+def test_half_of_a_norm_is_quantised_behind_it() -> None:
+    g = Graph("half", {"norm": TensorSpec((32,), F32), "w": TensorSpec((16, 32), I8), "s": TensorSpec((16,), F32)})
+    normed = g.add("rms_norm", g.input("h", (R, 2, 32), F32), g.weight("norm"), eps=1e-6, dtype=F32)
+    g.output("y", g.add("linear_w8a16", g.narrow(normed, 1, 1, 1), g.weight("w"), g.weight("s"), None))
+    assert ops(lower(g, MANY, CPU)) == ["rms_norm", "quantise_rows", "linear_w8a8"]
+
+
+def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+
+    def served(of: torch.dtype, n: int = 96, k: int = 32, rows: int = 640) -> tuple[str, dict[str, str]]:
+        specs = [TensorSpec((rows, k), of), TensorSpec((rows,), F32), TensorSpec((n, k), of), TensorSpec((n,), F32)]
+        chosen, reasons = get_op("linear_w8a8").choose(CUDA, [*specs, None], {"dtype": BF16})
+        return chosen.name, reasons
+
+    assert served(I8) == ("triton", {})
+    assert served(E4M3) == ("torch", {"triton": "cuBLASLt has a product with these scales in its epilogue"})
+    assert served(E4M3, rows=1)[0] == "torch"
+    assert served(E4M3, n=24)[0] == "triton"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A40")
+    assert str(cuda.no_e4m3(CUDA)).endswith("8.9 or later (Ada, Hopper), got 8.6: an A40")
+    assert served(E4M3)[1]["triton"] == cuda.no_e4m3(CUDA)
+    assert served(I8)[0] == "triton"
+
+
+def test_other_weights_are_refused() -> None:
+    for name, first in (("linear_w8a16", [TensorSpec((2, 8), F32)]), ("linear_w8a8", [TensorSpec((2, 8), BF16)])):
+        scales = [TensorSpec((2,), F32)] if name == "linear_w8a8" else []
+        specs = [*first, *scales, TensorSpec((4, 8), BF16), TensorSpec((4,), F32), None]
+        with pytest.raises(SchemaError, match=rf"^{name}: expected a weight in i8 or e4m3, got bf16"):
+            get_op(name).schema.infer(name, specs, {"dtype": F32})

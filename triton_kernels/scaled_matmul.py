@@ -1,0 +1,129 @@
+"""Products of rows in 8 bits with their scales in the epilogue, in Triton."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import Variant
+from .quantise_rows import eight_bits
+
+GROUP = 8
+"""Tiles of rows that are worked on together, so that tiles of the weight stay in the L2."""
+TILES = {
+    16: ({"ROWS": 16, "OUTPUTS": 64, "COLUMNS": 256}, {"num_warps": 4, "num_stages": 4}),
+    64: ({"ROWS": 64, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 4, "num_stages": 3}),
+    128: ({"ROWS": 128, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 8, "num_stages": 3}),
+}
+"""By the most rows for which they are taken (the last: any number), sizes and launch options.
+
+Reasoned, not measured. Few rows wait for the weight: long columns keep many bytes of it on their way, and narrow tiles
+of outputs give an H200's 132 SMs something each. Many are bound by the tensor cores, which on Hopper want 64 rows a
+warp group; of 128 x 128 outputs in int8 two programs fit into an SM, and one multiplies while the other stores.
+"""
+
+
+@triton.jit
+def scaled_matmul_kernel(
+    q_ptr,  # [rows, columns] int8 or float8e4nv
+    weight_ptr,  # [outputs, columns] in q's type
+    q_scale_ptr,  # [rows] float32
+    scale_ptr,  # [outputs] float32
+    bias_ptr,  # [outputs], or None
+    y_ptr,  # [rows, outputs]
+    rows,
+    outputs,
+    columns,
+    WHOLE: tl.constexpr,  # columns is a multiple of COLUMNS
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One program per tile of y, in columns of GROUP tiles."""
+    tiles_down, tiles_across = tl.cdiv(rows, ROWS), tl.cdiv(outputs, OUTPUTS)
+    first = tl.program_id(0) // (GROUP * tiles_across) * GROUP
+    height = tl.minimum(tiles_down - first, GROUP)
+    within = tl.program_id(0) % (GROUP * tiles_across)
+    r = (first + within % height) * ROWS + tl.arange(0, ROWS)
+    o = within // height * OUTPUTS + tl.arange(0, OUTPUTS)
+    k = tl.arange(0, COLUMNS)
+    # rows beyond the last are read again and never stored: no masks in the loop
+    q_at = q_ptr + (tl.minimum(r, rows - 1).to(tl.int64) * columns)[:, None] + k[None, :]
+    w_at = weight_ptr + (tl.minimum(o, outputs - 1).to(tl.int64) * columns)[None, :] + k[:, None]
+    INTEGERS: tl.constexpr = q_ptr.dtype.element_ty == tl.int8
+    sums = tl.zeros((ROWS, OUTPUTS), tl.int32 if INTEGERS else tl.float32)
+    for start in range(0, columns, COLUMNS):
+        if WHOLE:
+            q, w = tl.load(q_at + start), tl.load(w_at + start)
+        else:
+            inside = k < columns - start
+            q = tl.load(q_at + start, mask=inside[None, :], other=0.0)
+            w = tl.load(w_at + start, mask=inside[:, None], other=0.0)
+        # Hopper's tensor cores keep 14 bits of a sum of fp8: into float32 after every tile
+        sums = tl.dot(q, w, sums, out_dtype=tl.int32) if INTEGERS else tl.dot(q, w, sums, max_num_imprecise_acc=COLUMNS)
+    y = sums.to(tl.float32) * tl.load(q_scale_ptr + r, mask=r < rows, other=0.0)[:, None]
+    y *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
+    y_at = y_ptr + (r.to(tl.int64) * outputs)[:, None] + o[None, :]
+    tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=(r < rows)[:, None] & (o < outputs)[None, :])
+
+
+def launch(
+    q: torch.Tensor,
+    q_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+) -> None:
+    """y = (q weight^T) * q_scale * scale + bias; sums in int32 or float32.
+
+    q [*, K] and weight [N, K] both int8 or both float8_e4m3fn, q_scale [*] and scale [N] float32, bias [N] and y [*, N]
+    (contiguous) in any float type, on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by
+    the op's schema.
+    """
+    q, (outputs, columns) = q.reshape(-1, q.shape[-1]).contiguous(), weight.shape
+    rows = len(q)
+    tile, options = TILES[min((most for most in TILES if rows <= most), default=max(TILES))]
+    grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(outputs, tile["OUTPUTS"]),)
+    scaled_matmul_kernel[grid](
+        q,
+        weight.contiguous(),
+        q_scale.contiguous(),
+        scale.contiguous(),
+        bias,
+        y,
+        rows,
+        outputs,
+        columns,
+        WHOLE=columns % tile["COLUMNS"] == 0,
+        GROUP=GROUP,
+        **tile,
+        **options,
+    )
+
+
+def variants(capability: int) -> list[Variant]:
+    """The forms of the released model's linears: K is 2048 or 5632, the rows are any number."""
+    return [
+        Variant(
+            f"{most}-{of}-{y}",
+            scaled_matmul_kernel,
+            {
+                "q_ptr": f"*{of}",
+                "weight_ptr": f"*{of}",
+                "q_scale_ptr": "*fp32",
+                "scale_ptr": "*fp32",
+                "y_ptr": f"*{y}",
+            },
+            {"bias_ptr": None, "WHOLE": True, "GROUP": GROUP, **tile},
+            options,
+            divisible=frozenset({"outputs", "columns"}),
+        )
+        for most, (tile, options) in TILES.items()
+        for of in eight_bits(capability)
+        for y in ("bf16", "fp32")
+    ]
