@@ -24,10 +24,22 @@ def shapes(n: int, k: int) -> tuple[tuple[int, int, int, int], tuple[int, int, i
     return (panels, groups, REGISTERS, 64), (panels, groups, PANEL)
 
 
+def fits(n: int, k: int) -> bool:
+    """True if a weight (n, k) is whole panels and groups."""
+    return n % PANEL == 0 and k % GROUP == 0
+
+
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes and scales of weight (N, K). The value of largest magnitude in a group is its -8, so that all 16 serve."""
     parts = [_quantise(rows) for rows in torch.split(weight, ROWS_AT_ONCE)]
     return torch.cat([packed for packed, _ in parts]), torch.cat([scale for _, scale in parts])
+
+
+def of_int8(q: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes and scales of the weight (N, K) that q (N, K) int8 and scale (N,) stand for: as `quantise` of q * scale."""
+    rows = zip(torch.split(q, ROWS_AT_ONCE), torch.split(scale, ROWS_AT_ONCE), strict=True)
+    parts = [_quantise(part * steps[:, None]) for part, steps in rows]
+    return torch.cat([packed for packed, _ in parts]), torch.cat([scales for _, scales in parts])
 
 
 def _quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

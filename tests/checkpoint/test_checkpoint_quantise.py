@@ -17,6 +17,7 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.checkpoint.quantise import format_errors, quantisation_errors, quantise_checkpoint
+from flashjanus.engine.ops import nibbles, quantise
 from flashjanus.errors import CheckpointError, ConfigError, InputError, OutputError
 from flashjanus.model import Policy
 from safetensors.torch import load_file, save_file
@@ -37,8 +38,8 @@ def stored(checkpoint: Checkpoint) -> State:
     return {name: tensor for path in checkpoint.weights.paths for name, tensor in load_file(path).items()}
 
 
-def loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> State:
-    policy = Policy.of(dtype, quantization="int8")
+def loaded(checkpoint: Checkpoint, dtype: torch.dtype, method: str = "int8") -> State:
+    policy = Policy.of(dtype, tiled=method == "int4", quantization=method)
     layout = weight_layout(checkpoint.config)
     dtypes = {"matrix_dtype": policy.matrix, "vector_dtype": policy.vector}
     return load_weights(layout, checkpoint.weights, **dtypes, finish=policy.kept)
@@ -53,21 +54,24 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> State:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("shard_bytes", [2**30, 20_000])
+@pytest.mark.parametrize(
+    ("method", "shard_bytes"), [("int8", 2**30), ("int8", 20_000), ("fp8", 20_000), ("int4", 2**30)]
+)
 def test_it_loads_as_if_quantised_at_load(
-    folder: Path, tmp_path: Path, state: State, dtype: torch.dtype, compute: torch.dtype, shard_bytes: int
+    folder: Path, tmp_path: Path, state: State, dtype: torch.dtype, compute: torch.dtype, method: str, shard_bytes: int
 ) -> None:
     state[DOWN][3] = 0
     state[DOWN][5] *= 1e-36
     save_file({name: tensor.to(dtype) for name, tensor in state.items()}, folder / "model.safetensors")
-    written = quantised(folder, tmp_path / "int8", shard_bytes=shard_bytes)
-    assert written.config.quantization == "int8"
+    written = quantised(folder, tmp_path / "out", method=method, shard_bytes=shard_bytes)
+    assert written.config.quantization == method
     assert check_layout(weight_layout(written.config), written.weights) == []
-    expected, got = loaded(Checkpoint.open(folder), compute), loaded(written, compute)
+    expected, got = loaded(Checkpoint.open(folder), compute, method), loaded(written, compute, method)
     assert expected.keys() == got.keys()
     assert {name for name in got if got[name].dtype != expected[name].dtype} == set()
-    assert {name for name in got if not torch.equal(got[name], expected[name])} == set()
-    assert got["llm.1.down"].dtype is torch.int8
+    assert {name for name in got if not torch.equal(got[name].float(), expected[name].float())} == set()
+    assert got["llm.1.down"].dtype is (torch.float8_e4m3fn if method == "fp8" else torch.int8)
+    assert not got["llm.1.down"].float().isnan().any()
 
 
 def test_linears_of_the_language_model_change_and_nothing_else(folder: Path, tmp_path: Path, state: State) -> None:
@@ -191,10 +195,11 @@ def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, to: str) -
         quantise_checkpoint(Checkpoint.open(folder), tmp_path / to)
 
 
-def test_a_quantised_checkpoint_is_not_quantised_again(folder: Path, tmp_path: Path) -> None:
-    written = quantised(folder, tmp_path / "int8")
+@pytest.mark.parametrize("method", ["int8", "int4", "fp8"])
+def test_a_quantised_checkpoint_is_not_quantised_again(folder: Path, tmp_path: Path, method: str) -> None:
+    written = quantised(folder, tmp_path / "out", method=method)
     for again in (quantisation_errors, lambda found: quantise_checkpoint(found, tmp_path / "again")):
-        with pytest.raises(InputError, match="expected a checkpoint of floats, got one in int8"):
+        with pytest.raises(InputError, match=f"expected a checkpoint of floats, got one in {method}"):
             again(written)
     assert not (tmp_path / "again").exists()
 
@@ -249,11 +254,14 @@ def test_int8_tensors_need_the_config_to_say_so(folder: Path, tmp_path: Path, co
     assert len(problems) == 2 * 15
 
 
-def test_a_scale_that_is_not_finite_is_refused(folder: Path, tmp_path: Path) -> None:
-    written = quantised(folder, tmp_path / "int8")
+@pytest.mark.parametrize(("method", "damaged"), [("int8", f"{DOWN}_scale"), ("fp8", f"{DOWN}_scale"), ("fp8", DOWN)])
+def test_a_weight_or_scale_that_is_not_finite_is_refused(
+    folder: Path, tmp_path: Path, method: str, damaged: str
+) -> None:
+    written = quantised(folder, tmp_path / "out", method=method)
     tensors = stored(written)
-    tensors[f"{DOWN}_scale"][4] = torch.nan
-    with pytest.raises(CheckpointError, match=f"{DOWN}_scale: holds NaN or inf"):
+    tensors[damaged].view(-1)[4] = torch.nan
+    with pytest.raises(CheckpointError, match=f"{damaged}: holds NaN or inf"):
         load_weights(
             weight_layout(written.config),
             StateDictSource(tensors),
@@ -268,6 +276,7 @@ def test_a_scale_that_is_not_finite_is_refused(folder: Path, tmp_path: Path) -> 
         ({"quant_method": "bitsandbytes"}, ["quantization_config.method", '"int8"', "nothing"]),
         ({"method": "int3"}, ["quantization_config.method", '"int8"', '"int3"']),
         ({"method": "int8", "bits": 4}, ["quantization_config.bits", "8", "4"]),
+        ({"method": "int4", "bits": 8}, ["quantization_config.bits", "4", "8"]),
         ([], ["quantization_config", "an object"]),
     ],
 )
@@ -307,3 +316,31 @@ def test_errors_are_those_of_what_is_written(folder: Path, tmp_path: Path, state
     lost = [errors[name].relative ** 2 * state[name].norm() ** 2 for name in errors if name.endswith("q_proj.weight")]
     pooled = float((sum(lost) / sum(w.norm() ** 2 for w in both)) ** 0.5)
     assert float(rows[1].split()[2]) == pytest.approx(pooled, abs=1e-5)
+
+
+def test_errors_of_other_methods_are_those_of_what_is_multiplied(folder: Path, tmp_path: Path, state: State) -> None:
+    """fp8: of what is written; int4: of 4 bits out of what is written, but for the head and what does not fit them."""
+    narrow = "language_model.model.layers.0.mlp.gate_proj.weight"
+    checkpoint = Checkpoint.open(folder)
+    errors = {m: {e.name: e for e in quantisation_errors(checkpoint, method=m)} for m in ("int8", "int4", "fp8")}
+    written = stored(quantised(folder, tmp_path / "fp8", method="fp8"))
+    for name, error in errors["fp8"].items():
+        assert written[name].dtype is torch.float8_e4m3fn
+        held = written[name].double() * written[f"{name}_scale"].double()[:, None]
+        exact = state[name].double()
+        assert error.relative == pytest.approx(float((held - exact).norm() / exact.norm()), rel=1e-9)
+        assert 0.02 < error.relative < 0.03
+    assert state[narrow].shape[1] % 32 != 0
+    assert errors["int4"][narrow] == errors["int8"][narrow]
+    assert errors["int4"].keys() == errors["int8"].keys()
+    assert format_errors(list(errors["int4"].values()), "int4").split()[0] == "int4"
+
+
+def test_4_bits_are_made_of_8_with_hardly_more_error() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    q, scale = quantise.quantised(weight)
+    direct, through = (
+        float((nibbles.dequantise(*made) - weight).norm() / weight.norm())
+        for made in (nibbles.quantise(weight), nibbles.of_int8(q, scale))
+    )
+    assert direct < through < 1.01 * direct

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 
+import pytest
 from flashjanus.builtin import builtin_folder
 
 
@@ -20,6 +21,20 @@ def test_quantize_writes_a_checkpoint_that_other_commands_take(cli, tmp_path: Pa
     assert described["vae"]["folder"] == str(folder / "vae")
     drawn = cli("generate", "a red circle", "--model", folder, "--steps", "1", "--out", tmp_path / "a.png", "--json")
     assert (drawn.code, drawn.json["quantization"]) == (0, "int8")
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("int4", "int8"), ("fp8", "float8_e4m3fn")])
+def test_quantize_by_other_methods(cli, tmp_path: Path, method: str, dtype: str) -> None:
+    folder = tmp_path / method
+    result = cli("quantize", "shapes", folder, "--quantization", method)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"{folder}: {method}, 13.0 MB of weights, from 17.9")
+    described = cli("inspect", folder, "--json").json
+    assert (described["problems"], described["sizes"]["quantization"]) == ([], method)
+    assert described["dtypes"] == {"bfloat16": 129, dtype: 43, "float32": 43}
+    again = cli("quantize", folder, tmp_path / "again")
+    assert again.code == 2
+    assert f"expected a checkpoint of floats, got one in {method}" in again.err
 
 
 def test_quantize_in_json(cli, tmp_path: Path) -> None:
@@ -71,6 +86,16 @@ def test_inspect_compares_each_linear_with_itself(cli) -> None:
     kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "all"]
     assert [line.split()[0] for line in out.splitlines()[-9:]] == kinds
     assert "language_model.model.layers." in out
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("int4", 0.07, 0.1), ("fp8", 0.02, 0.03)])
+def test_inspect_compares_by_other_methods(cli, method: str, least: float, most: float) -> None:
+    value = cli("inspect", "shapes", "--quantization", method, "--json").json["quantization"]
+    linears = {linear["name"]: linear["relative_error"] for linear in value["linears"]}
+    head = linears.pop("language_model.lm_head.weight")
+    assert value["method"] == method
+    assert all(least < loss < most for loss in linears.values())
+    assert head < (0.01 if method == "int4" else most)
 
 
 def test_inspect_of_what_has_problems_compares_nothing(cli, tmp_path: Path) -> None:

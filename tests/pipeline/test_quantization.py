@@ -1,4 +1,4 @@
-"""A model in int8 or int4: what is quantised, how far it is from the exact one, and what goes with it."""
+"""A model in int8, fp8 or int4: what is quantised, how far it is from the exact one, and what goes with it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flashjanus.checkpoint import Checkpoint, Target
 from flashjanus.checkpoint.quantise import quantise_checkpoint
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import nibbles, tiles
+from flashjanus.engine.ops.quantise import quantised
 from flashjanus.engine.runtime import native
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
@@ -19,8 +20,12 @@ from flashjanus.pipeline.text import TextRequest, TextSession
 
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 PROMPT = "a red circle to the left of a blue square"
-KINDS = [pytest.param({}, marks=needs_amx), {"implementations": {"linear": "torch"}}]
-"""Weights in tiles, with activations in int8 too; and row by row, with activations as they are."""
+KINDS = [
+    pytest.param({}, marks=needs_amx),
+    {"implementations": {"linear_w8a8": "torch"}},
+    {"implementations": {"linear_w8a16": "torch"}},
+]
+"""Weights in tiles, with activations in int8 too; and row by row, with such activations and with those of the dtype."""
 
 
 def of(source: str | Path = "shapes", **options: object) -> JanusFlow:
@@ -30,9 +35,12 @@ def of(source: str | Path = "shapes", **options: object) -> JanusFlow:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model, stored in int8."""
-    folder = tmp_path_factory.mktemp("stored") / "int8"
-    quantise_checkpoint(Checkpoint.open(builtin_folder()), folder)
-    return folder
+    return written(tmp_path_factory.mktemp("stored"), "int8")
+
+
+def written(folder: Path, method: str) -> Path:
+    quantise_checkpoint(Checkpoint.open(builtin_folder()), folder / method, method)
+    return folder / method
 
 
 @pytest.mark.parametrize("options", KINDS)
@@ -83,7 +91,8 @@ def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype
         assert all(torch.equal(kept[name], t) for name, t in beside.items())
         if packed:
             wide = nibbles.dequantise(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
-            assert torch.equal(wide, nibbles.dequantise(*nibbles.quantise(weight)))
+            q, scale = quantised(weight)
+            assert torch.equal(wide, nibbles.dequantise(*nibbles.quantise(q * scale[:, None])))
             assert (wide - weight.float()).norm() <= 0.1 * weight.float().norm()
 
 
@@ -169,6 +178,41 @@ def test_a_checkpoint_in_int8_is_the_model_quantised_at_load(
         assert torch.equal(*pictures)
 
 
+@needs_amx
+@pytest.mark.parametrize(("method", "asked"), [("int4", None), ("int4", "int4"), ("int4", "int8"), ("int8", "int4")])
+def test_int4_is_stored_in_int8_and_each_serves_for_the_other(
+    stored: Path, tmp_path: Path, method: str, asked: str | None
+) -> None:
+    checkpoint = Checkpoint.open(written(tmp_path, method) if method == "int4" else stored)
+    assert checkpoint.config.quantization == method
+    assert {info.dtype for info in checkpoint.weights.names().values()} == {"int8", "float32", "bfloat16"}
+    at_load, from_stored = of(quantization=asked or method), of(checkpoint.folder, quantization=asked)
+    assert from_stored.quantization == at_load.quantization == (asked or method)
+    expected, got = at_load.runner.weights, from_stored.runner.weights
+    assert got.keys() == expected.keys()
+    assert {name for name, tensor in got.items() if not torch.equal(tensor, expected[name])} == set()
+
+
+def test_a_checkpoint_in_int4_says_what_serves_without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path, "int4")
+    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
+    with pytest.raises(InputError, match="this CPU has no AMX; 'int8' runs everywhere"):
+        of(folder)
+    assert of(folder, quantization="int8").quantization == "int8"
+
+
+def test_fp8_needs_a_gpu_that_multiplies_it(tmp_path: Path) -> None:
+    for source, asked in (("shapes", "fp8"), (written(tmp_path, "fp8"), None)):
+        with pytest.raises(InputError) as error:
+            of(source, quantization=asked)
+        assert str(error.value) == (
+            "quantization: fp8 is for GPUs of compute capability 8.9 or later (Ada, Hopper), not for the CPU; 'int8' "
+            "runs everywhere"
+        )
+    with pytest.raises(InputError, match="expected None or 'fp8', as the checkpoint is stored in fp8, got 'int8'"):
+        of(tmp_path / "fp8", quantization="int8")
+
+
 def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
     model = of(stored, dtype="float32")
     assert (model.dtype, model.quantization) == (torch.float32, "int8")
@@ -179,8 +223,8 @@ def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(quantization="int3"), ["quantization", "None or 'int8'", "stored", "'int3'"]),
-        (dict(quantization="int4"), ["quantization", "None or 'int8'", "stored", "'int4'"]),
+        (dict(quantization="int3"), ["quantization", "None or 'int8' or 'int4'", "stored in int8", "'int3'"]),
+        (dict(quantization="fp8"), ["quantization", "None or 'int8' or 'int4'", "stored in int8", "'fp8'"]),
         (dict(numerics="official"), ["numerics", "'exact'", "'int8'"]),
         (dict(dtype="float16", vae_dtype="float32"), ["quantization", "float16", "bfloat16"]),
     ],

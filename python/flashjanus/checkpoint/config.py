@@ -24,8 +24,21 @@ MAX_POSITIONS = 16_777_216
 MAX_PIXELS = 8_192
 MAX_LATENT = 1_024
 
-QUANTIZATION_BITS = {"int8": 8}
-"""By the name of what a checkpoint's own weights may be quantised to."""
+
+@dataclass(frozen=True)
+class Quantization:
+    """stored: the dtype of a checkpoint's linears. bits: of a weight as it is read when few rows are decoded."""
+
+    stored: str
+    bits: int
+
+
+QUANTIZATIONS = {
+    "int8": Quantization("int8", 8),
+    "int4": Quantization("int8", 4),
+    "fp8": Quantization("float8_e4m3fn", 8),
+}
+"""By the name of what a checkpoint's own weights may be quantised to; 4 bits are made from 8 when they are loaded."""
 
 SIGLIP_SIZES: dict[str, dict[str, int | float]] = {
     "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
@@ -267,8 +280,9 @@ class JanusFlowConfig:
     """The whole model. Sections that do not fit each other raise ConfigError on construction.
 
     image_attention ("causal" or "bidirectional" inside the block of image tokens) and latent_size (side of the latent)
-    are optional top-level keys of this package; the released model has neither. quantization: "int8" where the language
-    model's linears are stored so, as `quantization_config` says; None where all weights are floats.
+    are optional top-level keys of this package; the released model has neither. quantization: one of
+    QUANTIZATIONS where the language model's linears are stored so, as `quantization_config` says; None where no weight
+    has scales.
     """
 
     language: LanguageConfig
@@ -337,9 +351,9 @@ def _quantization(top: Fields) -> str | None:
     if not top.given("quantization_config"):
         return None
     section = top.section("quantization_config")
-    method = section.choice("method", "", list(QUANTIZATION_BITS))
+    method = section.choice("method", "", list(QUANTIZATIONS))
     if method:
-        section.refuse_unless("bits", [QUANTIZATION_BITS[method]], f"{method} has no other")
+        section.refuse_unless("bits", [QUANTIZATIONS[method].bits], f"{method} has no other")
     return method or None
 
 

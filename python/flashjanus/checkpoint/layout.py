@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from flashjanus.checkpoint.config import JanusFlowConfig
+from flashjanus.checkpoint.config import QUANTIZATIONS, JanusFlowConfig
 
 Kind = Literal["matrix", "vector"]
 Shape = tuple[int, ...]
@@ -31,8 +31,8 @@ class Source:
 class Target:
     """One tensor of the model: its sources, permuted if asked, viewed as (rows, *shape[1:]) and stacked along dim 0.
 
-    same_as: this target is that other target's tensor (tied weights) and its sources are left unread. scales: of int8
-    sources, one float32 a row, stacked as they are.
+    same_as: this target is that other target's tensor (tied weights) and its sources are left unread. scales: of
+    sources in 8 bits, one float32 a row, stacked as they are.
     """
 
     name: str
@@ -90,7 +90,7 @@ def weight_layout(config: JanusFlowConfig) -> Layout:
     _language(build, config)
     _understanding(build, config)
     _generation(build, config)
-    targets = build.targets if config.quantization is None else map(_in_int8, build.targets)
+    targets = [_quantised(target, config.quantization) for target in build.targets]
     return Layout(targets, ("vision_und_enc_model.vision_tower.attn_pool.*", "*.rotary_emb.inv_freq"))
 
 
@@ -99,14 +99,15 @@ def scale_name(name: str) -> str:
     return f"{name}_scale"
 
 
-def _in_int8(target: Target) -> Target:
-    if not target.quantisable:
+def _quantised(target: Target, method: str | None) -> Target:
+    if method is None or not target.quantisable:
         return target
+    dtype = QUANTIZATIONS[method].stored
     scales = [
         Source(tuple(map(scale_name, s.names)), tuple(shape[:1] for shape in s.shapes), ("float32",))
         for s in target.sources
     ]
-    return replace(target, sources=tuple(replace(s, dtypes=("int8",)) for s in target.sources), scales=tuple(scales))
+    return replace(target, sources=tuple(replace(s, dtypes=(dtype,)) for s in target.sources), scales=tuple(scales))
 
 
 def _language(build: LayoutBuilder, config: JanusFlowConfig) -> None:

@@ -52,7 +52,7 @@ def load_weights(
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
     allow_unused: patterns (fnmatch) of further tensors that may be left over. finish(target, tensor, scale) -> what is
-    kept of a target, by name, in place of the tensor and, where the checkpoint has it in int8, its scale.
+    kept of a target, by name, in place of the tensor and, where the checkpoint has it in 8 bits, its scale.
     CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
     that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
@@ -66,8 +66,10 @@ def load_weights(
                 weights[target.name] = weights[target.same_as]
                 continue
             dtype = matrix_dtype if target.kind == "matrix" else vector_dtype
+            if target.scales:
+                dtype = getattr(torch, target.sources[0].dtypes[0])
             order = torch.channels_last if target.channels_last else torch.contiguous_format
-            weight = torch.empty(target.shape, dtype=torch.int8 if target.scales else dtype, memory_format=order)
+            weight = torch.empty(target.shape, dtype=dtype, memory_format=order)
             _stack(weight, target.sources, source, target.permute)
             scale = torch.empty(target.shape[:1]) if target.scales else None
             if scale is not None:
@@ -114,6 +116,8 @@ def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> i
         into = weight[row + start : row + start + len(part)]
         into.copy_(part)
         # One pass, without a temporary, that any NaN or inf survives; finite values may overflow too: a suspicion only.
+        if into.dtype is torch.float8_e4m3fn:  # which torch neither sums nor tests
+            part, into = part.float(), into.float()
         if not math.isfinite(into.sum().item()):
             check_finite(part, into, label)
     return rows

@@ -1,7 +1,8 @@
-"""Linears of the language model in int8, one float32 scale a row: a checkpoint written so, and what it loses.
+"""Linears of the language model in 8 bits, one float32 scale a row: a checkpoint written so, and what it loses.
 
-Rows are quantised alone, so what is written under the official names stacks to what `quantization="int8"` makes of the
-stacked projections at load, in the dtype that the checkpoint has. Memory holds one tensor of the checkpoint at a time.
+Rows are quantised alone, so what is written under the official names stacks to what `quantization=` makes of the
+stacked projections at load, in the dtype that the checkpoint has. 4 bits are made from int8, and stored as that. Memory
+holds one tensor of the checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from flashjanus.checkpoint.config import QUANTIZATION_BITS
+from flashjanus.checkpoint.config import QUANTIZATIONS
 from flashjanus.checkpoint.files import Checkpoint
 from flashjanus.checkpoint.layout import scale_name, weight_layout
 from flashjanus.checkpoint.load import CHUNK_BYTES, check_finite, check_layout, stored_name, summarise
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
+from flashjanus.engine.ops import nibbles
 from flashjanus.engine.ops.quantise import quantise
 from flashjanus.errors import CheckpointError, InputError
 
@@ -51,11 +53,12 @@ def quantise_checkpoint(
     progress: Progress = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `checkpoint` with its linears in int8 to `folder`, whole or not at all: weights, text files and VAE.
+    """Write `checkpoint` quantised by `method` to `folder`, whole or not at all: weights, text files and VAE.
 
     Raises CheckpointError, InputError, and OutputError where `folder` cannot be written or holds something.
     """
-    changed = set(quantisable(checkpoint))
+    changed, quantization = set(quantisable(checkpoint)), QUANTIZATIONS[method]
+    dtype: torch.dtype = getattr(torch, quantization.stored)
     source, vae = checkpoint.weights, checkpoint.vae
     vae_files = [] if vae is None else [*vae.folder.glob("*.json"), *vae.weights.paths]
     tensors: dict[str, TensorInfo] = {}
@@ -63,19 +66,19 @@ def quantise_checkpoint(
         tensors[name] = info
         if name in changed:
             rows = info.shape[0]
-            tensors[name] = TensorInfo(info.shape, "int8", math.prod(info.shape))
+            tensors[name] = TensorInfo(info.shape, quantization.stored, math.prod(info.shape))
             tensors[scale_name(name)] = TensorInfo((rows,), "float32", 4 * rows)
     with new_folder(folder) as partial:
         shards = Shards(partial, tensors, shard_bytes)
         for done, name in enumerate(source.names(), 1):
             tensor = source.read(name)
             if name in changed:
-                tensor, scale = quantised(tensor, f"{source.label}: {name}")
+                tensor, scale = quantised(tensor, dtype, f"{source.label}: {name}")
                 shards.write(scale_name(name), scale)
             shards.write(name, tensor)
             progress(done)
         source.close()
-        what = {"method": method, "bits": QUANTIZATION_BITS[method], "what": "linears of the language model, by row"}
+        what = {"method": method, "bits": quantization.bits, "what": "linears of the language model, by row"}
         config = {**checkpoint.config_dict, "quantization_config": what}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, path in checkpoint.text_files.items():
@@ -85,9 +88,9 @@ def quantise_checkpoint(
             shutil.copyfile(path, partial / "vae" / path.name)
 
 
-def quantised(weight: torch.Tensor, label: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (N, K) int8 and scale (N,) float32 of a weight. CheckpointError where it is not finite in float32."""
-    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+def quantised(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (N, K) and scale (N,) float32 of a weight. CheckpointError where it is not finite in float32."""
+    q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight))
     for rows in _chunks(weight):
         part = weight[rows].to(torch.float32, copy=True)
         quantise(part, q[rows], scale[rows])
@@ -98,7 +101,7 @@ def quantised(weight: torch.Tensor, label: str) -> tuple[torch.Tensor, torch.Ten
 
 @dataclass(frozen=True)
 class LinearError:
-    """What int8 loses of a linear, or of several: sums of squares of W, of Wq, of Wq - W, and of products W Wq."""
+    """What is lost of a linear, or of several: sums of squares of W, of Wq, of Wq - W, and of products W Wq."""
 
     name: str
     weight: float
@@ -125,19 +128,24 @@ class LinearError:
         return {"name": self.name, "kind": self.kind, "relative_error": self.relative, "cosine": self.cosine}
 
 
-def quantisation_errors(checkpoint: Checkpoint, progress: Progress = lambda done: None) -> list[LinearError]:
-    """Of every linear that quantisation changes, in the checkpoint's order. Raises as `quantisable` and `quantised`."""
+def quantisation_errors(
+    checkpoint: Checkpoint, progress: Progress = lambda done: None, method: str = "int8"
+) -> list[LinearError]:
+    """Of every linear that quantisation changes, in the checkpoint's order. Raises as `quantisable` and `quantised`.
+
+    int4: of what few rows are decoded on; a linear that is not in 4 bits, such as the head, is in int8.
+    """
     found = []
     for done, name in enumerate(quantisable(checkpoint), 1):
-        found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label))
+        found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method))
         progress(done)
     checkpoint.weights.close()
     return found
 
 
-def format_errors(errors: list[LinearError]) -> str:
+def format_errors(errors: list[LinearError], method: str = "int8") -> str:
     """A row for each kind of linear, the norms taken over all of them, with the worst named."""
-    lines = [f"  {'int8':<10} {'linears':>7} {'error':>9} {'cosine':>9}  worst"]
+    lines = [f"  {method:<10} {'linears':>7} {'error':>9} {'cosine':>9}  worst"]
     for kind in dict.fromkeys(error.kind for error in errors):
         of = [error for error in errors if error.kind == kind]
         worst = max(of, key=lambda error: error.relative)
@@ -154,8 +162,10 @@ def _pooled(name: str, errors: list[LinearError]) -> LinearError:
     return LinearError(name, *sums)
 
 
-def _error(name: str, weight: torch.Tensor, label: str) -> LinearError:
-    q, scale = quantised(weight, f"{label}: {name}")
+def _error(name: str, weight: torch.Tensor, label: str, method: str) -> LinearError:
+    q, scale = quantised(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
+    if method == "int4" and "lm_head" not in name and nibbles.fits(*weight.shape):
+        q, scale = nibbles.dequantise(*nibbles.of_int8(q, scale)), torch.ones(len(weight))
     sums = torch.zeros(4, dtype=torch.float64)
     for rows in _chunks(weight):
         exact, held = weight[rows].double(), q[rows].double() * scale[rows, None].double()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_output_options
+from flashjanus.cli.quantize import METHODS
 
 if TYPE_CHECKING:
     from flashjanus.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("path", metavar="PATH", help="built-in name, folder or hub id")
     parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
     parser.add_argument(
-        "--quantization", choices=("int8",), help="also compare each linear that it would change with itself"
+        "--quantization", choices=METHODS, help="also compare each linear that it would change with itself"
     )
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -38,14 +39,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.text(format_description(description))
     problems = description["problems"]
     if args.quantization and not problems:
-        description["quantization"] = {"method": args.quantization, "linears": _losses(checkpoint, console)}
+        description["quantization"] = {
+            "method": args.quantization,
+            "linears": _losses(checkpoint, console, args.quantization),
+        }
     console.result(description)
     if problems:  # shown above in full; the exit code is for scripts
         console.note(f"{args.path} cannot be used as it is: {len(problems)} problem{'s' * (len(problems) > 1)}")
     return 2 if problems else 0
 
 
-def _losses(checkpoint: Checkpoint, console: Console) -> list[dict[str, object]]:
+def _losses(checkpoint: Checkpoint, console: Console, method: str) -> list[dict[str, object]]:
     from flashjanus.checkpoint.quantise import format_errors, quantisable, quantisation_errors
 
     with console.progress(len(quantisable(checkpoint)), "quantising") as show:
@@ -54,6 +58,6 @@ def _losses(checkpoint: Checkpoint, console: Console) -> list[dict[str, object]]
             console.check_interrupt()
             show(linears)
 
-        errors = quantisation_errors(checkpoint, done)
-    console.text(f"\n{format_errors(errors)}")
+        errors = quantisation_errors(checkpoint, done, method)
+    console.text(f"\n{format_errors(errors, method)}")
     return [error.to_json() for error in errors]

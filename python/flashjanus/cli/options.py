@@ -35,7 +35,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantization",
         metavar="NAME",
-        help="int8: the language model's linears in 8 bits; int4: decoding in 4 (default: as the checkpoint is stored)",
+        help="int8, or fp8 on newer GPUs: the language model's linears in 8 bits; int4: decoding in 4 (default: as "
+        "the checkpoint is stored)",
     )
     group.add_argument(
         "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"

@@ -9,7 +9,7 @@ from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_output_options
 from flashjanus.errors import OutputError
 
-METHODS = ("int8",)
+METHODS = ("int8", "int4", "fp8")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,7 +17,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "quantize",
         help="write a checkpoint with 8-bit weights",
         description="Write a folder in the official layout with the language model's linears quantised, all else as it "
-        "was, which loads without the original. DST is written whole or not at all.",
+        "was, which loads without the original. DST is written whole or not at all. int4 is stored in int8, from which "
+        "the 4 bits are made when it is loaded.",
     )
     parser.add_argument("source", metavar="SRC", help="built-in name, folder or hub id")
     parser.add_argument("destination", metavar="DST", help="a folder that is empty or does not exist yet")

@@ -25,7 +25,8 @@ class Policy:
     tiled: weights of linears that fit are kept in AMX tiles.
     quantization: None, or "int8": the language model's linears in int8, with a scale for each output. The image
     encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors reach every pixel.
-    "int4", of a tiled model: the same, and its layers' linears in 4 bits besides, for decoding a few rows.
+    "fp8": the same in float8_e4m3fn. "int4", of a tiled model: as "int8", and its layers' linears in 4 bits besides,
+    made from those in 8, for decoding a few rows.
     """
 
     matrix: torch.dtype
@@ -42,12 +43,11 @@ class Policy:
         return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
     def specs(self, target: Target) -> dict[str, TensorSpec]:
-        """What is kept of a weight, by name: the weight, in int8 its scales too."""
-        shape = tuple(target.shape)
-        if self._quantised(target):
-            tiled = self._tiled(target, torch.int8)
+        """What is kept of a weight, by name: the weight, in 8 bits its scales too."""
+        shape, dtype = tuple(target.shape), self._quantised(target)
+        if dtype is not None:
             scale = TensorSpec(shape[:1], torch.float32)
-            specs = {target.name: TensorSpec(shape, torch.int8, tiled), f"{target.name}.scale": scale}
+            specs = {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype)), f"{target.name}.scale": scale}
             if self._in_int4(target):
                 packed, scales = nibbles.shapes(*target.shape)
                 specs[f"{target.name}.int4"] = TensorSpec(packed, torch.uint8)
@@ -59,26 +59,29 @@ class Policy:
     def kept(
         self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
     ) -> Mapping[str, torch.Tensor]:
-        """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in int8."""
+        """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in 8 bits."""
+        dtype = self._quantised(target)
+        if dtype is not None and scale is None:
+            weight, scale = quantised(weight, dtype)
         tensors = {target.name: weight}
-        if self._in_int4(target):
-            packed, scales = nibbles.quantise(weight)
-            tensors |= {f"{target.name}.int4": packed, f"{target.name}.int4.scale": scales}
         if scale is not None:
             tensors[f"{target.name}.scale"] = scale
-        elif self._quantised(target):
-            q, scale = quantised(weight)
-            tensors |= {target.name: q, f"{target.name}.scale": scale}
+        if scale is not None and self._in_int4(target):
+            packed, scales = nibbles.of_int8(weight, scale)
+            tensors |= {f"{target.name}.int4": packed, f"{target.name}.int4.scale": scales}
         if self.specs(target)[target.name].tiled:
             tensors[target.name] = tiles.tile(tensors[target.name])
         return tensors
 
-    def _quantised(self, target: Target) -> bool:
-        return self.quantization is not None and target.quantisable
+    def _quantised(self, target: Target) -> torch.dtype | None:
+        """In which 8 bits a weight is kept, or None."""
+        if self.quantization is None or not target.quantisable:
+            return None
+        return torch.float8_e4m3fn if self.quantization == "fp8" else torch.int8
 
     def _in_int4(self, target: Target) -> bool:
         # not the head: its errors choose the token
-        layer = self._quantised(target) and target.name != "llm.head"
+        layer = target.quantisable and target.name != "llm.head"
         return self.quantization == "int4" and layer and self._tiled(target, torch.int8)
 
     def _tiled(self, target: Target, dtype: torch.dtype) -> bool:

@@ -10,21 +10,24 @@ import torch
 
 from flashjanus.checkpoint import Layout, TensorSource, load_weights
 from flashjanus.engine.runtime import native
-from flashjanus.engine.runtime.cuda import Gpu
+from flashjanus.engine.runtime.cuda import Gpu, no_e4m3
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-QUANTIZATIONS = ("int8", "int4")
+QUANTIZATIONS = ("int8", "fp8", "int4")
+STORED = {"int8": ("int8", "int4"), "int4": ("int4", "int8"), "fp8": ("fp8",)}
+"""By what a checkpoint is stored in, what it can be loaded as: int4 is made from int8, and stored as that."""
 
 
 def quantization(asked: str | None, stored: str | None) -> str | None:
-    """What a checkpoint's weights are stored in, else what is asked for. Raises InputError where the two differ."""
-    if stored is not None and asked not in (None, stored):
+    """What is asked for, else what a checkpoint is stored in. Raises InputError where the two do not go together."""
+    if stored is not None and asked not in (None, *STORED[stored]):
+        choices = " or ".join(map(repr, STORED[stored]))
         raise InputError(
-            f"quantization: expected None or {stored!r}, as the checkpoint is stored, got {asked!r}; "
+            f"quantization: expected None or {choices}, as the checkpoint is stored in {stored}, got {asked!r}; "
             "load the checkpoint that it was made from"
         )
-    return asked if stored is None else stored
+    return asked or stored
 
 
 def policy(
@@ -47,6 +50,9 @@ def policy(
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
     plain = {"linear", "linear_w8a16", "linear_w8a8", "fused_linear"} & set(implementations)
     multiplied = dtype is torch.bfloat16 or quantization is not None
+    no_fp8 = no_e4m3(device) if quantization == "fp8" else None
+    if no_fp8 is not None:
+        raise InputError(f"quantization: {no_fp8}; 'int8' runs everywhere")
     no_amx = native.refuses_amx(device)
     tiled = no_amx is None and multiplied and numerics == "exact" and not plain
     if quantization == "int4" and not tiled:
