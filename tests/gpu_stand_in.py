@@ -10,7 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pytest
 import torch
+from flashjanus import triton_kernels
+from flashjanus.engine.ops import shapes
+from flashjanus.engine.runtime import cuda, native
+from flashjanus.engine.runtime import device as device_module
+from flashjanus.pipeline import tensor_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FORBIDDEN = {
@@ -120,3 +126,14 @@ class StandInDriver:
     def asked(self, *kinds: str) -> list[str]:
         """The kinds of calls, in order; of these only, where given."""
         return [entry[0] for entry in self.log if not kinds or entry[0] in kinds]
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> StandInDriver:
+    """From now on models on "cuda" run on the driver that is returned, by torch: kernels of GPUs refuse."""
+    driver = StandInDriver()
+    patch.setattr(device_module, "unusable", lambda device: None)
+    patch.setattr(shapes, "readable", lambda x: False)
+    patch.setattr(tensor_model, "open_gpu", lambda device, graphs: cuda.Gpu(driver, graphs))
+    patch.setattr(triton_kernels, "unavailable", lambda: "left out here")
+    patch.setattr(native, "cuda_available", lambda: "left out here")
+    return driver

@@ -94,13 +94,11 @@ def run(work: Workload, notes: Notes, failing: Mapping[str, int], ceilings: Mapp
     """
     names: dict[tuple[Any, ...], str] = {}
     programs: dict[str, list[list[Any]]] = {}
-    for executor in work.ready():
+    for executor, of in work.ready():
         plan = executor.plan
         counts = Counter(form(node) for node in plan.nodes)
         bucket = ", ".join(f"{k}={v}" for k, v in plan.sizes.items())
-        program, chosen = f"{plan.name} [{bucket}]", []
-        if program in programs:
-            program += " unfused"
+        program, chosen = f"{plan.name} [{bucket}] {of}".rstrip(), []
         for node, _ in executor.steps():
             key = form(node)
             if not counts[key]:

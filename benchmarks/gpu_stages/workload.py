@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
 from flashjanus.engine.ops import all_ops, get_op
-from flashjanus.engine.runtime.cuda import Gpu, open_gpu
+from flashjanus.engine.plan.w8a8 import QUANTISED
+from flashjanus.engine.runtime.cuda import Gpu, no_e4m3, open_gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.model import Policy
 from flashjanus.pipeline.buckets import EXACT, PADDED, padded
@@ -63,7 +64,7 @@ SMALL = Sizes((1, 2), (1, 2), 6, 3, 20, 30, 8, repeats=2, calls=2)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what; `implementations` may be timed."""
+    """Where and on what; `implementations` may be timed, also of the model in `quantizations`."""
 
     device: torch.device
     clock: Clock
@@ -73,6 +74,7 @@ class Setting:
     dtype: torch.dtype
     implementations: Callable[[str], Sequence[str]]
     gpu: Callable[[bool], Gpu | None]
+    quantizations: Sequence[str]
 
 
 def on_gpu() -> Setting:
@@ -81,7 +83,9 @@ def on_gpu() -> Setting:
     def implementations(op: str) -> list[str]:
         return [name for name in get_op(op).implementations if name != "native"]
 
-    return Setting(CUDA, CudaClock(CUDA), FULL, config(), VAE, torch.bfloat16, implementations, partial(open_gpu, CUDA))
+    in_8_bits = ("int8", "fp8") if no_e4m3(CUDA) is None else ("int8",)
+    gpu = partial(open_gpu, CUDA)
+    return Setting(CUDA, CudaClock(CUDA), FULL, config(), VAE, torch.bfloat16, implementations, gpu, in_8_bits)
 
 
 def dry_run() -> Setting:
@@ -98,6 +102,7 @@ def dry_run() -> Setting:
         torch.float32,
         lambda op: ["torch"],
         lambda graphs: None,
+        ("int8", "fp8"),
     )
 
 
@@ -116,22 +121,30 @@ def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict
             weight.mul_(1 / math.sqrt(math.prod(target.shape[1:])))
         else:
             weight.mul_(0.1).add_(0 if target.name.endswith(".b") else 1)
-        weights[target.name] = weight
+        weights |= policy.kept(target, weight)
     return weights
 
 
 class Workload:
-    """One set of weights behind three runners: with graphs, without, and without graphs and with linears unfused."""
+    """One set of weights behind three runners: with graphs, without, and without graphs and with linears unfused.
+
+    in_8_bits: runners without graphs on quantised weights, made when they are asked for.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.sizes, self.clock = setting, setting.sizes, setting.clock
         config, vae = JanusFlowConfig.from_dict(dict(setting.config)), VaeConfig.from_dict(dict(setting.vae_config))
-        policy = Policy.of(setting.dtype)
-        weights = random_weights(weight_layout(config), policy, setting.device)
-        vae_weights = random_weights(vae_layout(vae), policy, setting.device)
+        exact = Policy.of(setting.dtype)
+        exact_weights = random_weights(weight_layout(config), exact, setting.device)
+        vae_weights = random_weights(vae_layout(vae), exact, setting.device)
         self.config = config
 
-        def runner(graphs: bool, forced: Sequence[str]) -> Runner:
+        def runner(
+            graphs: bool,
+            forced: Sequence[str],
+            policy: Policy = exact,
+            weights: Mapping[str, torch.Tensor] = exact_weights,
+        ) -> Runner:
             return Runner(
                 config,
                 policy,
@@ -147,6 +160,14 @@ class Workload:
         every = list(all_ops()) if setting.device.type == "cpu" else []
         self.graphs, self.eager = runner(True, every), runner(False, every)
         self.parts = runner(False, every or ["silu_mul"])  # a part that is forced keeps its neighbours apart
+
+        def in_8_bits(quantization: str) -> Runner:
+            policy = Policy.of(setting.dtype, quantization=quantization)
+            weights = random_weights(weight_layout(config), policy, setting.device)
+            # what the plan replaces by what is to be timed: it stays where it is forced
+            return runner(False, [op for op in every if op not in ("linear_w8a16", *QUANTISED)], policy, weights)
+
+        self.in_8_bits = in_8_bits
 
     def flow_requests(self, rows: int) -> list[FlowRequest]:
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
@@ -190,33 +211,44 @@ class Workload:
         made.inputs["z"].normal_()
         return made
 
-    def ready(self) -> Iterator[Executor]:
-        """Executors about to run, whose nodes are all forms of every op that the model meets; each of them once."""
-        yield from self._flow(self.sizes.images[0])
-        yield self.encoder(self.eager)
-        yield self.decoder(self.eager)
-        for rows in self.sizes.conversations:
-            for runner in (self.eager, self.parts) if rows == 1 else (self.eager,):
-                chat = TextSession(runner, *self.chat_bucket(runner, rows, self.sizes.chat))
-                chat.start(self.chat_requests(rows, self.sizes.chat), None)
-                if rows == 1 and runner is self.eager:
-                    yield chat.prefill
-                yield chat.decode
+    def ready(self) -> Iterator[tuple[Executor, str]]:
+        """Executors about to run, whose nodes are all forms of every op that the model meets; each of them once.
+
+        And in which form the model is where it is not the usual one: "unfused", or its quantization.
+        """
+        yield from self._flow(self.eager, self.sizes.images[0])
+        yield self.encoder(self.eager), ""
+        yield self.decoder(self.eager), ""
+        yield from self._chats(self.eager, self.sizes.conversations)
+        yield from list(self._chats(self.parts, self.sizes.conversations[:1], "unfused"))[1:]
         for rows in self.sizes.conversations:
             length, new = self.sizes.context, self.sizes.new
             chat = TextSession(self.eager, rows, length, length + new, 1, new)
             chat.start(self.chat_requests(rows, length), None)
-            yield chat.decode
-        yield from self._flow(self.sizes.images[-1])  # last: the largest may not fit
+            yield chat.decode, ""
+        for quantization in self.setting.quantizations:
+            runner = self.in_8_bits(quantization)
+            yield from self._flow(runner, self.sizes.images[0], quantization)
+            yield from self._chats(runner, self.sizes.conversations, quantization)
+        yield from self._flow(self.eager, self.sizes.images[-1])  # last: the largest may not fit
 
-    def _flow(self, rows: int) -> Iterator[Executor]:
+    def _chats(self, runner: Runner, conversations: Sequence[int], form: str = "") -> Iterator[tuple[Executor, str]]:
+        """The prefill of the first number of conversations, and the decoding of each."""
+        for rows in conversations:
+            chat = TextSession(runner, *self.chat_bucket(runner, rows, self.sizes.chat))
+            chat.start(self.chat_requests(rows, self.sizes.chat), None)
+            if rows == conversations[0]:
+                yield chat.prefill, form
+            yield chat.decode, form
+
+    def _flow(self, runner: Runner, rows: int, form: str = "") -> Iterator[tuple[Executor, str]]:
         """Without a step cache, and storing and recalling with one."""
         for caches in (False, True):
-            session = FlowSession(self.eager, *self.flow_bucket(self.eager, rows), caches=caches)
-            self.join(session, self.prepared(self.eager))
+            session = FlowSession(runner, *self.flow_bucket(runner, rows), caches=caches)
+            self.join(session, self.prepared(runner))
             session.flow.host["steps"].fill_(ENDLESS)
             session.flow.upload()
-            yield from session.forms.values()
+            yield from ((executor, form) for executor in session.forms.values())
 
 
 def ids(length: int) -> tuple[int, ...]:

@@ -177,8 +177,12 @@ def run_torch(
     q_scale, weight = q_scale.reshape(-1, 1).contiguous(), weight.contiguous()
     widened = _not_by_torch(q.device, len(q), y.shape[1], q.shape[1], q.dtype, dtype) is not None
     if q.dtype is torch.float8_e4m3fn and not widened:
-        scaled = torch._scaled_mm(q, weight.t(), q_scale, scale.contiguous()[None], out_dtype=dtype)
+        torch._scaled_mm(q, weight.t(), q_scale, scale.contiguous()[None], out_dtype=dtype, out=y)
+        if bias is not None:
+            y.add_(bias)
+        return
+    sums = q.float() @ weight.float().t() if widened else torch._int_mm(q, weight.t())
+    if bias is None:
+        torch.mul(sums * q_scale, scale, out=y)
     else:
-        sums = q.float() @ weight.float().t() if widened else torch._int_mm(q, weight.t())
-        scaled = (sums * q_scale).mul_(scale)
-    y.copy_(scaled if bias is None else scaled.float() + bias)
+        y.copy_((sums * q_scale).mul_(scale).add_(bias))

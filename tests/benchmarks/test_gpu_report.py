@@ -14,6 +14,7 @@ from pathlib import Path
 import gpu
 import pytest
 import torch
+from flashjanus.engine.plan.w8a8 import QUANTISED
 from gpu_stages import budget, checks, kernels, present, report
 from gpu_stages.clock import CudaClock
 from gpu_stages.workload import Workload, dry_run
@@ -35,6 +36,9 @@ def test_the_whole_command_runs_dry(tmp_path):
     assert stages["tests"]["exit_code"] == 0
     rows = [*stages["kernels"]["rows"].values(), *stages["model"]["rows"].values()]
     assert len(rows) > 100
+    timed = {row["op"] for row in stages["kernels"]["rows"].values()}
+    assert {"linear_w8a8", "quantise_rows", *QUANTISED.values()} <= timed
+    assert {name.rpartition(" ")[2] for name in stages["kernels"]["programs"]} >= {"int8", "fp8", "unfused"}
     assert all("time" in row for row in rows)
     page = file.with_suffix(".md").read_text()
     assert "the figures mean nothing" in page

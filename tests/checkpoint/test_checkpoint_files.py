@@ -294,7 +294,9 @@ def test_a_float8_file_is_refused_as_weights(folder: Path, state: State) -> None
     state["language_model.lm_head.weight"] = state["language_model.lm_head.weight"].to(torch.float8_e4m3fn)
     save_file(state, folder / "model.safetensors")
     found = Checkpoint.open(folder)
-    with pytest.raises(CheckpointError, match=r"wrong dtype: language_model.lm_head.weight expected .* got float8_e4m3fn"):
+    with pytest.raises(
+        CheckpointError, match=r"wrong dtype: language_model.lm_head.weight expected .* got float8_e4m3fn"
+    ):
         load_weights(weight_layout(found.config), found.weights, matrix_dtype=torch.float32, vector_dtype=torch.float32)
 
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.ops import all_ops, shapes
-from flashjanus.engine.runtime import cuda
+from flashjanus.engine.ops import all_ops
 from flashjanus.engine.runtime import device as device_module
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
-from flashjanus.pipeline import loading, runner, tensor_model
+from flashjanus.pipeline import loading, runner
 from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.pipeline.text import ImageTokens
-from gpu_stand_in import StandInDriver
+from gpu_stand_in import stand_in
 from small_model import FEATURES, IMAGE, IMAGE_SIZE, LATENT, START, small_config, small_state
 
 TORCH = {name: ["torch"] for name in all_ops()}
@@ -31,11 +30,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 @pytest.fixture
 def driver(monkeypatch):
-    made = StandInDriver()
-    monkeypatch.setattr(device_module, "unusable", lambda device: None)
-    monkeypatch.setattr(shapes, "readable", lambda x: False)
-    monkeypatch.setattr(tensor_model, "open_gpu", lambda device, graphs: cuda.Gpu(made, graphs))
-    return made
+    return stand_in(monkeypatch)
 
 
 def build(device, **options):

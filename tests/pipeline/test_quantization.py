@@ -17,6 +17,7 @@ from flashjanus.engine.runtime import native
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 from flashjanus.pipeline.text import TextRequest, TextSession
+from gpu_stand_in import stand_in
 
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 PROMPT = "a red circle to the left of a blue square"
@@ -211,6 +212,30 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match="expected None or 'fp8', as the checkpoint is stored in fp8, got 'int8'"):
         of(tmp_path / "fp8", quantization="int8")
+
+
+def test_a_checkpoint_in_fp8_is_the_model_quantised_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = of(implementations={"linear": "torch"})
+    stand_in(monkeypatch)
+    at_load, from_fp8 = of(quantization="fp8", device="cuda"), of(written(tmp_path, "fp8"), device="cuda")
+    assert from_fp8.quantization == at_load.quantization == "fp8"
+    for name, tensor in at_load.runner.weights.items():
+        got = from_fp8.runner.weights[name]
+        assert got.dtype is tensor.dtype
+        assert torch.equal(got.float(), tensor.float()), name
+        if f"{name}.scale" in at_load.runner.weights:
+            assert tensor.dtype is torch.float8_e4m3fn
+            wide = tensor.float() * at_load.runner.weights[f"{name}.scale"][:, None]
+            weight = exact.runner.weights[name].float()
+            assert (wide - weight).norm() <= 0.03 * weight.norm()
+    for program, rows in (("flow_step", 1), ("prefill", 1), ("decode_step", 1)):
+        ops = {node.op for node in from_fp8.plan(program, rows=rows, prompt_tokens=8).nodes}
+        assert "linear_w8a8" in ops
+        assert "linear_w8a16" not in ops
+    drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
+    pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (exact, at_load, from_fp8)]  # type: ignore[arg-type]
+    assert torch.equal(*pictures[1:])
+    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.02
 
 
 def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
