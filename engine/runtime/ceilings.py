@@ -49,7 +49,8 @@ def copy_bandwidth(device: torch.device | str) -> float:
 def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     """FLOP/s (for int8 op/s, summed in int32) of torch's matrix product of two n x n matrices, n = GEMM_SIZE.
 
-    The median, on torch's threads, with a weight stored as [out, in], as linears have it.
+    The median, on torch's threads, with a weight stored as [out, in], as linears have it; float8_e4m3fn with a scale
+    for each row, into bfloat16.
     """
     device = torch.device(device)
     n = GEMM_SIZE[device.type]
@@ -57,6 +58,9 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     if dtype == torch.int8:
         product = torch.empty((n, n), dtype=torch.int32, device=device)
         seconds = _seconds(lambda: torch._int_mm(a, weight.t(), out=product), device)
+    elif dtype == torch.float8_e4m3fn:
+        scale = torch.ones((n, 1), device=device)
+        seconds = _seconds(lambda: torch._scaled_mm(a, weight.t(), scale, scale.t(), out_dtype=torch.bfloat16), device)
     else:
         product = torch.empty((n, n), dtype=dtype, device=device)
         seconds = _seconds(lambda: torch.mm(a, weight.t(), out=product), device)

@@ -165,7 +165,8 @@ def test_ceilings_are_plausible_and_divide_work_into_seconds(monkeypatch: pytest
     assert found.rates.keys() == {torch.float32, torch.bfloat16}
     assert 1e8 < found.bandwidth < 1e13
     assert all(1e8 < rate < 1e15 for rate in found.rates.values())
-    assert 1e8 < ceilings.gemm_rate("cpu", torch.int8) < 1e15
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        assert 1e8 < ceilings.gemm_rate("cpu", dtype) < 1e15
 
 
 def test_the_roofline_takes_the_tighter_of_two_bounds() -> None:

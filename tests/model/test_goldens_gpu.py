@@ -15,10 +15,11 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.ir import Graph
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime.cuda import open_gpu
+from flashjanus.engine.runtime.cuda import no_e4m3, open_gpu
 from flashjanus.engine.runtime.executor import Executor
 from model import test_goldens as goldens
-from model.conftest import Case, Golden, golden_json, preferring, thin_model
+from model.conftest import Case, Golden, draw, golden_json, preferring, thin_model
+from model.test_goldens_int8 import quantised
 from seeded import seeded_state_dict
 from small_model import relative_error, small_config, small_state
 
@@ -133,3 +134,15 @@ def test_bf16_tokens_leave_the_golden_only_where_two_are_as_good(thin, understan
 
 def test_bf16_logits(thin, understanding, chat):
     goldens.test_bf16_logits(thin, understanding, chat)
+
+
+@pytest.mark.parametrize(("quantization", "share"), [("int8", 1.0), ("fp8", 2.0)])
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_latents_in_8_bits(thin_state, generation, quantization, share, name):
+    """Within that share of the official bf16 run's error, as on the CPU (test_goldens_int8.py)."""
+    reason = no_e4m3(CUDA) if quantization == "fp8" else None
+    if reason:
+        pytest.skip(reason)
+    z1 = generation[f"{name}.z1"]
+    got = draw(quantised(thin_state, quantization, device="cuda"), generation, name).z1
+    assert relative_error(got.cpu(), z1) <= share * relative_error(generation[f"{name}.z1_bf16"], z1)

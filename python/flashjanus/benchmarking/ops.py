@@ -52,7 +52,7 @@ class Form:
     def dtype(self) -> torch.dtype:
         """Whose GEMM ceiling applies: that of the narrowest number that is multiplied."""
         found = {ref.spec.dtype for ref in self.nodes[0].inputs if ref is not None}
-        order = (torch.int8, torch.bfloat16, torch.float16)
+        order = (torch.int8, torch.float8_e4m3fn, torch.bfloat16, torch.float16)
         return next((dtype for dtype in order if dtype in found), torch.float32)
 
     def calls(self, name: str) -> list[Callable[[], None]]:
