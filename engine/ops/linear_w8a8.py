@@ -135,6 +135,8 @@ def _few_rows(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> s
 
 
 def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if not specs:
+        return None
     asked = _asked(specs, attrs)
     if asked[3] is torch.float8_e4m3fn and _not_by_torch(device, *asked) is None:
         return "cuBLASLt has a product with these scales in its epilogue"
@@ -142,6 +144,8 @@ def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], att
 
 
 def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if not specs:
+        return None
     asked = _asked(specs, attrs)
     return _few_rows(specs, attrs) or (_not_by_torch(device, *asked) if asked[3] is torch.int8 else None)
 
