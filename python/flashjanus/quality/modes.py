@@ -23,6 +23,7 @@ REGISTRY: Mapping[str, Mapping[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
     "int4": {"quantization": "int4"},
+    "fp8": {"quantization": "fp8"},
     "official": {"dtype": "bfloat16", "numerics": "official"},
     "balanced": {"preset": "balanced"},
     "fast": {"preset": "fast"},
