@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -46,6 +47,9 @@ def test_errors_are_those_of_a_line_through_the_last_two_runs() -> None:
         line = d[j] if i == j else d[j] + (d[j] - d[i]) * (t[k] - t[j]) / (t[j] - t[i])
         due = (line - d[k]).norm() / d[k].norm() * schedule.lines[k].z_w / (1 - t[k])
         assert float(cost[i, j, k]) == pytest.approx(float(due))
+    late = errors(Sampler(6, 3.0, guidance_interval=(0.4, 1.0)).schedule, *(rows @ rows.T for rows in added))
+    assert late[0, 1, 4].isinf(), "evaluation 4 needs a branch, which 0 and 1 did without"
+    assert late[3, 4, 5].isfinite()
     assert [schedule.needs_branch(k) for k in (2, 4, 5)] == [True, False, False]
     for outside in ((1, 1, 3), (2, 1, 3), (1, 3, 3), (0, 3, 2)):
         assert cost[outside] == 0
@@ -72,6 +76,24 @@ def test_found_times_beat_even_ones_on_the_built_in_model() -> None:
 
     even = tuple(sampler.schedule.times[round(k * (steps - 1) / (runs - 1))] for k in range(runs))
     assert away(next(one.times for one in found if one.runs == runs)) < 0.8 * away(even)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(10, 3.0, "ab2", guidance_interval=(0.3, 1.0)),
+        Sampler(12, 3.0, uncond_every=3),
+        Sampler(9, 3.0, guidance_interval=(0.2, 0.7)),
+        Sampler(7, 1.0, timestep_shift=1.5),
+        Sampler(12, 2.0, timestep_shift=2.0),
+    ],
+)
+def test_the_language_model_runs_as_often_as_was_found(small: JanusFlow, sampler: Sampler) -> None:
+    found = find_times(small, prompt_ids(small, ["a red circle"]), noise(small, range(1)), sampler)
+    assert found
+    for one in found:
+        schedule = replace(sampler, step_cache=one.times).schedule
+        assert sum(map(schedule.needs_model, range(len(schedule)))) == one.runs, one.times
 
 
 def test_a_network_without_its_language_model_is_wrong(small: JanusFlow) -> None:

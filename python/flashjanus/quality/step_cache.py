@@ -42,6 +42,8 @@ def find_times(
 ) -> list[Found]:
     """The best times for 2 runs of the language model, 3, ..., all but one, on average over prompts.
 
+    Numbers of runs that guidance does not allow are left out: a branch is recalled from runs that had it alone.
+
     prompts: token ids with the trailing tag; noise (B, c, L, L): of each. Raises InputError.
     """
     schedule = replace(sampler, step_cache=1).schedule
@@ -81,7 +83,8 @@ def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, tor
 def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     """(K, K, K), float64: [i, j, l] is what recalling evaluation l costs behind runs at i and then j.
 
-    0 unless i < j < l, or i = j < l: behind a single run.
+    0 unless i < j < l, or i = j = 0: behind a single run. Infinite where l needs an unconditional branch and a run did
+    without its own: l runs then whatever was asked for.
     """
     t = torch.tensor(schedule.times, dtype=torch.float64)
     share = torch.tensor([line.z_w for line in schedule.lines], dtype=torch.float64) / (1 - t)
@@ -99,11 +102,15 @@ def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tenso
         return (out.clamp(min=0) / square[last].clamp(min=1e-30)).sqrt()
 
     cost = torch.where(needs[last], relative(with_guidance), relative(without)) * share[last]
+    cost = torch.where(needs[last] & ~(needs[i] & needs[j]), torch.inf, cost)
     return torch.where((i <= j) & (j < last) & ((i < j) | (i == 0)), cost, 0.0)
 
 
 def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
-    """For 2 runs, 3, ..., K - 1 the evaluations with the least sum of `cost`, and that sum; the first is 0."""
+    """For 2 runs, 3, ..., K - 1 the evaluations with the least sum of `cost`, and that sum, where it is finite.
+
+    The first is 0.
+    """
     count = len(cost)
     # between[i, j, k]: of the evaluations j + 1 .. k - 1; infinite where k is not behind j
     between = torch.nn.functional.pad(cost.cumsum(2), (1, 0))
@@ -122,15 +129,16 @@ def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
             i, j = j, int(following[left][i, j])
             runs.append(j)
         found.append((tuple(runs), float(rest[more][0, 0])))
-    return found
+    return [(runs, total) for runs, total in found if math.isfinite(total)]
 
 
 def _times(times: Sequence[float], at: Sequence[int]) -> tuple[float, ...]:
     """Short numbers up to the times of these evaluations, beyond those of the ones before."""
     found = []
     for k in at:
-        digits = 2
-        while k and math.floor(times[k] * 10**digits) / 10**digits <= times[k - 1]:
+        digits, short = 2, 0.0
+        while k and not times[k - 1] < short <= times[k]:
+            short = math.floor(times[k] * 10**digits) / 10**digits
             digits += 1
-        found.append(math.floor(times[k] * 10**digits) / 10**digits)
+        found.append(short)
     return tuple(found)
