@@ -173,8 +173,13 @@ class _Fusion:
             self._norm(Node(f"{behind.label}.norm", "rms_norm", (total, weight), (normed,), dict(behind.attrs)))
 
     def _norm(self, node: Node) -> None:
-        """Waits for the linear that may take it; a state that it reads could change until then."""
+        """Waits for the linear that may take it; a state that it reads could change until then.
+
+        The half of a split `add_rms_norm` that nobody reads is left out.
+        """
         (normed,), (source, _) = node.outputs, node.inputs
+        if normed.name not in self.readers and normed.name not in self.kept:
+            return
         if source is not None and source.kind == "node" and self._reader(normed, "linear", "linear_w8a16"):
             self.norms[normed.name] = node
         else:

@@ -173,7 +173,7 @@ def test_warming_up_captures_the_largest_first_and_requests_capture_no_more(on_g
     assert len(driver.asked("capture")) == captured
 
 
-def test_warming_up_for_a_preset_captures_its_plan_without_branches(on_gpu, driver):
+def test_warming_up_for_a_preset_captures_its_plans(on_gpu, driver):
     on_gpu.warm_up(images=[1], conversations=[], prompt_tokens=[9], preset="fast")
     captured = len(driver.asked("capture"))
     on_gpu.sample_latents([prompt(1, 9)], normal(1, 1, *LATENT), preset="fast")

@@ -151,6 +151,53 @@ def test_a_row_joins_while_another_reuses(model: JanusFlow) -> None:
         assert relative_error(session.z[row], draw(model, [sampler], row)[0]) <= ALONE
 
 
+def test_rows_of_a_cache_join_and_leave_alone(model: JanusFlow) -> None:
+    """Out of step with each other, over slots that hold anything, and in a row whose last request had a cache."""
+    samplers = Sampler(8, 3.0, step_cache=(0,)), Sampler(7, 3.0, step_cache=(0.0, 0.5)), Sampler(4, 2.0)
+    session = FlowSession(model.runner, 2, 2, 32, 9, caches=True)
+    for name in ("slot_0", "slot_1"):
+        session.flow.states[name].fill_(torch.nan)
+
+    def join(row: int, at: int) -> None:
+        request = FlowRequest(tuple(prompt(at, 4 + 3 * at)[:-1]), samplers[at], normal(at, *LATENT))
+        prepared = Prepared(model.runner, 1, 1, 32, 9)
+        prepared.run([request.timed_prompt])
+        session.join(prepared, 0, row, request)
+
+    def is_drawn(row: int, at: int) -> bool:
+        return relative_error(session.z[row], draw(model, [samplers[at]], at)[0]) <= ALONE
+
+    join(0, 0)
+    for _ in range(3):
+        session.step()
+    join(1, 1)
+    for _ in range(5):
+        session.step()
+    assert is_drawn(0, 0)
+    join(0, 2)
+    for _ in range(4):
+        session.step()
+    assert is_drawn(1, 1)
+    assert is_drawn(0, 2)
+
+
+def test_a_row_that_left_runs_nothing(model: JanusFlow, runs: Counter[str]) -> None:
+    session = FlowSession(model.runner, 2, 2, 32, 6, skips=True, caches=True)
+    prepared = Prepared(model.runner, 1, 1, 32, 6)
+    for row, sampler in enumerate((Sampler(6, 3.0, step_cache=(0,)), Sampler(6, 3.0))):
+        request = FlowRequest(tuple(prompt(0, 4)[:-1]), sampler, normal(0, *LATENT))
+        prepared.run([request.timed_prompt])
+        session.join(prepared, 0, row, request)
+    runs.clear()
+    session.step()
+    session.step()
+    session.leave(1)
+    session.step()
+    session.leave(0)
+    session.step()
+    assert runs == {"flow_step_storing": 2, "flow_step_recalling": 1, "flow_step_recalling_conditional": 1}
+
+
 def test_a_row_does_not_inherit_what_the_last_one_remembered(model: JanusFlow) -> None:
     session = FlowSession(model.runner, 1, 1, 32, 6)
     session.flow.states["history"].fill_(torch.nan)

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
+import torch
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.errors import InputError
 from flashjanus.pipeline import presets
@@ -169,11 +170,16 @@ def test_the_language_model_runs_every_so_often_or_from_given_times_on() -> None
         (dict(guidance_interval=(0, 2)), "guidance_interval: expected a finite number from 0 to 1, got 2"),
         (dict(guidance_rescale=1.5), "guidance_rescale: expected a finite number from 0 to 1, got 1.5"),
         (dict(uncond_every=0), "uncond_every: expected an integer from 1 to 1000, got 0"),
-        (dict(step_cache=0), "step_cache: expected an integer from 1 to 1000, got 0"),
-        (dict(step_cache="2"), "step_cache: expected an integer from 1 to 1000, got '2'"),
-        (dict(step_cache=(0.2, 0.5)), r"step_cache: expected an integer .* got \(0.2, 0.5\)"),
-        (dict(step_cache=(0, 0.5, 0.5)), r"step_cache: expected times from 0 that rise and stay below 1, got \(0"),
-        (dict(step_cache=(0, 0.5, 1)), "step_cache: expected times from 0 that rise and stay below 1"),
+        (dict(step_cache=0), "step_cache: expected an integer from 1 to 1000, or times that begin with 0, got 0"),
+        (dict(step_cache="2"), "step_cache: .* or times that begin with 0, got '2'"),
+        (dict(step_cache=True), "step_cache: .* got True"),
+        (dict(step_cache=[torch.zeros(2)]), "step_cache: .* or times that begin with 0"),
+        (dict(step_cache=(0.2, 0.5)), r"step_cache: .* or times that begin with 0, got \(0.2, 0.5\)"),
+        (
+            dict(step_cache=(0, 0.5, 0.5)),
+            r"step_cache: expected times that begin with 0, rise and stay below 1, got \(0",
+        ),
+        (dict(step_cache=(0, 0.5, 1)), "step_cache: expected times that begin with 0, rise and stay below 1"),
         (dict(step_cache=(0, 2)), "step_cache: expected a finite number from 0 to 1, got 2"),
         (dict(preset="best"), "preset: expected one of 'exact', 'balanced', 'fast', got 'best'"),
     ],

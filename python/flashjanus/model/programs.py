@@ -8,7 +8,6 @@ right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -150,31 +149,29 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     return g
 
 
-FLOW_STEPS: Mapping[str, Mapping[str, Any]] = {
-    f"flow_step{of_cache}{of_branches}": dict(cache=cache, branches=branches)
+FLOW_STEPS: Mapping[str, tuple[str | None, bool]] = {
+    f"flow_step{of_cache}{of_branches}": (cache, branches)
     for cache, of_cache in ((None, ""), ("store", "_storing"), ("recall", "_recalling"))
     for branches, of_branches in ((True, ""), (False, "_conditional"))
 }
-"""The forms of `flow_step` by name; they share inputs and states."""
+"""The forms of `flow_step` by name, which share inputs and states: cache and branches.
+
+cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of the
+input `cache`; "recall", where all rows recall it, and it does not run. Without branches, the rows of unconditional ones
+are left alone.
+"""
 
 
 def flow_step(
-    config: JanusFlowConfig,
-    policy: Policy,
-    weights: Mapping[str, TensorSpec],
-    *,
-    branches: bool = True,
-    cache: str | None = None,
+    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], name: str = "flow_step"
 ) -> Graph:
     """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
-    `velocity` (R+U, h', w', c p p) are the patches before guidance; (R, h', w', c p p) without `branches`, where the
-    rows of unconditional branches are left alone. cache: None; "store", where rows may keep what the language model
-    added to its input, or recall it, by the lines of `cache`; "recall", where all rows recall it, and it does not run.
+    name: the form. `velocity` (R+U, h', w', c p p) are the patches before guidance; (R, ...) without branches.
     """
+    cache, branches = FLOW_STEPS[name]
     language, enc = config.language, config.gen_encoder
-    form = dict(cache=cache, branches=branches)
-    g = Graph(next(name for name, its in FLOW_STEPS.items() if its == form), weights)
+    g = Graph(name, weights)
     tokens = config.num_image_tokens
     size = config.latent_size
     z, history = (g.state(name, (R, enc.input_channels, size, size), policy.latents) for name in ("z", "history"))

@@ -45,10 +45,10 @@ TimedPrompt = tuple[tuple[int, ...], tuple[float, ...]]
 class FlowSession:
     """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
 
-    The contract for embedding: `join` rows, `step` all of them together, read `z`; a row may be joined anew between any
-    two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With `skips` there are
-    plans on the same memory without unconditional branches, which run when no row needs its own; with `caches` such
-    without the language model, which run when all rows recall what it adds.
+    The contract for embedding: `join` rows, `step` all of them together, read `z`, `leave` early; a row may be joined
+    anew between any two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With
+    `skips` there are plans on the same memory without unconditional branches, which run when no row needs its own; with
+    `caches` such without the language model, which run when all rows recall what it adds.
     """
 
     def __init__(
@@ -91,6 +91,10 @@ class FlowSession:
         """True where the next step needs the unconditional branch of `row`."""
         joined = self._joined[row]
         return joined is not None and joined.needs_branch(self._taken[row])
+
+    def leave(self, row: int) -> None:
+        """Nobody waits for `row` any more: it decides no longer which plan runs."""
+        self._joined[row] = None
 
     def _needs_model(self, row: int) -> bool:
         joined = self._joined[row]
@@ -233,6 +237,8 @@ def generate(
             prepared.run(timed)
             for row, i in enumerate(order):
                 session.join(prepared, timed.index(keys[i]), row, requests[i])
+        for row in range(len(order), rows):  # of an earlier request that was given up
+            session.leave(row)
         return _integrate(session, order, guided, longest, on_step, trace)
 
 

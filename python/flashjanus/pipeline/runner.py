@@ -156,8 +156,8 @@ class Runner:
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
         }
-        for name, form in programs.FLOW_STEPS.items():
-            builders[name] = partial(programs.flow_step, self.config, self.policy, specs, **form)
+        for name in programs.FLOW_STEPS:
+            builders[name] = partial(programs.flow_step, self.config, self.policy, specs, name)
         if self.vae_config is not None:
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 from flashjanus.engine.ops.flow_update import Evaluation
@@ -72,15 +73,21 @@ def _interval(value: Any) -> tuple[float, float]:
 
 def is_times(value: Any) -> bool:
     """True for times of a step cache, which begin with 0, as no number of evaluations does."""
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and value[0] == 0
+    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return listed and isinstance(value[0], Real) and value[0] == 0
 
 
 def _step_cache(value: Any) -> int | tuple[float, ...]:
+    most = options.MAX_STEPS
+    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most:
+        return int(value)
     if not is_times(value):
-        return options.integer("step_cache", value, 1, options.MAX_STEPS)
+        raise InputError(
+            f"step_cache: expected an integer from 1 to {most}, or times that begin with 0, got {value!r:.80}"
+        )
     times = tuple(options.number("step_cache", t, 0.0, 1.0) for t in value)
     if any(after <= t for t, after in pairwise((*times, 1.0))):
-        raise InputError(f"step_cache: expected times from 0 that rise and stay below 1, got {value!r:.80}")
+        raise InputError(f"step_cache: expected times that begin with 0, rise and stay below 1, got {value!r:.80}")
     return times
 
 
