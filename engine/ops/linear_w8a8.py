@@ -112,7 +112,11 @@ def _not_by_torch(device: torch.device, rows: int, n: int, k: int, of: torch.dty
         return None if fits else f"torch._int_mm takes over 16 rows and multiples of 8, not {rows} rows, {n} x {k}"
     if to is not torch.bfloat16 or n % 16 or k % 16:
         return f"torch._scaled_mm scales rows of multiples of 16 into bfloat16, not of {n} x {k} into {to}"
-    return no_e4m3(device)
+    # elsewhere torch 2.6 scales no rows, and on Ada before 2.12 not on the current stream, which a capture needs
+    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)
+    if found[0] != 9:
+        return f"torch scales rows of e4m3 on GPUs of compute capability 9 (Hopper), not {found[0]}.{found[1]}"
+    return None
 
 
 def _asked(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -139,7 +143,7 @@ def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], att
         return None
     asked = _asked(specs, attrs)
     if asked[3] is torch.float8_e4m3fn and _not_by_torch(device, *asked) is None:
-        return "cuBLASLt has a product with these scales in its epilogue"
+        return "torch has a product with these scales in its epilogue"
     return _few_rows(specs, attrs)
 
 

@@ -149,7 +149,7 @@ def test_half_of_a_norm_is_quantised_behind_it() -> None:
     assert ops(lower(g, MANY, CPU)) == ["rms_norm", "quantise_rows", "linear_w8a8"]
 
 
-def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
 
     def served(of: torch.dtype, n: int = 96, k: int = 32, rows: int = 640) -> tuple[str, dict[str, str]]:
@@ -157,14 +157,25 @@ def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3(monkeypatch: pytest.Monk
         chosen, reasons = get_op("linear_w8a8").choose(CUDA, [*specs, None], {"dtype": BF16})
         return chosen.name, reasons
 
+    def on(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+    by_torch = ("torch", {"triton": "torch has a product with these scales in its epilogue"})
     assert served(I8) == ("triton", {})
-    assert served(E4M3) == ("torch", {"triton": "cuBLASLt has a product with these scales in its epilogue"})
+    assert served(E4M3) == by_torch
     assert served(E4M3, rows=1)[0] == "torch"
     assert served(E4M3, n=24)[0] == "triton"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A40")
-    assert str(cuda.no_e4m3(CUDA)).endswith("8.9 or later (Ada, Hopper), got 8.6: an A40")
+    on(9, 0)
+    assert served(E4M3) == by_torch
+    for capability in ((8, 9), (10, 0), (12, 0)):
+        on(*capability)
+        assert served(E4M3) == served(E4M3, rows=1) == served(I8) == ("triton", {})
+        reason = linear_w8a8._not_by_torch(CUDA, 640, 96, 32, E4M3, BF16)
+        assert str(reason).endswith("9 (Hopper), not {}.{}".format(*capability))
+    on(8, 6)
+    assert str(cuda.no_e4m3(CUDA)).endswith("8.9 or later (Ada, Hopper), got 8.6: a GPU")
     assert served(E4M3)[1]["triton"] == cuda.no_e4m3(CUDA)
     assert served(I8)[0] == "triton"
 
