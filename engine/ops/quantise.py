@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ... import triton_kernels
-from ..ir import TensorSpec
+from ..ir import TensorSpec, static
 from ..runtime import native
 from ..runtime.cuda import no_e4m3
 
@@ -60,19 +60,26 @@ def too_many_channels(channels: int) -> str | None:
     return f"quantises rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
 
 
+def _channels(specs: Sequence[TensorSpec | None], inputs: int) -> int:
+    return static(specs[0].shape[-1]) // inputs if specs and specs[0] is not None else 0
+
+
 def refuses_native(
-    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], channels: int
+    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
 ) -> str | None:
-    """Why a native kernel cannot quantise rows of so many channels of these arguments, or None."""
+    """Why a native kernel cannot quantise what it makes of the first argument, `inputs` values a channel, or None."""
+    channels = _channels(specs, inputs)
     if attrs.get("dtype", torch.int8) is not torch.int8:
         return f"quantises to int8, not to {attrs['dtype']}"
     return too_many_channels(channels) or native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
 
 
-def refuses_triton(device: torch.device, channels: int, attrs: Mapping[str, Any]) -> str | None:
-    """Why a Triton kernel, which holds a row of so many channels in registers, cannot quantise it, or None."""
+def refuses_triton(
+    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
+) -> str | None:
+    """The same of a Triton kernel, which holds a row of channels in registers."""
     e4m3 = attrs.get("dtype") is torch.float8_e4m3fn
-    return triton_kernels.refuses(device, channels) or (no_e4m3(device) if e4m3 else None)
+    return triton_kernels.refuses(device, _channels(specs, inputs)) or (no_e4m3(device) if e4m3 else None)
 
 
 def with_edges(x: torch.Tensor) -> torch.Tensor:

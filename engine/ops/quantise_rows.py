@@ -5,12 +5,11 @@ Inputs of a `linear_w8a8` where no op that ends in them writes them: attention's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..ir import TensorSpec, static
 from ..runtime import native
 from . import quantise
 from .base import Bound, Call, Op, Schema, normal, register
@@ -54,25 +53,13 @@ OP = register(
 )
 
 
-def _channels(specs: Sequence[TensorSpec | None]) -> int:
-    return static(specs[0].shape[-1]) if specs and specs[0] is not None else 0
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_native(device, specs, attrs, _channels(specs))
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_triton(device, _channels(specs), attrs)
-
-
-@OP.implementation("native", _refuses_native)
+@OP.implementation("native", quantise.refuses_native)
 def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     x, channels = x.contiguous(), x.shape[-1]
     native.run("quantise_rows", x=x, q=q, scale=scale, dtype=x.dtype, rows=x.numel() // channels, channels=channels)
 
 
-@OP.implementation("triton", _refuses_triton)
+@OP.implementation("triton", quantise.refuses_triton)
 def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     from ...triton_kernels.quantise_rows import launch
 

@@ -5,12 +5,11 @@ Inputs of a `linear_w8a8`; `dtype` is q's. The weight is float32: nothing is rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..ir import TensorSpec, static
 from . import quantise
 from .base import Bound, Call, Op, Schema, normal, register
 from .rms_norm import normalise, normalise_native
@@ -89,26 +88,14 @@ ADD_RMS_NORM_QUANTISED = register(
 )
 
 
-def _channels(specs: Sequence[TensorSpec | None]) -> int:
-    return static(specs[0].shape[-1]) if specs and specs[0] is not None else 0
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_native(device, specs, attrs, _channels(specs))
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_triton(device, _channels(specs), attrs)
-
-
-@RMS_NORM_QUANTISED.implementation("native", _refuses_native)
+@RMS_NORM_QUANTISED.implementation("native", quantise.refuses_native)
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
     normalise_native(x, None, weight, None, q, eps, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("native", _refuses_native)
+@ADD_RMS_NORM_QUANTISED.implementation("native", quantise.refuses_native)
 def run_add_native(
     x: torch.Tensor,
     delta: torch.Tensor,
@@ -123,7 +110,7 @@ def run_add_native(
     normalise_native(x, delta, weight, total, q, eps, scale)
 
 
-@RMS_NORM_QUANTISED.implementation("triton", _refuses_triton)
+@RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton)
 def run_triton(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
@@ -132,7 +119,7 @@ def run_triton(
     launch(x, weight, q, eps, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("triton", _refuses_triton)
+@ADD_RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton)
 def run_add_triton(
     x: torch.Tensor,
     delta: torch.Tensor,

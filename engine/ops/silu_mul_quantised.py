@@ -5,13 +5,13 @@ Inputs of a `linear_w8a8`; `dtype` is q's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..ir import TensorSpec, static
 from . import quantise
 from .activations import reference_silu_mul, run_silu_mul_native
 from .base import Bound, Call, Op, Schema, normal, register
@@ -57,24 +57,12 @@ OP = register(
 )
 
 
-def _channels(specs: Sequence[TensorSpec | None]) -> int:
-    return static(specs[0].shape[-1]) // 2 if specs and specs[0] is not None else 0
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_native(device, specs, attrs, _channels(specs))
-
-
-@OP.implementation("native", _refuses_native)
+@OP.implementation("native", partial(quantise.refuses_native, inputs=2))
 def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     run_silu_mul_native(x, q, scale)
 
 
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return quantise.refuses_triton(device, _channels(specs), attrs)
-
-
-@OP.implementation("triton", _refuses_triton)
+@OP.implementation("triton", partial(quantise.refuses_triton, inputs=2))
 def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     from ...triton_kernels.silu_mul import launch_quantised
 
