@@ -203,15 +203,24 @@ def test_a_checkpoint_in_int4_says_what_serves_without_amx(tmp_path: Path, monke
 
 
 def test_fp8_needs_a_gpu_that_multiplies_it(tmp_path: Path) -> None:
-    for source, asked in (("shapes", "fp8"), (written(tmp_path, "fp8"), None)):
+    stored, elsewhere = written(tmp_path, "fp8"), "load the checkpoint that it was made from"
+    for source, asked, instead in (
+        ("shapes", "fp8", "'int8' runs everywhere"),
+        (stored, "fp8", f"the checkpoint is stored in fp8: {elsewhere}"),
+        (stored, None, f"the checkpoint is stored in fp8: {elsewhere}"),
+    ):
         with pytest.raises(InputError) as error:
             of(source, quantization=asked)
         assert str(error.value) == (
-            "quantization: fp8 is for GPUs of compute capability 8.9 or later (Ada, Hopper), not for the CPU; 'int8' "
-            "runs everywhere"
+            "quantization: fp8 is for GPUs of compute capability 8.9 or later (Ada, Hopper), not for the CPU; "
+            f"{instead}"
         )
-    with pytest.raises(InputError, match="expected None or 'fp8', as the checkpoint is stored in fp8, got 'int8'"):
-        of(tmp_path / "fp8", quantization="int8")
+    for asked in ("int8", "int4"):
+        with pytest.raises(InputError) as error:
+            of(stored, quantization=asked)
+        assert str(error.value) == (
+            f"quantization: expected None or 'fp8', as the checkpoint is stored in fp8, got '{asked}'; {elsewhere}"
+        )
 
 
 def test_a_checkpoint_in_fp8_is_the_model_quantised_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,41 +9,33 @@ from typing import Any
 import torch
 
 from flashjanus.checkpoint import Layout, TensorSource, load_weights
+from flashjanus.checkpoint.config import QUANTIZATIONS
 from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.cuda import Gpu, no_e4m3
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
-QUANTIZATIONS = ("int8", "fp8", "int4")
-STORED = {"int8": ("int8", "int4"), "int4": ("int4", "int8"), "fp8": ("fp8",)}
-"""By what a checkpoint is stored in, what it can be loaded as: int4 is made from int8, and stored as that."""
-
-
-def quantization(asked: str | None, stored: str | None) -> str | None:
-    """What is asked for, else what a checkpoint is stored in. Raises InputError where the two do not go together."""
-    if stored is not None and asked not in (None, *STORED[stored]):
-        choices = " or ".join(map(repr, STORED[stored]))
-        raise InputError(
-            f"quantization: expected None or {choices}, as the checkpoint is stored in {stored}, got {asked!r}; "
-            "load the checkpoint that it was made from"
-        )
-    return asked or stored
+RELOAD = "load the checkpoint that it was made from"
 
 
 def policy(
     device: torch.device,
     dtype: torch.dtype,
     numerics: str,
-    quantization: str | None,
+    asked: str | None,
+    stored: str | None,
     implementations: Mapping[str, Any],
 ) -> Policy:
     """The dtypes of a model and the form of its weights. Raises InputError where the choices do not go together.
 
+    asked, stored: a quantization, or None; the default is what the checkpoint is stored in.
     Weights are kept in AMX tiles where this machine has them and no implementation of a plain linear is asked for.
     """
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        choices = ", ".join(map(repr, QUANTIZATIONS))
-        raise InputError(f"quantization: expected None or one of {choices}, got {quantization!r}")
+    quantization, loadable = stored if asked is None else asked, _loadable(stored)
+    if quantization is not None and quantization not in loadable:
+        choices = " or ".join(map(repr, (None, *loadable)))
+        since, instead = ("", "") if stored is None else (f", as the checkpoint is stored in {stored}", f"; {RELOAD}")
+        raise InputError(f"quantization: expected {choices}{since}, got {quantization!r}{instead}")
     if quantization is not None and numerics == "official":
         raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
     if quantization is not None and dtype is torch.float16:
@@ -52,13 +44,21 @@ def policy(
     multiplied = dtype is torch.bfloat16 or quantization is not None
     no_fp8 = no_e4m3(device) if quantization == "fp8" else None
     if no_fp8 is not None:
-        raise InputError(f"quantization: {no_fp8}; 'int8' runs everywhere")
+        instead = "'int8' runs everywhere" if "int8" in loadable else f"the checkpoint is stored in {stored}: {RELOAD}"
+        raise InputError(f"quantization: {no_fp8}; {instead}")
     no_amx = native.refuses_amx(device)
     tiled = no_amx is None and multiplied and numerics == "exact" and not plain
     if quantization == "int4" and not tiled:
         reason = no_amx or f"implementations of {', '.join(sorted(plain))} are asked for, which do not read them"
         raise InputError(f"quantization: 'int4' keeps weights for AMX alone: {reason}; 'int8' runs everywhere")
     return Policy.of(dtype, numerics, tiled, quantization)
+
+
+def _loadable(stored: str | None) -> list[str]:
+    """What a checkpoint that is stored so can be loaded as: what is made of the same 8 bits."""
+    if stored is None:
+        return list(QUANTIZATIONS)
+    return [name for name, its in QUANTIZATIONS.items() if its.stored == QUANTIZATIONS[stored].stored]
 
 
 def load(

@@ -118,8 +118,7 @@ class TensorModel:
                     "(it follows dtype unless you give it)"
                 )
         implementations = choices.implementations or {}
-        quantization = loading.quantization(choices.quantization, config.quantization)
-        policy = loading.policy(device, dtype, numerics, quantization, implementations)
+        policy = loading.policy(device, dtype, numerics, choices.quantization, config.quantization, implementations)
         vae_policy = Policy.of(vae_dtype, numerics)
         gpu = None if device.type == "cpu" else open_gpu(device, choices.cuda_graphs)
 
