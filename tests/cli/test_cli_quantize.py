@@ -8,6 +8,8 @@ from subprocess import Popen
 
 import pytest
 from flashjanus.builtin import builtin_folder
+from flashjanus.checkpoint.config import QUANTIZATIONS
+from flashjanus.cli.quantize import METHODS
 
 
 def test_quantize_writes_a_checkpoint_that_other_commands_take(cli, tmp_path: Path) -> None:
@@ -35,6 +37,10 @@ def test_quantize_by_other_methods(cli, tmp_path: Path, method: str, dtype: str)
     again = cli("quantize", folder, tmp_path / "again")
     assert again.code == 2
     assert f"expected a checkpoint of floats, got one in {method}" in again.err
+
+
+def test_quantize_offers_what_a_checkpoint_may_be_stored_in() -> None:
+    assert tuple(QUANTIZATIONS) == METHODS
 
 
 def test_quantize_in_json(cli, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+from flashjanus import JanusFlow
 from flashjanus.cli.plan import PROGRAMS
 from PIL import Image
 
@@ -151,6 +152,10 @@ def test_inspect(cli) -> None:
     value = cli("inspect", "shapes", "--json").json
     assert value["problems"] == []
     assert value["model_type"] == "multi_modality"
+
+
+def test_plan_offers_every_program() -> None:
+    assert tuple(JanusFlow.from_pretrained("shapes").runner._builders) == PROGRAMS
 
 
 def test_plan(cli) -> None:
