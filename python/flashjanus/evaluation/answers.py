@@ -19,8 +19,12 @@ MAX_NEW_TOKENS = 8
 
 
 def at_once(model: JanusFlow) -> int:
-    """Questions of a batch: no more than 4-bit weights serve for, where the model has them."""
-    return linear.MAX_ROWS if model.quantization == "int4" else QUESTIONS_AT_ONCE
+    """Questions of a batch: where few rows are decoded by a kernel that rounds otherwise, no more than it serves.
+
+    Those are 4-bit weights, and int8 without tiles, whose inputs stay as they are for few rows.
+    """
+    apart = model.quantization == "int4" or (model.quantization == "int8" and not model.runner.policy.tiled)
+    return linear.MAX_ROWS if apart else QUESTIONS_AT_ONCE
 
 
 def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
