@@ -49,8 +49,9 @@ def copy_bandwidth(device: torch.device | str) -> float:
 def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     """FLOP/s (for int8 op/s, summed in int32) of torch's matrix product of two n x n matrices, n = GEMM_SIZE.
 
-    The median, on torch's threads, with a weight stored as [out, in], as linears have it; float8_e4m3fn with a scale
-    for each row, into bfloat16.
+    The median, on torch's threads, with a weight stored as [out, in], as linears have it; float8_e4m3fn into
+    bfloat16, with one scale for all on a GPU, which takes scales by row on some only, and by row on a CPU, where torch
+    is fast with those only.
     """
     device = torch.device(device)
     n = GEMM_SIZE[device.type]
@@ -59,7 +60,7 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
         product = torch.empty((n, n), dtype=torch.int32, device=device)
         seconds = _seconds(lambda: torch._int_mm(a, weight.t(), out=product), device)
     elif dtype == torch.float8_e4m3fn:
-        scale = torch.ones((n, 1), device=device)
+        scale = torch.ones((n, 1) if device.type == "cpu" else (), device=device)
         seconds = _seconds(lambda: torch._scaled_mm(a, weight.t(), scale, scale.t(), out_dtype=torch.bfloat16), device)
     else:
         product = torch.empty((n, n), dtype=dtype, device=device)
