@@ -11,10 +11,11 @@ from .quantise_rows import eight_bits
 
 GROUP = 8
 """Tiles of rows that are worked on together, so that tiles of the weight stay in the L2."""
+FUSED = {"enable_fp_fusion": True}
 TILES = {
-    16: ({"ROWS": 16, "OUTPUTS": 64, "COLUMNS": 256}, {"num_warps": 4, "num_stages": 4}),
-    64: ({"ROWS": 64, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 4, "num_stages": 3}),
-    128: ({"ROWS": 128, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 8, "num_stages": 3}),
+    16: ({"ROWS": 16, "OUTPUTS": 64, "COLUMNS": 256}, {"num_warps": 4, "num_stages": 4, **FUSED}),
+    64: ({"ROWS": 64, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 4, "num_stages": 3, **FUSED}),
+    128: ({"ROWS": 128, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 8, "num_stages": 3, **FUSED}),
 }
 """By the most rows for which they are taken (the last: any number), sizes and launch options.
 
