@@ -8,7 +8,7 @@ from subprocess import Popen
 
 import pytest
 from flashjanus.builtin import builtin_folder
-from flashjanus.checkpoint.config import QUANTIZATIONS
+from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.cli.quantize import METHODS
 
 

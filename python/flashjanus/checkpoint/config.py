@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flashjanus.checkpoint.fields import Fields, raise_problems, read_json, show
+from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.errors import ConfigError
 
 # Far beyond any model of this family, and small enough that no product of them is allocated by mistake.
@@ -23,22 +24,6 @@ MAX_VOCAB = 4_194_304
 MAX_POSITIONS = 16_777_216
 MAX_PIXELS = 8_192
 MAX_LATENT = 1_024
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """stored: the dtype of a checkpoint's linears. bits: of a weight as it is read when few rows are decoded."""
-
-    stored: str
-    bits: int
-
-
-QUANTIZATIONS = {
-    "int8": Quantization("int8", 8),
-    "int4": Quantization("int8", 4),
-    "fp8": Quantization("float8_e4m3fn", 8),
-}
-"""By the name of what a checkpoint's own weights may be quantised to; 4 bits are made from 8 when they are loaded."""
 
 SIGLIP_SIZES: dict[str, dict[str, int | float]] = {
     "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},

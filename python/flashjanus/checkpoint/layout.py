@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from flashjanus.checkpoint.config import QUANTIZATIONS, JanusFlowConfig
+from flashjanus.checkpoint.config import JanusFlowConfig
+from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 
 Kind = Literal["matrix", "vector"]
 Shape = tuple[int, ...]

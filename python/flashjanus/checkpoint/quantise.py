@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from flashjanus.checkpoint.config import QUANTIZATIONS
 from flashjanus.checkpoint.files import Checkpoint
 from flashjanus.checkpoint.layout import scale_name, weight_layout
 from flashjanus.checkpoint.load import CHUNK_BYTES, check_finite, check_layout, stored_name, summarise
+from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
 from flashjanus.engine.ops import nibbles

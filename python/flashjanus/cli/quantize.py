@@ -10,7 +10,7 @@ from flashjanus.cli.options import add_output_options
 from flashjanus.errors import OutputError
 
 METHODS = ("int8", "int4", "fp8")
-"""checkpoint.config.QUANTIZATIONS, which is not read here: checkpoint imports torch."""
+"""checkpoint.quantizations.QUANTIZATIONS, which is not read here: checkpoint imports torch."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

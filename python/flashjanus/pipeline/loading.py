@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flashjanus.checkpoint import Layout, TensorSource, load_weights
-from flashjanus.checkpoint.config import QUANTIZATIONS
+from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.cuda import Gpu, no_e4m3
 from flashjanus.errors import InputError
