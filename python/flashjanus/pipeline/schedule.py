@@ -110,9 +110,7 @@ class Schedule:
 
     def needs_model(self, evaluation: int) -> bool:
         """True where the language model is to run."""
-        if not self.cache:
-            return evaluation < len(self)
-        return evaluation < len(self) and not self.cache[evaluation].recall
+        return evaluation < len(self) and not (self.cache and self.cache[evaluation].recall)
 
     @property
     def guided(self) -> bool:
@@ -132,7 +130,8 @@ class Schedule:
 @lru_cache(maxsize=256)
 def schedule(sampler: Sampler) -> Schedule:
     """The evaluations of a sampler: each step's, by its solver, with guidance where and when it is due."""
-    times, lines = _EVALUATIONS[sampler.solver](*grid(sampler.num_inference_steps, sampler.timestep_shift))
+    (*times, _), differences = grid(sampler.num_inference_steps, sampler.timestep_shift)
+    lines = _LINES[sampler.solver](differences)
     low, high = sampler.guidance_interval
     every, count, complete = sampler.uncond_every, 0, []
     for t, line in zip(times, lines, strict=True):
@@ -182,21 +181,17 @@ def grid(steps: int, shift: float) -> tuple[list[float], list[float]]:
     return times, [after - t for t, after in pairwise(times)]
 
 
-Evaluations = tuple[list[float], list[Evaluation]]
-
-
-def _euler(times: list[float], differences: list[float]) -> Evaluations:
+def _euler(differences: list[float]) -> list[Evaluation]:
     """z' = z + dt w."""
-    return times[:-1], [Evaluation(z_w=dt) for dt in differences]
+    return [Evaluation(z_w=dt) for dt in differences]
 
 
-def _ab2(times: list[float], differences: list[float]) -> Evaluations:
+def _ab2(differences: list[float]) -> list[Evaluation]:
     """z' = z + dt ((1 + r / 2) w - r / 2 h), h' = w, with r = dt / the step before; the first step is Euler's."""
     ratios = [0.0, *(dt / before for before, dt in pairwise(differences))]
-    lines = [
+    return [
         Evaluation(z_w=dt * (1 + r / 2), z_h=-dt * r / 2, h_w=1.0) for dt, r in zip(differences, ratios, strict=True)
     ]
-    return times[:-1], lines
 
 
-_EVALUATIONS = {"euler": _euler, "ab2": _ab2}
+_LINES = {"euler": _euler, "ab2": _ab2}
