@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test lint bench gpu wheel clean
+.PHONY: demo test lint bench gpu gpu-env wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -46,23 +46,40 @@ bench: $(VENV)/.installed
 	$(BIN)/flashjanus bench latency --random-weights full --dtype bfloat16 --stages prepare,step,VAE,SigLIP,prefill,token \
 		--rounds 5 --repeats 1 --minutes 13 $(BENCH_PEERS) --json build/bench.json --plot build/bench.svg
 
-# Tests and timings on the GPU present, with kernels built for it alone; seconds of BUDGET count from here. PYTHON and its
-# own torch are used where that is a CUDA build: nothing is installed or downloaded. Else ./.venv is made, as above.
-BUDGET ?= 540
+# Two calls on the GPU present, each within its seconds (benchmarks/gpu.py --time-plan), with kernels built for it alone.
+# PYTHON and its own torch are used where that is a CUDA build: nothing is installed or downloaded. Else ./.venv is made.
+CALL ?= 1 2
 RESULTS ?= benchmarks/results
 TORCH_HAS_CUDA := import sys, torch; sys.exit(torch.version.cuda is None)
 
 gpu:
-	@since=$$(date +%s); set -e; \
-	architecture=$$($(PYTHON) benchmarks/gpu.py --architecture) || { echo "$$architecture"; exit 2; }; \
+	@set -e; architecture=$$($(PYTHON) benchmarks/gpu.py --architecture) || { echo "$$architecture"; exit 2; }; \
 	python=$(PYTHON); \
 	$$python -c "$(TORCH_HAS_CUDA)" 2>/dev/null || { $(MAKE) $(VENV)/.test-tools; python=$(CURDIR)/$(BIN)/python; }; \
 	bin=$$($$python -c "import os, sys; print(os.path.dirname(sys.executable))"); \
-	export PATH="$$bin:$$PATH:/usr/local/cuda/bin"; \
-	FLASHJANUS_CUDA=on CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_CUDA_ARCHITECTURES=$$architecture" \
-		$$python setup.py -q build --build-temp build/gpu/temp --build-lib build/gpu/lib; \
-	PYTHONPATH="$(CURDIR)/build/gpu/lib:$$PYTHONPATH" $$python benchmarks/gpu.py \
-		--since $$since --budget $(BUDGET) --out "$(RESULTS)" $(GPU_OPTIONS)
+	export PATH="$$bin:$$PATH:/usr/local/cuda/bin"; status=0; \
+	for call in $(CALL); do \
+		since=$$(date +%s); $$python benchmarks/gpu_stages/build.py $$architecture; \
+		PYTHONPATH="$(CURDIR)/build/gpu/lib:$$PYTHONPATH" $$python benchmarks/gpu.py \
+			--call $$call --since $$since --out "$(RESULTS)" $(GPU_OPTIONS) || status=$$?; \
+	done; exit $$status
+
+# What can be shown without a GPU under the versions of the machine that has one: Triton's launches and compilations, dry
+# runs with planted faults, and, where GPU_PYTHON is there, the native module for it, which build/gpu/native then holds.
+GPU_TRITON ?= triton==3.6.0
+GPU_PYTHON ?= python3.12
+GPU_ARCHITECTURE ?= 90-real
+
+gpu-env: $(VENV)/.test-tools
+	$(BIN)/pip install -q --upgrade --no-deps --target build/gpu-env "$(GPU_TRITON)"
+	PYTHONPATH=build/gpu-env FLASHJANUS_TRITON_WHOLE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 \
+		--dist loadfile tests/kernels/test_triton_launched.py tests/kernels/test_triton_compiled.py tests/benchmarks \
+		-k "not sm_80 and not sm_100 and not 80- and not 100-"
+	@if $(GPU_PYTHON) -m venv build/gpu-python 2>/dev/null; then set -e; \
+		build/gpu-python/bin/pip install -q "setuptools>=77" "pybind11>=2.13" "cmake>=3.24" ninja; \
+		PATH="$(CURDIR)/build/gpu-python/bin:$$PATH" build/gpu-python/bin/python benchmarks/gpu_stages/build.py \
+			$(GPU_ARCHITECTURE); du -sh build/gpu/native; \
+	else echo "$(GPU_PYTHON) is not here: no native module for it was built"; fi
 
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel --no-deps -w dist .

@@ -1,17 +1,17 @@
-"""Prove and time the engine on this machine's GPU: tests, sanitizers, every kernel, every stage of the model.
+"""Prove and time the engine on this machine's GPU, in two calls that each fit into a short lease.
 
-    make gpu                              # builds for the GPU present, then runs this
-    python benchmarks/gpu.py [--budget 540] [--out FOLDER] [--official-repo JANUS --official-script SCRIPT]
-    python benchmarks/gpu.py --dry-run    # its whole logic on a CPU, on a small model; the figures mean nothing
+    make gpu CALL=1    # at most 360 s: what the plans choose is right, the headline, a profile, alternatives
+    make gpu CALL=2    # at most 330 s: the headline with what call 1 taught, tests, sanitizers, the official code
+    python benchmarks/gpu.py --time-plan            # the stages of both, seconds given and expected
+    python benchmarks/gpu.py --call 1 --dry-run     # all of it on a CPU, on a small model; the figures mean nothing
 
-Writes <gpu>-<date>.json and .md after every stage. Exit code 0: all passed and was measured; 1: something failed or did
-not fit the budget, the results say what; 2: no GPU to run on.
+Writes <gpu>-<date>-call-<n>.json and .md after every finding. Exit code 0: all passed and was measured; 1: something
+failed or did not fit, the results say what; 2: no GPU to run on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import shutil
@@ -23,14 +23,16 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_stages import present, report
-from gpu_stages.budget import STAGES, Found, Notes, in_processes, run_stages, write_json
+from gpu_stages import faults, present, report
+from gpu_stages.book import Book, Found, read
+from gpu_stages.budget import CALLS, SECONDS, Notes, in_processes, run_stages, time_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "build/gpu"
 NO_GPU = 2
 L2 = 64 << 20
-"""Where torch does not say."""
+CEILINGS = {"flops": 1e14, "bytes": 1e12}
+"""Where torch does not say, or was not asked."""
 
 
 def path(given: str) -> Path:
@@ -39,56 +41,74 @@ def path(given: str) -> Path:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [stage.name for stage in STAGES]
-    parser.add_argument("--budget", type=float, default=540, help="seconds in all; what does not fit is left out")
-    parser.add_argument("--since", type=float, help="count them from this time (seconds since 1970)")
+    names = list(dict.fromkeys(stage.name for stages in CALLS.values() for stage in stages[1:]))
+    parser.add_argument("--call", type=int, choices=CALLS, default=1)
+    parser.add_argument("--since", type=float, help="count its seconds from this time (seconds since 1970)")
     parser.add_argument("--out", type=path, help="folder of the results (default: benchmarks/results)")
+    parser.add_argument("--learned", type=path, help="call 1's JSON, for call 2 (default: the newest one)")
     parser.add_argument("--commit", help="of these sources, where git is not there to ask")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
     parser.add_argument("--official-repo", type=path, help="a checkout of deepseek-ai/Janus")
     parser.add_argument("--official-script", type=path, help="the program that times it, as JSON")
     parser.add_argument("--official-python", default=sys.executable, help="its own python, with what it needs")
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU and a small model")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU and a small model, on a stand-in for CUDA")
+    parser.add_argument("--time-plan", action="store_true", help="print the stages and their seconds, and no more")
     parser.add_argument("--architecture", action="store_true", help="print the GPU's for CMake, and no more")
-    for name, kind in (("--stage", str), ("--into", Path), ("--until", float)):
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # of a process of one stage
+    parser.add_argument(
+        "--plant", nargs="+", default=[], metavar="FAULT:OP", help=f"in a dry run: {', '.join(faults.FAULTS)}"
+    )
+    for name, kind in (("--stage", str), ("--book", Path), ("--until", float), ("--limit", float)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # of a process of one stage; of its rows
     return parser.parse_args()
 
 
 def no_gpu(why: str) -> int:
-    print(f"No GPU to run on: {why}.\nOn a machine with one (compute capability 8.0 or later), this would run", end="")
-    print(" within its budget of seconds:", *(f"  {s.name:<10} ~{s.usual:3.0f} s  {s.what}" for s in STAGES), sep="\n")
+    print(f"No GPU to run on: {why}.\nOn a machine with one (compute capability 8.0 or later), this would run:")
+    print(time_plan())
     return NO_GPU
 
 
-def stage(name: str, into: Path, until: float, dry: bool) -> None:
-    """One stage in this process; its findings go into a file."""
+def stage(args: argparse.Namespace) -> None:
+    """One stage in this process; its findings go into the book."""
     from flashjanus.engine.errors import FlashJanusError
     from flashjanus.engine.runtime.cuda import unusable
-    from gpu_stages import kernels, machine, model, workload
+    from gpu_stages import alternatives, chosen, headline, learned, machine, profile, workload
 
-    reason = None if dry else unusable(workload.CUDA)
+    book, name = Book(args.book), args.stage
+    reason = None if args.dry_run else unusable(workload.CUDA)
     if reason is not None:
-        write_json(into, {"unusable": reason})
+        book.stages[name] = {"unusable": reason}
+        book.save()
         return
-    setting = workload.dry_run() if dry else workload.on_gpu()
+    setting = workload.dry_run() if args.dry_run else workload.on_gpu()
     if name == "machine":
-        found = machine.facts(setting)
-        write_json(into, found)
-        write_json(into, {**found, "ceilings": machine.ceilings(setting)})
+        found = book.stages[name] = machine.facts(setting)
+        book.save()
+        found["ceilings"] = machine.ceilings(setting)
+        book.save()
         return
-    known = read(SCRATCH / "known.json")
-    notes = Notes(into, until, setting.clock.synchronize, (RuntimeError, FlashJanusError, *triton_errors()))
-    work = workload.Workload(setting)
-    if name == "kernels":
-        kernels.run(work, notes, known["failing"], known["ceilings"], known["l2"])
-    else:
-        model.run(work, notes)
-
-
-def read(path: Path) -> Found:
-    found: Found = json.loads(path.read_text())
-    return found
+    for planted in args.plant:
+        faults.plant(planted)
+    lessons = book.data.get("learned", {})
+    learned.put_in_force(lessons.get("tuned", {}))
+    avoided: workload.Avoided = {op: dict(names) for op, names in lessons.get("slower", {}).items()}
+    for op, reasons in chosen.failing(book.found("chosen")).items():
+        avoided.setdefault(op, {}).update(reasons)
+    limit = args.limit or next(s.limit for s in CALLS[book.data["call"]] if s.name == name)
+    errors = (RuntimeError, ValueError, FlashJanusError, *triton_errors())
+    notes = Notes(book, name, args.until, limit, setting.clock.synchronize, errors)
+    found = book.found("machine")
+    ceilings, l2 = found.get("ceilings", CEILINGS), found.get("l2_bytes", L2)
+    only = None if book.data["call"] == 1 else [(op, it) for op, it in lessons.get("suspects", [])]
+    work = workload.Workload(setting, avoided)
+    runs: dict[str, Callable[[], None]] = {
+        "chosen": lambda: chosen.run(work, notes, only),
+        "headline": lambda: headline.run(work, notes),
+        "profile": lambda: profile.run(work, notes),
+        "alternatives": lambda: alternatives.run(work, notes, ceilings, l2),
+    }
+    runs[name]()
+    book.save()
 
 
 def triton_errors() -> tuple[type[Exception], ...]:
@@ -100,62 +120,60 @@ def triton_errors() -> tuple[type[Exception], ...]:
     return (TritonError,)
 
 
-class Run:
-    """The stages of this command, and the results that they add to."""
+def open_book(args: argparse.Namespace, gpu: str) -> Book:
+    """The results of this call, in a file of their own."""
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    out = args.out or (SCRATCH if args.dry_run else ROOT / "benchmarks/results")
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
+    name = f"{slug}-{date}-call-{args.call}"
+    file, again = out / f"{name}.json", 2
+    while file.exists():  # an earlier try's are kept
+        file, again = out / f"{name}.{again}.json", again + 1
+    data: Found = {
+        "date": date,
+        "gpu": gpu,
+        "call": args.call,
+        "commit": args.commit or commit(),
+        "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "dry_run": args.dry_run,
+    }
+    return Book(file, data)
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.date = time.strftime("%Y-%m-%d", time.gmtime())
-        self.out = args.out or (SCRATCH if args.dry_run else ROOT / "benchmarks/results")
-        self.data: Found = {
-            "date": self.date,
-            "commit": args.commit or commit(),
-            "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
-            "dry_run": args.dry_run,
-            "stages": {},
-        }
 
-    def work(self) -> dict[str, Callable[[float], Found]]:
-        from gpu_stages import checks
+def work(args: argparse.Namespace, book: Book) -> dict[str, Callable[[float], None]]:
+    """What each stage does, until its seconds end."""
+    from gpu_stages import checks
 
-        args, dry = self.args, self.args.dry_run
-        every: dict[str, Callable[[float], Found]] = {
-            "machine": partial(self.process, "machine"),
-            "tests": partial(checks.tests, ROOT, SCRATCH, selected=checks.GPU_TESTS[-1:] if dry else checks.GPU_TESTS),
-            "sanitizer": lambda until: checks.sanitizers(ROOT, self.found("tests").get("cuda_cases", []), until),
-            "kernels": partial(self.process, "kernels"),
-            "model": partial(self.process, "model"),
-        }
-        if args.official_script and args.official_repo:
-            every["official"] = partial(checks.official, args.official_script, args.official_repo, args.official_python)
-        return {name: work for name, work in every.items() if name in args.only}
+    def process(name: str, until: float) -> None:
+        book.stages.setdefault(name, {})
+        book.save()
+        again = [flag for flag, on in (("--dry-run", args.dry_run),) if on]
+        again += ["--plant", *args.plant] if args.plant else []
+        again += ["--limit", str(args.limit)] if args.limit else []
+        in_processes([sys.executable, __file__, "--stage", name, "--book", book.path, *again], book, name, until)
 
-    def found(self, name: str) -> Found:
-        found: Found = self.data["stages"].get(name, {})
-        return found
+    selected = checks.GPU_TESTS[-1:] if args.dry_run else checks.GPU_TESTS
+    every: dict[str, Callable[[float], None]] = {
+        name: partial(process, name) for name in ("machine", "chosen", "headline", "profile", "alternatives")
+    }
+    every["tests"] = lambda until: checks.tests(ROOT, SCRATCH, book, until, selected)
+    every["sanitizer"] = lambda until: checks.sanitizers(ROOT, book, until)
+    if args.official_script and args.official_repo:
+        of = args.official_script, args.official_repo, args.official_python
+        every["official"] = lambda until: checks.official(*of, book, until)
+    if args.call == 2 and not book.data["learned"].get("suspects"):
+        del every["chosen"]
+    return {name: run for name, run in every.items() if name in args.only}
 
-    def process(self, name: str, until: float) -> Found:
-        machine = self.found("machine")
-        ceilings = machine.get("ceilings", {"flops": 1e14, "bytes": 1e12})
-        known = {"failing": self.found("tests").get("failing_kernels", {}), "ceilings": ceilings}
-        write_json(SCRATCH / "known.json", {**known, "l2": machine.get("l2_bytes", L2)})
-        into = SCRATCH / f"{name}.json"
-        if self.args.dry_run:
-            into.unlink(missing_ok=True)
-            stage(name, into, until, dry=True)
-            return read(into)
-        return in_processes([sys.executable, Path(__file__), "--stage", name], into, until)
 
-    def record(self, name: str, found: Found) -> None:
-        self.data["stages"][name] = found
-        if "unusable" in found:
-            return
-        gpu = re.sub(r"[^a-z0-9]+", "-", self.found("machine").get("gpu", "gpu").lower().removeprefix("nvidia "))
-        file = self.out / f"{'dry-run' if self.args.dry_run else gpu.strip('-')}-{self.date}"
-        write_json(file.with_suffix(".json"), self.data)
-        file.with_suffix(".md").write_text(report.markdown(self.data), encoding="utf-8")
-        told = "; ".join(report.reasons(found)) or f"done in {found.get('seconds', 0)} s"
-        print(f"{name}: {told} -> {file}.md", flush=True)
+def taught(args: argparse.Namespace, out: Path) -> Found:
+    """What call 1 found, for call 2."""
+    from gpu_stages import learned
+
+    file = args.learned or learned.newest(out, ROOT / "benchmarks/results", SCRATCH)
+    if file is None:
+        return {"from": "no results of a first call are here: the plans' own choices"}
+    return {"from": file.name, **learned.lessons(read(file))}
 
 
 def commit() -> str:
@@ -166,23 +184,29 @@ def commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown: git did not say"
 
 
-def succeeded(stages: Found) -> bool:
-    """Everything ran, passed and was measured; a refusal is no failure, nor is a tool that is not there."""
+def succeeded(stages: Found, dry: bool = False) -> bool:
+    """Everything ran, passed and was measured; a tool that is not there is no failure, nor in a dry run a GPU."""
     rows = [row for found in stages.values() for row in found.get("rows", {}).values()]
     stopped = [name for name, found in stages.items() if report.reasons(found) and "absent" not in found]
     checks = [it["ok"] for it in stages.get("sanitizer", {}).values() if isinstance(it, dict)]
-    failed = any(key in row for row in rows for key in ("failed", "untimed", "skipped"))
-    tests = stages.get("tests", {"passed": 1, "failed": 0})  # left out by --only
-    failed |= bool(tests.get("failed")) or not tests.get("passed")  # all skipped: no GPU for them
+    files = stages.get("tests", {}).get("files", {}).values()
+    failed = any(key in row for row in rows for key in ("failed", "skipped"))
+    # all skipped: no GPU for them
+    failed |= any(file.get("failed") or not (file.get("passed") or (dry and "passed" in file)) for file in files)
     return not (stopped or failed) and all(checks)
 
 
 def main() -> int:
     args = arguments()
-    if args.dry_run:
-        sys.path.insert(0, str(ROOT / "tests"))  # its small model
+    if args.time_plan:
+        print(time_plan())
+        return 0
+    sys.path.insert(0, str(ROOT / "tests"))  # the law of errors; of a dry run the small model and the stand-in for CUDA
+    if args.plant and not args.dry_run:
+        print("--plant: only in a dry run", file=sys.stderr)
+        return NO_GPU
     if args.stage:
-        stage(args.stage, args.into, args.until, args.dry_run)
+        stage(args)
         return 0
     found = None if args.dry_run else present.gpu()
     if isinstance(found, str):
@@ -190,14 +214,26 @@ def main() -> int:
     if args.architecture:
         print("cpu" if found is None else found.architecture)
         return 0
-    run = Run(args)
-    work = run.work()
-    run_stages(work, (args.since or time.time()) + args.budget, run.record)
-    unusable = run.found("machine").get("unusable")
+    begun = args.since or time.time()
+    book = open_book(args, "dry-run" if found is None else found.name)
+    if args.call == 2:
+        book.data["learned"] = taught(args, book.path.parent)
+    stages = CALLS[args.call]
+    book.stages["build"] = {"seconds": round(time.time() - begun, 1)}
+    book.save()
+
+    def told(name: str) -> None:
+        here = book.found(name)
+        says = "; ".join(report.reasons(here)) or f"done in {here.get('seconds', 0)} s"
+        print(f"{name}: {says}", flush=True)
+
+    run_stages(stages, work(args, book), book, begun, told)
+    unusable = book.found("machine").get("unusable")
     if unusable:
         return no_gpu(unusable)
-    print(report.brief(run.data))
-    return 0 if args.dry_run or succeeded(run.data["stages"]) else 1
+    print(report.brief(book.data))
+    print(f"{book.path} and .md; {time.time() - begun:.0f} of {SECONDS[args.call]:.0f} s")
+    return 0 if succeeded(book.stages, args.dry_run) else 1
 
 
 if __name__ == "__main__":

@@ -136,4 +136,5 @@ def stand_in(patch: pytest.MonkeyPatch) -> StandInDriver:
     patch.setattr(tensor_model, "open_gpu", lambda device, graphs: cuda.Gpu(driver, graphs))
     patch.setattr(triton_kernels, "unavailable", lambda: "left out here")
     patch.setattr(native, "cuda_available", lambda: "left out here")
+    patch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     return driver

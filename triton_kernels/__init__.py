@@ -15,6 +15,8 @@ import torch
 
 MAX_ROW = 8192
 """Channels of a row that a program holds in registers, 16 a thread."""
+A_THREAD = 16
+"""Elements of a tile that a thread takes, where that gives a program 1 to 16 warps."""
 
 
 def unavailable() -> str | None:
@@ -38,8 +40,8 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def options(tile: int) -> dict[str, int | bool]:
-    """Launch options of a program over a tile of so many elements: 16 a thread, products fused with sums."""
-    return {"num_warps": min(max(tile // 512, 1), 16), "enable_fp_fusion": True}
+    """Launch options of a program over a tile of so many elements: products fused with sums."""
+    return {"num_warps": min(max(tile // (32 * A_THREAD), 1), 16), "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)

@@ -127,21 +127,25 @@ def attention_kernel(
     tl.store(o_ptr + m[:, None] * (heads * HEAD) + d, acc / total[:, None], mask=there[:, None] & inside)
 
 
+WIDE = (64, 64, 4, 3)
+"""Queries and keys of a tile, warps and stages on a chip whose tensor cores read shared memory. With 64 queries the 9
+tiles of 576 over 16 heads of 2 rows are 288 programs, enough to even out on 132 SMs with two each at work; 128 would
+make 160 and leave most SMs idle while the longest end."""
+
+
 def configuration(capability: int, head: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, Any]]:
     """Sizes of tiles and compiler options for a compute capability (90 for 9.0), head size and dtype.
 
-    64 queries: the 9 tiles of 576 over 16 heads of 2 rows are 288 programs, enough to even out on 132 SMs with two each
-    at work; 128 would make 160 and leave most SMs idle while the longest end. Products of float32 run on plain cores,
-    out of registers: smaller tiles, more threads.
+    Products of float32 run on plain cores, out of registers: smaller tiles, more threads.
     """
     block = max(16, triton.next_power_of_2(head))
     if dtype is torch.float32:
-        tiles, warps, stages = (32, 16), 8, 2
+        queries, keys, warps, stages = 32, 16, 8, 2
     elif capability // 10 in (9, 10) or block <= 64:
-        tiles, warps, stages = (64, 64), 4, 3
+        queries, keys, warps, stages = WIDE
     else:  # mma.sync has queries and scores in registers, and other chips of 8 and 12 have 99 KiB of shared memory
-        tiles, warps, stages = (64, 32), 4, 3
-    constants = {"HEAD_BLOCK": block, "BLOCK_M": tiles[0], "BLOCK_N": tiles[1]}
+        queries, keys, warps, stages = 64, 32, 4, 3
+    constants = {"HEAD_BLOCK": block, "BLOCK_M": queries, "BLOCK_N": keys}
     return constants, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 

@@ -11,18 +11,22 @@ from .quantise_rows import eight_bits
 
 GROUP = 8
 """Tiles of rows that are worked on together, so that tiles of the weight stay in the L2."""
-FUSED = {"enable_fp_fusion": True}
-TILES = {
-    16: ({"ROWS": 16, "OUTPUTS": 64, "COLUMNS": 256}, {"num_warps": 4, "num_stages": 4, **FUSED}),
-    64: ({"ROWS": 64, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 4, "num_stages": 3, **FUSED}),
-    128: ({"ROWS": 128, "OUTPUTS": 128, "COLUMNS": 128}, {"num_warps": 8, "num_stages": 3, **FUSED}),
-}
-"""By the most rows for which they are taken (the last: any number), sizes and launch options.
+FEW = (16, 64, 256, 4, 4)
+SOME = (64, 128, 128, 4, 3)
+MANY = (128, 128, 128, 8, 3)
+"""Rows, outputs and columns of a tile, warps and stages: for up to 16 rows, up to 64, and any number.
 
 Reasoned, not measured. Few rows wait for the weight: long columns keep many bytes of it on their way, and narrow tiles
 of outputs give an H200's 132 SMs something each. Many are bound by the tensor cores, which on Hopper want 64 rows a
 warp group; of 128 x 128 outputs in int8 two programs fit into an SM, and one multiplies while the other stores.
 """
+
+
+def configuration(rows: int) -> tuple[dict[str, int], dict[str, int | bool]]:
+    """Sizes of a tile and launch options for so many rows."""
+    tile = next((tile for tile in (FEW, SOME) if rows <= tile[0]), MANY)
+    sizes = dict(zip(("ROWS", "OUTPUTS", "COLUMNS"), tile[:3], strict=True))
+    return sizes, {"num_warps": tile[3], "num_stages": tile[4], "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -88,7 +92,7 @@ def launch(
     """
     q, (outputs, columns) = q.reshape(-1, q.shape[-1]).contiguous(), weight.shape
     rows = len(q)
-    tile, options = TILES[min((most for most in TILES if rows <= most), default=max(TILES))]
+    tile, options = configuration(rows)
     grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(outputs, tile["OUTPUTS"]),)
     scaled_matmul_kernel[grid](
         q,
@@ -111,7 +115,7 @@ def variants(capability: int) -> list[Variant]:
     """The forms of the released model's linears: K is 2048 or 5632, the rows are any number."""
     return [
         Variant(
-            f"{most}-{of}-{y}",
+            f"{tile['ROWS']}-{of}-{y}",
             scaled_matmul_kernel,
             {
                 "q_ptr": f"*{of}",
@@ -124,7 +128,7 @@ def variants(capability: int) -> list[Variant]:
             options,
             divisible=frozenset({"outputs", "columns"}),
         )
-        for most, (tile, options) in TILES.items()
+        for tile, options in map(configuration, (16, 64, 1152))
         for of in eight_bits(capability)
         for y in ("bf16", "fp32")
     ]

@@ -1,76 +1,102 @@
-"""Stages within a budget of seconds, each a process of its own, and what they found on disk after every finding.
+"""The two calls, their stages and seconds; stages that have a process of their own, and what one that ends costs.
 
-A kernel may hang, or end its process: the rows before it are kept, its own says so, and those behind it are measured
-by a new process.
+A kernel may hang, or end its process: the rows before it are kept, its own says so, and those after it are measured by
+a new process.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Found = dict[str, Any]
-MOST = 3
-"""Times its usual seconds that a stage may take."""
+from .book import Book, Found
+
 ATTEMPTS = 8
 """Processes that one stage may lose."""
 TAIL = 2000
-PATIENCE = 90
-"""Seconds for one row, compilation included, before its process is ended."""
+LEAST = 8.0
+"""Seconds below which no stage is begun: its process has torch to import."""
+GRACE = 3.0
+"""Seconds that a stage's process may take to write its last row."""
 FAULTS = (OSError, ValueError, SyntaxError)
 """Of what a stage reads of others' output: files, JSON, XML."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """least: seconds below which it is not worth starting; usual: on an H200, estimated."""
+    """given: seconds that it may take; expected: that it takes on an H200, estimated. limit: seconds of one row."""
 
     name: str
     what: str
-    least: float
-    usual: float
+    given: float
+    expected: float
+    limit: float = 0.0
 
 
-STAGES = (
-    Stage("machine", "GPU, driver, versions, clocks; bf16 GEMM and copy, the two ceilings", 15, 20),
-    Stage("tests", "every kernel over its op's cases, the goldens in fp32 and bf16, graphs equal to eager", 60, 130),
-    Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 40, 90),
-    Stage("kernels", "each implementation of each op at the sizes of the released model's plans", 40, 110),
-    Stage("model", "flow step, 30-step image, prefill, decode, VAE, SigLIP at full size, graphs and eager", 40, 80),
-    Stage("official", "the official code, eager and compiled (with --official-repo and --official-script)", 30, 60),
-)
+BUILD = Stage("build", "the native module for this GPU, where none for these sources is there", 35, 25)
+HEADLINE = "step, image, decode, prefill, VAE, SigLIP, fp8 and int8 at full size, captured and eager"
+CALLS: dict[int, tuple[Stage, ...]] = {
+    1: (
+        BUILD,
+        Stage("machine", "GPU, driver, versions, clocks; bf16 GEMM and copy, the two ceilings", 15, 12),
+        Stage("chosen", "what the released model's plans choose, at their shapes, against float32 torch", 55, 45, 15),
+        Stage("headline", HEADLINE, 120, 95, 30),
+        Stage("profile", "kernels of a step, a token, the VAE and SigLIP by node, with the gaps", 40, 30, 20),
+        Stage("alternatives", "implementations, tiles, accumulation, one graph for all steps, in turns", 95, 95, 15),
+    ),
+    2: (
+        BUILD,
+        Stage("machine", "GPU, driver, versions, clocks; the two ceilings", 15, 12),
+        Stage("chosen", "what was wrong in the first call, again", 15, 8, 15),
+        Stage("headline", f"{HEADLINE}, with what the first call taught", 110, 95, 30),
+        Stage("tests", "every kernel over its op's cases, the goldens, graphs equal to eager; file by file", 85, 75),
+        Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 35, 30),
+        Stage("official", "the official code, eager and compiled (with --official-repo and --official-script)", 35, 35),
+    ),
+}
+SECONDS = {call: sum(stage.given for stage in stages) for call, stages in CALLS.items()}
+"""360 and 330, of 900 that a lease has: the start takes one or two minutes, and what fails can be run again."""
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """All of it or, if the process dies meanwhile, what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.write("\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+def time_plan() -> str:
+    """The calls and their stages as a table."""
+    lines = []
+    for call, stages in CALLS.items():
+        lines.append(f"call {call}: {SECONDS[call]:.0f} s given, {sum(s.expected for s in stages):.0f} s expected")
+        lines += [f"  {s.name:<13}{s.given:4.0f} s given {s.expected:4.0f} s expected   {s.what}" for s in stages]
+    return "\n".join(lines)
 
 
 class Notes:
-    """The rows of a stage by name, in a file; one at which an earlier process ended is not tried again."""
+    """The rows of a stage by name, in the book; one at which an earlier process ended is not tried again.
 
-    def __init__(self, path: Path, until: float, check: Callable[[], object], errors: tuple[type[Exception], ...]):
-        self.path, self.until, self.check, self.errors = path, until, check, errors
-        self.data: Found = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-        self.rows: dict[str, Found] = self.data["rows"]
-        tried = self.data.pop("trying", None)
-        if tried is not None:
-            self.rows[tried["name"]] = {**tried["about"], "failed": "the process ended, or hung, while it ran"}
+    limit: seconds of one row, compilation included, after which its process is ended.
+    """
 
-    def measure(self, name: str, run: Callable[[], Found], about: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        book: Book,
+        stage: str,
+        until: float,
+        limit: float,
+        check: Callable[[], object],
+        errors: tuple[type[Exception], ...],
+    ) -> None:
+        self.book, self.until, self.limit, self.check, self.errors = book, until, limit, check, errors
+        self.data: Found = book.stages.setdefault(stage, {})
+        self.rows: dict[str, Found] = self.data.setdefault("rows", {})
+        ended(self.data, "the process ended, or hung, while it ran")
+
+    def measure(self, name: str, run: Callable[[], Found], about: Mapping[str, object] | None = None) -> None:
         """Keep what `run` finds, or its failure; `about` describes it either way."""
         if name in self.rows:
             return
@@ -79,20 +105,31 @@ class Notes:
             self.rows[name] = {**about, "skipped": "out of time"}
             return
         self.data["trying"] = {"name": name, "about": about}
-        self.save()
-        signal.alarm(PATIENCE)  # ends the process also where it waits for the device
+        self.book.save()
+        signal.setitimer(signal.ITIMER_REAL, self.limit)  # ends the process also where it waits for the device
         try:
             found = run()
         except self.errors as error:
             found = {"failed": f"{type(error).__name__}: {str(error).strip()[:400]}"}
             self.check()  # raises where the device is lost to this process: the next one goes on
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         del self.data["trying"]
         self.rows[name] = {**about, **found}
+        self.book.save()
 
-    def save(self) -> None:
-        write_json(self.path, self.data)
+
+def ended(data: Found, why: str) -> None:
+    """Turn the row that was being tried, if any, into one that says why it has no result."""
+    tried = data.pop("trying", None)
+    if tried is not None:
+        data["rows"][tried["name"]] = {**tried["about"], "failed": why}
+
+
+def dies_with_its_parent() -> None:
+    """In a child before it becomes another program: a call that is killed leaves nothing on the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def command(
@@ -107,52 +144,68 @@ def command(
             start_new_session=True,
             cwd=cwd,
             env={**os.environ, **(env or {})},
+            preexec_fn=dies_with_its_parent,
         )
         try:
             code: int | None = process.wait(max(until - time.time(), 1))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             code = None
+        if code is None or code < 0:  # what it started may have outlived it
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         log.seek(0)
         return code, log.read().decode(errors="replace")
 
 
-def in_processes(args: Sequence[str | Path], into: Path, until: float) -> Found:
-    """What `args --into FILE --until T` left in the file; started again where it ended early and had got further."""
-    into.unlink(missing_ok=True)
-    ended: list[str] = []
+def in_processes(args: Sequence[str | Path], book: Book, stage: str, until: float) -> None:
+    """Let `args --until T` add to the stage in the book; started again where it ended early and had got further."""
+    told: list[str] = []
     for _ in range(ATTEMPTS):
-        code, output = command([*args, "--into", into, "--until", str(until)], until + 5)
+        code, output = command([*args, "--until", str(until)], until + GRACE)
+        book.reload()
+        found = book.found(stage)
         if code == 0:
             break
         how = "stopped: out of time" if code is None else f"exit code {code}"
-        ended.append(f"{how}: {output[-TAIL:]}")
-        if code is None or not into.is_file() or "trying" not in json.loads(into.read_text()):
+        told.append(f"{how}: {output[-TAIL:]}")
+        if code is None or "trying" not in found or time.time() > until:
             break
-    data: Found = json.loads(into.read_text()) if into.is_file() else {}
-    tried = data.pop("trying", None)
-    if tried is not None:
-        data["rows"][tried["name"]] = {**tried["about"], "failed": "stopped while it ran"}
-    return {**data, "ended": ended} if ended else data
+    found = book.stages.setdefault(stage, {})
+    ended(found, "stopped while it ran")
+    if told:
+        found["ended"] = told
 
 
-def run_stages(work: Mapping[str, Callable[[float], Found]], ends: float, record: Callable[[str, Found], None]) -> None:
-    """Run the stages of `work` in order, each until there is just time for those behind it; `record` what they give.
+def run_stages(
+    stages: Sequence[Stage],
+    work: Mapping[str, Callable[[float], None]],
+    book: Book,
+    begun: float,
+    told: Callable[[str], None],
+) -> None:
+    """Run those stages that have work, in order, each until its seconds end.
 
-    One that finds the GPU unusable is the last.
+    Seconds that a stage does not need are the later ones'; one that begins late has its own all the same, and the last
+    ones what is left. One that finds the GPU unusable is the last.
     """
-    stages = [stage for stage in STAGES if stage.name in work]
-    for i, stage in enumerate(stages):
-        start = time.time()
-        left = ends - sum(later.least for later in stages[i + 1 :]) - start
-        if left < stage.least:
-            record(stage.name, {"not_run": f"needs {stage.least:.0f} s, the budget has {max(left, 0):.0f} s for it"})
+    ends = begun + sum(stage.given for stage in stages)
+    due = begun
+    for stage in stages:
+        due += stage.given
+        if stage.name not in work:
             continue
-        try:
-            found = work[stage.name](start + min(left, MOST * stage.usual))
-        except FAULTS as error:
-            found = {"failed_to_run": f"{type(error).__name__}: {error}"}
-        record(stage.name, {**found, "seconds": round(time.time() - start, 1)})
-        if "unusable" in found:
+        start = time.time()
+        until = min(max(due, start + stage.given), ends)
+        if until - start < LEAST:
+            book.stages[stage.name] = {"not_run": f"{max(until - start, 0):.0f} s are left for it of {stage.given:.0f}"}
+        else:
+            try:
+                work[stage.name](until)
+            except FAULTS as error:
+                book.stages.setdefault(stage.name, {})["failed_to_run"] = f"{type(error).__name__}: {error}"
+            book.found(stage.name)["seconds"] = round(time.time() - start, 1)
+        if "unusable" in book.found(stage.name):
             return
+        book.save()
+        told(stage.name)

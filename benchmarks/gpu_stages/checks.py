@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from .budget import TAIL, Found, command
+from .book import Book, Found
+from .budget import LEAST, TAIL, command
 
 GPU_TESTS = (
     "tests/kernels/test_gpu.py",
@@ -22,52 +24,51 @@ GPU_TESTS = (
 WORKERS = 4
 """Compilation of Triton kernels takes most of the time, and each worker has a CUDA context."""
 KERNEL_TEST = re.compile(r"test_meets_the_reference\[(\w+)-(\w+)-\d+-\w+\]")
-SANITIZER_SECONDS = 60.0
+SANITIZER_SECONDS = 25.0
 
 
-def tests(root: Path, folder: Path, until: float, selected: tuple[str, ...]) -> Found:
-    """passed, failed, skipped; of each failure its first lines; failed kernel tests by "op implementation"."""
+def tests(root: Path, scratch: Path, book: Book, until: float, selected: Sequence[str]) -> None:
+    """Each file's findings as it ends: passed, failed, skipped; of each failure its first lines."""
+    found = book.stages.setdefault("tests", {"files": {}})
     if find_spec("pytest") is None:
-        return {"failed_to_run": f"pytest is not installed for {sys.executable}"}
-    report = folder / "tests.xml"
-    report.unlink(missing_ok=True)
-    workers = ["-n", str(WORKERS), "--dist", "load"] if find_spec("xdist") and len(selected) > 1 else []
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", *workers]
-    args = [sys.executable, "-m", "pytest", *options, *selected]
-    code, output = command(args, until, cwd=root)
-    found = {"command": " ".join(map(str, args[1:])), "exit_code": code}
-    if code not in (0, 1) or not report.is_file():
+        found["failed_to_run"] = f"pytest is not installed for {sys.executable}"
+        return
+    for file in selected:
+        book.save()
+        start = time.time()
+        if until - start < LEAST:
+            found["files"][file] = {"skipped_file": "out of time"}
+            continue
+        found["files"][file] = {"skipped_file": "stopped while it ran"}
+        book.save()
+        found["files"][file] = {**test(root, scratch, until, file), "seconds": round(time.time() - start, 1)}
+
+
+def test(root: Path, scratch: Path, until: float, file: str) -> Found:
+    """One file's tests, by several processes where xdist is there; of a stopped run what had ended is kept."""
+    outcomes = scratch / "outcomes.jsonl"
+    outcomes.parent.mkdir(parents=True, exist_ok=True)
+    outcomes.write_text("")
+    workers = ["-n", str(WORKERS), "--dist", "load"] if find_spec("xdist") else []
+    options = ["-q", "-p", "no:cacheprovider", "-p", "gpu_stages.outcomes", "--tb=short", *workers]
+    path = os.pathsep.join(filter(None, (str(root / "benchmarks"), os.environ.get("PYTHONPATH"))))
+    env = {"GPU_OUTCOMES": str(outcomes), "PYTHONPATH": path}
+    code, output = command([sys.executable, "-m", "pytest", *options, file], until, env, root)
+    found = summarised([json.loads(line) for line in outcomes.read_text().splitlines()])
+    if code not in (0, 1):
         how = "ran out of time" if code is None else f"ended with exit code {code}"
-        return {**found, "failed_to_run": f"pytest {how}: {output[-TAIL:]}"}
-    return {**found, **summarised(report.read_text())}
+        found["failed_to_run"] = f"pytest {how}: {output[-TAIL:]}"
+    return {"exit_code": code, **found}
 
 
-def summarised(junit: str) -> Found:
-    """Of a JUnit report."""
-    cases = list(ElementTree.fromstring(junit).iter("testcase"))
-    failures, kernels, passed, skipped = [], Counter(), [], Counter()
-    for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
-        faults = [*case.findall("failure"), *case.findall("error")]
-        skips = case.findall("skipped")
-        if faults:
-            lines = (faults[0].get("message") or faults[0].text or "").strip().splitlines()
-            failures.append({"test": name, "says": "\n".join(lines[:6])[:600]})
-            kernel = KERNEL_TEST.fullmatch(case.get("name") or "")
-            if kernel:
-                kernels[" ".join(kernel.groups())] += 1
-        elif skips:
-            skipped[skips[0].get("message") or ""] += 1
-        else:
-            passed.append(case.get("name") or "")
+def summarised(outcomes: Sequence[Mapping[str, str]]) -> Found:
+    """cuda_cases: what the sanitizers may run."""
+    by = {kind: [it for it in outcomes if it["outcome"] == kind] for kind in ("passed", "failed", "skipped")}
     return {
-        "passed": len(passed),
-        "failed": len(failures),
-        "skipped": sum(skipped.values()),
-        "skipped_because": dict(skipped),
-        "failures": failures,
-        "failing_kernels": dict(kernels),
-        "cuda_cases": one_case_an_op(passed),
+        **{kind: len(those) for kind, those in by.items()},
+        "skipped_because": dict(Counter(it["says"] for it in by["skipped"])),
+        "failures": [{"test": it["test"], "says": it["says"]} for it in by["failed"]],
+        "cuda_cases": one_case_an_op([it["test"].rpartition("::")[2] for it in by["passed"]]),
     }
 
 
@@ -81,25 +82,30 @@ def one_case_an_op(passed: list[str]) -> list[str]:
     return sorted(chosen.values())
 
 
-def sanitizers(root: Path, cases: list[str], until: float) -> Found:
-    """errors and how each tool put it, over `cases` of tests/kernels/test_gpu.py; only our kernels are watched."""
+def sanitizers(root: Path, book: Book, until: float) -> None:
+    """errors and how each tool put it, over a passed case of each op in tests/kernels/test_gpu.py; only our kernels are
+    watched."""
+    found = book.stages.setdefault("sanitizer", {})
     tool = shutil.which("compute-sanitizer")
+    cases = book.found("tests").get("files", {}).get(GPU_TESTS[0], {}).get("cuda_cases", [])
     if tool is None:
-        return {"absent": "compute-sanitizer is not installed"}
+        found["absent"] = "compute-sanitizer is not installed"
+        return
     if not cases:
-        return {"failed_to_run": "no test of a CUDA C++ kernel has passed"}
+        found["failed_to_run"] = "no test of a CUDA C++ kernel has passed"
+        return
     # the option that takes a part of a kernel's name has had two names
     option = "--kernel-name" if "--kernel-name" in command([tool, "--help"], until)[1] else "--kernel-regex"
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     tests = [f"{GPU_TESTS[0]}::{case}" for case in cases]
-    found: Found = {"cases": cases}
+    found["cases"] = cases
     for check in ("memcheck", "racecheck"):
         args = [tool, "--tool", check, option, "kns=flashjanus", "--error-exitcode", "9", *pytest, *tests]
         end = min(until, time.time() + SANITIZER_SECONDS)
         # without torch's cache every tensor is an allocation of its own, whose end memcheck knows
         code, output = command(args, end, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, root)
         found[check] = verdict(code, output)
-    return found
+        book.save()
 
 
 def verdict(code: int | None, output: str) -> Found:
@@ -116,9 +122,9 @@ def verdict(code: int | None, output: str) -> Found:
     }
 
 
-def official(script: Path, repo: Path, python: str, until: float) -> Found:
+def official(script: Path, repo: Path, python: str, book: Book, until: float) -> None:
     """Timings of the official code by "what batch mode": the JSON that `script` prints, a process each."""
-    found: Found = {"rows": {}}
+    found = book.stages.setdefault("official", {"rows": {}})
     runs = [(what, 1, compiled) for compiled in (False, True) for what in ("step", "understand")]
     runs += [("step", 16, False), ("understand", 8, False), ("understand", 32, False), ("step", 4, False)]
     for what, rows, compiled in runs:
@@ -133,4 +139,4 @@ def official(script: Path, repo: Path, python: str, until: float) -> Found:
         lines = [line for line in output.splitlines() if line.startswith("{")]
         failed = "out of time" if code is None else f"exit code {code}: {output[-TAIL:]}"
         found["rows"][name] = json.loads(lines[-1]) if code == 0 and lines else {"failed": failed}
-    return found
+        book.save()

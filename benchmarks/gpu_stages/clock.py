@@ -36,6 +36,10 @@ class Clock(Protocol):
         """The most memory that was taken since the last time it was asked."""
         ...
 
+    def held_bytes(self) -> int:
+        """Memory that tensors hold now."""
+        ...
+
 
 class CudaClock:
     def __init__(self, device: torch.device) -> None:
@@ -86,6 +90,9 @@ class CudaClock:
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak
 
+    def held_bytes(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
+
 
 class HostClock:
     def synchronize(self) -> None:
@@ -108,6 +115,9 @@ class HostClock:
 
     def peak_bytes(self) -> int | None:
         return None
+
+    def held_bytes(self) -> int:
+        return 0
 
 
 def wall(clock: Clock, run: Callable[[], object], repeats: int) -> Summary:

@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 from flashjanus.engine.runtime import native
 
-from .budget import Found
+from .book import Found
 from .clock import summary
 from .workload import Setting
 

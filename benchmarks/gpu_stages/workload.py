@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
-from flashjanus.engine.ops import all_ops, get_op
-from flashjanus.engine.plan.w8a8 import QUANTISED
+from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu, no_e4m3, open_gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.model import Policy
-from flashjanus.pipeline.buckets import EXACT, PADDED, padded
+from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.pipeline.options import Sampling
 from flashjanus.pipeline.runner import Runner
@@ -36,35 +35,35 @@ VAE = {
     "norm_num_groups": 32,
     "scaling_factor": 0.13025,
 }
-SAMPLED = Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1)
-"""The costlier way to a token."""
+SAMPLING = {"sampled": Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1), "greedy": Sampling()}
 ENDLESS = 1 << 30
 """Steps of rows that are still to move however often a step is timed."""
+Avoided = dict[str, dict[str, str]]
+"""By op and implementation, why it must not serve."""
+Programs = Iterator[tuple[str, Executor]]
 
 
 @dataclass(frozen=True)
 class Sizes:
     images: tuple[int, ...]
-    """At once, in the model's stage; the first and the last of them in the kernels'."""
+    """At once."""
     conversations: tuple[int, ...]
     prompt: int
     steps: int
     chat: int
-    context: int
-    """Tokens of a longer conversation, for decoding."""
     new: int
     repeats: int
     calls: int
     """Of a kernel in one graph, at most."""
 
 
-FULL = Sizes((1, 4, 16), (1, 8, 32), PROMPT_TOKENS, 30, CHAT_TOKENS, 1200, 128, repeats=10, calls=256)
-SMALL = Sizes((1, 2), (1, 2), 6, 3, 20, 30, 8, repeats=2, calls=2)
+FULL = Sizes((1, 16), (1, 8, 32), PROMPT_TOKENS, 30, CHAT_TOKENS, 128, repeats=10, calls=256)
+SMALL = Sizes((1, 2), (1, 2), 6, 3, 20, 8, repeats=2, calls=2)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what; `implementations` may be timed, also of the model in `quantizations`."""
+    """Where and on what: plans are for CUDA, tensors lie on `device`; the model also runs in `quantizations`."""
 
     device: torch.device
     clock: Clock
@@ -72,38 +71,28 @@ class Setting:
     config: Mapping[str, Any]
     vae_config: Mapping[str, Any]
     dtype: torch.dtype
-    implementations: Callable[[str], Sequence[str]]
-    gpu: Callable[[bool], Gpu | None]
+    gpu: Callable[[bool], Gpu]
+    buckets: Buckets
     quantizations: Sequence[str]
 
 
 def on_gpu() -> Setting:
     """The released model in bf16, the VAE of SDXL."""
-
-    def implementations(op: str) -> list[str]:
-        return [name for name in get_op(op).implementations if name != "native"]
-
-    in_8_bits = ("int8", "fp8") if no_e4m3(CUDA) is None else ("int8",)
-    gpu = partial(open_gpu, CUDA)
-    return Setting(CUDA, CudaClock(CUDA), FULL, config(), VAE, torch.bfloat16, implementations, gpu, in_8_bits)
+    in_8_bits = ("fp8", "int8") if no_e4m3(CUDA) is None else ("int8",)
+    clock = CudaClock(CUDA)
+    return Setting(CUDA, clock, FULL, config(), VAE, torch.bfloat16, partial(open_gpu, CUDA), PADDED, in_8_bits)
 
 
 def dry_run() -> Setting:
-    """The small model of the tests, on torch's implementations and the CPU."""
+    """The small model of the tests on their stand-in for CUDA, where torch's implementations serve."""
+    import pytest
+    from gpu_stand_in import stand_in
     from small_model import small_config
 
+    driver = stand_in(pytest.MonkeyPatch())
     vae = json.loads((ROOT / "tests/golden/vae_thin.config.json").read_text())
-    return Setting(
-        torch.device("cpu"),
-        HostClock(),
-        SMALL,
-        small_config(),
-        vae,
-        torch.float32,
-        lambda op: ["torch"],
-        lambda graphs: None,
-        ("int8", "fp8"),
-    )
+    gpu, clock = partial(Gpu, driver), HostClock()
+    return Setting(driver.device, clock, SMALL, small_config(), vae, torch.float32, gpu, EXACT, ("fp8", "int8"))
 
 
 def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict[str, torch.Tensor]:
@@ -126,48 +115,60 @@ def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict
 
 
 class Workload:
-    """One set of weights behind three runners: with graphs, without, and without graphs and with linears unfused.
+    """Runners of one model with and without graphs, in bf16 and in 8 bits; weights are made when they are needed.
 
-    in_8_bits: runners without graphs on quantised weights, made when they are asked for.
+    avoided: implementations that must not serve, and why; a runner takes what stands there when it is made.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, avoided: Avoided | None = None) -> None:
         self.setting, self.sizes, self.clock = setting, setting.sizes, setting.clock
-        config, vae = JanusFlowConfig.from_dict(dict(setting.config)), VaeConfig.from_dict(dict(setting.vae_config))
-        exact = Policy.of(setting.dtype)
-        exact_weights = random_weights(weight_layout(config), exact, setting.device)
-        vae_weights = random_weights(vae_layout(vae), exact, setting.device)
-        self.config = config
+        self.avoided: Avoided = avoided or {}
+        self.config = JanusFlowConfig.from_dict(dict(setting.config))
+        self.vae = VaeConfig.from_dict(dict(setting.vae_config))
+        self.vae_weights = random_weights(vae_layout(self.vae), Policy.of(setting.dtype), setting.device)
+        self._weights: dict[str | None, dict[str, torch.Tensor]] = {}
+        self._runners: dict[tuple[bool, str | None], Runner] = {}
 
-        def runner(
-            graphs: bool,
-            forced: Sequence[str],
-            policy: Policy = exact,
-            weights: Mapping[str, torch.Tensor] = exact_weights,
-        ) -> Runner:
-            return Runner(
-                config,
-                policy,
-                weights,
-                setting.device,
-                vae_config=vae,
-                vae_weights=vae_weights,
-                implementations={op: tuple(setting.implementations(op)) for op in forced},
-                buckets=EXACT if setting.device.type == "cpu" else PADDED,
-                gpu=setting.gpu(graphs),
-            )
+    def runner(self, graphs: bool, quantization: str | None = None) -> Runner:
+        """One for each choice; kept."""
+        key = graphs, quantization
+        if key not in self._runners:
+            self._runners[key] = self.new_runner(graphs, quantization)
+        return self._runners[key]
 
-        every = list(all_ops()) if setting.device.type == "cpu" else []
-        self.graphs, self.eager = runner(True, every), runner(False, every)
-        self.parts = runner(False, every or ["silu_mul"])  # a part that is forced keeps its neighbours apart
+    def new_runner(self, graphs: bool, quantization: str | None = None, fused: bool = True) -> Runner:
+        """Without `fused` linears have their neighbors beside them, as in conversations of many rows."""
+        policy = Policy.of(self.setting.dtype, quantization=quantization)
+        if quantization not in self._weights:
+            self._weights[quantization] = random_weights(weight_layout(self.config), policy, self.setting.device)
+        apart = {"fused_linear": dict.fromkeys(("cuda", "torch"), "its parts are looked at")}
+        return Runner(
+            self.config,
+            policy,
+            self._weights[quantization],
+            CUDA,
+            vae_config=self.vae,
+            vae_policy=Policy.of(self.setting.dtype),
+            vae_weights=self.vae_weights,
+            avoided=self.avoided if fused else {**self.avoided, **apart},
+            buckets=self.setting.buckets,
+            gpu=self.setting.gpu(graphs),
+        )
 
-        def in_8_bits(quantization: str) -> Runner:
-            policy = Policy.of(setting.dtype, quantization=quantization)
-            weights = random_weights(weight_layout(config), policy, setting.device)
-            # what the plan replaces by what is to be timed: it stays where it is forced
-            return runner(False, [op for op in every if op not in ("linear_w8a16", *QUANTISED)], policy, weights)
+    def forget(self) -> None:
+        """Make runners anew: what they must avoid has changed."""
+        self._runners.clear()
 
-        self.in_8_bits = in_8_bits
+    def left_out(self, plans: Sequence[Plan]) -> list[str]:
+        """What the plans would have chosen, were it not to be avoided, with the reason."""
+        found = {}
+        for node in (node for plan in plans for node in plan.nodes):
+            for op, reasons in self.avoided.items():
+                for name, why in reasons.items():
+                    # what a fusion gave up is told under the name of the fused op
+                    if (node.op == op and node.refused.get(name) == why) or why in node.refused.get(op, ""):
+                        found[f"{op} {name}: {why}"] = None
+        return list(found)
 
     def flow_requests(self, rows: int) -> list[FlowRequest]:
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
@@ -179,23 +180,29 @@ class Workload:
         buckets = runner.buckets
         return rows, rows, padded(self.sizes.prompt, buckets.prompt_tokens), padded(self.sizes.steps, buckets.steps)
 
-    def prepared(self, runner: Runner) -> Prepared:
-        """One prompt, which all rows may share."""
+    def to_prepare(self, runner: Runner) -> Prepared:
+        """One prompt, which all rows may share, written but not run."""
         made = Prepared(runner, *self.flow_bucket(runner, 1))
-        made.run([self.flow_requests(1)[0].timed_prompt])
+        made.write([self.flow_requests(1)[0].timed_prompt])
+        return made
+
+    def prepared(self, runner: Runner) -> Prepared:
+        made = self.to_prepare(runner)
+        made.executor.run()
         return made
 
     def join(self, session: FlowSession, prepared: Prepared) -> None:
         for row, request in enumerate(self.flow_requests(session.rows)):
             session.join(prepared, 0, row, request)
+        session.flow.upload()
 
-    def chat_requests(self, rows: int, length: int, sampling: Sampling = SAMPLED) -> list[TextRequest]:
-        return [TextRequest(ids(length), None, sampling)] * rows
+    def chat_requests(self, rows: int, sampling: Sampling) -> list[TextRequest]:
+        return [TextRequest(ids(self.sizes.chat), None, sampling)] * rows
 
-    def chat_bucket(self, runner: Runner, rows: int, length: int) -> tuple[int, int, int, int, int]:
-        """Of TextSession, as text.generate takes it for chat_requests(rows, length)."""
+    def chat_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int, int]:
+        """Of TextSession, as text.generate takes it for chat_requests(rows)."""
         buckets, new = runner.buckets, padded(self.sizes.new, runner.buckets.new_tokens)
-        prompt = padded(length, buckets.prompt_tokens)
+        prompt = padded(self.sizes.chat, buckets.prompt_tokens)
         features = 1 + buckets.images(0, rows) * self.config.num_understanding_tokens
         return rows, prompt, prompt + new, features, new
 
@@ -211,44 +218,48 @@ class Workload:
         made.inputs["z"].normal_()
         return made
 
-    def ready(self) -> Iterator[tuple[Executor, str]]:
-        """Executors about to run, whose nodes are all forms of every op that the model meets; each of them once.
+    def programs(self) -> Iterator[Programs]:
+        """Groups of executors whose inputs are ready, by name, none of which has run; whoever takes one runs it before
+        the next, and goes on with the next group where one cannot be made.
 
-        And in which form the model is where it is not the usual one: "unfused", or its quantization.
+        Nothing runs here that has not been handed out: a kernel that ends the process ends it in the caller's hands.
+        The headline's come first, the largest last.
         """
-        yield from self._flow(self.eager, self.sizes.images[0])
-        yield self.encoder(self.eager), ""
-        yield self.decoder(self.eager), ""
-        yield from self._chats(self.eager, self.sizes.conversations)
-        yield from list(self._chats(self.parts, self.sizes.conversations[:1], "unfused"))[1:]
-        for rows in self.sizes.conversations:
-            length, new = self.sizes.context, self.sizes.new
-            chat = TextSession(self.eager, rows, length, length + new, 1, new)
-            chat.start(self.chat_requests(rows, length), None)
-            yield chat.decode, ""
+        eager = self.runner(False)
+        one, *more = self.sizes.images
+        yield self._flow(eager, one)
+        yield self._chat(eager, 1)
+        yield self._whole("decode_latents", self.decoder)
+        yield self._whole("encode_images", self.encoder)
         for quantization in self.setting.quantizations:
-            runner = self.in_8_bits(quantization)
-            yield from self._flow(runner, self.sizes.images[0], quantization)
-            yield from self._chats(runner, self.sizes.conversations, quantization)
-        yield from self._flow(self.eager, self.sizes.images[-1])  # last: the largest may not fit
+            yield self._flow(self.runner(False, quantization), one, quantization)
+            yield self._chat(self.runner(False, quantization), 1, quantization)
+        for rows in self.sizes.conversations[1:]:
+            yield self._chat(eager, rows)
+        yield self._chat(self.new_runner(False, fused=False), 1, "unfused")
+        for rows in more:
+            yield self._flow(eager, rows)
+        yield self._flow(eager, one, caches=True)
 
-    def _chats(self, runner: Runner, conversations: Sequence[int], form: str = "") -> Iterator[tuple[Executor, str]]:
-        """The prefill of the first number of conversations, and the decoding of each."""
-        for rows in conversations:
-            chat = TextSession(runner, *self.chat_bucket(runner, rows, self.sizes.chat))
-            chat.start(self.chat_requests(rows, self.sizes.chat), None)
-            if rows == conversations[0]:
-                yield chat.prefill, form
-            yield chat.decode, form
+    def _whole(self, name: str, make: Callable[[Runner], Executor]) -> Programs:
+        yield name, make(self.runner(False))
 
-    def _flow(self, runner: Runner, rows: int, form: str = "") -> Iterator[tuple[Executor, str]]:
-        """Without a step cache, and storing and recalling with one."""
-        for caches in (False, True):
-            session = FlowSession(runner, *self.flow_bucket(runner, rows), caches=caches)
-            self.join(session, self.prepared(runner))
-            session.flow.host["steps"].fill_(ENDLESS)
-            session.flow.upload()
-            yield from ((executor, form) for executor in session.forms.values())
+    def _chat(self, runner: Runner, rows: int, form: str = "") -> Programs:
+        chat = TextSession(runner, *self.chat_bucket(runner, rows))
+        chat.write(self.chat_requests(rows, SAMPLING["sampled"]), None, None)
+        yield f"prefill {rows} {form}".rstrip(), chat.prefill
+        yield f"decode_step {rows} {form}".rstrip(), chat.decode
+
+    def _flow(self, runner: Runner, rows: int, form: str = "", caches: bool = False) -> Programs:
+        """With `caches` storing and recalling."""
+        prepared = self.to_prepare(runner)
+        yield f"flow_prepare {form}".rstrip(), prepared.executor
+        session = FlowSession(runner, *self.flow_bucket(runner, rows), caches=caches)
+        self.join(session, prepared)
+        session.flow.host["steps"].fill_(ENDLESS)
+        session.flow.upload()
+        for executor in session.forms.values():
+            yield f"{executor.plan.name} {rows} {form}".rstrip(), executor
 
 
 def ids(length: int) -> tuple[int, ...]:

@@ -33,13 +33,14 @@ from . import (
     time_embedding,
     upsample,
 )
-from .base import Call, Implementation, Op, Schema, all_ops, get_op
+from .base import Call, Implementation, Op, Schema, Tunable, all_ops, get_op
 
 __all__ = [
     "Call",
     "Implementation",
     "Op",
     "Schema",
+    "Tunable",
     "activations",
     "all_ops",
     "attention",

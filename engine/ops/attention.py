@@ -23,7 +23,7 @@ from ..errors import SchemaError
 from ..ir import Size, TensorSpec, dtype_name, product, static
 from ..runtime import native
 from . import shapes
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, Tunable, normal, register
 from .shapes import elements
 
 
@@ -46,7 +46,7 @@ def reference(
     k, v = (t.float().repeat_interleave(group, dim=2) for t in (k, v))
     scores = scale * torch.einsum("bnhd,bshd->bhns", q.float(), k)
     if kv_start is not None and kv_end is not None and slots is not None:
-        mask = visible(kv_start, kv_end, slots, torch.arange(k.shape[1]))
+        mask = visible(kv_start, kv_end, slots, torch.arange(k.shape[1], device=k.device))
         scores = scores.masked_fill(~mask[:, None], -torch.inf)
         seen = mask.any(1)  # keys that nobody sees may hold anything, NaN included
         v = v.masked_fill(~seen[:, :, None, None], 0.0)
@@ -252,7 +252,14 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
     return triton_kernels.refuses(device)
 
 
-@OP.implementation("triton", _refuses_triton)
+TILES = (
+    Tunable("flashjanus.triton_kernels.attention", "WIDE", ((64, 64, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3))),
+    Tunable("flashjanus.triton_kernels.decode_attention", "PROGRAMS", (256, 1024)),
+    Tunable("flashjanus.triton_kernels.decode_attention", "KEYS", (32, 128)),
+)
+
+
+@OP.implementation("triton", _refuses_triton, tunables=TILES)
 def run_triton(*tensors: Any, scale: float, causal: bool = False) -> None:
     from ...triton_kernels import attention, decode_attention  # import triton, which may be absent
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -165,6 +166,31 @@ def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs
 
 
 @dataclass(frozen=True)
+class Tunable:
+    """Something beside its arguments that decides how fast an implementation is, and values worth timing.
+
+    `name` of `module` (or of an object in one) holds the value in force. Where it is a function, as torch has some,
+    called without an argument it gives the value, and called with one it sets it.
+    """
+
+    module: str
+    name: str
+    values: tuple[Any, ...]
+
+    def get(self) -> Any:
+        held = getattr(resolve_name(self.module), self.name)
+        return held() if callable(held) else held
+
+    def set(self, value: Any) -> None:
+        holder = resolve_name(self.module)
+        held = getattr(holder, self.name)
+        if callable(held):
+            held(value)
+        else:
+            setattr(holder, self.name, value)
+
+
+@dataclass(frozen=True)
 class Implementation:
     """A function (inputs..., outputs..., **attrs) that writes its outputs, and when it cannot serve."""
 
@@ -174,6 +200,7 @@ class Implementation:
     yields_call: Refusal = _accepts_all
     around: bool = False
     """It does work of its own around its kernel's one call, which so cannot take its place."""
+    tunables: tuple[Tunable, ...] = ()
 
     def refuses(
         self,
@@ -213,16 +240,21 @@ class Op:
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(
-        self, name: str, refuses: Refusal = _accepts_all, yields: Refusal = _accepts_all, around: bool = False
+        self,
+        name: str,
+        refuses: Refusal = _accepts_all,
+        yields: Refusal = _accepts_all,
+        around: bool = False,
+        tunables: Sequence[Tunable] = (),
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register the decorated function; earlier registrations are preferred.
 
         `refuses` gives the reason why it cannot serve a call; `yields` why it only does when asked for by name;
-        `around` says that it does more than to call one kernel.
+        `around` says that it does more than to call one kernel; `tunables` are timed on a GPU beside what is in force.
         """
 
         def register(run: Callable[..., None]) -> Callable[..., None]:
-            self.implementations[name] = Implementation(name, run, refuses, yields, around)
+            self.implementations[name] = Implementation(name, run, refuses, yields, around, tuple(tunables))
             return run
 
         return register
@@ -233,11 +265,12 @@ class Op:
         specs: Sequence[TensorSpec | None],
         attrs: Mapping[str, Any],
         forced: Sequence[str] = (),
+        avoided: Mapping[str, str] | None = None,
     ) -> tuple[Implementation, dict[str, str]]:
         """The first implementation that neither refuses nor yields, and the reasons of those before it.
 
-        Of those in `forced`, where given, in its order, the first that does not refuse. Raises PlanError where none
-        serves or a forced one is unknown.
+        Of those in `forced`, where given, in its order, the first that does not refuse. `avoided` has the reasons why
+        some must not serve, by name. Raises PlanError where none serves or a forced one is unknown.
         """
         unknown = [name for name in forced if name not in self.implementations]
         if unknown:
@@ -246,7 +279,7 @@ class Op:
         refused: dict[str, str] = {}
         for name in forced or self.implementations:
             implementation = self.implementations[name]
-            reason = implementation.refuses(device, specs, attrs)
+            reason = (avoided or {}).get(name) or implementation.refuses(device, specs, attrs)
             if reason is None and not forced:
                 reason = implementation.yields(device, specs, attrs)
             if reason is None:

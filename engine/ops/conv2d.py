@@ -1,16 +1,20 @@
-"""y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN)."""
+"""y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN).
+
+On a GPU cuDNN writes straight into y. torch's own convolution makes a tensor, and the copy out of it would be a node of
+its own in a graph, one that no kernel may follow early.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import SchemaError
-from ..ir import Size
-from .base import Bound, Call, Op, Schema, normal, register
+from ..ir import Size, TensorSpec
+from .base import Bound, Call, Op, Schema, Tunable, normal, register
 from .shapes import elements
 
 
@@ -73,6 +77,39 @@ OP = register(
         example=example,
     )
 )
+
+
+def _refuses_cudnn(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    if device.type != "cuda":
+        return f"runs on a CUDA device, not on {device.type}"
+    return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN"  # type: ignore[no-untyped-call]
+
+
+@OP.implementation("cudnn", _refuses_cudnn, tunables=[Tunable("torch.backends.cudnn", "benchmark", (True,))])
+def run_cudnn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+) -> None:
+    cudnn = torch.backends.cudnn
+    torch.ops.aten.cudnn_convolution.out(
+        x.permute(0, 3, 1, 2),
+        weight,
+        [padding, padding],
+        [stride, stride],
+        [1, 1],
+        1,
+        cudnn.benchmark,
+        cudnn.deterministic,
+        cudnn.allow_tf32,
+        out=y.permute(0, 3, 1, 2),
+    )
+    if bias is not None:
+        y.add_(bias)
 
 
 @OP.implementation("torch")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32, triton_for_f32
+from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
 
 
@@ -115,7 +115,7 @@ def _run_native(
     )
 
 
-@LAYER_NORM.implementation("triton", triton_for_f32(1, row=True))
+@LAYER_NORM.implementation("triton", triton_for_f32(1, row=True), tunables=WARPS)
 def run_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
@@ -124,7 +124,7 @@ def run_triton(
     launch(x, weight, bias, y, eps)
 
 
-@ADD_LAYER_NORM.implementation("triton", triton_for_f32(2, row=True))
+@ADD_LAYER_NORM.implementation("triton", triton_for_f32(2, row=True), tunables=WARPS)
 def run_add_triton(
     x: torch.Tensor,
     delta: torch.Tensor,

@@ -13,7 +13,7 @@ import torch
 
 from ..ir import TensorSpec, product, static
 from ..runtime import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, Tunable, normal, register
 from .shapes import rows_of
 
 
@@ -147,7 +147,13 @@ def product_arguments(
     )
 
 
-@OP.implementation("torch")
+CUBLAS = (
+    Tunable("torch.backends.cuda", "preferred_blas_library", ("cublas", "cublaslt")),
+    Tunable("torch.backends.cuda.matmul", "allow_bf16_reduced_precision_reduction", (False,)),
+)
+
+
+@OP.implementation("torch", tunables=CUBLAS)
 def run_torch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
 ) -> None:

@@ -16,7 +16,7 @@ from ... import triton_kernels
 from ..ir import TensorSpec, product, static
 from ..runtime.cuda import no_e4m3
 from . import quantise
-from .base import Call, Op, Schema, normal, register
+from .base import Call, Op, Schema, Tunable, normal, register
 from .linear import MAX_ROWS, flops
 from .linear_w8a16 import derive, eight_bits
 
@@ -78,6 +78,10 @@ OP = register(
         example=example,
     )
 )
+
+
+FAST_ACCUMULATION = False
+"""Of e4m3 by torch: sums of 14 bits in Hopper's tensor cores, not taken into float32 until the end."""
 
 
 @cache
@@ -154,7 +158,15 @@ def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attr
     return _few_rows(specs, attrs) or (_not_by_torch(device, *asked) if asked[3] is torch.int8 else None)
 
 
-@OP.implementation("triton", _refuses_triton, _yields_triton)
+KERNEL = "flashjanus.triton_kernels.scaled_matmul"
+TILES = (
+    Tunable(KERNEL, "MANY", ((128, 256, 128, 8, 3), (128, 256, 64, 8, 4), (128, 128, 64, 8, 4), (64, 256, 128, 8, 3))),
+    Tunable(KERNEL, "FEW", ((16, 32, 256, 4, 4), (16, 64, 256, 4, 3), (16, 128, 128, 4, 4))),
+    Tunable(KERNEL, "GROUP", (4, 16)),
+)
+
+
+@OP.implementation("triton", _refuses_triton, _yields_triton, tunables=TILES)
 def run_triton(
     q: torch.Tensor,
     q_scale: torch.Tensor,
@@ -170,7 +182,7 @@ def run_triton(
     launch(q, q_scale, weight, scale, bias, y)
 
 
-@OP.implementation("torch", yields=_yields_torch)
+@OP.implementation("torch", yields=_yields_torch, tunables=[Tunable(__name__, "FAST_ACCUMULATION", (True,))])
 def run_torch(
     q: torch.Tensor,
     q_scale: torch.Tensor,
@@ -185,7 +197,8 @@ def run_torch(
     q_scale, weight = q_scale.reshape(-1, 1).contiguous(), weight.contiguous()
     widened = _not_by_torch(q.device, len(q), y.shape[1], q.shape[1], q.dtype, dtype) is not None
     if q.dtype is torch.float8_e4m3fn and not widened:
-        torch._scaled_mm(q, weight.t(), q_scale, scale.contiguous()[None], out_dtype=dtype, out=y)
+        scales = q_scale, scale.contiguous()[None]
+        torch._scaled_mm(q, weight.t(), *scales, out_dtype=dtype, out=y, use_fast_accum=FAST_ACCUMULATION)
         if bias is not None:
             y.add_(bias)
         return

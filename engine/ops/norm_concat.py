@@ -21,7 +21,9 @@ from .shapes import branches_of_images, elements
 def reference(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    return torch.cat([rms_reference(h, weight, eps, dtype), skip.float()[image_row(len(h), len(skip))]], dim=-1)
+    return torch.cat(
+        [rms_reference(h, weight, eps, dtype), skip.float()[image_row(len(h), len(skip), h.device)]], dim=-1
+    )
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:

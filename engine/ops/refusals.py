@@ -1,4 +1,4 @@
-"""Reasons to refuse that several ops' kernels share."""
+"""Reasons to refuse that several ops' kernels share, and what may be tuned of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from ... import triton_kernels
 from ..ir import TensorSpec, static
 from ..runtime import native
-from .base import Refusal
+from .base import Refusal, Tunable
 
 MAX_NORM_CHANNELS = 2048
 """kMaxNormChannels of csrc/params.h."""
+WARPS = (Tunable("flashjanus.triton_kernels", "A_THREAD", (8, 32)),)
+"""Of Triton kernels whose programs take a row each."""
 
 
 def rounds_once(weight: TensorSpec | None) -> str | None:

@@ -18,7 +18,7 @@ from .refusals import native_for_f32, triton_for_f32
 from .shapes import branches_of_images, elements
 
 
-def image_row(branches: int, images: int, device: torch.device | None = None) -> torch.Tensor:
+def image_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
     """The image row that each branch row belongs to, int64 (branches,)."""
     row = torch.arange(branches, device=device)
     return torch.where(row < images, row, row - images)
@@ -27,7 +27,7 @@ def image_row(branches: int, images: int, device: torch.device | None = None) ->
 def reference(
     y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    row = image_row(len(y), len(step))
+    row = image_row(len(y), len(step), y.device)
     entry = table.float()[row, step.long()[row].clamp(max=table.shape[1] - 1)]
     scale, shift = entry[:, None].chunk(2, dim=-1)
     return (x.float() + y.float()) * (1 + scale) + shift

@@ -13,7 +13,7 @@ import torch
 
 from ..runtime import native
 from .base import Bound, Call, Op, Schema, normal, register
-from .refusals import native_for_f32, triton_for_f32
+from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
 
 
@@ -124,14 +124,14 @@ def normalise_native(
     )
 
 
-@RMS_NORM.implementation("triton", triton_for_f32(1, row=True))
+@RMS_NORM.implementation("triton", triton_for_f32(1, row=True), tunables=WARPS)
 def run_triton(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
     from ...triton_kernels.rms_norm import launch
 
     launch(x, weight, y, eps)
 
 
-@ADD_RMS_NORM.implementation("triton", triton_for_f32(2, row=True))
+@ADD_RMS_NORM.implementation("triton", triton_for_f32(2, row=True), tunables=WARPS)
 def run_add_triton(
     x: torch.Tensor,
     delta: torch.Tensor,

@@ -12,6 +12,7 @@ import torch
 
 from . import quantise
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import WARPS
 from .rms_norm import normalise, normalise_native
 from .rms_norm import reference as rms_reference
 from .shapes import rows_of
@@ -110,7 +111,7 @@ def run_add_native(
     normalise_native(x, delta, weight, total, q, eps, scale)
 
 
-@RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton)
+@RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton, tunables=WARPS)
 def run_triton(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
@@ -119,7 +120,7 @@ def run_triton(
     launch(x, weight, q, eps, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton)
+@ADD_RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton, tunables=WARPS)
 def run_add_triton(
     x: torch.Tensor,
     delta: torch.Tensor,

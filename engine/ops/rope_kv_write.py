@@ -44,7 +44,7 @@ def reference(
 ) -> torch.Tensor:
     q, k, v = split(qkv.float(), heads, k_cache.shape[2])
     angles = table.float()[positions.long()][:, :, None]
-    row = torch.arange(len(qkv))[:, None]
+    row = torch.arange(len(qkv), device=qkv.device)[:, None]
     k_cache[row, slots.long()] = rotate(k, angles).to(k_cache.dtype)
     v_cache[row, slots.long()] = v.to(v_cache.dtype)
     return rotate(q, angles)

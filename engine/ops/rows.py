@@ -37,7 +37,7 @@ def derive_slot(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
 
 
 def reference_branch(x: torch.Tensor, B: int, dtype: torch.dtype) -> torch.Tensor:
-    return x.float()[image_row(B, len(x))]
+    return x.float()[image_row(B, len(x), x.device)]
 
 
 def example_branch(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int) -> Call:
@@ -72,7 +72,7 @@ def reference_load(
     v_cache: torch.Tensor,
     slot: int,
 ) -> None:
-    for row, image in enumerate(image_row(k_cache.shape[1], len(step)).tolist()):
+    for row, image in enumerate(image_row(k_cache.shape[1], len(step), step.device).tolist()):
         s = min(int(step[image]), k_table.shape[2] - 1)
         k_cache[:, row, slot], v_cache[:, row, slot] = k_table[:, row, s], v_table[:, row, s]
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from . import quantise
 from .activations import reference_silu_mul, run_silu_mul_native
 from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import WARPS
 from .shapes import rows_of
 
 
@@ -62,7 +63,7 @@ def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: 
     run_silu_mul_native(x, q, scale)
 
 
-@OP.implementation("triton", partial(quantise.refuses_triton, inputs=2))
+@OP.implementation("triton", partial(quantise.refuses_triton, inputs=2), tunables=WARPS)
 def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     from ...triton_kernels.silu_mul import launch_quantised
 

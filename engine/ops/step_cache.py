@@ -44,8 +44,8 @@ def reference(
     lines: torch.Tensor,
     step: torch.Tensor,
 ) -> torch.Tensor:
-    slots, y = (slot_0, slot_1), torch.empty(slot_0.shape, dtype=x.float().dtype)
-    for b, r in enumerate(image_row(len(slot_0), len(x)).tolist()):
+    slots, y = (slot_0, slot_1), torch.empty(slot_0.shape, dtype=x.float().dtype, device=x.device)
+    for b, r in enumerate(image_row(len(slot_0), len(x), x.device).tolist()):
         line = CacheLine(*lines[r, min(int(step[r]), lines.shape[1] - 1)].tolist())
         if total is None or line.recall:
             y[b] = x[r].float()

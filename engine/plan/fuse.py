@@ -20,6 +20,8 @@ from ..errors import PlanError, SchemaError
 from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
 from ..ops import get_op, linear
 
+Avoided = Mapping[str, Mapping[str, str]]
+"""By op and implementation, why it must not serve."""
 PARTS = ("linear", "linear_w8a16", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
 
@@ -28,6 +30,7 @@ def fuse(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
+    avoided: Avoided,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.
@@ -37,19 +40,26 @@ def fuse(
     neighbours = neighbours and not any(part in forced for part in PARTS)
     if not neighbours and not any(weight.tiled for weight in graph.weights.values()):
         return graph, {}
-    fusion = _Fusion(graph, sizes, device, forced.get("fused_linear", ()), neighbours)
+    choice = forced.get("fused_linear", ()), avoided.get("fused_linear", {})
+    fusion = _Fusion(graph, sizes, device, choice, neighbours)
     fusion.run()
     return fusion.graph, fusion.refused
 
 
 class _Fusion:
     def __init__(
-        self, graph: Graph, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str], neighbours: bool
+        self,
+        graph: Graph,
+        sizes: Mapping[str, int],
+        device: torch.device,
+        choice: tuple[Sequence[str], Mapping[str, str]],
+        neighbours: bool,
     ) -> None:
+        """choice: which implementations of `fused_linear` are forced, and which avoided."""
         self.graph = replace(
             graph, values=dict(graph.values), nodes=[], outputs=dict(graph.outputs), labels=set(graph.labels)
         )
-        self.source, self.sizes, self.device, self.forced = graph.nodes, sizes, device, forced
+        self.source, self.sizes, self.device, self.choice = graph.nodes, sizes, device, choice
         self.neighbours = neighbours
         self.readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
@@ -192,7 +202,7 @@ class _Fusion:
         ]
         try:
             op.schema.bind(op.name, specs, attrs)
-            op.choose(self.device, specs, attrs, self.forced)
+            op.choose(self.device, specs, attrs, *self.choice)
         except (PlanError, SchemaError) as error:
             return str(error)
         return None

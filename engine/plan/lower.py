@@ -10,7 +10,7 @@ import torch
 from ..errors import GraphError, PlanError
 from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, product, static, verify
 from ..ops import all_ops, get_op
-from .fuse import fuse
+from .fuse import Avoided, fuse
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
 from .w8a8 import quantise_inputs
@@ -23,14 +23,16 @@ def lower(
     forced: Mapping[str, Sequence[str]] | None = None,
     guard: int = 0,
     fused: bool = True,
+    avoided: Avoided | None = None,
 ) -> Plan:
     """The plan of `graph` with its symbols bound to `sizes`.
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
-    none of them can serve, is a PlanError. `guard` leaves that many bytes free behind every intermediate, for tests.
+    none of them can serve, is a PlanError. `avoided` says by op which implementations must not serve, and why: the plan
+    is what it would be if they refused. `guard` leaves that many bytes free behind every intermediate, for tests.
     Without `fused` each of the graph's nodes has its own (see fuse.py, w8a8.py), for a comparison node by node.
     """
-    device, forced = torch.device(device), forced or {}
+    device, forced, avoided = torch.device(device), forced or {}, avoided or {}
     unknown = sorted(set(forced) - set(all_ops()))
     if unknown:
         raise PlanError(f"implementations are forced for unknown ops: {', '.join(unknown)}")
@@ -38,11 +40,14 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    graph, wide = quantise_inputs(graph, sizes, device, forced, fused)
-    graph, unfused = fuse(graph, sizes, device, forced, fused)
+    graph, wide = quantise_inputs(graph, sizes, device, forced, avoided, fused)
+    graph, unfused = fuse(graph, sizes, device, forced, avoided, fused)
     verify(graph)
     instead = {"linear_w8a8": wide, "fused_linear": unfused}
-    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), instead) for node in graph.nodes)
+    nodes = tuple(
+        _plan_node(node, sizes, device, forced.get(node.op, ()), avoided.get(node.op, {}), instead)
+        for node in graph.nodes
+    )
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -100,6 +105,7 @@ def _plan_node(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Sequence[str],
+    avoided: Mapping[str, str],
     instead: Mapping[str, Mapping[str, str]],
 ) -> PlannedNode:
     """instead: by the op that could have stood in a node's place, why it does not, by label."""
@@ -112,7 +118,7 @@ def _plan_node(
     attrs: dict[str, Any] = {k: bind(v, sizes) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
     specs = [None if r is None else r.spec for r in inputs]
     bound = op.schema.bind(op.name, specs, attrs, node.label)
-    implementation, refused = op.choose(device, specs, attrs, forced)
+    implementation, refused = op.choose(device, specs, attrs, forced, avoided)
     if forced:
         reason = "asked for by name"
     elif refused:

@@ -16,7 +16,7 @@ import torch
 from ..errors import PlanError
 from ..ir import Graph, Node, TensorSpec, Value, bind
 from ..ops import get_op
-from .fuse import whole
+from .fuse import Avoided, whole
 
 QUANTISED = {
     "rms_norm": "rms_norm_quantised",
@@ -39,6 +39,7 @@ def quantise_inputs(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
+    avoided: Avoided,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its W8A16 linears on inputs in 8 bits, and by label the reason of those that keep theirs.
@@ -49,7 +50,8 @@ def quantise_inputs(
     linears = [node for node in graph.nodes if node.op == "linear_w8a16" and not _weight(node).root.spec.tiled]
     if not linears or "linear_w8a16" in forced:
         return graph, {}
-    reasons = {node.label: _refusal(node, sizes, device, forced.get("linear_w8a8", ())) for node in linears}
+    choice = forced.get("linear_w8a8", ()), avoided.get("linear_w8a8", {})
+    reasons = {node.label: _refusal(node, sizes, device, choice) for node in linears}
     chosen = [node for node in linears if reasons[node.label] is None]
     graph = replace(graph, values=dict(graph.values), nodes=list(graph.nodes), labels=set(graph.labels), scope="")
     merged = {} if not neighbours else _merge(graph, chosen, forced)
@@ -74,7 +76,9 @@ def _weight(linear: Node) -> Value:
     return weight
 
 
-def _refusal(node: Node, sizes: Mapping[str, int], device: torch.device, forced: Sequence[str]) -> str | None:
+def _refusal(
+    node: Node, sizes: Mapping[str, int], device: torch.device, choice: tuple[Sequence[str], Mapping[str, str]]
+) -> str | None:
     x, weight, scale, bias = (
         None if v is None else TensorSpec(tuple(bind(s, sizes) for s in v.shape), v.dtype) for v in node.inputs
     )
@@ -82,7 +86,7 @@ def _refusal(node: Node, sizes: Mapping[str, int], device: torch.device, forced:
     assert weight is not None
     q, q_scale = TensorSpec(x.shape, weight.dtype), TensorSpec(x.shape[:-1], torch.float32)
     try:
-        get_op("linear_w8a8").choose(device, (q, q_scale, weight, scale, bias), {"dtype": x.dtype}, forced)
+        get_op("linear_w8a8").choose(device, (q, q_scale, weight, scale, bias), {"dtype": x.dtype}, *choice)
     except PlanError as error:
         return str(error)
     return None

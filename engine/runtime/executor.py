@@ -147,6 +147,14 @@ class Executor:
         for state in self.states.values():
             state.zero_()
 
+    def walk(self, choose: Callable[[PlannedNode], Implementation | None]) -> None:
+        """Run the plan, each node by what `choose` gives for it (None: the plan's own), asked when its inputs are
+        there."""
+        for node, call in zip(self.plan.nodes, self.calls, strict=True):
+            chosen = choose(node)
+            with self._alone():
+                (call if chosen is None else self.call(node, chosen))()
+
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
         """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):

@@ -60,6 +60,27 @@ def test_steps_give_each_node_with_what_it_wrote() -> None:
     torch.testing.assert_close(seen[1][1][0], torch.nn.functional.silu(seen[0][1][0]))
 
 
+def test_a_walk_asks_who_serves_when_a_node_s_inputs_are_there() -> None:
+    executor = Executor(lower(mlp(), {"R": 3}), mlp_weights())
+    executor.inputs["x"].normal_()
+    executor.run()
+    due, asked = executor.outputs["gelu"].clone(), []
+
+    def choose(node: Any) -> Implementation | None:
+        asked.append(node.label)
+        if node.op != "silu":
+            return None
+        finite = executor.tensor(node.inputs[0]).isfinite().all()
+        return Implementation("seven", lambda x, y: y.fill_(7.0 if finite else torch.nan), lambda *of: None)
+
+    executor.outputs["gelu"].fill_(torch.nan)
+    executor.walk(choose)
+    assert asked == [node.label for node in executor.plan.nodes]
+    assert torch.equal(executor.outputs["gelu"], torch.nn.functional.gelu(torch.full_like(due, 7.0)))
+    executor.walk(lambda node: None)
+    assert torch.equal(executor.outputs["gelu"], due)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -12,6 +12,7 @@ from flashjanus.engine.ops.base import Arg
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.engine.runtime import native
 from op_check import GUARD, Guarded, check, error, largest, make_call, reference, run, serving, specs_of
+from torch.overrides import TorchFunctionMode
 
 
 def calls() -> Iterator[Any]:
@@ -53,6 +54,25 @@ def test_schema_infers_what_the_reference_gives(
     bound = op.schema.bind(op.name, specs_of(call), call.attrs)
     assert op.flops(bound, call.attrs) >= 0
     assert op.bytes_moved(bound, call.attrs, [*specs_of(call), *specs]) > 0
+
+
+class WhereArgumentsAre(TorchFunctionMode):
+    """Refuses tensors that are made on the default device."""
+
+    FACTORIES = (torch.arange, torch.empty, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in self.FACTORIES or (kwargs or {}).get("device") is not None, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", all_ops().values(), ids=lambda op: op.name)
+def test_a_reference_makes_what_it_needs_where_its_arguments_are(op: Op) -> None:
+    for case in op.cases:
+        call = make_call(op, case, op.dtypes[0], False)
+        args = [None if t is None else t.clone() for t in call.args]
+        with WhereArgumentsAre():
+            op.reference(*args, **call.attrs)
 
 
 def strided(t: torch.Tensor) -> torch.Tensor:

@@ -98,6 +98,14 @@ def test_a_node_that_nobody_serves_is_an_error_with_every_reason(
         lower(mlp(), {"R": 3})
 
 
+def test_an_avoided_implementation_refuses_with_the_reason_given(silu_with: Callable[..., None]) -> None:
+    silu_with(picky("fast", None))
+    plan = lower(mlp(), {"R": 3}, avoided={"silu": {"fast": "it was wrong"}})
+    assert planned(plan, "silu") == ("torch", "first that can serve", {"fast": "it was wrong"})
+    with pytest.raises(PlanError, match="silu: no implementation serves on cpu: fast: it was wrong; torch: slow"):
+        lower(mlp(), {"R": 3}, avoided={"silu": {"fast": "it was wrong", "torch": "slow"}})
+
+
 def test_unknown_names_are_errors() -> None:
     with pytest.raises(PlanError, match="forced for unknown ops: gelou, silou"):
         lower(mlp(), {"R": 3}, forced={"silou": ["torch"], "gelou": ["torch"], "silu": ["torch"]})

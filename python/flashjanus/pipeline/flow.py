@@ -185,6 +185,11 @@ class Prepared:
 
     def run(self, prompts: Sequence[TimedPrompt]) -> None:
         """Fill the state for the prompt and the times of each row."""
+        self.write(prompts)
+        self.executor.run()
+
+    def write(self, prompts: Sequence[TimedPrompt]) -> None:
+        """What `run` reads, written and sent."""
         host, capacity = self.executor.host, self.capacity
         for row, (ids, times) in enumerate(prompts):
             start = capacity - len(ids)
@@ -198,7 +203,6 @@ class Prepared:
                 host["time_positions"][self.prompts + row] = len(ids)
             host["t"][row].copy_(self._rounded(times))
         self.executor.upload()
-        self.executor.run()
 
     def _rounded(self, times: Sequence[float]) -> torch.Tensor:
         """1000 t, float32; in official numerics rounded to the latents' dtype first."""

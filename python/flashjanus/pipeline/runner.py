@@ -43,7 +43,8 @@ class Runner:
     """Plans and executors of one model on one device.
 
     `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.
-    `implementations` forces an implementation per op. `gpu`: where `device` is one.
+    `implementations` forces an implementation per op; `avoided` has by op those that must not serve, and why. `gpu`:
+    where `device` is one.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Runner:
         vae_policy: Policy | None = None,
         vae_weights: Mapping[str, torch.Tensor] | None = None,
         implementations: Mapping[str, str | Sequence[str]] | None = None,
+        avoided: Mapping[str, Mapping[str, str]] | None = None,
         buckets: Buckets = EXACT,
         gpu: Gpu | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class Runner:
         memory = device if gpu is None else gpu.device
         self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(memory)}
         self.vae_weights = dict(vae_weights or {})
-        self.implementations = _known(implementations or {})
+        self.implementations, self.avoided = _known(implementations or {}), avoided
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
@@ -83,7 +85,7 @@ class Runner:
         """The plan of a program for a bucket of sizes (see `flashjanus.model.programs` for the symbols)."""
         if program not in self._builders:
             raise InputError(f"program '{program}': expected one of {', '.join(self._builders)}")
-        return lower(self.graph(program), sizes, self.device, self.implementations)
+        return lower(self.graph(program), sizes, self.device, self.implementations, avoided=self.avoided)
 
     def executor(
         self,

@@ -82,6 +82,12 @@ class TextSession:
 
         Rows stop moving at `eos`, and where the rotary table ends.
         """
+        self.write(requests, tokens, eos)
+        self.prefill.run()
+        return self.prefill.outputs["logits"][: len(requests)]
+
+    def write(self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None) -> None:
+        """What the prefill of `start` reads, written and sent; images are encoded."""
         inputs, host = self.prefill.inputs, self.prefill.host
         per_image = self.runner.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
@@ -115,8 +121,6 @@ class TextSession:
         self.decode.host["eos"].fill_(-1 if eos is None else eos)
         self.decode.upload()
         self.prefill.upload()
-        self.prefill.run()
-        return self.prefill.outputs["logits"][: len(requests)]
 
     def step(self) -> torch.Tensor:
         """Decode one token of every row; returns the next tokens (B,)."""

@@ -1,0 +1,56 @@
+"""The results of a call, on disk after every finding: whatever ends the call, what it had found by then is there.
+
+One file of JSON and a page made from it, both replaced as a whole. The command and the process of its stage write the
+same file, but never at the same time: the command waits while a stage has a process.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import report
+
+Found = dict[str, Any]
+
+
+class Book:
+    """`data` and the file that holds it; `stages` are the findings by stage."""
+
+    def __init__(self, path: Path, data: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.data: Found = read(path) if data is None else {**data, "stages": {}}
+
+    @property
+    def stages(self) -> dict[str, Found]:
+        stages: dict[str, Found] = self.data["stages"]
+        return stages
+
+    def found(self, stage: str) -> Found:
+        """What a stage has found so far."""
+        return self.stages.get(stage, {})
+
+    def reload(self) -> None:
+        """Read what a stage's process has written."""
+        self.data = read(self.path)
+
+    def save(self) -> None:
+        replace(self.path, json.dumps(self.data, indent=1, allow_nan=False) + "\n")
+        replace(self.path.with_suffix(".md"), report.markdown(self.data))
+
+
+def read(path: Path) -> Found:
+    found: Found = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def replace(path: Path, text: str) -> None:
+    """Write all of it or, if the process dies meanwhile, leave what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

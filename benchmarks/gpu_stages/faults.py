@@ -1,0 +1,42 @@
+"""Faults for a dry run: an implementation that is first among an op's, and wrong, raises, hangs or ends its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+FAULTS = ("wrong", "raise", "crash", "hang")
+NAME = "planted"
+
+
+def plant(what: str) -> None:
+    """what: FAULT:OP. Raises ValueError."""
+    from flashjanus.engine.ops import Implementation, all_ops
+
+    fault, _, op = what.partition(":")
+    if fault not in FAULTS or op not in all_ops():
+        raise ValueError(f"--plant: expected one of {', '.join(FAULTS)}, a colon and an op, got {what!r}")
+    of = all_ops()[op]
+    torchs = of.implementations["torch"].run
+    planted = Implementation(NAME, _run(fault, torchs, len(of.schema.outputs)), lambda *of: None)
+    others = dict(of.implementations)
+    of.implementations.clear()
+    of.implementations |= {NAME: planted, **others}
+
+
+def _run(fault: str, torchs: Callable[..., None], outputs: int) -> Callable[..., None]:
+    def run(*tensors: Any, **attrs: Any) -> None:
+        if fault == "raise":
+            raise RuntimeError("planted: no kernel image is available for execution on the device")
+        if fault == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault == "hang":
+            time.sleep(3600)
+        torchs(*tensors, **attrs)
+        last = tensors[len(tensors) - outputs]
+        last.view(-1)[-1:].add_(1 + last.abs().max())
+
+    return run

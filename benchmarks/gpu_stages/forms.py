@@ -1,0 +1,114 @@
+"""One call of an op at the sizes and on the values that the model itself meets: its arguments, kept apart, and whether
+its results are right by the law of the tests (tests/op_check.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import op_check
+import torch
+from flashjanus.engine.ops import Call, Implementation, get_op
+from flashjanus.engine.plan import PlannedNode
+from flashjanus.engine.runtime.executor import Executor
+
+COLD = 3
+"""Sizes of the L2 between two uses of a copy."""
+COPIES, COPIED_BYTES = 64, 4 << 30
+ROUNDING = 2.0
+"""Large sums round more than the ops' cases do."""
+
+
+class Arguments:
+    """A call's arguments as they are in a running model, and copies of them."""
+
+    def __init__(self, executor: Executor, node: PlannedNode) -> None:
+        self.op, self.node = get_op(node.op), node
+        self.inputs = [None if ref is None else copied(executor.tensor(ref)) for ref in node.inputs]
+        self.outputs = [copied(executor.tensor(ref)) for ref in node.outputs]
+        self.cold = [ref is not None and ref.kind in ("weight", "state") for ref in node.inputs]
+
+    def copies(self, l2: int) -> list[list[torch.Tensor | None]]:
+        """Sets of arguments, each with its own weights and states, enough of them to have left the L2 in between."""
+        size = sum(t.nbytes for t, cold in zip(self.inputs, self.cold, strict=True) if t is not None and cold)
+        count = max(min(-(-COLD * l2 // size), COPIES, COPIED_BYTES // size), 1) if size else 1
+        return [[*self._set(), *self.outputs] for _ in range(count)]
+
+    def _set(self, every: bool = False) -> list[torch.Tensor | None]:
+        pairs = zip(self.inputs, self.cold, strict=True)
+        return [copied(t) if t is not None and (every or cold) else t for t, cold in pairs]
+
+    def results(self, implementation: Implementation) -> dict[str, torch.Tensor]:
+        """What one call writes, outputs and arguments in place, by name; an output that it leaves unwritten is NaN."""
+        inputs, outputs = self._set(every=True), [copied(t) for t in self.outputs]
+        for output in outputs:
+            if output.is_floating_point():
+                output.fill_(torch.nan)
+            else:
+                output.fill_(torch.iinfo(output.dtype).max)
+        implementation.run(*inputs, *outputs, **self.node.attrs)
+        named = {arg.name: t for arg, t in zip(self.op.schema.outputs, outputs, strict=True)}
+        mutated = zip(self.op.schema.inputs, inputs, strict=True)
+        return named | {arg.name: t for arg, t in mutated if arg.mutated and t is not None}
+
+    def wrong(self, implementation: Implementation) -> tuple[float, str | None]:
+        """The largest error of one call over what is allowed, and what is wrong with it, or None.
+
+        Allowed is what the tests allow, ROUNDING times: the op's rounding of the largest value and the noise of
+        float32; and twice what torch is off itself.
+        """
+        call = Call(tuple(self.inputs), self.node.attrs)
+        exact, f32 = (op_check.reference(self.op, call, exact=it) for it in (True, False))
+        torchs = self.results(self.op.implementations["torch"])
+        got = torchs if implementation.name == "torch" else self.results(implementation)
+        dtypes = {name: t.dtype for name, t in got.items()}
+        worst = 0.0
+        for name, value in got.items():
+            free = op_check.half_steps(exact[name], value.dtype) if name in self.op.quantised else None
+
+            def error(of: torch.Tensor, name: str = name, free: torch.Tensor | None = free) -> float:
+                return op_check.error(of, exact[name], name, free)
+
+            allowed = ROUNDING * op_check.allowed_error(self.op, name, dtypes, exact[name], f32[name])
+            try:
+                off = error(value)
+                allowed += 0.0 if value is torchs[name] else 2 * error(torchs[name])
+            except AssertionError as differs:
+                return math.inf, str(differs)
+            if off > allowed:
+                largest = op_check.largest(exact[name])
+                return worst, f"{name} is off by {off:.3g} of {largest:.3g}, allowed {allowed:.3g}"
+            worst = max(worst, off / allowed if allowed else 0.0)
+        return worst, None
+
+
+def copied(t: torch.Tensor) -> torch.Tensor:
+    """The same values in the same order of memory."""
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t)
+
+
+def form(node: PlannedNode) -> str:
+    """What makes two nodes the same work, in few letters, the same in every process."""
+    inputs = tuple(None if ref is None else (str(ref.spec), ref.strides) for ref in node.inputs)
+    outputs = tuple((str(ref.spec), ref.strides) for ref in node.outputs)
+    attrs = tuple(sorted((name, str(value)) for name, value in node.attrs.items()))
+    return f"{node.op} {hashlib.sha256(repr((inputs, outputs, attrs)).encode()).hexdigest()[:8]}"
+
+
+def sizes(node: PlannedNode) -> str:
+    """Of its first arguments, for a person."""
+    pairs = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
+    return ", ".join([f"{arg.name} {ref.spec}" for arg, ref in pairs if ref is not None][:3])
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Convolutions of float32 multiply in float32, which cuDNN's own default does not."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,83 @@
+"""What the second call takes from the first: what must be avoided, and the settings that were clearly faster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flashjanus.engine.ops import Tunable, all_ops
+
+from .alternatives import CLEAR, Choice
+from .book import Found
+from .chosen import failing
+from .workload import Avoided
+
+
+def newest(*folders: Path) -> Path | None:
+    """The latest results of a first call in these folders."""
+    files = [file for folder in folders for file in folder.glob("*-call-1.json")]
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def lessons(call: Found) -> Found:
+    """Of a first call's data. suspects: ops and implementations that were wrong, to be looked at again; tuned: settings
+    by "module:name" with their value and why; slower: implementations to be avoided since another takes less time."""
+    stages = call["stages"]
+    rows = [row for row in stages.get("alternatives", {}).get("rows", {}).values() if "choices" in row and "op" in row]
+    suspects = [[op, name] for op, names in failing(stages.get("chosen", {})).items() for name in names]
+    return {"suspects": suspects, "tuned": dict(_tuned(rows)), "slower": _slower(rows)}
+
+
+def put_in_force(tuned: Found) -> None:
+    """Set what `lessons` found to be faster, in this process."""
+    for _, tunable, value in settings():
+        taught = tuned.get(f"{tunable.module}:{tunable.name}")
+        if taught is not None and json.dumps(value) == json.dumps(taught["value"]):
+            tunable.set(value)
+
+
+def settings() -> Iterator[tuple[str, Tunable, Any]]:
+    """Every setting of every implementation with each of its values, and the choice's name."""
+    for op in all_ops().values():
+        for implementation in op.implementations.values():
+            for tunable in implementation.tunables:
+                for value in tunable.values:
+                    yield Choice(implementation, tunable, value).name, tunable, value
+
+
+def total(rows: list[Found], name: str) -> float | None:
+    """Seconds of all calls of a request by this choice; None where it was not timed in all of these forms."""
+    times = [row["choices"].get(name, {}).get("time", {}).get("median_s") for row in rows]
+    if not times or None in times:
+        return None
+    return sum(row["calls"] * time for row, time in zip(rows, times, strict=True))
+
+
+def _tuned(rows: list[Found]) -> Iterator[tuple[str, Found]]:
+    """The best value of each setting over all forms that its implementation serves by the plan's choice."""
+    best: dict[str, tuple[float, Found]] = {}
+    for name, tunable, value in settings():
+        implementation = name.partition(",")[0]
+        served = [row for row in rows if name in row["choices"] and row["implementation"] == implementation]
+        now, then = total(served, implementation), total(served, name)
+        key = f"{tunable.module}:{tunable.name}"
+        if now and then and then < (1 - CLEAR) * now and then / now < best.get(key, (1.0, {}))[0]:
+            best[key] = then / now, {"value": value, "why": f"{then / now:.2f} of the time of what is in force"}
+    yield from ((key, found) for key, (_, found) in best.items())
+
+
+def _slower(rows: list[Found]) -> Avoided:
+    """Choices of the plan that another implementation beats clearly over all forms that they serve."""
+    slower: Avoided = {}
+    for op, name in dict.fromkeys((row["op"], row["implementation"]) for row in rows):
+        served = [row for row in rows if (row["op"], row["implementation"]) == (op, name)]
+        now = total(served, name)
+        others = {it for row in served for it in row["choices"] if "," not in it and it != name}
+        times = {it: took for it in others if (took := total(served, it)) is not None}
+        if now and times:
+            other = min(times, key=lambda it: times[it])
+            if times[other] < (1 - CLEAR) * now:
+                slower[op] = {name: f"{other} takes {times[other] / now:.2f} of its time"}
+    return slower

@@ -1,0 +1,21 @@
+"""A pytest plugin: one line of JSON for each test as it ends, so that a run that is killed has told what it knew.
+
+GPU_OUTCOMES=FILE pytest -p gpu_stages.outcomes ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ  # whose reports reach the controller, which writes them
+    if in_worker or (report.when != "call" and report.passed):
+        return
+    says = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr or "")
+    line = {"test": report.nodeid, "outcome": report.outcome, "says": says[-600:] if report.failed else says[:200]}
+    with open(os.environ["GPU_OUTCOMES"], "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,50 @@
+"""conv2d by cuDNN, called as on a GPU: a stand-in takes the arguments and writes where cuDNN would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from flashjanus.engine.ops import get_op
+from op_check import check, make_call, specs_of
+
+CONV = get_op("conv2d")
+CUDNN = CONV.implementations["cudnn"]
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What cuDNN was given to write into."""
+    found: list[torch.Tensor] = []
+
+    def cudnn(
+        x: Any, weight: Any, padding: Any, stride: Any, dilation: Any, groups: int, *flags: bool, out: Any
+    ) -> Any:
+        assert flags == (False, False, torch.backends.cudnn.allow_tf32)
+        assert x.stride(1) == weight.stride(1) == out.stride(1) == 1, "channels last, as they lie in memory"
+        found.append(out)
+        return out.copy_(torch.conv2d(x, weight, None, stride, padding, dilation, groups))
+
+    monkeypatch.setattr(torch.ops.aten.cudnn_convolution, "out", cudnn)
+    return found
+
+
+@pytest.mark.parametrize("case", CONV.cases)
+def test_cudnn_writes_into_the_output_itself(case: dict[str, Any], written: list[torch.Tensor]) -> None:
+    call = make_call(CONV, case, torch.float32, False)
+    check(CONV, call, ["cudnn"])
+    (spec,) = CONV.schema.infer("conv2d", specs_of(call), call.attrs)
+    y = torch.empty(spec.shape)
+    CUDNN.run(*call.args, y, **call.attrs)
+    assert written[-1].data_ptr() == y.data_ptr()
+
+
+def test_it_serves_where_there_is_a_gpu_with_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CUDNN.refuses(CPU) == "runs on a CUDA device, not on cpu"
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
+    assert CUDNN.refuses(CUDA) == "this torch has no cuDNN"
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    call = make_call(CONV, CONV.cases[0], torch.float32, False)
+    assert CONV.choose(CUDA, specs_of(call), call.attrs)[0] is CUDNN
