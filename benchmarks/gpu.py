@@ -95,7 +95,8 @@ def stage(args: argparse.Namespace) -> None:
     for op, reasons in chosen.failing(book.found("chosen")).items():
         avoided.setdefault(op, {}).update(reasons)
     limit = args.limit or next(s.limit for s in CALLS[book.data["call"]] if s.name == name)
-    errors = (RuntimeError, ValueError, FlashJanusError, *triton_errors())
+    # an API that another version of torch has not is one row's failure too
+    errors = (RuntimeError, ValueError, TypeError, AttributeError, FlashJanusError, *triton_errors())
     notes = Notes(book, name, args.until, limit, setting.clock.synchronize, errors)
     found = book.found("machine")
     ceilings, l2 = found.get("ceilings", CEILINGS), found.get("l2_bytes", L2)

@@ -37,9 +37,11 @@ class Book:
         """Read what a stage's process has written."""
         self.data = read(self.path)
 
-    def save(self) -> None:
+    def save(self, page: bool = True) -> None:
+        """Without `page` the page stays as it was."""
         replace(self.path, json.dumps(self.data, indent=1, allow_nan=False) + "\n")
-        replace(self.path.with_suffix(".md"), report.markdown(self.data))
+        if page:
+            replace(self.path.with_suffix(".md"), report.markdown(self.data))
 
 
 def read(path: Path) -> Found:

@@ -57,10 +57,10 @@ CALLS: dict[int, tuple[Stage, ...]] = {
         BUILD,
         Stage("machine", "GPU, driver, versions, clocks; the two ceilings", 15, 12),
         Stage("chosen", "what was wrong in the first call, again", 15, 8, 15),
-        Stage("headline", f"{HEADLINE}, with what the first call taught", 110, 95, 30),
-        Stage("tests", "every kernel over its op's cases, the goldens, graphs equal to eager; file by file", 85, 75),
-        Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 35, 30),
-        Stage("official", "the official code, eager and compiled (with --official-repo and --official-script)", 35, 35),
+        Stage("headline", f"{HEADLINE}, with what the first call taught", 100, 95, 30),
+        Stage("tests", "every kernel over its op's cases, the goldens, graphs equal to eager; file by file", 75, 75),
+        Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 60, 50),
+        Stage("official", "the official code, eager and compiled (with --official-repo and --official-script)", 30, 30),
     ),
 }
 SECONDS = {call: sum(stage.given for stage in stages) for call, stages in CALLS.items()}
@@ -105,7 +105,7 @@ class Notes:
             self.rows[name] = {**about, "skipped": "out of time"}
             return
         self.data["trying"] = {"name": name, "about": about}
-        self.book.save()
+        self.book.save(page=False)
         signal.setitimer(signal.ITIMER_REAL, self.limit)  # ends the process also where it waits for the device
         try:
             found = run()

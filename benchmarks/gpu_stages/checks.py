@@ -24,7 +24,7 @@ GPU_TESTS = (
 WORKERS = 4
 """Compilation of Triton kernels takes most of the time, and each worker has a CUDA context."""
 KERNEL_TEST = re.compile(r"test_meets_the_reference\[(\w+)-(\w+)-\d+-\w+\]")
-SANITIZER_SECONDS = 25.0
+SANITIZER_SECONDS = 40.0
 
 
 def tests(root: Path, scratch: Path, book: Book, until: float, selected: Sequence[str]) -> None:
