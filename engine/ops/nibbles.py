@@ -24,11 +24,6 @@ def shapes(n: int, k: int) -> tuple[tuple[int, int, int, int], tuple[int, int, i
     return (panels, groups, REGISTERS, 64), (panels, groups, PANEL)
 
 
-def fits(n: int, k: int) -> bool:
-    """True if a weight (n, k) is whole panels and groups."""
-    return n % PANEL == 0 and k % GROUP == 0
-
-
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes and scales of weight (N, K). The value of largest magnitude in a group is its -8, so that all 16 serve."""
     parts = [_quantise(rows) for rows in torch.split(weight, ROWS_AT_ONCE)]

@@ -42,7 +42,7 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, method: str = "int8") -> 
     policy = Policy.of(dtype, tiled=method == "int4", quantization=method)
     layout = weight_layout(checkpoint.config)
     dtypes = {"matrix_dtype": policy.matrix, "vector_dtype": policy.vector}
-    return load_weights(layout, checkpoint.weights, **dtypes, finish=policy.kept)
+    return load_weights(layout, checkpoint.weights, **dtypes, quantized=policy.quantized, finish=policy.kept)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_linears_of_the_language_model_change_and_nothing_else(folder: Path, tmp
 
 def test_large_weights_are_quantised_in_chunks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = stored(quantised(folder, tmp_path / "whole"))
-    monkeypatch.setattr("flashjanus.checkpoint.quantise.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("flashjanus.checkpoint.load.CHUNK_BYTES", 1000)
     parts = stored(quantised(folder, tmp_path / "parts"))
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 

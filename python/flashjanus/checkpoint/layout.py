@@ -7,12 +7,16 @@ of GEMMs and convolutions), "vector" the dtype of norms, the time path and the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from flashjanus.checkpoint.config import JanusFlowConfig
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
+from flashjanus.engine.ops import tiles
 
 Kind = Literal["matrix", "vector"]
 Shape = tuple[int, ...]
@@ -54,6 +58,16 @@ class Target:
     def quantisable(self) -> bool:
         """True for a linear of the language model: what a quantised model has in fewer bits."""
         return self.multiplied and self.name.startswith("llm.")
+
+    def tileable(self, dtype: torch.dtype) -> bool:
+        """True for a linear that AMX tiles hold in `dtype`; of a gated pair, which is stacked, each half fits."""
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        return self.multiplied and rows % 2 == 0 and tiles.ragged(rows // 2, columns, dtype) is None
+
+    @property
+    def in_4_bits(self) -> bool:
+        """True for a linear that an int4 model has in 4 bits besides: not the head, whose errors choose the token."""
+        return self.quantisable and self.name != "llm.head" and self.tileable(torch.int8)
 
 
 class Layout(list[Target]):

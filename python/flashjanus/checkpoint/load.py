@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 
 from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
+from flashjanus.engine.ops.quantise import quantise
 from flashjanus.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -47,14 +48,16 @@ def load_weights(
     vector_dtype: torch.dtype,
     allow_unused: Sequence[str] = (),
     device: torch.device = CPU,
+    quantized: Callable[[Target], torch.dtype | None] = lambda target: None,
     finish: Callable[[Target, torch.Tensor, torch.Tensor | None], Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
-    allow_unused: patterns (fnmatch) of further tensors that may be left over. finish(target, tensor, scale) -> what is
-    kept of a target, by name, in place of the tensor and, where the checkpoint has it in 8 bits, its scale.
-    CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of a dtype
-    that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
+    allow_unused: patterns (fnmatch) of further tensors that may be left over. quantized(target) -> the 8 bits that a
+    target is quantized to, out of the stored values, or None: a checkpoint that is written so holds the same bits.
+    finish(target, tensor, scale) -> what is kept of a target, by name, in place of the tensor and, in 8 bits, its
+    scale. CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of
+    a dtype that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
     problems = check_layout(layout, source, allow_unused=allow_unused)
     if problems:
@@ -66,13 +69,15 @@ def load_weights(
                 weights[target.name] = weights[target.same_as]
                 continue
             dtype = matrix_dtype if target.kind == "matrix" else vector_dtype
-            if target.scales:
-                dtype = getattr(torch, target.sources[0].dtypes[0])
+            in_8_bits = getattr(torch, target.sources[0].dtypes[0]) if target.scales else quantized(target)
             order = torch.channels_last if target.channels_last else torch.contiguous_format
-            weight = torch.empty(target.shape, dtype=dtype, memory_format=order)
-            _stack(weight, target.sources, source, target.permute)
-            scale = torch.empty(target.shape[:1]) if target.scales else None
-            if scale is not None:
+            weight = torch.empty(target.shape, dtype=in_8_bits or dtype, memory_format=order)
+            scale = torch.empty(target.shape[:1]) if in_8_bits else None
+            if scale is None or target.scales:
+                _stack(weight, target.sources, source, target.permute)
+            else:
+                _stack_quantized(weight, scale, target.sources, source)
+            if scale is not None and target.scales:
                 _stack(scale, target.scales, source)
             kept = (_as_stored if finish is None else finish)(target, weight, scale)
             weights.update({name: tensor.to(device) for name, tensor in kept.items()})
@@ -95,14 +100,41 @@ def _as_stored(target: Target, weight: torch.Tensor, scale: torch.Tensor | None)
     return {target.name: weight} if scale is None else {target.name: weight, f"{target.name}.scale": scale}
 
 
+def quantize_rows(weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, label: str) -> None:
+    """q (N, K) and scale (N,) float32 of a stored weight (N, K). CheckpointError where it is not finite in float32."""
+    for rows in row_chunks(weight):
+        quantise(weight[rows].to(torch.float32, copy=True), q[rows], scale[rows])
+        if not scale[rows].isfinite().all():
+            check_finite(weight[rows], weight[rows].float(), label)
+
+
+def row_chunks(weight: torch.Tensor) -> Iterator[slice]:
+    """Rows that are about CHUNK_BYTES in float32."""
+    step = max(1, CHUNK_BYTES // (4 * math.prod(weight.shape[1:])))
+    return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
+def _stack_quantized(q: torch.Tensor, scale: torch.Tensor, parts: Sequence[Source], source: TensorSource) -> None:
+    """As `_stack`, in 8 bits: rows are quantized alone, so that it does not matter how they are stacked."""
+    row = 0
+    for name, tensor in _read(parts, source):
+        rows = slice(row, row + len(tensor))
+        quantize_rows(tensor, q[rows], scale[rows], f"{source.label}: {name}")
+        row += len(tensor)
+
+
 def _stack(weight: torch.Tensor, parts: Sequence[Source], source: TensorSource, permute: tuple[int, ...] = ()) -> None:
     """The tensors `parts` of `source`, one below the other."""
     row = 0
+    for name, tensor in _read(parts, source):
+        row += _fill(weight, row, tensor.permute(permute) if permute else tensor, f"{source.label}: {name}")
+
+
+def _read(parts: Sequence[Source], source: TensorSource) -> Iterator[tuple[str, torch.Tensor]]:
     for wanted in parts:
         name = stored_name(wanted, source.names())
         assert name is not None  # check_layout has reported it otherwise
-        tensor = source.read(name)
-        row += _fill(weight, row, tensor.permute(permute) if permute else tensor, f"{source.label}: {name}")
+        yield name, source.read(name)
 
 
 def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> int:

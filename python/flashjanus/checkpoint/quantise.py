@@ -1,8 +1,8 @@
 """Linears of the language model in 8 bits, one float32 scale a row: a checkpoint written so, and what it loses.
 
-Rows are quantised alone, so what is written under the official names stacks to what `quantization=` makes of the
-stacked projections at load, in the dtype that the checkpoint has. 4 bits are made from int8, and stored as that. Memory
-holds one tensor of the checkpoint at a time.
+Rows are quantized alone, so what is written under the official names stacks to what `quantization=` makes of the
+stacked projections at load: both quantize the stored values, whatever dtype is computed in. 4 bits are made from int8,
+and stored as that. Memory holds one tensor of the checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -10,28 +10,27 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from flashjanus.checkpoint.files import Checkpoint
-from flashjanus.checkpoint.layout import scale_name, weight_layout
-from flashjanus.checkpoint.load import CHUNK_BYTES, check_finite, check_layout, stored_name, summarise
+from flashjanus.checkpoint.layout import Target, scale_name, weight_layout
+from flashjanus.checkpoint.load import check_layout, quantize_rows, row_chunks, stored_name, summarise
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
 from flashjanus.engine.ops import nibbles
-from flashjanus.engine.ops.quantise import quantise
 from flashjanus.errors import CheckpointError, InputError
 
 Progress = Callable[[int], None]
 """Takes the number of tensors done."""
 
 
-def quantisable(checkpoint: Checkpoint) -> list[str]:
-    """Names of the tensors that quantisation changes. CheckpointError, InputError where it cannot be quantised."""
+def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
+    """Name -> target of each tensor that quantisation changes. CheckpointError, InputError where there is no way to."""
     if checkpoint.config.quantization is not None:
         raise InputError(
             f"{checkpoint.source}: expected a checkpoint of floats, got one in {checkpoint.config.quantization}; "
@@ -41,8 +40,8 @@ def quantisable(checkpoint: Checkpoint) -> list[str]:
     problems = check_layout(layout, checkpoint.weights)
     if problems:
         raise CheckpointError(summarise(checkpoint.weights.label, problems))
-    names = [stored_name(source, stored) for target in layout if target.quantisable for source in target.sources]
-    return [name for name in names if name is not None]
+    parts = [(stored_name(part, stored), target) for target in layout if target.quantisable for part in target.sources]
+    return {name: target for name, target in parts if name is not None}
 
 
 def quantise_checkpoint(
@@ -89,13 +88,9 @@ def quantise_checkpoint(
 
 
 def quantised(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (N, K) and scale (N,) float32 of a weight. CheckpointError where it is not finite in float32."""
+    """q (N, K) and scale (N,) float32 of a weight, as when it is loaded. Raises as `quantize_rows`."""
     q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight))
-    for rows in _chunks(weight):
-        part = weight[rows].to(torch.float32, copy=True)
-        quantise(part, q[rows], scale[rows])
-        if not scale[rows].isfinite().all():
-            check_finite(weight[rows], weight[rows].float(), label)
+    quantize_rows(weight, q, scale, label)
     return q, scale
 
 
@@ -136,8 +131,9 @@ def quantisation_errors(
     int4: of what few rows are decoded on; a linear that is not in 4 bits, such as the head, is in int8.
     """
     found = []
-    for done, name in enumerate(quantisable(checkpoint), 1):
-        found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method))
+    for done, (name, target) in enumerate(quantisable(checkpoint).items(), 1):
+        in_4_bits = method == "int4" and target.in_4_bits
+        found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method, in_4_bits))
         progress(done)
     checkpoint.weights.close()
     return found
@@ -162,19 +158,13 @@ def _pooled(name: str, errors: list[LinearError]) -> LinearError:
     return LinearError(name, *sums)
 
 
-def _error(name: str, weight: torch.Tensor, label: str, method: str) -> LinearError:
+def _error(name: str, weight: torch.Tensor, label: str, method: str, in_4_bits: bool) -> LinearError:
     q, scale = quantised(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
-    if method == "int4" and "lm_head" not in name and nibbles.fits(*weight.shape):
+    if in_4_bits:
         q, scale = nibbles.dequantise(*nibbles.of_int8(q, scale)), torch.ones(len(weight))
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in _chunks(weight):
+    for rows in row_chunks(weight):
         exact, held = weight[rows].double(), q[rows].double() * scale[rows, None].double()
         pairs = ((exact, exact), (held, held), (held - exact, held - exact), (exact, held))
         sums += torch.stack([(a * b).sum() for a, b in pairs])
     return LinearError(name, *sums.tolist())
-
-
-def _chunks(weight: torch.Tensor) -> Iterator[slice]:
-    """Rows that are about CHUNK_BYTES in float32."""
-    step = max(1, CHUNK_BYTES // (4 * math.prod(weight.shape[1:])))
-    return (slice(start, start + step) for start in range(0, len(weight), step))

@@ -42,9 +42,15 @@ class Policy:
         wide = dtype if numerics == "official" else torch.float32
         return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
+    def quantized(self, target: Target) -> torch.dtype | None:
+        """In which 8 bits a weight is kept, or None."""
+        if self.quantization is None or not target.quantisable:
+            return None
+        return torch.float8_e4m3fn if self.quantization == "fp8" else torch.int8
+
     def specs(self, target: Target) -> dict[str, TensorSpec]:
         """What is kept of a weight, by name: the weight, in 8 bits its scales too."""
-        shape, dtype = tuple(target.shape), self._quantised(target)
+        shape, dtype = tuple(target.shape), self.quantized(target)
         if dtype is not None:
             scale = TensorSpec(shape[:1], torch.float32)
             specs = {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype)), f"{target.name}.scale": scale}
@@ -60,7 +66,7 @@ class Policy:
         self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
     ) -> Mapping[str, torch.Tensor]:
         """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in 8 bits."""
-        dtype = self._quantised(target)
+        dtype = self.quantized(target)
         if dtype is not None and scale is None:
             weight, scale = quantised(weight, dtype)
         tensors = {target.name: weight}
@@ -73,22 +79,8 @@ class Policy:
             tensors[target.name] = tiles.tile(tensors[target.name])
         return tensors
 
-    def _quantised(self, target: Target) -> torch.dtype | None:
-        """In which 8 bits a weight is kept, or None."""
-        if self.quantization is None or not target.quantisable:
-            return None
-        return torch.float8_e4m3fn if self.quantization == "fp8" else torch.int8
-
     def _in_int4(self, target: Target) -> bool:
-        # not the head: its errors choose the token
-        layer = target.quantisable and target.name != "llm.head"
-        return self.quantization == "int4" and layer and self._tiled(target, torch.int8)
+        return self.quantization == "int4" and self.tiled and target.in_4_bits
 
     def _tiled(self, target: Target, dtype: torch.dtype) -> bool:
-        # gated pairs of linears are stacked: each half fits, if a multiple of twice the rows does
-        return (
-            self.tiled
-            and target.multiplied
-            and tiles.ragged(target.shape[0] // 2, target.shape[1], dtype) is None
-            and target.shape[0] % 2 == 0
-        )
+        return self.tiled and target.tileable(dtype)

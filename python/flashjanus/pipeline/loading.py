@@ -72,6 +72,7 @@ def load(
             matrix_dtype=policy.matrix,
             vector_dtype=policy.vector,
             device=device if gpu is None else gpu.device,
+            quantized=policy.quantized,
             finish=policy.kept,
         )
     except torch.OutOfMemoryError as error:

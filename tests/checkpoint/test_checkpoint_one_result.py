@@ -1,0 +1,166 @@
+"""However a checkpoint is kept and given, the same bits are multiplied by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flashjanus import JanusFlow
+from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, StateDictSource, TensorSource, weight_layout
+from flashjanus.checkpoint.quantise import quantisation_errors, quantise_checkpoint
+from flashjanus.engine.ops import nibbles, tiles
+from flashjanus.model import Policy
+from flashjanus.pipeline import loading
+from safetensors.torch import save_file
+from small_model import prompt, small_config, small_state
+
+State = dict[str, torch.Tensor]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def wide_config() -> dict[str, Any]:
+    """Of which every linear of a layer fits into tiles of int8, but not the stack of q, k and v."""
+    config = small_config(kv_heads=1)
+    config["language_config"].update(intermediate_size=128, num_attention_heads=8)
+    return config
+
+
+def written(folder: Path, config: dict[str, Any], state: State, form: str = "safetensors") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    if form == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+        return folder
+    parts = 3 if form == "shards" else 1
+    files = [f"model-{i + 1:05d}-of-{parts:05d}.safetensors" for i in range(parts)]
+    shards = [dict(list(state.items())[i::parts]) for i in range(parts)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / file)
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def kept(config: dict[str, Any], source: TensorSource, policy: Policy) -> State:
+    layout = weight_layout(JanusFlowConfig.from_dict(config))
+    return loading.load(layout, source, policy, torch.device("cpu"), None, "")
+
+
+def assert_same(got: State, expected: State) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert got[name].dtype is tensor.dtype, name
+        assert torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def seeded(dtype: torch.dtype) -> tuple[dict[str, Any], State]:
+    config = wide_config()
+    return config, {name: tensor.to(dtype) for name, tensor in small_state(config).items()}
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("method", "tiled"), [("int8", False), ("int8", True), ("int4", True), ("fp8", False), ("fp8", True)]
+)
+def test_quantized_at_load_is_quantized_beforehand(
+    tmp_path: Path, stored: torch.dtype, method: str, tiled: bool
+) -> None:
+    config, state = seeded(stored)
+    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b", method)
+    before = Checkpoint.open(tmp_path / "b")
+    for compute in (torch.float32, torch.bfloat16):
+        policy = Policy.of(compute, tiled=tiled, quantization=method)
+        at_load = kept(config, StateDictSource(state), policy)
+        assert_same(kept(before.config_dict, before.weights, policy), at_load)
+        assert policy.specs(next(t for t in weight_layout(before.config) if t.name == "llm.0.o"))["llm.0.o"].tiled == (
+            tiled and method != "fp8"
+        )
+        assert ("llm.0.o.int4" in at_load) == (method == "int4")
+        exact = state["language_model.model.layers.0.self_attn.o_proj.weight"].double()
+        held = tiles.untile(at_load["llm.0.o"]) if tiled and method != "fp8" else at_load["llm.0.o"]
+        wide = held.double() * at_load["llm.0.o.scale"].double()[:, None]
+        # Out of the stored values: a step is 1/127 of a row's largest, and nothing is rounded before.
+        if method != "fp8":
+            assert bool(((wide - exact).abs() <= 0.5001 * at_load["llm.0.o.scale"].double()[:, None]).all())
+
+
+def test_a_model_of_either_computes_the_same(tmp_path: Path) -> None:
+    config, state = seeded(torch.float32)
+    written(tmp_path / "a", config, state)
+    quantise_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "b")
+    models = [
+        JanusFlow.from_pretrained(tmp_path / "a", device="cpu", dtype="bfloat16", quantization="int8"),
+        JanusFlow.from_pretrained(tmp_path / "b", device="cpu", dtype="bfloat16"),
+        JanusFlow.from_state_dict(config, state, device="cpu", dtype="bfloat16", quantization="int8"),
+    ]
+    for model in models[1:]:
+        assert model.runner.policy == models[0].runner.policy
+        assert_same(model.runner.weights, models[0].runner.weights)
+    ids = torch.tensor([prompt(3, 9)])
+    logits = [model.next_token_logits(ids) for model in models]
+    assert torch.equal(logits[1], logits[0])
+    assert torch.equal(logits[2], logits[0])
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_however_the_files_are_cut(tmp_path: Path, form: str, quantization: str | None) -> None:
+    config, state = seeded(torch.float32)
+    checkpoint = Checkpoint.open(written(tmp_path / "a", config, state, form))
+    policy = Policy.of(torch.bfloat16, tiled=True, quantization=quantization)
+    assert_same(kept(config, checkpoint.weights, policy), kept(config, StateDictSource(state), policy))
+    quantise_checkpoint(checkpoint, tmp_path / "b", shard_bytes=20_000)
+    before = Checkpoint.open(tmp_path / "b")
+    in_8_bits = Policy.of(torch.bfloat16, tiled=True, quantization="int8")
+    assert_same(kept(before.config_dict, before.weights, in_8_bits), kept(config, StateDictSource(state), in_8_bits))
+
+
+@pytest.mark.parametrize("head_in_file", [True, False])
+def test_a_tied_head_is_the_embedding_either_way(tmp_path: Path, head_in_file: bool) -> None:
+    config, state = seeded(torch.float32)
+    config["language_config"]["tie_word_embeddings"] = True
+    if not head_in_file:
+        del state["language_model.lm_head.weight"]
+    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
+    before, policy = Checkpoint.open(tmp_path / "b"), Policy.of(torch.bfloat16, quantization="int8")
+    at_load = kept(config, StateDictSource(state), policy)
+    assert_same(kept(before.config_dict, before.weights, policy), at_load)
+    assert at_load["llm.head"] is at_load["llm.embed"]
+
+
+def test_a_row_beyond_the_computing_dtype_is_quantized_all_the_same(tmp_path: Path) -> None:
+    """bfloat16 rounds the largest floats to inf; their 8 bits are finite."""
+    config, state = seeded(torch.float32)
+    state["language_model.model.layers.0.self_attn.o_proj.weight"][0, 0] = torch.finfo(torch.float32).max
+    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
+    before, policy = Checkpoint.open(tmp_path / "b"), Policy.of(torch.bfloat16, quantization="int8")
+    assert_same(kept(before.config_dict, before.weights, policy), kept(config, StateDictSource(state), policy))
+
+
+def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> None:
+    """int4: of the 4 bits that a model with tiles keeps, and of 8 where the stacked linear does not fit tiles."""
+    config, state = seeded(torch.float32)
+    checkpoint = Checkpoint.open(written(tmp_path / "a", config, state))
+    weights = kept(config, checkpoint.weights, Policy.of(torch.bfloat16, tiled=True, quantization="int4"))
+    seen = set()
+    errors = {error.name: error.relative for error in quantisation_errors(checkpoint, method="int4")}
+    for target in weight_layout(checkpoint.config):
+        if not target.quantisable:
+            continue
+        if f"{target.name}.int4" in weights:
+            held = nibbles.dequantise(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
+        else:
+            q = weights[target.name]
+            q = tiles.untile(q) if target.tileable(torch.int8) else q
+            held = q.double() * weights[f"{target.name}.scale"].double()[:, None]
+        seen.add((target.name.rpartition(".")[2], f"{target.name}.int4" in weights))
+        rows = 0
+        for source in target.sources:
+            exact = state[source.names[0]].double()
+            part = held[rows : rows + len(exact)]
+            rows += len(exact)
+            assert errors[source.names[0]] == pytest.approx(float((part - exact).norm() / exact.norm()), rel=1e-9)
+    assert seen == {("qkv", False), ("o", True), ("gate_up", True), ("down", True), ("head", False)}
