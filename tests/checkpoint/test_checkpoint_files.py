@@ -3,9 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -177,7 +175,7 @@ def test_no_weights(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [4, 100, 0.5, 0.999])
 def test_truncated_safetensors(folder: Path, keep: float) -> None:
     path = folder / "model.safetensors"
     size = path.stat().st_size
@@ -195,7 +193,7 @@ def test_safetensors_of_noise(folder: Path) -> None:
 def test_an_index_that_names_an_absent_shard(folder: Path, state: State) -> None:
     shard(folder, state, SHARDS, INDEX)
     (folder / SHARDS[1]).unlink()
-    with pytest.raises(CheckpointError, match=f"names 1 of 2 files that are absent, fetch them: {SHARDS[1]}"):
+    with pytest.raises(CheckpointError, match=f"{INDEX}: 1 of 2 files are absent, fetch them: {SHARDS[1]}"):
         Checkpoint.open(folder)
 
 
@@ -274,7 +272,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path, tmp_path: 
         assert mark.exists()  # the payload is live: only the restricted unpickler kept it from running
 
 
-@pytest.mark.parametrize("content", [b"", b"noise", pickle.dumps([1]), b"PK\x03\x04" + b"\0" * 100])
+@pytest.mark.parametrize("content", [b"noise", pickle.dumps([1]), b"PK\x03\x04" + b"\0" * 100])
 def test_damaged_torch_files(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
@@ -282,7 +280,7 @@ def test_damaged_torch_files(folder: Path, content: bytes) -> None:
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("value", [[torch.zeros(2)], {"step": 3}, {"model": {"x": torch.zeros(1)}}])
+@pytest.mark.parametrize("value", [[torch.zeros(2)], {"step": 3}, {}, {"model": {"x": 3}}])
 def test_torch_files_of_something_else(folder: Path, value: object) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(value, folder / "pytorch_model.bin")
@@ -298,75 +296,3 @@ def test_a_float8_file_is_refused_as_weights(folder: Path, state: State) -> None
         CheckpointError, match=r"wrong dtype: language_model.lm_head.weight expected .* got float8_e4m3fn"
     ):
         load_weights(weight_layout(found.config), found.weights, matrix_dtype=torch.float32, vector_dtype=torch.float32)
-
-
-class FakeHub(ModuleType):
-    """huggingface_hub whose repositories are local folders; notes what was asked for."""
-
-    def __init__(self, repositories: dict[str, Path]):
-        super().__init__("huggingface_hub")
-        self.repositories = repositories
-        self.calls: list[tuple[str, str | None, list[str]]] = []
-
-    def snapshot_download(self, repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        self.calls.append((repo_id, revision, allow_patterns))
-        if repo_id not in self.repositories:
-            raise FileNotFoundError(f"Cannot find {repo_id} in the cache and outgoing traffic is disabled.\nmore")
-        return str(self.repositories[repo_id])
-
-
-def test_hub_id(folder: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = FakeHub({"someone/tiny": folder})
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    found = Checkpoint.open("someone/tiny", revision="v1")
-    assert_loads(found, state)
-    assert found.vae is None
-    assert {(repo, revision) for repo, revision, _ in hub.calls} == {("someone/tiny", "v1")}
-    patterns = [pattern for _, _, patterns in hub.calls for pattern in patterns]
-    assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(patterns)
-    assert not any(pattern.endswith(".bin") for pattern in patterns)
-
-
-def test_hub_repository_of_torch_files(folder: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard(folder, state, ["pytorch_model.bin"], "unrelated.json")
-    hub = FakeHub({"someone/tiny": folder})
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert_loads(Checkpoint.open("someone/tiny"), state)
-    assert "pytorch_model.bin" in hub.calls[-1][2]
-
-
-def test_the_published_model_finds_its_vae_when_asked(
-    folder_with_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vae = tmp_path / "sdxl"
-    (folder_with_vae / "vae").rename(vae)
-    hub = FakeHub({"deepseek-ai/JanusFlow-1.3B": folder_with_vae, "stabilityai/sdxl-vae": vae})
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    found = Checkpoint.open("deepseek-ai/JanusFlow-1.3B", revision="main")
-    assert not any(repo == "stabilityai/sdxl-vae" for repo, _, _ in hub.calls)
-    assert found.vae is not None
-    assert found.vae.config.scaling_factor == 0.5
-    assert ("stabilityai/sdxl-vae", None) in {(repo, revision) for repo, revision, _ in hub.calls}
-    assert Checkpoint.open(folder_with_vae).vae is None
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub({}))
-    with pytest.raises(CheckpointError, match=r"hub repository someone/absent at revision v2: .* could not") as caught:
-        Checkpoint.open("someone/absent", revision="v2")
-    assert "local folder" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_real_hub_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="hub repository someone/absent: not in the local cache"):
-        Checkpoint.open("someone/absent")
-
-
-def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub, or pass a local folder"):
-        Checkpoint.open("someone/tiny")

@@ -295,7 +295,7 @@ def test_large_tensors_are_read_in_chunks(
 
 
 def test_a_state_dict_holds_tensors_only() -> None:
-    with pytest.raises(CheckpointError, match="expected names with torch tensors, got 'step'"):
+    with pytest.raises(CheckpointError, match="expected a state dict of tensors, got dict with the keys step"):
         StateDictSource({"step": 3})  # type: ignore[dict-item]
 
 

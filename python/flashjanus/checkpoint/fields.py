@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashjanus.checkpoint.paths import HEAD_BYTES, cannot_read, stand_in
 from flashjanus.errors import ConfigError
 
 MAX_JSON_BYTES = 256 * 2**20
@@ -22,11 +23,15 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         size = path.stat().st_size
         if size > max_bytes:
             raise ConfigError(f"{path}: {size} bytes; a file of this kind has at most {max_bytes}")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        content = path.read_bytes()
+        cause = stand_in(content[:HEAD_BYTES])
+        if cause is not None:
+            raise ConfigError(f"{path}: {cause}")
+        data = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError(str(cannot_read(path, error))) from None
     except RecursionError:
         raise ConfigError(f"{path}: expected a JSON object, got JSON nested too deeply to parse") from None
     except ValueError as error:

@@ -7,14 +7,19 @@ sharded), in this order. Nothing in a folder is trusted: names in an index must 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flashjanus.checkpoint import hints
 from flashjanus.checkpoint.config import JanusFlowConfig
 from flashjanus.checkpoint.fields import read_json
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
+from flashjanus.checkpoint.names import with_tied_head
+from flashjanus.checkpoint.paths import is_file, is_folder, names_in, unfinished
 from flashjanus.checkpoint.sources import FileSource
 from flashjanus.checkpoint.vae_config import VaeConfig
 from flashjanus.errors import CheckpointError, ConfigError
@@ -31,6 +36,7 @@ DEFAULT_VAE = {"deepseek-ai/JanusFlow-1.3B": "stabilityai/sdxl-vae"}
 
 _MODEL, _TORCH_MODEL = "model", "pytorch_model"
 _VAE = "diffusion_pytorch_model"
+_SHARD = re.compile(r"(.+-)\d{5}-of-(\d{5})(\.safetensors|\.bin)")
 
 
 @dataclass
@@ -72,11 +78,11 @@ class Checkpoint:
         name = os.fspath(source)
         folder = _folder(name, revision, _MODEL, _TORCH_MODEL, [*TEXT_FILES, "vae/config.json"])
         vae_source: str | Path | None = os.fspath(vae) if vae is not None else None
-        if vae_source is None and (folder / "vae").is_dir():
+        if vae_source is None and is_folder(folder / "vae"):
             vae_source = folder / "vae"
-        if vae_source is None and not Path(name).exists():
+        if vae_source is None and not is_folder(Path(name)):
             vae_source = DEFAULT_VAE.get(name)
-        text_files = {file: folder / file for file in TEXT_FILES if (folder / file).is_file()}
+        text_files = {file: folder / file for file in TEXT_FILES if is_file(folder / file)}
         return cls(name, folder, vae_source, revision, text_files)
 
     @classmethod
@@ -97,12 +103,16 @@ class Checkpoint:
 
     @cached_property
     def config_dict(self) -> dict[str, Any]:
-        return read_json(self.folder / "config.json")
+        path = self.folder / "config.json"
+        if not is_file(path):
+            raise ConfigError(f"{path}: no such file{hints.no_config(self.folder, names_in(self.folder))}")
+        return read_json(path)
 
     @cached_property
     def config(self) -> JanusFlowConfig:
         try:
-            return JanusFlowConfig.from_dict(self.config_dict)
+            tied = self.config_dict.get("tie_word_embeddings") is True
+            return JanusFlowConfig.from_dict(with_tied_head(self.config_dict, self.weights.names() if tied else ()))
         except ConfigError as error:
             if str(self.folder) in str(error):
                 raise
@@ -132,18 +142,17 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
         raise CheckpointError("checkpoint: expected a folder or a hub id, got an empty name")
     try:
         path = Path(source).expanduser()
-        path.is_dir() and next(path.iterdir(), None)
-    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has, a folder that cannot be read
-        raise CheckpointError(f"{source:.200}: cannot be read as a folder ({error}); expected a checkpoint") from error
-    if path.is_dir():
-        if not any(path.iterdir()):
-            raise CheckpointError(f"{path}: the folder is empty; expected config.json and weights")
+    except RuntimeError as error:  # a home that nobody has
+        raise CheckpointError(f"{source:.200}: {error}; expected a checkpoint folder") from None
+    if is_folder(path):
+        if not names_in(path):
+            raise CheckpointError(f"{path}: the folder is empty; expected config.json and weights{unfinished(path)}")
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(f"{path}: expected a folder with config.json and weights, got a file")
     if not is_hub_id(source):
         raise CheckpointError(
-            f"{path}: no such folder; expected a checkpoint folder or a hub id such as organisation/name"
+            f"{str(path)[:200]}: no such folder; expected a checkpoint folder or a hub id such as organisation/name"
         )
     vae_weights = [f"vae/{_VAE}*.safetensors*"] if stem == _MODEL else []
     groups = [
@@ -156,22 +165,32 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
 
 def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:
     """The weights in `folder`. CheckpointError when there are none, or an index names what is not there."""
-    for name, index in (
-        (f"{stem}.safetensors", False),
-        (f"{stem}.safetensors.index.json", True),
-        ("*.safetensors", False),
-        (f"{torch_stem}.bin", False),
-        (f"{torch_stem}.bin.index.json", True),
+    names = names_in(folder)
+    for pattern in (
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.json",
+        "*.safetensors",
+        f"{torch_stem}.bin",
+        f"{torch_stem}.bin.index.json",
+        f"{torch_stem}-*.bin",
     ):
-        paths = sorted(path for path in folder.glob(name) if path.is_file())
-        if paths and index:
-            return _indexed(paths[0])
-        if paths:
-            return FileSource(paths, str(folder))
+        found = [name for name in names if fnmatchcase(name, pattern) and is_file(folder / name)]
+        if found and pattern.endswith(".json"):
+            return _indexed(folder / found[0])
+        if found:
+            _check_complete(folder, found)
+            return FileSource([folder / name for name in found], str(folder))
     raise CheckpointError(
         f"{folder}: no weights; expected {stem}.safetensors, {stem}.safetensors.index.json with its shards, "
-        f"another *.safetensors, or {torch_stem}.bin"
+        f"another *.safetensors, or {torch_stem}.bin{hints.no_weights(folder, names)}"
     )
+
+
+def _check_complete(folder: Path, names: list[str]) -> None:
+    """CheckpointError where a file is one of several, by its name, and another of them is absent."""
+    shards = [shard for shard in map(_SHARD.fullmatch, names) if shard is not None]
+    wanted = {f"{s[1]}{i:05d}-of-{s[2]}{s[3]}" for s in shards for i in range(1, int(s[2]) + 1)}
+    _check_there(str(folder), folder, wanted)
 
 
 def _indexed(index: Path) -> FileSource:
@@ -188,9 +207,14 @@ def _indexed(index: Path) -> FileSource:
                 f"got {name!r}"
             )
         names.add(name)
-    absent = sorted(name for name in names if not (index.parent / name).is_file())
+    _check_there(str(index), index.parent, names)
+    return FileSource([index.parent / name for name in sorted(names)], str(index.parent), weight_map)
+
+
+def _check_there(label: str, folder: Path, names: set[str]) -> None:
+    absent = sorted(name for name in names if not is_file(folder / name))
     if absent:
         raise CheckpointError(
-            f"{index}: names {len(absent)} of {len(names)} files that are absent, fetch them: {', '.join(absent[:5])}"
+            f"{label}: {len(absent)} of {len(names)} files are absent{unfinished(folder)}, fetch them: "
+            f"{', '.join(absent[:5])}"
         )
-    return FileSource([index.parent / name for name in sorted(names)], str(index.parent), weight_map)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, TypeVar
 
 from flashjanus.checkpoint.fields import read_json
 from flashjanus.checkpoint.files import TEXT_FILES, Checkpoint
+from flashjanus.checkpoint.hub import is_hub_id
 from flashjanus.checkpoint.layout import Layout, weight_layout
-from flashjanus.checkpoint.load import check_layout, summarise
+from flashjanus.checkpoint.load import mismatch
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
 from flashjanus.checkpoint.vae_layout import vae_layout
 from flashjanus.errors import CheckpointError
@@ -112,9 +114,9 @@ def _try(get: Callable[[], T], problems: list[str]) -> T | None:
 
 
 def _check(layout: Layout, weights: TensorSource, problems: list[str]) -> None:
-    found = check_layout(layout, weights)
-    if found:
-        problems.append(summarise(weights.label, found))
+    problem = mismatch(layout, weights)
+    if problem is not None:
+        problems.append(problem)
 
 
 def _parts(names: Mapping[str, TensorInfo], prefixes: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ def _vae(checkpoint: Checkpoint, problems: list[str], *, has_config: bool) -> di
     """None without a VAE; a VAE on the hub is named and not fetched."""
     if checkpoint.vae_source is None:
         return None
-    is_local = Path(checkpoint.vae_source).exists()
+    is_local = not is_hub_id(str(checkpoint.vae_source)) or os.path.exists(checkpoint.vae_source)
     described: dict[str, Any] = {"source": str(checkpoint.vae_source), "is_local": is_local}
     files = _try(lambda: checkpoint.vae, problems) if is_local else None
     if files is None:

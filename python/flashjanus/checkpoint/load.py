@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
+from flashjanus.checkpoint.names import foreign_names
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
 from flashjanus.engine.ops.quantise import quantise
 from flashjanus.errors import CheckpointError
@@ -59,9 +60,9 @@ def load_weights(
     scale. CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of
     a dtype that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
-    problems = check_layout(layout, source, allow_unused=allow_unused)
-    if problems:
-        raise CheckpointError(summarise(source.label, problems))
+    problem = mismatch(layout, source, allow_unused=allow_unused)
+    if problem is not None:
+        raise CheckpointError(problem)
     weights: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for target in layout:
@@ -85,7 +86,16 @@ def load_weights(
     return weights
 
 
-def summarise(label: str, problems: Sequence[str]) -> str:
+def mismatch(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str] = ()) -> str | None:
+    """Why a source's tensors are not those of a layout: the one cause, where there is one, else what does not fit."""
+    problems = check_layout(layout, source, allow_unused=allow_unused)
+    if not problems:
+        return None
+    cause = foreign_names(source.names())
+    return _summary(source.label, problems) if cause is None else f"{source.label}: {cause}"
+
+
+def _summary(label: str, problems: Sequence[str]) -> str:
     """The first LISTED problems under a headline that counts all of them by kind."""
     kinds: dict[str, int] = {}
     for problem in problems:

@@ -18,7 +18,8 @@ import torch
 
 from flashjanus.checkpoint.files import Checkpoint
 from flashjanus.checkpoint.layout import Target, scale_name, weight_layout
-from flashjanus.checkpoint.load import check_layout, quantize_rows, row_chunks, stored_name, summarise
+from flashjanus.checkpoint.load import mismatch, quantize_rows, row_chunks, stored_name
+from flashjanus.checkpoint.paths import cannot_read
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
@@ -37,9 +38,9 @@ def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
             "use the one that it was made from"
         )
     layout, stored = weight_layout(checkpoint.config), checkpoint.weights.names()
-    problems = check_layout(layout, checkpoint.weights)
-    if problems:
-        raise CheckpointError(summarise(checkpoint.weights.label, problems))
+    problem = mismatch(layout, checkpoint.weights)
+    if problem is not None:
+        raise CheckpointError(problem)
     parts = [(stored_name(part, stored), target) for target in layout if target.quantisable for part in target.sources]
     return {name: target for name, target in parts if name is not None}
 
@@ -81,10 +82,19 @@ def quantise_checkpoint(
         config = {**checkpoint.config_dict, "quantization_config": what}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, path in checkpoint.text_files.items():
-            shutil.copyfile(path, partial / name)
+            _copy(path, partial / name)
         for path in vae_files:
             (partial / "vae").mkdir(exist_ok=True)
-            shutil.copyfile(path, partial / "vae" / path.name)
+            _copy(path, partial / "vae" / path.name)
+
+
+def _copy(path: Path, to: Path) -> None:
+    try:
+        source = open(path, "rb")  # noqa: SIM115 (what fails here is no failure to write)
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    with source, open(to, "xb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def quantised(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:

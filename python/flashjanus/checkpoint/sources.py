@@ -6,6 +6,7 @@ maps the file anew before it hands out more than a small share of it at once.
 
 from __future__ import annotations
 
+import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,12 +16,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from flashjanus.checkpoint.names import official_names, state_dict_in
+from flashjanus.checkpoint.paths import cannot_read, check_readable
 from flashjanus.errors import CheckpointError
 
 # Mapped bytes handed out per opening, unless one tensor is larger: a floor, and a share of the file, since parsing the
 # header again costs milliseconds and a thirty-second of the weights is little beside the weights.
 REOPEN_BYTES = 8 * 2**20
 REOPEN_SHARE = 32
+MAX_HEADER = 100_000_000
+"""Bytes of a safetensors header: the format's own limit."""
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -79,18 +84,31 @@ class StateDictSource:
     """The tensors of a state dict in memory."""
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor], label: str = "state_dict"):
-        for name, tensor in state_dict.items():
-            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(f"{label}: expected names with torch tensors, got {name!r}: {type(tensor)}")
         self.label = label
         self._tensors = state_dict
-        self._names = {name: _info(tensor) for name, tensor in state_dict.items()}
+        infos = self._infos()
+        if infos is None:  # not looked for before: a mapping may make its tensors when they are asked for
+            self._tensors = state_dict_in(state_dict, label)
+            infos = self._infos() or {}
+        self._stored = official_names(infos)
+        self._names = {name: infos[stored] for name, stored in self._stored.items()}
 
     def names(self) -> Mapping[str, TensorInfo]:
         return self._names
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name].detach()
+        return self._tensors[self._stored[name]].detach()
+
+    def _infos(self) -> dict[str, TensorInfo] | None:
+        """None where something else than tensors is among them."""
+        infos: dict[str, TensorInfo] = {}
+        for name, tensor in self._tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                return None
+            if not isinstance(name, str):
+                raise CheckpointError(f"{self.label}: expected names with torch tensors, got {name!r:.80}")
+            infos[name] = _info(tensor)
+        return infos
 
     def close(self) -> None:
         """Nothing to give back: the tensors are the caller's."""
@@ -101,6 +119,7 @@ class _MappedFile(ABC):
 
     def __init__(self, path: Path):
         self.path = path
+        check_readable(path)
         self.names = self._list()
         self._handle: Any = None
         self._handed_out = 0
@@ -135,10 +154,10 @@ class _SafetensorsFile(_MappedFile):
             return safe_open(self.path, framework="pt", device="cpu")
         except SafetensorError as error:
             raise CheckpointError(
-                f"{self.path}: not a whole safetensors file ({error}); it may be cut short, so fetch it again"
+                f"{self.path}: not a whole safetensors file ({_amiss(self.path) or error}); fetch it again"
             ) from None
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error})") from None
+            raise cannot_read(self.path, error) from None
 
     def _list(self) -> dict[str, TensorInfo]:
         handle = self._open()
@@ -157,10 +176,30 @@ class _SafetensorsFile(_MappedFile):
         return tensor
 
 
+def _amiss(path: Path) -> str | None:
+    """What a damaged safetensors file is, as far as its first bytes tell."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start.startswith((b"PK", b"\x80")):
+            return "torch.save wrote it: a .bin under another name"
+        if not 2 <= length <= MAX_HEADER:
+            return None
+        if size < 8 + length:
+            return f"cut short: {size} bytes, fewer than its header has"
+        try:
+            header = json.loads(file.read(length))
+            end = 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+    return f"cut short: {size} of {end} bytes" if size < end else None
+
+
 class _TorchFile(_MappedFile):
     """pytorch_model.bin through torch's restricted unpickler: no code in the file runs."""
 
-    def _open(self) -> dict[str, torch.Tensor]:
+    def _open(self) -> Mapping[str, torch.Tensor]:
         try:
             data = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:  # torch's own words would advise to load it unsafely
@@ -173,14 +212,12 @@ class _TorchFile(_MappedFile):
                 f"{self.path}: not a file that torch.save wrote in its zip format ({_first_line(error)}); "
                 "fetch it again, or save it anew as safetensors"
             ) from None
-        if not isinstance(data, dict) or not all(isinstance(value, torch.Tensor) for value in data.values()):
-            raise CheckpointError(f"{self.path}: expected a state dict of tensors, got {type(data).__name__}")
-        return data
+        return state_dict_in(data, str(self.path))
 
     def _list(self) -> dict[str, TensorInfo]:
         return {str(name): _info(tensor) for name, tensor in self._open().items()}
 
-    def _get(self, handle: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    def _get(self, handle: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         return handle[name].detach()
 
 
@@ -193,7 +230,7 @@ class FileSource:
     def __init__(self, paths: list[Path], label: str, index: Mapping[str, str] | None = None):
         self.label = label
         self.paths = paths
-        self._names: dict[str, TensorInfo] = {}
+        infos: dict[str, TensorInfo] = {}
         self._file_of: dict[str, _MappedFile] = {}
         self._current: _MappedFile | None = None
         for path in paths:
@@ -206,21 +243,24 @@ class FileSource:
                         "keep one of them"
                     )
                 self._file_of[name] = file
-                self._names[name] = info
+                infos[name] = info
         for name, file_name in (index or {}).items():
             if name not in self._file_of or self._file_of[name].path.name != file_name:
                 raise CheckpointError(f"{label}: the index puts tensor {name} in {file_name}, which does not hold it")
+        self._stored = official_names(infos)
+        self._names = {name: infos[stored] for name, stored in self._stored.items()}
 
     def names(self) -> Mapping[str, TensorInfo]:
         return self._names
 
     def read(self, name: str) -> torch.Tensor:
         """A view of the mapped file."""
-        file = self._file_of[name]
+        stored = self._stored[name]
+        file = self._file_of[stored]
         if self._current is not None and self._current is not file:
             self._current.close()
         self._current = file
-        return file.read(name)
+        return file.read(stored)
 
     def close(self) -> None:
         if self._current is not None:

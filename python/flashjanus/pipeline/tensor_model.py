@@ -16,6 +16,7 @@ from flashjanus.checkpoint import (
     vae_layout,
     weight_layout,
 )
+from flashjanus.checkpoint.names import with_tied_head
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
@@ -72,7 +73,8 @@ class TensorModel:
     ) -> Self:
         """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
         `JanusFlow.from_pretrained`."""
-        parsed = JanusFlowConfig.from_dict(dict(config))
+        weights = StateDictSource(state_dict, "state_dict")
+        parsed = JanusFlowConfig.from_dict(with_tied_head(dict(config), weights.names()))
         if (vae_config is None) != (vae_state_dict is None):
             raise InputError("vae_config, vae_state_dict: expected both or neither, got one of them")
         vae: tuple[VaeConfig, TensorSource] | None = None
@@ -80,7 +82,7 @@ class TensorModel:
             vae = VaeConfig.from_dict(dict(vae_config)), StateDictSource(vae_state_dict, "vae_state_dict")
         return cls._build(
             parsed,
-            StateDictSource(state_dict, "state_dict"),
+            weights,
             vae,
             tokenizer,
             ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),

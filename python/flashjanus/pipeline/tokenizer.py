@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import AddedToken
 from tokenizers.decoders import ByteLevel
 
+from flashjanus.checkpoint.paths import HEAD_BYTES, stand_in
 from flashjanus.errors import CheckpointError, ConfigError, InputError
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -73,7 +74,11 @@ class ProcessorConfig:
 def read_utf8(path: Path) -> str:
     """Text of `path`. Raises `CheckpointError` if it cannot be read, `ConfigError` if it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        cause = stand_in(content[:HEAD_BYTES])
+        if cause is not None:
+            raise ConfigError(f"{path}: {cause}")
+        return content.decode()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -1,0 +1,95 @@
+"""Tensors under the names that other programs give them: what they add is taken off, or named as the cause.
+
+DistributedDataParallel, torch.compile, FSDP, PEFT and trainers put words in front of the official names, or between
+them; trainers also save a state dict as one entry among others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from flashjanus.errors import CheckpointError
+
+OFFICIAL = (
+    *("language_model.", "vision_und_enc_", "vision_gen_enc_", "vision_gen_dec_", "beg_of_und_embed"),
+    *("decoder.", "encoder.", "post_quant_conv.", "quant_conv."),
+)
+"""How the names of a JanusFlow model begin, and of a VAE."""
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Words that torch's wrappers put anywhere in a name, and nothing else does."""
+_ADAPTERS = ("lora_", "base_layer", "modules_to_save", "hada_", "lokr_", "ia3_", "oft_", "vera_", "adaption_prompt")
+"""How words of PEFT begin that a merged model has in no name."""
+_ENTRIES = ("state_dict", "model_state_dict", "model", "module")
+"""Under which trainers save a model's state dict."""
+MERGE = "call merge_and_unload() on the PEFT model and save what that returns"
+HEAD = "language_model.lm_head.weight"
+
+
+def official_names(stored: Iterable[str]) -> dict[str, str]:
+    """Official name -> stored name, without the words of wrappers and what stands in front of every name.
+
+    Names that are official, or of something else, stand for themselves.
+    """
+    names = list(stored)
+    bare = {".".join(word for word in name.split(".") if word not in _WRAPPERS): name for name in names}
+    if len(bare) < len(names):  # two that would become one
+        return {name: name for name in names}
+    common = [p for p in _prefixes(bare) if all(name.startswith(p) for name in bare)]
+    return {name.removeprefix(common[0]) if common else name: at for name, at in bare.items()}
+
+
+def foreign_names(names: Iterable[str]) -> str | None:
+    """The one cause for which tensors of these names fit no layout, and what to do; or None."""
+    names = list(names)
+    adapted = [name for name in names if any(word.startswith(_ADAPTERS) for word in name.split("."))]
+    if adapted:
+        return (
+            f"{len(adapted)} of {len(names)} tensors are of a PEFT adapter that is not merged ({adapted[0]}); {MERGE}"
+        )
+    for prefix, count in _prefixes(names).items():
+        if prefix and len(names) <= 2 * count < 2 * len(names):
+            other = next(name for name in names if not name.startswith(prefix))
+            return (
+                f'{count} of {len(names)} names begin with "{prefix}", and others, such as {other}, do not; expected '
+                "official names: take it off, and leave out what is not of the model"
+            )
+    return None
+
+
+def _prefixes(names: Iterable[str]) -> Counter[str]:
+    """What stands in front of official names, "" too, and how often."""
+    found: Counter[str] = Counter()
+    for name in names:
+        starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+        found.update([name[:i] for i in starts if name.startswith(OFFICIAL, i)][:1])
+    return found
+
+
+def state_dict_in(data: object, label: str) -> Mapping[str, torch.Tensor]:
+    """The state dict that `data` is, or has under one of the names that trainers use. CheckpointError."""
+    for held in (data, *(data.get(entry) for entry in _ENTRIES)) if isinstance(data, Mapping) else ():
+        if isinstance(held, Mapping) and held and all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+            return held
+    got = type(data).__name__
+    if isinstance(data, Mapping):
+        got += f" with the keys {', '.join(str(key) for key in list(data)[:5])}" if data else " that is empty"
+        if {"state", "param_groups"} <= data.keys():
+            got = "the state of an optimizer; give the file of the model's own weights"
+    raise CheckpointError(f"{label}: expected a state dict of tensors, got {got}")
+
+
+def with_tied_head(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
+    """`config` with tie_word_embeddings in its language_config where it has it beside that, and no head is stored.
+
+    Where one is, it is multiplied by, as officially: what stands at the top ties nothing in the language model.
+    """
+    if config.get("tie_word_embeddings") is not True or HEAD in names:
+        return config
+    language = config.get("language_config", {})
+    if not isinstance(language, Mapping):
+        return config
+    return {**config, "language_config": {**language, "tie_word_embeddings": True}}
