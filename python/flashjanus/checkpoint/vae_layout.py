@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from flashjanus.checkpoint.layout import Layout, LayoutBuilder, Source, Target
 from flashjanus.checkpoint.vae_config import VaeConfig
 
 # diffusers renamed the attention projections; published files hold either.
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+# Left, diffusers; right, the code that VAEs of this kind were first trained with, as in sdxl_vae.safetensors.
+_COMPVIS = (
+    *((".upsamplers.0.conv.", ".upsample.conv."), (".resnets.", ".block."), (".conv_shortcut.", ".nin_shortcut.")),
+    *((".conv_norm_out.", ".norm_out."), ("mid_block.attentions.0.", "mid.attn_1."), (".group_norm.", ".norm.")),
+    *((".to_q.", ".q."), (".to_k.", ".k."), (".to_v.", ".v."), (".to_out.0.", ".proj_out.")),
+)
 
 
 def vae_layout(config: VaeConfig) -> Layout:
@@ -31,7 +40,23 @@ def vae_layout(config: VaeConfig) -> Layout:
         before = width
     _norm(build, "norm_out", "decoder.conv_norm_out", before)
     _conv(build, "conv_out", "decoder.conv_out", config.out_channels, before, 3)
-    return Layout(build.targets, ("encoder.*", "quant_conv.*"))
+    targets = [
+        replace(
+            target,
+            sources=tuple(replace(s, names=(*s.names, _compvis(s.names[0], len(widths)))) for s in target.sources),
+        )
+        for target in build.targets
+    ]
+    return Layout(targets, ("encoder.*", "quant_conv.*"))
+
+
+def _compvis(name: str, resolutions: int) -> str:
+    """The same tensor's name in the code that trained such VAEs, which counts resolutions from the latent's last."""
+    name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{resolutions - 1 - int(found[1])}", name)
+    name = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+    for ours, theirs in _COMPVIS:
+        name = name.replace(ours, theirs)
+    return name
 
 
 def _conv(build: LayoutBuilder, name: str, source: str, out: int, into: int, kernel: int) -> None:
