@@ -22,7 +22,7 @@ def fetch_repository(
 ) -> Path:
     """Folder of the snapshot with the files of `patterns`, and of the first group in `weights` that the repository has.
 
-    CheckpointError with what was tried when the hub cannot be reached and the cache does not hold the repository.
+    CheckpointError with what was tried, and why it failed, where the cache does not hold the repository.
     """
     tried = f"hub repository {repo_id}" + (f" at revision {revision}" if revision else "")
     try:
@@ -32,6 +32,12 @@ def fetch_repository(
             f"{tried}: fetching needs huggingface_hub, which is not installed; "
             "pip install huggingface_hub, or pass a local folder"
         ) from None
+    cache = str(_setting("HF_HUB_CACHE") or "")
+    if cache.startswith("~"):
+        raise CheckpointError(
+            f"{tried}: there is no folder to keep it in, as HOME is not set and this user has no home; set HF_HOME to "
+            "a folder that this user may write to, or pass a local folder"
+        )
     try:
         folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
         for group in weights:
@@ -39,25 +45,49 @@ def fetch_repository(
             if any(any(folder.glob(pattern)) for pattern in group):
                 break
     except _hub_errors() as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{tried}: not in the local cache and could not be fetched ({type(error).__name__}: {reason}); "
-            "check the name, the network and HF_TOKEN (HF_HUB_OFFLINE must be unset), or pass a local folder"
-        ) from None
+        raise CheckpointError(f"{tried}: {_cause(error, cache)}, or pass a local folder") from None
     return folder
 
 
+def _cause(error: Exception, cache: str) -> str:
+    """Why a fetch failed, and what to do."""
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        where = f" at {cache}" if cache else ""
+        return (
+            f"the hub's cache{where} cannot be used ({error.strerror}: {error.filename}); set HF_HOME to a folder that "
+            "this user may write to"
+        )
+    known = {
+        "GatedRepoError": "its conditions are to be accepted on the hub first; do so and set HF_TOKEN",
+        "RepositoryNotFoundError": "there is no such repository, or it is private; check the name and HF_TOKEN",
+        "RevisionNotFoundError": "it has no such revision; check the name of the branch, tag or commit",
+    }
+    if kind in known:
+        return known[kind]
+    if _setting("HF_HUB_OFFLINE") and kind != "IncompleteSnapshotError":
+        return f"not in the local cache at {cache}, and HF_HUB_OFFLINE is set; unset it to fetch"
+    reason = (str(error).strip() or kind).splitlines()[0]
+    return (
+        f"not in the local cache and could not be fetched ({kind}: {reason}); check the name, the network and HF_TOKEN"
+    )
+
+
+def _setting(name: str) -> object:
+    """Of huggingface_hub, as it has read the environment; None where it has no such setting."""
+    try:
+        return getattr(importlib.import_module("huggingface_hub.constants"), name, None)
+    except (ImportError, ValueError):  # ValueError: a number in the environment that is none
+        return None
+
+
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """What a fetch raises: the hub's own errors, and those of the HTTP client it happens to use."""
+    """What a fetch raises: the hub's own errors, and those of the HTTP client it happens to be built on."""
     found: list[type[Exception]] = [OSError, ValueError]
-    for module, names in (
-        ("huggingface_hub.errors", ("HfHubHTTPError", "EntryNotFoundError", "RevisionResolutionError")),
-        ("httpx", ("HTTPError",)),
-        ("requests", ("RequestException",)),
-    ):
-        try:
-            loaded = importlib.import_module(module)
-        except ImportError:
-            continue
-        found += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
-    return tuple(found)
+    try:
+        errors = importlib.import_module("huggingface_hub.errors")
+    except ImportError:
+        return tuple(found)
+    for name in ("EntryNotFoundError", "RevisionResolutionError", "CachedRepoTreeNotFoundError"):
+        found += [getattr(errors, name)] if hasattr(errors, name) else []
+    return (*found, *(kind for kind in errors.HfHubHTTPError.__mro__ if kind not in Exception.__mro__))
