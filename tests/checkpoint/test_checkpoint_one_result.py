@@ -164,3 +164,10 @@ def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> Non
             rows += len(exact)
             assert errors[source.names[0]] == pytest.approx(float((part - exact).norm() / exact.norm()), rel=1e-9)
     assert seen == {("qkv", False), ("o", True), ("gate_up", True), ("down", True), ("head", False)}
+
+
+def test_images_are_read_the_same_without_a_file_that_says_how(tmp_path: Path) -> None:
+    config, state = seeded(torch.float32)
+    folder = written(tmp_path / "a", config, state)
+    models = [JanusFlow.from_pretrained(folder, device="cpu"), JanusFlow.from_state_dict(config, state, device="cpu")]
+    assert models[0].processor == models[1].processor

@@ -68,8 +68,15 @@ def test_any_shape_becomes_a_square(size):
         assert strip.any(1).sum() * strip.any(0).sum() == 14 * 384
 
 
-def test_code_defaults_without_a_file():
+def test_the_released_settings_without_a_file():
+    """As `from_state_dict` has them."""
     p = ImageProcessor.from_file(None, image_size=32)
+    assert p == ImageProcessor(32, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
+
+
+def test_code_defaults_where_a_file_is_silent(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    p = ImageProcessor.from_file(tmp_path / "preprocessor_config.json", image_size=32)
     assert (p.image_size, p.min_size, p.do_normalize) == (32, 14, True)
     white = p.preprocess(Image.new("RGB", (8, 8), (255, 255, 255)))[:, 0, 0]
     expected = [(1 - m) / s for m, s in zip(p.image_mean, p.image_std, strict=True)]

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +150,10 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
+RELEASED: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+"""Where the released model's preprocessor_config.json differs from the official code's defaults."""
+
+
 @dataclass(frozen=True)
 class ImageProcessor:
     """preprocessor_config.json; the defaults are those of the official code (CLIP's mean), not of the released file."""
@@ -163,12 +167,13 @@ class ImageProcessor:
 
     @classmethod
     def from_file(cls, path: str | Path | None, image_size: int | None = None) -> ImageProcessor:
-        """Settings of `path`; `image_size` is the vision encoder's, used where the file is absent or silent.
+        """Settings of `path`, or where there is none those of the released model; `image_size`, the vision encoder's,
+        is used where the file is absent or silent.
 
         Raises `CheckpointError` for an unreadable file, `ConfigError` for impossible settings or a size that is not
         the encoder's.
         """
-        raw = {} if path is None else read_json_object(Path(path))
+        raw = RELEASED if path is None else read_json_object(Path(path))
         source = str(path or "the default image settings")
         values = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
         size = values.setdefault("image_size", image_size)

@@ -85,7 +85,7 @@ class TensorModel:
             weights,
             vae,
             tokenizer,
-            ImageProcessor(parsed.understanding.image_size, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
+            ImageProcessor.from_file(None, parsed.understanding.image_size),
             "state_dict",
             options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
