@@ -53,7 +53,7 @@ def assert_same(got: State, expected: State) -> None:
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         assert got[name].dtype is tensor.dtype, name
-        assert torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8)), name
+        assert torch.equal(*(t.flatten().contiguous().view(torch.uint8) for t in (got[name], tensor))), name
 
 
 def seeded(dtype: torch.dtype) -> tuple[dict[str, Any], State]:
@@ -171,3 +171,22 @@ def test_images_are_read_the_same_without_a_file_that_says_how(tmp_path: Path) -
     folder = written(tmp_path / "a", config, state)
     models = [JanusFlow.from_pretrained(folder, device="cpu"), JanusFlow.from_state_dict(config, state, device="cpu")]
     assert models[0].processor == models[1].processor
+
+
+@pytest.mark.parametrize("vae_dtype", ["auto", "float32", "bfloat16"])
+def test_a_vae_is_the_same_wherever_it_lies(
+    folder_with_vae: Path, config_dict: dict[str, Any], state: State, vae_state: State, tmp_path: Path, vae_dtype: str
+) -> None:
+    quantise_checkpoint(Checkpoint.open(folder_with_vae), tmp_path / "int8")
+    vae_config = json.loads((folder_with_vae / "vae" / "config.json").read_text())
+    options = dict(device="cpu", dtype="bfloat16", vae_dtype=vae_dtype)
+    models = [
+        JanusFlow.from_pretrained(folder_with_vae, **options),
+        JanusFlow.from_pretrained(tmp_path / "int8", **options),
+        JanusFlow.from_pretrained(folder_with_vae, vae=tmp_path / "int8" / "vae", **options),
+        JanusFlow.from_state_dict(config_dict, state, vae_config=vae_config, vae_state_dict=vae_state, **options),
+    ]
+    expected = torch.float32 if vae_dtype == "float32" else torch.bfloat16
+    assert models[0].runner.vae_weights["vae.conv_in.w"].dtype is expected
+    for model in models[1:]:
+        assert_same(model.runner.vae_weights, models[0].runner.vae_weights)

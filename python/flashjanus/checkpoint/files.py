@@ -143,7 +143,9 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:  # a home that nobody has
-        raise CheckpointError(f"{source:.200}: {error}; expected a checkpoint folder") from None
+        raise CheckpointError(
+            f"{source:.200}: expected a checkpoint folder; {str(error).rstrip('.').lower()}"
+        ) from None
     if is_folder(path):
         if not names_in(path):
             raise CheckpointError(f"{path}: the folder is empty; expected config.json and weights{unfinished(path)}")

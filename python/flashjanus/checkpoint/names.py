@@ -35,6 +35,8 @@ def official_names(stored: Iterable[str]) -> dict[str, str]:
     Names that are official, or of something else, stand for themselves.
     """
     names = list(stored)
+    if all(name.startswith(OFFICIAL) and not any(word in name for word in _WRAPPERS) for name in names):
+        return dict(zip(names, names, strict=True))
     bare = {".".join(word for word in name.split(".") if word not in _WRAPPERS): name for name in names}
     if len(bare) < len(names):  # two that would become one
         return {name: name for name in names}
