@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..ir import TensorSpec, static
 from ..runtime import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import MAX_NORM_CHANNELS, native_for_f32
 from .rms_norm import normalise
 from .rms_norm import reference as rms_reference
@@ -39,8 +39,12 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return (2 * 49 + 4) * elements(bound, "B", "H", "W", "C")
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, size: int, channels: int, bias: bool) -> Call:
+def example(
+    generator: torch.Generator, dtype: torch.dtype, size: int, channels: int, bias: bool, eps_decides: bool = False
+) -> Call:
     x = normal(generator, 2, size, size + 2, channels)
+    if eps_decides:  # without a bias
+        quiet(x)
     weight = (normal(generator, 7, 7, channels) / 7).to(dtype)
     b = normal(generator, channels, dtype=dtype) if bias else None
     return Call((x, weight, b, 1 + 0.1 * normal(generator, channels)), dict(eps=1e-6, dtype=dtype))
@@ -57,6 +61,7 @@ OP = register(
             dict(size=3, channels=5, bias=False),
             dict(size=1, channels=40, bias=True),
             dict(size=16, channels=129, bias=True),
+            dict(size=9, channels=32, bias=False, eps_decides=True),
         ],
         example=example,
     )

@@ -15,7 +15,7 @@ from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, rms_norm
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import flops, gemv_arguments, too_many_rows
 from .refusals import MAX_NORM_CHANNELS, floats
 from .shapes import outputs_of_row
@@ -61,9 +61,12 @@ def example(
     residual: bool = False,
     gated: bool = False,
     int8: bool = False,
+    eps_decides: bool = False,
 ) -> Call:
     """The residual stream is float32, as it is in exact numerics: x behind a norm, and what is added to."""
     x = normal(generator, m, 1, k, dtype=torch.float32 if norm else dtype)
+    if eps_decides:  # of the norm
+        quiet(x)
     weights = 1 + 0.3 * normal(generator, k) if norm else None
     weight, scale = (normal(generator, n, k) / k**0.5).to(dtype), None
     if int8:
@@ -97,6 +100,8 @@ OP = register(
             dict(m=1, k=96, n=10, norm=True, int8=True),
             dict(m=2, k=600, n=34, norm=True, gated=True, int8=True),
             dict(m=4, k=77, n=9, residual=True, int8=True),
+            dict(m=3, k=64, n=38, norm=True, eps_decides=True),
+            dict(m=3, k=96, n=10, norm=True, int8=True, eps_decides=True),
         ],
         example=example,
     )

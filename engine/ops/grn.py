@@ -39,9 +39,14 @@ def example_stats(generator: torch.Generator, dtype: torch.dtype, b: int, p: int
     return Call((2 * normal(generator, b, p, c).to(dtype),))
 
 
-def example_apply(generator: torch.Generator, dtype: torch.dtype, b: int, p: int, c: int) -> Call:
+def example_apply(
+    generator: torch.Generator, dtype: torch.dtype, b: int, p: int, c: int, eps_decides: bool = False
+) -> Call:
     y = normal(generator, b, p, c, dtype=dtype)
     sums = y.float().square().sum(1)
+    if eps_decides:  # sums of y as it would be 1e-6 times as large: the formula takes either as it comes
+        sums[0] = 0
+        sums[-1] *= 1e-12 / p
     return Call((y, sums, 0.3 * normal(generator, c), 0.3 * normal(generator, c)))
 
 
@@ -64,7 +69,7 @@ APPLY = register(
         Schema.parse("y: T[B, P, C], sumsq: f32[B, C], weight: W[C], bias: W[C] -> o: T[B, P, C]"),
         reference_apply,
         flops,
-        CASES,
+        [*CASES, dict(b=3, p=4, c=40, eps_decides=True)],
         example_apply,
     )
 )

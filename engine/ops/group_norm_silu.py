@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..ir import TensorSpec, static
 from ..runtime import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import MAX_NORM_CHANNELS, native_for_f32, triton_for_f32
 from .shapes import elements
 
@@ -30,8 +30,18 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 10 * elements(bound, "B", "H", "W", "C")
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, size: int, c: int, groups: int, silu: bool) -> Call:
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    size: int,
+    c: int,
+    groups: int,
+    silu: bool,
+    eps_decides: bool = False,
+) -> Call:
     x = (2 * normal(generator, 2, size, size + 1, c) + 1).to(dtype)
+    if eps_decides:
+        quiet(x)  # of another constant, the mean would round
     attrs = dict(groups=groups, eps=1e-6, silu=silu)
     return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), attrs)
 
@@ -48,6 +58,7 @@ OP = register(
             dict(size=1, c=40, groups=1, silu=True),
             dict(size=13, c=96, groups=32, silu=True),
             dict(size=4, c=150, groups=10, silu=True),
+            dict(size=4, c=96, groups=32, silu=False, eps_decides=True),
         ],
         example=example,
     )

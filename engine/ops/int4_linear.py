@@ -16,7 +16,7 @@ from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, nibbles, quantise, rms_norm
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import product_arguments, too_many_rows
 from .refusals import floats
 from .shapes import outputs_of_row, rows_of
@@ -67,9 +67,12 @@ def example(
     residual: bool = False,
     gated: bool = False,
     edges: bool = False,
+    eps_decides: bool = False,
 ) -> Call:
     """The residual stream is float32, as it is in exact numerics: x behind a norm, and what is added to."""
     x = normal(generator, m, 1, k, dtype=torch.float32 if norm else dtype)
+    if eps_decides:  # of the norm
+        quiet(x)
     if edges:  # groups of zeros, of an outlier, of minute values, and one that is not finite
         x[0, 0, :32], x[0, 0, 33], x[-1, 0, :32] = 0, 1000, 1e-5
         x[1, 0, 5] = torch.inf
@@ -103,6 +106,7 @@ OP = register(
             dict(m=2, k=8192, n=32),
             dict(m=9, k=64, n=48, residual=True),
             dict(m=3, k=96, n=32, edges=True),
+            dict(m=3, k=96, n=32, norm=True, eps_decides=True),
         ],
         example=example,
         dtypes=(torch.bfloat16,),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..runtime import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
 
@@ -33,17 +33,22 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 7 * rows_of(bound) * int(bound["C"])
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int, eps_decides: bool = False) -> Call:
     x = 3 * normal(generator, m, 2, c) + 1
+    if eps_decides:
+        quiet(x, 2.0)
     return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), dict(eps=1e-6, dtype=dtype))
 
 
-def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int, eps_decides: bool = False) -> Call:
     x, delta = 3 * normal(generator, m, 2, c) + 1, normal(generator, m, 2, c, dtype=dtype)
+    if eps_decides:
+        quiet(x, 2.5)
+        delta[0], delta[-1] = -0.5, 0
     return Call((x, delta, 1 + 0.1 * normal(generator, c), normal(generator, c)), dict(eps=1e-6, dtype=dtype))
 
 
-CASES = [dict(m=1, c=64), dict(m=3, c=1001)]
+CASES = [dict(m=1, c=64), dict(m=3, c=1001), dict(m=3, c=96, eps_decides=True)]
 LAYER_NORM = register(
     Op(
         "layer_norm",

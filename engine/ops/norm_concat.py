@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import native_for_f32, triton_for_f32
 from .residual_modulate import image_row
 from .rms_norm import normalise, normalise_native
@@ -30,8 +30,19 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 4 * elements(bound, "B", "P", "C")
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, p: int, c: int, e: int) -> Call:
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    images: int,
+    guided: int,
+    p: int,
+    c: int,
+    e: int,
+    eps_decides: bool = False,
+) -> Call:
     h, skip = normal(generator, images + guided, p, c, dtype=dtype), normal(generator, images, p, e)
+    if eps_decides:
+        quiet(h)
     return Call((h, 1 + 0.1 * normal(generator, c), skip), dict(eps=1e-6, dtype=torch.float32))
 
 
@@ -41,7 +52,11 @@ OP = register(
         Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]", branches_of_images),
         reference,
         flops,
-        cases=[dict(images=2, guided=1, p=6, c=16, e=8), dict(images=1, guided=0, p=3, c=7, e=7)],
+        cases=[
+            dict(images=2, guided=1, p=6, c=16, e=8),
+            dict(images=1, guided=0, p=3, c=7, e=7),
+            dict(images=3, guided=0, p=4, c=40, e=8, eps_decides=True),
+        ],
         example=example,
     )
 )

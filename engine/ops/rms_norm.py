@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..runtime import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
 
@@ -41,18 +41,23 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 4 * rows_of(bound) * int(bound["C"])
 
 
-def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int, eps_decides: bool = False) -> Call:
     x = normal(generator, m, 3, c) * 5
+    if eps_decides:
+        quiet(x)
     return Call((x, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=dtype))
 
 
-def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
+def example_add(generator: torch.Generator, dtype: torch.dtype, m: int, c: int, eps_decides: bool = False) -> Call:
     x = 5 * normal(generator, m, 3, c + 8)[..., :c]  # rows further apart than they are long
     delta = normal(generator, m, 3, c, dtype=dtype)
+    if eps_decides:
+        quiet(x, 0.5)
+        delta[0], delta[-1] = -0.5, 0
     return Call((x, delta, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=dtype))
 
 
-CASES = [dict(m=1, c=64), dict(m=5, c=1000), dict(m=2, c=7)]
+CASES = [dict(m=1, c=64), dict(m=5, c=1000), dict(m=2, c=7), dict(m=3, c=96, eps_decides=True)]
 RMS_NORM = register(
     Op(
         "rms_norm",

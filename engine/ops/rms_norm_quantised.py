@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import quantise
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS
 from .rms_norm import normalise, normalise_native
 from .rms_norm import reference as rms_reference
@@ -36,20 +36,37 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
 
 
 def example(
-    generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    m: int,
+    c: int,
+    edges: bool = False,
+    eps_decides: bool = False,
+    to: torch.dtype = torch.int8,
 ) -> Call:
     x = (normal(generator, m, 3, c) * 5).to(dtype)
+    if eps_decides:
+        quiet(x)
     return Call((quantise.with_edges(x) if edges else x, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=to))
 
 
 def example_add(
-    generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    m: int,
+    c: int,
+    edges: bool = False,
+    eps_decides: bool = False,
+    to: torch.dtype = torch.int8,
 ) -> Call:
     x = 5 * normal(generator, m, 3, c + 8)[..., :c]  # rows further apart than they are long
     delta = normal(generator, m, 3, c, dtype=dtype)
     if edges:
         quantise.with_edges(x)
         delta[0, 0] = 0
+    if eps_decides:
+        quiet(x, 0.5)
+        delta[0], delta[-1] = -0.5, 0
     return Call((x, delta, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=to))
 
 
@@ -64,6 +81,8 @@ CASES: list[dict[str, Any]] = [
     dict(m=5, c=1000, to=torch.float8_e4m3fn),
     dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
     dict(m=1, c=2048, to=torch.float8_e4m3fn),
+    dict(m=3, c=96, eps_decides=True),
+    dict(m=3, c=96, eps_decides=True, to=torch.float8_e4m3fn),
 ]
 RMS_NORM_QUANTISED = register(
     Op(

@@ -18,7 +18,7 @@ from ..errors import SchemaError
 from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, quantise, rms_norm, tiles
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import flops, product_arguments
 from .refusals import floats
 from .shapes import outputs_of_row
@@ -78,9 +78,12 @@ def example(
     residual: bool = False,
     act: str = "none",
     int8: bool = False,
+    eps_decides: bool = False,
 ) -> Call:
     """The residual stream is float32, as it is in exact numerics: x behind a norm, and what is added to."""
     x = normal(generator, m, 1, k, dtype=torch.float32 if norm else dtype)
+    if eps_decides:  # of the norm
+        quiet(x)
     weights = 1 + 0.3 * normal(generator, k) if norm else None
     weight, scale = (normal(generator, n, k) / k**0.5).to(dtype), None
     if int8:
@@ -114,6 +117,8 @@ OP = register(
             dict(m=5, k=192, n=32, norm=True, act="gated_silu", int8=True),
             dict(m=40, k=640, n=48, residual=True, int8=True),
             dict(m=300, k=8192, n=32, bias=True, act="gelu", int8=True),
+            dict(m=3, k=96, n=48, norm=True, eps_decides=True),
+            dict(m=3, k=128, n=48, norm=True, int8=True, eps_decides=True),
         ],
         example=example,
         dtypes=(torch.bfloat16,),
