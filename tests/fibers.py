@@ -95,8 +95,11 @@ def _window(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def running_on(fibers: ModuleType, architecture: int) -> Iterator[None]:
-    """`cuda` implementations take CPU tensors and run on fibers, as if compiled for sm_NN."""
+def running_on(fibers: ModuleType, architecture: int, backwards: bool = False) -> Iterator[None]:
+    """`cuda` implementations take CPU tensors and run on fibers, as if compiled for sm_NN.
+
+    Threads, warps and blocks take turns from the first to the last, or `backwards`: some races show in one order only.
+    """
 
     def run_cuda(kernel: str, device: torch.device, **arguments: Any) -> None:
         members = {"threads": 1} | native.plain(kernel, torch.device("cpu"), arguments)
@@ -105,6 +108,7 @@ def running_on(fibers: ModuleType, architecture: int) -> Iterator[None]:
         getattr(fibers, f"{kernel}_cuda")(**members, stream=0)
 
     fibers.emulate(architecture)
+    fibers.order(backwards)
     with (
         patch.object(native, "run_cuda", run_cuda),
         patch.object(native, "cuda_available", lambda: None),

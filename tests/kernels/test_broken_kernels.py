@@ -7,6 +7,7 @@ from types import ModuleType
 
 import fibers
 import pytest
+import torch
 from fibers import CUDA, running_on
 from flashjanus.engine.ops import get_op
 from op_check import check, make_call, specs_of
@@ -32,6 +33,12 @@ FAULTS = {
         "    __syncthreads();\n    for (int warp",
         "    for (int warp",
     ),
+    "a block that ends before the others have read it": (
+        "decode_attention",
+        "attention",
+        "    cluster_sync();  // no block's memory",
+        "    // no block's memory",
+    ),
     "a read before the wait": ("decode_attention", "attention", "    wait_for_inputs();\n", ""),
 }
 
@@ -42,7 +49,7 @@ def faults(module: ModuleType, name: str) -> list[str]:
     for case in op.cases:
         for dtype in op.dtypes:
             call = make_call(op, case, dtype, False)
-            with running_on(module, 90):
+            with running_on(module, 90, backwards=dtype is torch.bfloat16):
                 if op.implementations["cuda"].refuses(CUDA, specs_of(call), call.attrs):
                     continue
                 try:

@@ -1,6 +1,8 @@
 """Every CUDA kernel's own source over its op's cases, run on the CPU with fibers for threads.
 
-What this cannot see: races between blocks, alignment faults, the device's own rounding of exp and rsqrt, speed.
+Each case runs in one of the two orders of threads, by its dtype: kernels have the same barriers for both.
+What this cannot see: races that show in neither order, alignment faults, the device's own rounding of exp and rsqrt,
+speed.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def test_the_source_meets_the_reference(
     op: Op, case: Mapping[str, Any], dtype: torch.dtype, architecture: int, module: ModuleType
 ) -> None:
     call = make_call(op, case, dtype, False)
-    with running_on(module, architecture):
+    with running_on(module, architecture, backwards=dtype is torch.bfloat16):
         reason = op.implementations["cuda"].refuses(CUDA, specs_of(call), call.attrs)
         if reason:
             pytest.skip(reason)
@@ -106,11 +108,18 @@ def selftest(tmp_path_factory: pytest.TempPathFactory) -> SelfTest:
     entry = ctypes.CDLL(str(library)).run
 
     def run_one(
-        kernel: int, blocks: int, threads: int, *, shared: int = 512, leave_early: bool = False, barrier: bool = True
+        kernel: int,
+        blocks: int,
+        threads: int,
+        *,
+        shared: int = 512,
+        leave_early: bool = False,
+        barrier: bool = True,
+        backwards: bool = False,
     ) -> tuple[int, torch.Tensor]:
         x, written = torch.arange(1.0, 129.0), torch.full((128,), torch.nan)
         addresses = (ctypes.c_void_p(t.data_ptr()) for t in (x, written))
-        status = entry(kernel, *addresses, blocks, threads, shared, int(leave_early), int(barrier))
+        status = entry(kernel, *addresses, blocks, threads, shared, int(leave_early), int(barrier), int(backwards))
         return status, written
 
     return run_one
@@ -130,6 +139,14 @@ def test_a_missing_barrier_of_a_cluster_shows(selftest: SelfTest) -> None:
     assert (status, total[0].item()) == (0, 36.0)
     assert selftest(1, 8, 32, barrier=False)[1][0].isnan()
     assert selftest(1, 8, 32, leave_early=True)[1][0].isnan(), "blocks that end before they are read"
+    assert selftest(1, 8, 32, leave_early=True, backwards=True)[1][0] == 36, "the last block reads before they end"
+
+
+def test_threads_take_turns_in_both_orders(selftest: SelfTest) -> None:
+    for backwards in (False, True):
+        status, order = selftest(3, 2, 64, backwards=backwards)
+        assert status == 0
+        assert order.tolist() == sorted(range(128), reverse=backwards)
 
 
 def test_a_copy_that_is_not_waited_for_shows(selftest: SelfTest) -> None:

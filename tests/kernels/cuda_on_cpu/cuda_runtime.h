@@ -1,10 +1,10 @@
 // Stands in for CUDA's header, so that g++ compiles a .cu file and runs it: every thread of a cluster is a fiber that
-// gives way at barriers and shuffles. Clusters run one after the other, and a thread runs until its next barrier before
-// the following thread starts: the least overlap that the hardware allows, so a missing barrier shows.
-// What earlier kernels of a stream write is NaN until a kernel that may start early waits for it. Fibers' stacks and
-// shared memory start as NaN, a block's shared memory is NaN again once it has ended, and asynchronous copies land when
-// they are waited for. A barrier that some threads never reach and a write behind the shared memory that was asked for
-// fail the launch.
+// gives way at barriers and shuffles. Clusters run one after the other, a block until all of it stands at a barrier of
+// its cluster, a warp until it stands at one of its block: the least overlap that the hardware allows, from the first
+// to the last or from the last to the first, so a missing barrier shows in one of the two orders. What earlier kernels
+// of a stream write is NaN until a kernel that may start early waits for it. Fibers' stacks and shared memory start as
+// NaN, a block's shared memory is NaN again once it has ended, and asynchronous copies land when they are waited for. A
+// barrier that some threads never reach and a write behind the shared memory that was asked for fail the launch.
 #pragma once
 
 #include <math.h>
@@ -232,8 +232,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     fibers::body = [=] { kernel(params); };
     if (!early) late_inputs.arrive();
     bool ran = true;
-    for (unsigned first = 0; first < gridDim.x && ran; first += cluster) {
-        ran = fibers::run(first, cluster, blockDim.x, dynamic_shared, shared, select);
+    const unsigned clusters = gridDim.x / cluster;
+    for (unsigned i = 0; i < clusters && ran; ++i) {
+        ran = fibers::run(fibers::in_turn(i, clusters) * cluster, cluster, blockDim.x, dynamic_shared, shared, select);
     }
     late_inputs.arrive();
     return ran ? cudaSuccess : cudaErrorLaunchFailure;

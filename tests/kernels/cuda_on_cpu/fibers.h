@@ -77,7 +77,26 @@ inline bool guard_intact(const char* guard) {
     return std::all_of(guard, guard + kGuard, [](char byte) { return byte == kPoison; });
 }
 
+// Threads, warps and blocks take turns from the first to the last, or from the last to the first.
+inline bool backwards = false;
+
+inline unsigned in_turn(unsigned i, unsigned count) {
+    return backwards ? count - 1 - i : i;
+}
+
+// Runs every thread of a warp until all of them stand at a barrier of more than the warp, or have ended.
+template <class Resume>
+void run_warp(unsigned first, unsigned last, const Resume& resume) {
+    do {
+        for (unsigned i = 0; i < last - first; ++i) {
+            const unsigned thread = first + in_turn(i, last - first);
+            if (threads[thread].state == State::ready) resume(thread);
+        }
+    } while (release(first, last, State::at_warp_barrier));
+}
+
 // Runs blocks first .. first + cluster - 1 to their ends; false where they hang or write behind their shared memory.
+// What may run ahead does so as far as it can: a warp to a barrier of its block, a block to one of its cluster.
 template <class Select>
 bool run(unsigned first, unsigned cluster, unsigned size, void* at, size_t bytes, const Select& select) {
     block_size = size;
@@ -93,26 +112,29 @@ bool run(unsigned first, unsigned cluster, unsigned size, void* at, size_t bytes
         fiber.context.uc_link = &scheduler;
         makecontext(&fiber.context, enter, 0);
     }
-    for (bool progress = true; progress;) {
-        for (current = 0; current < threads.size(); ++current) {
-            if (threads[current].state != State::ready) continue;
-            bring(current / size);
-            select(first + current / size, current % size);
-            swapcontext(&scheduler, &threads[current].context);
-            if (threads[current].state != State::done || --alive[resident]) continue;
-            if (!guard_intact(place + bytes)) return false;
-            std::memset(place, kPoison, bytes);
+    bool intact = true;
+    const auto resume = [&](unsigned thread) {
+        current = thread;
+        bring(thread / size);
+        select(first + thread / size, thread % size);
+        swapcontext(&scheduler, &threads[thread].context);
+        if (threads[thread].state != State::done || --alive[resident]) return;
+        intact = intact && guard_intact(place + bytes);
+        std::memset(place, kPoison, bytes);
+    };
+    const unsigned warps = (size + kWarp - 1) / kWarp;
+    do {
+        for (unsigned i = 0; i < cluster; ++i) {
+            const unsigned begin = in_turn(i, cluster) * size, end = begin + size;
+            do {
+                for (unsigned j = 0; j < warps; ++j) {
+                    const unsigned warp = begin + in_turn(j, warps) * kWarp;
+                    run_warp(warp, std::min(warp + kWarp, end), resume);
+                }
+            } while (release(begin, end, State::at_block_barrier));
         }
-        progress = release(0, cluster * size, State::at_cluster_barrier);
-        for (unsigned block = 0; block < cluster; ++block) {
-            const unsigned begin = block * size, end = begin + size;
-            progress |= release(begin, end, State::at_block_barrier);
-            for (unsigned i = begin; i < end; i += kWarp) {
-                progress |= release(i, std::min(i + kWarp, end), State::at_warp_barrier);
-            }
-        }
-    }
-    return std::all_of(alive.begin(), alive.end(), [](unsigned left) { return left == 0; });
+    } while (release(0, cluster * size, State::at_cluster_barrier));
+    return intact && std::all_of(alive.begin(), alive.end(), [](unsigned left) { return left == 0; });
 }
 
 }  // namespace fibers

@@ -9,6 +9,8 @@ PYBIND11_MODULE(cuda_on_cpu, module) {
     flashjanus::bind_cuda(module);
     const auto emulate = [](int architecture) { emulated_architecture = architecture; };
     module.def("emulate", emulate, "Act as sm_NN from now on.");
+    const auto order = [](bool backwards) { fibers::backwards = backwards; };
+    module.def("order", order, "From now on run threads, warps and blocks from the last to the first, or not.");
     const auto delay = [](const py::list& windows) {
         late_inputs.windows.clear();  // of a launch that was refused
         for (const auto& window : windows) {
