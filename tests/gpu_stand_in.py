@@ -17,7 +17,8 @@ from flashjanus.engine.ops import shapes
 from flashjanus.engine.runtime import cuda, native
 from flashjanus.engine.runtime import device as device_module
 from flashjanus.pipeline import tensor_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 FORBIDDEN = {
     "aten::_local_scalar_dense",
@@ -56,19 +57,64 @@ class Capturing(TorchDispatchMode):
             storage.copy_(before)
 
 
+class LateCopies(TorchDispatchMode):
+    """Within it, copies that nobody waits for land as late as on a GPU: when an event that was recorded after them is
+    waited for, or when the device next uses memory of theirs. What the host does with pinned memory waits for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: list[tuple[torch.Tensor, torch.Tensor] | StandInEvent] = []
+        self.pinned: list[torch.Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.copy_.default and (args[2:] or [(kwargs or {}).get("non_blocking")])[0]:
+            self.queue.append((args[0], args[1]))
+            return args[0]
+        if self.queue:
+            used = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            if used & ({_address(t) for copy in self.under_way() for t in copy} - set(map(_address, self.pinned))):
+                self.land()
+        return func(*args, **(kwargs or {}))
+
+    def under_way(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [entry for entry in self.queue if isinstance(entry, tuple)]
+
+    def land(self, event: StandInEvent | None = None) -> None:
+        """The copies before `event` was last recorded, or all; where it is not under way, none."""
+        count = (
+            len(self.queue) if event is None else max((i for i, e in enumerate(self.queue) if e is event), default=0)
+        )
+        landing, self.queue = self.queue[:count], self.queue[count:]
+        with _disable_current_modes():
+            for entry in landing:
+                if isinstance(entry, tuple):
+                    entry[0].copy_(entry[1])
+
+
+def _address(t: torch.Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
 class StandInEvent:
-    def __init__(self, log: list[tuple[Any, ...]]) -> None:
-        self.log = log
+    def __init__(self, log: list[tuple[Any, ...]], copies: LateCopies) -> None:
+        self.log, self.copies = log, copies
 
     def record(self, stream: Any) -> None:
         self.log.append(("record", id(self)))
+        self.copies.queue.append(self)
 
     def synchronize(self) -> None:
         self.log.append(("synchronize", id(self)))
+        self.copies.land(self)
 
 
 class StandInDriver:
-    """flashjanus.engine.runtime.cuda.Driver; `log` holds a tuple for each call, `on` is the current stream."""
+    """flashjanus.engine.runtime.cuda.Driver; `log` holds a tuple for each call, `on` is the current stream.
+
+    `with driver.copies:` makes copies late; else they land at once.
+    """
 
     device = torch.device("cpu")
 
@@ -76,6 +122,7 @@ class StandInDriver:
         self.log: list[tuple[Any, ...]] = []
         self.on: Any = "stream 0"
         self.free = 3 << 30
+        self.copies = LateCopies()
 
     def free_memory(self) -> tuple[int, int]:
         return self.free, 4 << 30
@@ -106,22 +153,25 @@ class StandInDriver:
 
         def replay() -> None:
             self.log.append(("replay", number))
+            self.copies.land()
             run()
 
         return replay
 
     def synchronize(self) -> None:
         self.log.append(("synchronize device",))
+        self.copies.land()
 
     def release(self) -> None:
         self.log.append(("release",))
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         self.log.append(("pinned", nbytes))
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        self.copies.pinned.append(torch.full((nbytes,), 0xFF, dtype=torch.uint8))
+        return self.copies.pinned[-1]
 
     def event(self) -> StandInEvent:
-        return StandInEvent(self.log)
+        return StandInEvent(self.log, self.copies)
 
     def asked(self, *kinds: str) -> list[str]:
         """The kinds of calls, in order; of these only, where given."""

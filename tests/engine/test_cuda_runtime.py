@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from flashjanus.engine.runtime import cuda
 from flashjanus.engine.runtime.cuda import Gpu, Staging, TorchDriver, unusable
 from flashjanus.engine.runtime.executor import Executor
 from gpu_stand_in import StandInDriver
+from torch.utils._python_dispatch import _disable_current_modes
 
 R = Dim.symbol("R")
 F32, I32 = torch.float32, torch.int32
@@ -34,6 +36,14 @@ def plan(rows: int = 3) -> Plan:
     g.output("t", g.add("silu", table))
     g.add("advance", g.state("position", (R,), I32), g.state("slot", (R,), I32), None, None, None)
     return lower(g, {"R": rows}, CUDA, forced={name: ["torch"] for name in all_ops()})
+
+
+@pytest.fixture
+def driver() -> Iterator[StandInDriver]:
+    """Whose copies land late."""
+    made = StandInDriver()
+    with made.copies:
+        yield made
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -54,8 +64,7 @@ def test_a_capture_is_warmed_up_and_leaves_nothing_behind() -> None:
     assert driver.asked("capture") == ["capture"]
 
 
-def test_a_run_replays_what_was_uploaded() -> None:
-    driver = StandInDriver()
+def test_a_run_replays_what_was_uploaded(driver: StandInDriver) -> None:
     made = executor(Gpu(driver))
     made.capture()
     assert made.host.keys() == {"x", "flags"}
@@ -94,8 +103,21 @@ def test_a_stage_is_written_again_only_when_its_copy_is_over() -> None:
         assert to.tolist() == [value] * 4
 
 
-def test_a_fetched_tensor_is_as_it_was() -> None:
-    driver = StandInDriver()
+def test_copies_that_are_under_way_keep_what_was_sent(driver: StandInDriver) -> None:
+    """To places of their own, which nothing uses: only events say when a stage may be written again."""
+    staging, targets = Staging(Gpu(driver), 4), torch.zeros(5, 4, dtype=torch.uint8)
+    with _disable_current_modes():  # or slicing would count as a use
+        rows = list(targets)
+    block = torch.zeros(4, dtype=torch.uint8)
+    for value, to in enumerate(rows):
+        block.fill_(value)
+        staging.send(block, to)
+        assert len(driver.copies.under_way()) == min(value + 1, cuda.STAGES), "nobody waits for the last copy"
+    driver.synchronize()
+    assert targets.tolist() == [[value] * 4 for value in range(5)]
+
+
+def test_a_fetched_tensor_is_as_it_was(driver: StandInDriver) -> None:
     staging, source = Staging(Gpu(driver), 8), torch.tensor([1, 2], dtype=I32)
     first = staging.fetch(source)
     source += 10

@@ -30,7 +30,10 @@ def prompt(seed: int, length: int) -> list[int]:
 
 @pytest.fixture
 def driver(monkeypatch):
-    return stand_in(monkeypatch)
+    """Whose copies land late."""
+    made = stand_in(monkeypatch)
+    with made.copies:
+        yield made
 
 
 def build(device, **options):
