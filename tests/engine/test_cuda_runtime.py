@@ -123,9 +123,12 @@ def test_a_fetched_tensor_is_as_it_was(driver: StandInDriver) -> None:
     source += 10
     second = staging.fetch(source)
     assert driver.asked()[-2:] == ["record", "record"]
-    assert first().tolist() == [1, 2]
+    got = first()
+    assert got.tolist() == [1, 2]
     assert second().tolist() == [11, 12]
     assert driver.asked("synchronize") == ["synchronize"] * 2
+    assert staging.fetch(source)().tolist() == [11, 12]
+    assert got.tolist() == [1, 2], "the caller's own, not the stage that the third fetch writes"
 
 
 def test_graphs_share_one_pool() -> None:
