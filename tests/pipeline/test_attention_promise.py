@@ -10,7 +10,7 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.ops import Implementation, get_op
-from flashjanus.engine.ops.attention import visible
+from flashjanus.engine.ops.attention_cases import visible
 from small_model import LATENT, normal, prompt, small_config, small_state
 
 OP = get_op("attention")
