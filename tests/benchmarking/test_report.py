@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from flashjanus.benchmarking.chart import svg
-from flashjanus.benchmarking.report import Report, check_writable, commit, differences, seconds, write
+from flashjanus.benchmarking.report import Report, commit, differences, seconds
 from flashjanus.benchmarking.timing import Case, Record
-from flashjanus.errors import InputError, OutputError
+from flashjanus.errors import InputError
 
 MODEL = {"model": "small", "device": "cpu", "dtype": "float32", "numerics": "exact"}
 ROWS = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0]
@@ -42,7 +42,7 @@ def op_report() -> Report:
 def test_json_there_and_back(tmp_path: Path) -> None:
     made = report("throughput")
     path = tmp_path / "a.json"
-    write(str(path), json.dumps(made.to_json()))
+    path.write_text(json.dumps(made.to_json()))
     assert Report.read(str(path)) == made
     rows = made.to_json()["records"]
     assert rows[1]["ratio"]["value"] == pytest.approx(1.5)
@@ -154,32 +154,6 @@ def test_a_head_that_no_table_can_be_made_of(tmp_path: Path, changed: dict[str, 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Report.read(str(tmp_path / "none.json"))
-
-
-def test_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("old")
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write(str(path), "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert path.read_text() == "old"
-    write(str(path), "new")
-    assert path.read_text() == "new"
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    for path in ("", str(tmp_path), str(tmp_path / "none" / "a.json")):
-        with pytest.raises(OutputError, match="cannot write"):
-            check_writable(path)
-    with pytest.raises(OutputError, match="cannot write"):
-        write(str(tmp_path / "none" / "a.json"), "x")
-    check_writable(str(tmp_path / "a.json"))
 
 
 def test_the_commit_is_that_of_this_code() -> None:

@@ -216,8 +216,8 @@ def test_reports_in_files(cli, untrained_folder: Path, tmp_path: Path) -> None:
     ("options", "error", "words"),
     [
         (["--repeats", "0"], "InputError", "--repeats must be 1 to 1000, got 0"),
-        (["--html", "/nowhere/at/all.html"], "OutputError", "a folder that exists"),
-        (["--trace", "."], "OutputError", "--trace: expected a file"),
+        (["--html", "/nowhere/at/all.html"], "OutputError", "an existing folder"),
+        (["--trace", "."], "OutputError", "cannot write '.'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(

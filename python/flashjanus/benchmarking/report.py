@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashjanus.checkpoint.fields import read_json, show
-from flashjanus.errors import ConfigError, InputError, OutputError
+from flashjanus.errors import ConfigError, InputError
 
 from .stages import rates
 from .timing import Case, Ratio, Record, Spread, beside, unpaired
@@ -227,28 +225,3 @@ def commit() -> str | None:
         return None
     found = git("rev-parse", "HEAD")
     return f"{found} + changes" if found and git("status", "--porcelain", "--untracked-files=no") else found
-
-
-def check_writable(path: str) -> None:
-    """OutputError where a file cannot be put there, before the long work starts."""
-    folder = Path(path).parent
-    if not path or Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(f"cannot write {path!r}: expected the name of a file in an existing folder to write to")
-
-
-def write(path: str, text: str) -> None:
-    """`text` whole or not at all. Raises OutputError."""
-    target = Path(path)
-    partial = target.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        if target.exists() and not target.is_file():  # os.replace would put a file in the place of a device
-            raise OutputError(f"cannot write {target}: it exists and is not a regular file")
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(partial, target)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

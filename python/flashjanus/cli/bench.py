@@ -28,7 +28,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.random_weights and (args.model != "shapes" or args.vae):
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
     _check_peers(args)
-    from flashjanus.benchmarking.report import check_writable, write
+    from flashjanus.pipeline.files import check_writable, write_text
 
     _check_plot(args.plot)
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     stages = _stages(args, console)
     report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
     if args.json not in (None, STDOUT):
-        write(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
+        write_text(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
     _plot(args.plot, report)
     console.text(str(report))
     console.result(report.to_json())
@@ -53,10 +53,10 @@ def _check_plot(path: str | None) -> None:
 
 def _plot(path: str | None, report: Report) -> None:
     from flashjanus.benchmarking.chart import svg
-    from flashjanus.benchmarking.report import write
+    from flashjanus.pipeline.files import write_text
 
     if path is not None:
-        write(path, svg(report))
+        write_text(path, svg(report))
 
 
 def _check_peers(args: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
     sampler = sampler_of(args)
     model = load_model(args, console)
-    from flashjanus.pipeline.images import save_png
+    from flashjanus.pipeline.files import save_png
     from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 
     drawn = len(args.prompt) * max(args.num_images, args.best_of or 0)

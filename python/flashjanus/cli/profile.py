@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
@@ -19,7 +18,7 @@ from flashjanus.cli.options import (
     recipe,
     sampler_of,
 )
-from flashjanus.errors import DeviceError, InputError, OutputError
+from flashjanus.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
@@ -113,10 +112,11 @@ def _check(args: argparse.Namespace) -> None:
     """What needs no model is refused before one is loaded."""
     if not 1 <= args.repeats <= MAX_REPEATS:
         raise InputError(f"--repeats must be 1 to {MAX_REPEATS}, got {args.repeats}")
-    for option in ("trace", "html"):
-        name = getattr(args, option)
-        if name is not None and (not name or not Path(name).parent.is_dir() or Path(name).is_dir()):
-            raise OutputError(f"--{option}: expected a file in a folder that exists, got {name!r}")
+    from flashjanus.pipeline.files import check_writable
+
+    for name in (args.trace, args.html):
+        if name is not None:
+            check_writable(name)
     if args.nvtx:
         import torch
 
@@ -134,6 +134,7 @@ def _profile(
     request: Callable[[], None],
     asked: dict[str, Any],
 ) -> int:
+    from flashjanus.pipeline.files import write_text
     from flashjanus.profiling.html import page
     from flashjanus.profiling.measure import measure
     from flashjanus.profiling.table import report
@@ -145,9 +146,9 @@ def _profile(
     words = asked.get("prompt") or [asked["question"]]
     title = f"flashjanus profile {args.kind}: {', '.join(map(repr, words))}, {facts['model']} on {model.why}"
     if args.trace is not None:
-        _write(args.trace, json.dumps({**trace(profile), "otherData": {"request": title}}))
+        write_text(args.trace, json.dumps({**trace(profile), "otherData": {"request": title}}))
     if args.html is not None:
-        _write(args.html, page(profile, title))
+        write_text(args.html, page(profile, title))
     console.text(f"{title}\n{report(profile, args.nodes)}")
     console.result({**facts, **asked, **_facts(profile, args.nodes)})
     return 0
@@ -176,10 +177,3 @@ def _facts(profile: Profile, by_node: bool) -> dict[str, Any]:
         "kernels": [{"name": k.name, "calls": k.calls, "seconds": k.seconds} for k in profile.kernels],
         "memory": {name: arena_timeline(plan).to_json() for name, plan in plans.items()},
     }
-
-
-def _write(name: str, text: str) -> None:
-    try:
-        Path(name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{name}: cannot be written: {error.strerror}") from error

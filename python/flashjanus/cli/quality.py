@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
-    from flashjanus.benchmarking.report import check_writable, write
+    from flashjanus.pipeline.files import check_writable, write_text
     from flashjanus.quality.distance import ENOUGH_PROMPTS
     from flashjanus.quality.modes import modes
     from flashjanus.quality.prompts import choose_prompts
@@ -139,11 +139,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     beyond = [] if args.bound is None else report.beyond(args.bound)
     found = {**report.to_json(), "bound": args.bound, "beyond_bound": beyond}
     if args.json not in (None, STDOUT):
-        write(args.json, json.dumps(found, allow_nan=False, indent=1) + "\n")
+        write_text(args.json, json.dumps(found, allow_nan=False, indent=1) + "\n")
     if args.plot is not None:
         from flashjanus.quality.plot import svg
 
-        write(args.plot, svg(report))
+        write_text(args.plot, svg(report))
     console.text(str(report))
     console.result(found)
     for path in files:

@@ -15,7 +15,8 @@ from flashjanus.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, 
 from flashjanus.evaluation.records import read_lines
 from flashjanus.evaluation.sheet import Picture, draw_sheet
 from flashjanus.pipeline import options
-from flashjanus.pipeline.images import load_image, save_png
+from flashjanus.pipeline.files import save_new_png, write_text
+from flashjanus.pipeline.images import load_image
 from flashjanus.pipeline.janusflow import JanusFlow
 
 NumberedPicture = tuple[int, str, Image.Image]
@@ -88,15 +89,17 @@ def draw_pictures(
 
 
 def write_picture(folder: Path, prompt: GenevalPrompt, name: str, image: Image.Image) -> None:
-    """Writes a drawn picture below `folder`, with the prompt's line beside it, in GenEval's layout."""
+    """Writes a drawn picture below `folder`, with the prompt's line beside it, in GenEval's layout.
+
+    Raises OutputError, also where the picture is there already: another run writes into the same folder.
+    """
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = json.dumps(prompt.record.data, allow_nan=False)
-        (path.parent.parent / "metadata.jsonl").write_text(metadata + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path.parent}: {error.strerror}") from error
-    save_png(image, path)
+    save_new_png(image, [path])
+    write_text(path.parent.parent / "metadata.jsonl", json.dumps(prompt.record.data, allow_nan=False) + "\n")
 
 
 def judge_pictures(

@@ -35,7 +35,8 @@ from flashjanus.evaluation.sheet import Picture, draw_sheet
 from flashjanus.evaluation.statistics import shares_by_name
 from flashjanus.evaluation.verdict import Verdict, give_verdict
 from flashjanus.pipeline import options
-from flashjanus.pipeline.images import save_png, to_pil
+from flashjanus.pipeline.files import save_png
+from flashjanus.pipeline.images import to_pil
 from flashjanus.pipeline.janusflow import JanusFlow
 
 MAX_COUNT = 10_000
