@@ -41,6 +41,7 @@ def test_ask_several_images_in_order(cli, model, images: list[str]) -> None:
 
 def test_ask_options(cli, model, images: list[str]) -> None:
     options = ["--max-new-tokens", "9", "--top-k", "5", "--top-p", "0.5", "--temperature", "0.7", "--seed", "3"]
+    options += ["--stop", "\n", "--stop", "User:"]
     assert cli("ask", images[0], "q", *options, "--repetition-penalty", "1.2").code == 0
     called = model.called("chat")
     del called["messages"]
@@ -52,8 +53,17 @@ def test_ask_options(cli, model, images: list[str]) -> None:
         "top_k": 5,
         "repetition_penalty": 1.2,
         "seed": 3,
+        "stop": ["\n", "User:"],
         "stream": True,
     }
+
+
+@pytest.mark.parametrize("option", ["--temperature=0", "--top-k=-1"])
+def test_ask_takes_what_others_call_greedy_and_all_tokens(cli, model, images: list[str], option: str) -> None:
+    name, value = option.removeprefix("--").replace("-", "_", 1).split("=")
+    for arguments in ([option], option.split("=")):
+        assert cli("ask", images[0], "q", *arguments).code == 0
+        assert model.calls.pop()[1][name] == int(value)
 
 
 def test_ask_do_sample_alone_keeps_the_models_defaults(cli, model, images: list[str]) -> None:

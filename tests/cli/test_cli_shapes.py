@@ -121,7 +121,7 @@ def test_bad_values_for_generate(cli, tmp_path: Path, options: list[str]) -> Non
         ["--temperature", "-1"],
         ["--top-p", "2"],
         ["--top-p", "nan"],
-        ["--top-k", "-1"],
+        ["--top-k", "-2"],
         ["--repetition-penalty", "0"],
         ["--seed", "-1"],
     ],

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from flashjanus.errors import FlashJanusError, InputError
+from flashjanus.pipeline.answers import Answer
 from flashjanus.pipeline.prompts import encode_chat
+from flashjanus.pipeline.text import TextSession
 from PIL import Image
 
 
@@ -80,6 +86,44 @@ def test_an_image_may_come_as_a_file_or_bytes(untrained, tmp_path):
         for source in (picture("red"), path, {"type": "image", "image": str(path)}, buffer.getvalue())
     }
     assert len(answers) == 1
+
+
+def test_an_image_may_come_as_others_have_it(untrained, tmp_path):
+    path, buffer = tmp_path / "red.png", io.BytesIO()
+    picture("red").save(path)
+    picture("red").save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    url, array = f"data:image/png;base64,{encoded}", np.asarray(picture("red"))
+    parts = [
+        {"type": "image", "path": str(path)},
+        {"type": "image", "url": path.as_uri()},
+        {"type": "image", "url": url},
+        {"type": "image", "base64": encoded},
+        {"type": "image", "image": buffer},
+        {"type": "image", "image": array},
+        {"type": "image", "image": torch.from_numpy(array.copy()).permute(2, 0, 1) / 255},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+    ]
+    expected = untrained.chat(ASK, max_new_tokens=6)
+    assert {untrained.chat([user(part, "What colour is this?")], max_new_tokens=6) for part in parts} == {expected}
+    for part in ({"type": "image", "url": "https://x/a.png"}, {"type": "image_url", "image_url": {"url": "http://x"}}):
+        with pytest.raises(InputError, match="not fetched from the network"):
+            untrained.chat([user(part, "What?")])
+
+
+def test_threads_may_share_an_image_that_is_not_loaded_yet(untrained):
+    values = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    expected = untrained.chat([user(Image.fromarray(values), "What?")], max_new_tokens=1)
+    answers = []
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            message = user(Image.open(io.BytesIO(buffer.getvalue())), "What?")
+            ask = partial(untrained.chat, [message], max_new_tokens=1)
+            answers += [one.result() for one in [pool.submit(ask) for _ in range(4)]]
+    assert answers == [expected] * 40
 
 
 def test_a_batch_answers_as_its_conversations_alone(untrained):
@@ -154,6 +198,74 @@ def test_a_stream_may_be_left(untrained):
     assert untrained.chat(ASK, max_new_tokens=8) == expected  # while the other is under way
     stream.close()
     assert untrained.chat(ASK, max_new_tokens=8) == expected
+
+
+class TestStopStrings:
+    @pytest.mark.parametrize("name", ["stop", "stop_strings"])
+    def test_an_answer_ends_before_the_first(self, untrained, name):
+        full = untrained.chat(ASK, max_new_tokens=30)
+        for start, length in ((0, 1), (5, 1), (7, 3), (len(full) - 4, 4)):
+            wanted = full[start : start + length]
+            expected = full[: full.index(wanted)]
+            for stop in (wanted, [wanted], ("\0 never", wanted)):
+                assert untrained.chat(ASK, max_new_tokens=30, **{name: stop}) == expected
+            assert "".join(untrained.chat(ASK, max_new_tokens=30, stream=True, **{name: wanted})) == expected
+        assert untrained.chat(ASK, max_new_tokens=30, **{name: ["\0 never", full + "!"]}) == full
+        assert untrained.chat(ASK, max_new_tokens=30, **{name: []}) == full
+
+    def test_each_conversation_of_a_batch_ends_by_itself(self, untrained):
+        conversations = [ASK, [user("Describe this.")], [user(picture("blue"), "And?")]]
+        full = untrained.chat(conversations, max_new_tokens=20)
+        stop = full[1][4:7]
+        expected = [text.partition(stop)[0] for text in full]
+        assert untrained.chat(conversations, max_new_tokens=20, stop=stop) == expected
+        assert expected[1] != full[1]
+
+    def test_nothing_is_computed_after_the_last_has_ended(self, untrained, monkeypatch):
+        steps, step = [], TextSession.step
+        monkeypatch.setattr(TextSession, "step", lambda self: (steps.append(1), step(self))[1])
+        full = untrained.chat(ASK, max_new_tokens=20)
+        assert len(steps) == 19
+        steps.clear()
+        untrained.chat(ASK, max_new_tokens=20, stop=full[0])
+        assert len(steps) < 3
+
+    @pytest.mark.parametrize("stop", ["", ["a", ""], 5, [5], {"a": 1}, [None]])
+    def test_what_is_refused(self, untrained, stop):
+        for name in ("stop", "stop_strings"):
+            with pytest.raises(InputError, match=f"^{name}: expected a string that is not empty"):
+                untrained.chat(ASK, stream=True, **{name: stop})
+
+    @staticmethod
+    def pieces(untrained, text: str, stops, cut) -> list[str]:
+        """What is passed on of `text`, which comes in pieces as `cut` says."""
+        answer = Answer(untrained.tokenizer, stops)
+        given = iter(cut(text))
+        answer._decoder.push = lambda token: next(given)
+        return [*(answer.push(0) for _ in cut(text)), answer.finish()]
+
+    @pytest.mark.parametrize(
+        ("text", "stops", "expected"),
+        [
+            ("one two three", ["two"], "one "),
+            ("aaab", ["aab"], "a"),
+            ("abcabd.", ["abd"], "abc"),
+            ("abcd", ["abcd", "bc"], "a"),  # what is complete first counts
+            ("abcd", ["bcd", "abcd"], ""),
+            ("ab", ["abc"], "ab"),
+            ("xaby", ["abc", "b", "xx"], "xa"),
+            ("no stop", ["stop!", "nothing"], "no stop"),
+        ],
+    )
+    def test_however_the_text_is_cut(self, untrained, text, stops, expected):
+        for size in range(1, len(text) + 1):
+            pieces = self.pieces(untrained, text, stops, lambda s, n=size: [s[i : i + n] for i in range(0, len(s), n)])
+            assert "".join(pieces) == expected
+            for n in range(len(pieces)):
+                assert expected.startswith("".join(pieces[:n])), "a part of a stop string was passed on"
+
+    def test_text_is_held_back_no_longer_than_needed(self, untrained):
+        assert self.pieces(untrained, "<a<b<|", ["<|end|>"], list) == ["", "<a", "", "<b", "", "", "<|"]
 
 
 def test_tags_in_a_message_are_text(untrained):

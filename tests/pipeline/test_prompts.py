@@ -136,6 +136,30 @@ def test_text_right_after_an_image_starts_a_line():
     assert text_of(image) == f"User: {IMAGE}\n\nAssistant:"
 
 
+def test_parts_as_transformers_and_openai_have_them():
+    data = "data:image/png;base64,AA=="
+    parts = [
+        {"type": "image", "path": Path("a.png")},
+        {"type": "image", "url": data},
+        {"type": "image", "base64": "AA=="},
+        {"type": "image", "base64": data, "url": None},
+        {"type": "image_url", "image_url": {"url": data, "detail": "high"}},
+        {"type": "image_url", "image_url": data},
+        {"type": "input_image", "image_url": data},
+        {"type": "input_text", "text": "Which?"},
+    ]
+    prompt = encode_chat([{"role": "user", "content": parts}], TOKENIZER)
+    assert prompt.images == [Path("a.png"), data, "data:;base64,AA==", data, data, data, data]
+    assert prompt.text.endswith(f"{IMAGE}\nWhich?\n\nAssistant:")
+
+
+def test_a_message_may_have_keys_without_a_value():
+    """As `choices[0].message.model_dump()` has them."""
+    answer = {"role": "assistant", "content": "red", "refusal": None, "tool_calls": None}
+    plain = [user("a"), {"role": "assistant", "content": "red"}, user("b")]
+    assert encode_chat([user("a"), answer, user("b")], TOKENIZER) == encode_chat(plain, TOKENIZER)
+
+
 def test_images_are_returned_in_order_over_several_turns():
     url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     messages = [
@@ -242,7 +266,12 @@ def test_the_limit_counts_every_token():
         ([user([{"type": "text"}])], "'text'"),
         ([user([{"type": "text", "text": 5}])], "must be a str"),
         ([user([{"type": "image"}])], "'image'"),
-        ([user([{"type": "image_url", "image_url": "x"}])], "'url'"),
+        ([user([{"type": "image", "path": "x", "url": "y"}])], "'path' and 'url'"),
+        ([user([{"type": "image", "base64": b"x"}])], "'base64' must be a str"),
+        ([user([{"type": "image_url"}])], "'image_url'"),
+        ([user([{"type": "image_url", "image_url": {"detail": "low"}}])], "'url'"),
+        ([user([{"type": "input_image", "file_id": "x"}])], "'image_url'"),
+        ([{"role": "user", "content": "x", "name": "Ann"}], "name"),
         ([{"role": "system", "content": [{"type": "image", "image": "x"}]}, user("x")], "only user messages"),
     ],
 )

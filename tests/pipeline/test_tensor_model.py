@@ -189,6 +189,15 @@ def test_sampling(model):
     assert torch.equal(model.generate_ids(IDS, seed=3, top_k=1, **options), greedy)
     assert torch.equal(model.generate_ids(IDS, seed=3, top_p=1e-6, **options), greedy)
     assert torch.equal(model.generate_ids(IDS, seed=3, temperature=1e-4, **options), greedy)
+    for likeliest in (dict(temperature=0), dict(temperature=0.0, top_p=0.5), dict(top_p=0), dict(temperature=1e-9)):
+        assert torch.equal(model.generate_ids(IDS, seed=3, **likeliest, **options), greedy)
+    for everything in (
+        dict(top_k=-1),
+        dict(top_k=0),
+        dict(top_k=None, top_p=None, temperature=None),
+        dict(top_k=10**6),
+    ):
+        assert torch.equal(model.generate_ids(IDS, seed=3, **everything, **options), first)
     assert not torch.equal(model.generate_ids(IDS, **options), model.generate_ids(IDS, **options))
 
 

@@ -27,11 +27,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "sampling", "Greedy unless one of --do-sample, --temperature, --top-p, --top-k is given."
     )
     group.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest token")
-    group.add_argument("--temperature", type=float, metavar="T", help="default: 1")
+    group.add_argument("--temperature", type=float, metavar="T", help="default: 1; 0 is greedy")
     group.add_argument("--top-p", type=float, metavar="P", help="default: 1, all tokens")
-    group.add_argument("--top-k", type=int, metavar="K", help="default: 0, all tokens")
+    group.add_argument("--top-k", type=int, metavar="K", help="default: 0, all tokens, as is -1")
     group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="default: 1, none")
     group.add_argument("--seed", type=int, metavar="S", help="default: a new one each time")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         do_sample=args.do_sample or bool(given),
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
+        stop=args.stop,
         stream=True,
         **given,
     ):

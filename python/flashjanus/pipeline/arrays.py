@@ -17,7 +17,7 @@ ROUNDING = 1e-3
 """How far from 0 to 1 a float may lie, as resizing and half precision leave it."""
 
 
-def image_of(array: npt.NDArray[np.generic] | torch.Tensor) -> Image.Image:
+def image_of(array: npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     """RGB image of an array (H, W) or (H, W, C), or of a tensor (H, W) or (C, H, W).
 
     C: 1, grey; 2, grey and alpha; 3, RGB; 4, RGBA, laid on white. Where the own order of axes is impossible, the other
@@ -27,7 +27,7 @@ def image_of(array: npt.NDArray[np.generic] | torch.Tensor) -> Image.Image:
     shown = f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}"
     if isinstance(array, torch.Tensor):
         plain = array.detach().to("cpu")
-        values: npt.NDArray[np.generic] = (plain.float() if plain.is_floating_point() else plain).numpy()
+        values: npt.NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
     else:
         values = array
     values = _channels_last(values, is_tensor, shown)
@@ -38,7 +38,7 @@ def image_of(array: npt.NDArray[np.generic] | torch.Tensor) -> Image.Image:
     return on_white(image) if image.mode in ("LA", "RGBA") else image.convert("RGB")
 
 
-def _channels_last(values: npt.NDArray[np.generic], is_tensor: bool, shown: str) -> npt.NDArray[np.generic]:
+def _channels_last(values: npt.NDArray[Any], is_tensor: bool, shown: str) -> npt.NDArray[Any]:
     """(H, W, C)"""
     if values.size == 0:
         raise InputError(f"the image is empty: expected an array with pixels, got {shown}")
@@ -60,10 +60,12 @@ def _channels_last(values: npt.NDArray[np.generic], is_tensor: bool, shown: str)
 
 def _levels(values: npt.NDArray[Any], shown: str) -> npt.NDArray[Any]:
     """0 to 255 of whatever the type's numbers stand for."""
+    levels: npt.NDArray[np.uint8]
     if values.dtype == np.uint8:
         return values.astype(np.uint8)
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
+        levels = np.where(values, 255, 0).astype(np.uint8)
+        return levels
     if values.dtype == np.uint16:
         return to_8_bits(values)
     if values.dtype.kind != "f":
@@ -75,4 +77,5 @@ def _levels(values: npt.NDArray[Any], shown: str) -> npt.NDArray[Any]:
             f"expected floats from 0 to 1, got {shown} from {low:.4g} to {high:.4g}; scale it, or convert levels up to "
             "255 to uint8"
         )
-    return np.rint(floats.clip(0, 1) * 255).astype(np.uint8)
+    levels = np.rint(floats.clip(0, 1) * 255).astype(np.uint8)
+    return levels

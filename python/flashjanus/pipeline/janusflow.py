@@ -16,12 +16,12 @@ from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.errors import ConfigError, InputError
 
+from . import answers, flow, options, presets, text
 from . import best_of as choosing
-from . import flow, options, presets, text
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
 from .tensor_model import FLOATS, TensorModel
-from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
@@ -209,19 +209,23 @@ class JanusFlow(TensorModel):
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = 1.0,
+        top_p: float | None = 1.0,
+        top_k: int | None = 0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         stream: bool = False,
     ) -> str | list[str] | Iterator[str]:
         """The answer to a conversation, or to each of several (a list of conversations, run as one batch).
 
-        messages: [{"role": "user", "content": [{"type": "image", "image": PIL | path | bytes}, {"type": "text",
-        "text": ...}]}, ...], any number of images and turns. At most max_new_tokens, fewer where the model's context
-        ends. repetition_penalty applies to generated tokens. stream: an iterator of text pieces, for one conversation.
-        Raises InputError.
+        messages: [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}, ...],
+        any number of images and turns; what an image may be says `images.load_image`, and which parts there are
+        `prompts.encode_chat`. At most max_new_tokens, fewer where the model's context ends. do_sample: as temperature
+        (0 is greedy), top_p and top_k (0 or -1 are all tokens) say. repetition_penalty applies to generated tokens.
+        stop, or stop_strings: a string or several; an answer ends before the first of them. stream: an iterator of text
+        pieces, for one conversation. Raises InputError.
         """
         tokenizer = self._need_tokenizer()
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -233,6 +237,7 @@ class JanusFlow(TensorModel):
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
         first = options.first_seed(seed, len(conversations))
+        stops = answers.stop_strings(stop=stop, stop_strings=stop_strings)
         limit = self.config.language.max_position_embeddings
         requests = []
         for i, conversation in enumerate(conversations):
@@ -241,16 +246,14 @@ class JanusFlow(TensorModel):
             pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
             stacked = torch.stack(pixels) if pixels else None
             requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
+        own = [answers.Answer(tokenizer, stops) for _ in requests]
+        room = self._room(requests, max_new_tokens)
         steps = text.generate(
-            self.runner, requests, self._image_tokens(None), self._room(requests, max_new_tokens), tokenizer.eos_id
+            self.runner, requests, self._image_tokens(None), room, tokenizer.eos_id, lambda row: own[row].ended
         )
         if stream:
-            return _stream(steps, tokenizer)
-        answers: list[list[int]] = [[] for _ in requests]
-        for tokens in steps:
-            for answer, token in zip(answers, tokens, strict=True):
-                answer += [] if token is None else [token]
-        texts = [tokenizer.decode(answer) for answer in answers]
+            return answers.streamed(steps, own[0])
+        texts = answers.written(steps, own)
         return texts if batched else texts[0]
 
     def _noise(self, prompts: int, images: int, first: int) -> tuple[list[int], torch.Tensor]:
@@ -294,14 +297,3 @@ def _check_fits(tokenizer: Tokenizer, config: JanusFlowConfig) -> None:
             f"processor_config.json: expected num_image_tokens {config.num_understanding_tokens}, the encoder's number "
             f"of features, got {tokenizer.num_image_tokens} (576 where it is not set)"
         )
-
-
-def _stream(steps: Iterator[list[int | None]], tokenizer: Tokenizer) -> Iterator[str]:
-    decoder = StreamDecoder(tokenizer)
-    for (token,) in steps:
-        piece = "" if token is None else decoder.push(token)
-        if piece:
-            yield piece
-    rest = decoder.finish()
-    if rest:
-        yield rest

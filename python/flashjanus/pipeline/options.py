@@ -16,6 +16,10 @@ MAX_STEPS = 1000
 """The flow's time runs over 1000 positions; more steps than that repeat them."""
 MAX_GUIDANCE = 1000.0
 """Far beyond any use, and far from what overflows in float32."""
+LEAST_TEMPERATURE = 1e-4
+"""What is colder takes the likeliest token: logits divided by less leave float32."""
+LEAST_SHARE = 1e-6
+"""Of top_p: a smaller one keeps the likeliest token as well."""
 MAX_SEED = 2**63 - 1
 DTYPES = {
     "float32": torch.float32,
@@ -111,16 +115,24 @@ class Sampling:
 
     @staticmethod
     def of(
-        do_sample: bool, temperature: float, top_p: float, top_k: int, repetition_penalty: float, seed: int | None
+        do_sample: bool,
+        temperature: float | None,
+        top_p: float | None,
+        top_k: int | None,
+        repetition_penalty: float,
+        seed: int | None,
     ) -> Sampling:
-        """Checked options; with `do_sample` False only the penalty matters."""
+        """Checked options; with `do_sample` False or temperature 0 only the penalty matters.
+
+        temperature below LEAST_TEMPERATURE is greedy; top_k -1 and 0 are all tokens; None is an option's default.
+        """
         penalty = number("repetition_penalty", repetition_penalty, 1e-3, 1e3)
         if not do_sample:
             return Sampling(repetition_penalty=penalty)
-        return Sampling(
-            number("temperature", temperature, 1e-4, 1e4),
-            integer("top_k", top_k, 0, 2**31 - 1),
-            number("top_p", top_p, 1e-6, 1.0),
-            penalty,
-            first_seed(seed, 1),
-        )
+        heat = number("temperature", 1.0 if temperature is None else temperature, 0.0, 1e4)
+        most = integer("top_k", 0 if top_k is None else top_k, -1, 2**31 - 1)
+        share = number("top_p", 1.0 if top_p is None else top_p, 0.0, 1.0)
+        first = first_seed(seed, 1)
+        if heat < LEAST_TEMPERATURE:
+            return Sampling(repetition_penalty=penalty)
+        return Sampling(heat, max(most, 0), max(share, LEAST_SHARE), penalty, first)

@@ -19,6 +19,10 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 
 
+IMAGE_KEYS = ("image", "path", "url", "base64")
+"""Where a part of type "image" may have its source, as in transformers."""
+
+
 @dataclass(frozen=True)
 class Control:
     """Token ids placed by the engine, and how they are written in the formatted prompt."""
@@ -45,8 +49,10 @@ def encode_chat(
     """Ids of a conversation that ends with a user message, ready for the assistant's answer.
 
     `messages`: `{"role": "user" | "assistant" | "system", "content": str | [part, ...]}`, where a part is
-    `{"type": "text", "text": str}`, `{"type": "image", "image": source}` or `{"type": "image_url", "image_url":
-    {"url": source}}`. A system message comes first and replaces the default system prompt; "" means none.
+    `{"type": "text", "text": str}`, `{"type": "image", "image" | "path" | "url" | "base64": source}` as in
+    transformers, or `{"type": "image_url", "image_url": {"url": source}}` as in OpenAI's interface (also with the
+    source itself as "image_url", and under its newer names input_text and input_image). A system message comes first
+    and replaces the default system prompt; "" means none.
     Parts follow each other as they are, except that text right after an image starts on a new line, which is the
     form the model was trained on. Raises `InputError`, also for more than `max_tokens` ids.
     """
@@ -178,8 +184,9 @@ def _control_or_text(text: str, tokenizer: Tokenizer) -> Segment:
 def _read_message(message: object, where: str) -> tuple[str, object]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where}: expected {{'role': ..., 'content': ...}}, got {type(message).__name__}")
-    if set(message) != {"role", "content"}:
-        raise InputError(f"{where}: expected the keys 'role' and 'content', got {sorted(map(str, message))}")
+    given = {key for key, value in message.items() if value is not None or key == "content"}  # others: a dumped answer
+    if given != {"role", "content"}:
+        raise InputError(f"{where}: expected the keys 'role' and 'content', got {sorted(map(str, given))}")
     role = message["role"]
     if role not in ("user", "assistant", "system"):
         raise InputError(f"{where}: role must be 'user', 'assistant' or 'system', got {role!r}")
@@ -196,7 +203,7 @@ def _read_content(content: object, role: str, where: str, tokenizer: Tokenizer, 
     for index, part in enumerate(content):
         place = f"{where}.content[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
+        if kind in ("text", "input_text"):
             text = _field(part, "text", place)
             if not isinstance(text, str):
                 raise InputError(f"{place}: 'text' must be a str, got {type(text).__name__}")
@@ -204,15 +211,33 @@ def _read_content(content: object, role: str, where: str, tokenizer: Tokenizer, 
                 continue
             starts_line = bool(segments) and isinstance(segments[-1], Control) and not text[0].isspace()
             segments.append("\n" + text if starts_line else text)
-        elif kind in ("image", "image_url"):
+        elif kind in ("image", "image_url", "input_image"):
             if role != "user":
                 raise InputError(f"{place}: only user messages can hold images, this one is from the {role}")
-            source = _field(part, kind, place)
-            images.append(_field(source, "url", place) if kind == "image_url" else source)
+            images.append(_image_source(part, place))
             segments.append(image_segment(tokenizer))
         else:
             raise InputError(f"{place}: expected a part of type 'text' or 'image', got {part!r:.80}")
     return segments
+
+
+def _image_source(part: Mapping[str, Any], place: str) -> Any:
+    """What `load_image` is to load; a URL of the network is refused there."""
+    if part["type"] != "image":
+        url = _field(part, "image_url", place)
+        return _field(url, "url", place) if isinstance(url, Mapping) else url
+    given = [key for key in IMAGE_KEYS if part.get(key) is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"{place}: the part needs the key 'image', or one of {', '.join(map(repr, IMAGE_KEYS[1:]))} instead; got "
+            f"{' and '.join(map(repr, given)) or 'none of them'}"
+        )
+    source = part[given[0]]
+    if given[0] == "base64":
+        if not isinstance(source, str):
+            raise InputError(f"{place}: 'base64' must be a str, got {type(source).__name__}")
+        return source if source[:5].lower() == "data:" else f"data:;base64,{source}"
+    return source
 
 
 def _field(part: object, key: str, where: str) -> Any:

@@ -187,9 +187,15 @@ def next_token_logits(runner: Runner, requests: Sequence[TextRequest], tokens: I
 
 
 def generate(
-    runner: Runner, requests: Sequence[TextRequest], tokens: ImageTokens | None, room: Sequence[int], eos: int | None
+    runner: Runner,
+    requests: Sequence[TextRequest],
+    tokens: ImageTokens | None,
+    room: Sequence[int],
+    eos: int | None,
+    ended: Callable[[int], bool] = lambda row: False,
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, again and again; None for rows that have met `eos` or got `room[row]` tokens.
+    """The next token of every row, again and again; None for rows that have met `eos`, got `room[row]` tokens, or of
+    which `ended(row)` is true after a step's tokens were passed on.
 
     Ends when all rows have.
     """
@@ -204,7 +210,8 @@ def generate(
                 following = session.tokens()
             ids = pending()[: len(requests)]
             yield [None if finished else token for token, finished in zip(ids, done, strict=True)]
-            done = [end or token == eos or n + 1 == size for end, token, size in zip(done, ids, room, strict=True)]
+            rows = enumerate(zip(done, ids, room, strict=True))
+            done = [end or token == eos or n + 1 == size or ended(row) for row, (end, token, size) in rows]
             if all(done):
                 return
             if not ahead:

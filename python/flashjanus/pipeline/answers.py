@@ -1,0 +1,79 @@
+"""Tokens to the text of an answer, which ends before a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flashjanus.errors import InputError
+
+from .tokenizer import StreamDecoder, Tokenizer
+
+
+def stop_strings(**given: Any) -> tuple[str, ...]:
+    """The strings of all options, each a string, several of them, or None. Raises InputError."""
+    stops: list[str] = []
+    for name, value in given.items():
+        values = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(values, Sequence) or not all(isinstance(stop, str) and stop for stop in values):
+            raise InputError(f"{name}: expected a string that is not empty, or a list of such, got {value!r:.80}")
+        stops += values
+    return tuple(dict.fromkeys(stops))
+
+
+class Answer:
+    """The text of one row, piece by piece; `ended` once a stop string is complete. No part of one is ever passed on.
+
+    Of several stop strings the one that is complete first counts, however the text is cut into tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.ended = False
+        self._decoder, self._stops = StreamDecoder(tokenizer), stops
+        self._held = ""
+
+    def push(self, token: int | None) -> str:
+        """What a token adds to the text, as far as no stop string can begin in it; None, of a row at its end, adds
+        nothing."""
+        return "" if token is None else self._passed(self._decoder.push(token))
+
+    def finish(self) -> str:
+        """What was held back."""
+        text = self._passed(self._decoder.finish())
+        held, self._held = self._held, ""
+        return text + held
+
+    def _passed(self, text: str) -> str:
+        if self.ended:
+            return ""
+        text = self._held + text
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.ended, self._held = True, ""
+            return text[: min(found)[1]]
+        length = max((_begun(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - length :]
+        return text[: len(text) - length]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def streamed(steps: Iterator[list[int | None]], answer: Answer) -> Iterator[str]:
+    """The pieces of one conversation's answer, none of them empty."""
+    for (token,) in steps:
+        if piece := answer.push(token):
+            yield piece
+    if rest := answer.finish():
+        yield rest
+
+
+def written(steps: Iterator[list[int | None]], answers: Sequence[Answer]) -> list[str]:
+    """The text of every conversation's answer."""
+    pieces: list[list[str]] = [[] for _ in answers]
+    for tokens in steps:
+        for own, answer, token in zip(pieces, answers, tokens, strict=True):
+            own.append(answer.push(token))
+    return ["".join(own) + answer.finish() for own, answer in zip(pieces, answers, strict=True)]
