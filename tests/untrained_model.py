@@ -3,6 +3,7 @@ whereas trained weights may end an answer at once or say the same whatever is sa
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from safetensors.torch import save_file
 from seeded import seeded_state_dict
 
 
-def write_untrained_model(folder: Path) -> None:
-    """The built-in model's configs and tokenizer, with weights in bf16."""
+def write_untrained_model(folder: Path, layers: int | None = None) -> None:
+    """The built-in model's configs and tokenizer, with weights in bf16; `layers` of its language model, all if None."""
     (folder / "vae").mkdir(parents=True)
     for file in FILES:
         if file.endswith(".json"):
             shutil.copy(builtin_folder() / file, folder / file)
+    if layers is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config["language_config"]["num_hidden_layers"] = layers
+        (folder / "config.json").write_text(json.dumps(config))
     model = weight_layout(JanusFlowConfig.from_file(folder / "config.json"))
     vae = vae_layout(VaeConfig.from_file(folder / "vae/config.json"))
     save_file(seeded_state(model, torch.bfloat16), folder / "model.safetensors")

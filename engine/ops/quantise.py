@@ -46,7 +46,7 @@ def quantise(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
 def quantised(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
     """q (*, C) and scale (*) of y (*, C), by torch; y stays as it is."""
     q = torch.empty(y.shape, dtype=dtype, device=y.device)
-    scale = torch.empty(y.shape[:-1], device=y.device)
+    scale = torch.empty(y.shape[:-1], dtype=torch.float32, device=y.device)
     quantise(y.to(torch.float32, copy=True), q, scale)
     return q, scale
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DeviceError, OutOfMemoryError
+from .isolation import EXACT_GPU_CONVOLUTIONS
 
 MIN_CAPABILITY = (8, 0)
 """Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
@@ -113,13 +114,8 @@ class TorchDriver:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Float32 convolutions multiply in float32 there, which cuDNN's own default does not."""
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            with torch.cuda.device(self.device):
-                yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = before
+        with EXACT_GPU_CONVOLUTIONS, torch.cuda.device(self.device):
+            yield
 
     def wait(self, stream: Any) -> None:
         self.stream().wait_stream(stream)

@@ -21,6 +21,7 @@ from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
 from . import native, profile
 from .cuda import Gpu, Replay, Staging
+from .isolation import isolated
 
 ALIGNMENT = 256
 """Of every input in the host's block, as torch aligns tensors on a GPU."""
@@ -109,7 +110,7 @@ class Executor:
         return sum(t.nbytes for t in (self._arena, *self.states.values(), *self.inputs.values()))
 
     def run(self) -> None:
-        """Run the plan once, in the plan's dtypes: an autocast region of the caller's does not reach in."""
+        """Run the plan once, in the plan's dtypes and whatever the caller's state is. Raises DeviceError."""
         recorder = profile.active()
         if recorder is not None:
             recorder.run(self.plan, self.calls, self._alone, self._replay, self.gpu)
@@ -122,9 +123,9 @@ class Executor:
                 call()
 
     def _alone(self) -> AbstractContextManager[Any]:
-        """On the plan's device, outside of the caller's autocast."""
+        """On the plan's device, outside of the caller's state."""
         scope = ExitStack()
-        scope.enter_context(torch.autocast(self.plan.device.type, enabled=False))
+        scope.enter_context(isolated())
         if self.gpu is not None:
             scope.enter_context(self.gpu.launching())
             scope.enter_context(self.gpu.driver.current())
@@ -134,7 +135,7 @@ class Executor:
         """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""
         assert self.gpu is not None
         # not in order with another stream: a capture may not wait for what is not part of it
-        with torch.autocast(self.plan.device.type, enabled=False), self.gpu.driver.current():
+        with isolated(), self.gpu.driver.current():
             for node, call in zip(self.plan.nodes, self.calls, strict=True):
                 try:
                     call()

@@ -304,10 +304,27 @@ def test_the_driver_asks_torch_for_what_it_promises(fake_cuda: SimpleNamespace) 
 
 
 def test_float32_convolutions_are_exact_on_the_gpu(fake_cuda: SimpleNamespace) -> None:
-    before = torch.backends.cudnn.allow_tf32
+    def tf32() -> bool:
+        newer = hasattr(torch.backends, "fp32_precision")  # since torch 2.9
+        return torch.backends.cudnn.conv.fp32_precision == "tf32" if newer else torch.backends.cudnn.allow_tf32
+
+    assert tf32(), "torch's default"
     with TorchDriver(CUDA).current():
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+        assert not tf32()
+    assert tf32()
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="switches of torch 2.9 and later")
+def test_they_are_exact_where_all_of_torch_is_to_use_tf32(fake_cuda: SimpleNamespace) -> None:
+    torch.backends.fp32_precision = "tf32"
+    try:
+        with TorchDriver(CUDA).current():
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.backends.cudnn.allow_tf32 = True
 
 
 def test_a_failed_capture_gives_its_own_reason_and_the_stream_back(fake_cuda: SimpleNamespace) -> None:

@@ -260,6 +260,12 @@ def test_a_row_that_met_its_end_token_moves_no_more(on_gpu):
     assert session.states["position"].tolist()[0] == read + greedy[0].tolist().index(int(greedy[0, 3])) - 1
 
 
+def test_a_forked_process_is_told_to_load_the_model_itself(on_gpu, monkeypatch):
+    monkeypatch.setattr(on_gpu.runner, "_process", 1)
+    with pytest.raises(DeviceError, match=r"in a process forked from it, .*: load the model in the child"):
+        draw(on_gpu)
+
+
 def test_warming_up_on_a_cpu_makes_the_memory_that_requests_take(on_cpu):
     model = build("cpu")
     model.warm_up(images=[1], conversations=[], prompt_tokens=[9], steps=3)

@@ -73,7 +73,7 @@ def load_weights(
             in_8_bits = getattr(torch, target.sources[0].dtypes[0]) if target.scales else quantized(target)
             order = torch.channels_last if target.channels_last else torch.contiguous_format
             weight = torch.empty(target.shape, dtype=in_8_bits or dtype, memory_format=order)
-            scale = torch.empty(target.shape[:1]) if in_8_bits else None
+            scale = torch.empty(target.shape[:1], dtype=torch.float32) if in_8_bits else None
             if scale is None or target.scales:
                 _stack(weight, target.sources, source, target.permute)
             else:

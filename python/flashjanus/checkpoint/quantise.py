@@ -171,7 +171,7 @@ def _pooled(name: str, errors: list[LinearError]) -> LinearError:
 def _error(name: str, weight: torch.Tensor, label: str, method: str, in_4_bits: bool) -> LinearError:
     q, scale = quantised(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
     if in_4_bits:
-        q, scale = nibbles.dequantise(*nibbles.of_int8(q, scale)), torch.ones(len(weight))
+        q, scale = nibbles.dequantise(*nibbles.of_int8(q, scale)), torch.ones(len(weight), dtype=torch.float32)
     sums = torch.zeros(4, dtype=torch.float64)
     for rows in row_chunks(weight):
         exact, held = weight[rows].double(), q[rows].double() * scale[rows, None].double()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from flashjanus.builtin import NAMES
 from flashjanus.builtin.checks import checks as builtin_checks
+from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import InputError
 
 from . import options, text
@@ -112,7 +113,8 @@ def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:
         return [(judge.replace("{prompt}", prompt), "yes", ("no",))]
     if not callable(judge):
         raise InputError(f"judge: expected a question or a function from a prompt to checks, got {judge!r:.80}")
-    asked = judge(prompt)
+    with callers_state():
+        asked = judge(prompt)
     for check in asked if isinstance(asked, Sequence) and asked else [asked]:
         if not (isinstance(check, tuple) and len(check) == 3 and check[2] and not isinstance(check[2], str)):
             raise InputError(

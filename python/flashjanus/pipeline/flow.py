@@ -15,6 +15,7 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
 
 from .buckets import padded
+from .entry import entry
 from .options import MAX_STEPS
 from .runner import Runner
 from .schedule import Sampler, Schedule
@@ -51,6 +52,7 @@ class FlowSession:
     `caches` such without the language model, which run when all rows recall what it adds.
     """
 
+    @entry
     def __init__(
         self, runner: Runner, rows: int, guided: int, prompt: int, steps: int, skips: bool = False, caches: bool = False
     ) -> None:
@@ -100,6 +102,7 @@ class FlowSession:
         joined = self._joined[row]
         return joined is not None and joined.needs_model(self._taken[row])
 
+    @entry
     def step(self) -> None:
         """One evaluation of every row that has some left."""
         if self._written:
@@ -111,6 +114,7 @@ class FlowSession:
         self._ran.run()
         self._taken = [taken + 1 for taken in self._taken]
 
+    @entry
     def velocities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(conditional (R, c, H, W), unconditional (U, c, H, W)) of the last step, before guidance.
 
@@ -119,6 +123,7 @@ class FlowSession:
         v = unpatchify(self._ran.outputs["velocity"], self.z.shape[1]).float()
         return v[: self.rows].clone(), v[self.rows :].clone()
 
+    @entry
     def join(self, prepared: Prepared, source: int, row: int, request: FlowRequest) -> None:
         """Put `request` in `row`; prompt number `source` of `prepared` is its prompt."""
         flow, length, capacity = self.flow, len(request.prompt), self.prompt
@@ -169,6 +174,7 @@ class FlowSession:
 class Prepared:
     """`flow_prepare` for R prompts (the first U with an unconditional branch), capacity P, K steps."""
 
+    @entry
     def __init__(self, runner: Runner, prompts: int, guided: int, capacity: int, steps: int) -> None:
         self.runner, self.prompts, self.guided = runner, prompts, guided
         self.capacity, self.steps = capacity, steps
@@ -183,6 +189,7 @@ class Prepared:
     def nbytes(self) -> int:
         return self.executor.nbytes
 
+    @entry
     def run(self, prompts: Sequence[TimedPrompt]) -> None:
         """Fill the state for the prompt and the times of each row."""
         self.write(prompts)

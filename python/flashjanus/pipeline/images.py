@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageFile
 
 from flashjanus.errors import ConfigError, InputError
+from flashjanus.pipeline.entry import entry
 from flashjanus.pipeline.tokenizer import read_json_object
 
 from .arrays import image_of
@@ -123,6 +124,7 @@ class ImageProcessor:
         square.paste(image, ((size - scaled[0]) // 2, (size - scaled[1]) // 2))
         return square
 
+    @entry
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """(3, S, S) fp32: (u8 * rescale_factor - mean) / std of the resized RGB image."""
         pixels = torch.from_numpy(np.array(self.resize(image))).permute(2, 0, 1)

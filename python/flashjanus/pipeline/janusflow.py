@@ -14,10 +14,12 @@ from typing_extensions import Self
 
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
+from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import ConfigError, InputError
 
 from . import answers, flow, options, presets, text
 from . import best_of as choosing
+from .entry import entry
 from .images import ImageProcessor, load_image, to_pil
 from .prompts import encode_chat, encode_generation_prompt
 from .tensor_model import FLOATS, TensorModel
@@ -47,6 +49,7 @@ class JanusFlow(TensorModel):
     """JanusFlow on the static-graph runtime. Make one with `from_pretrained` or `from_state_dict`."""
 
     @classmethod
+    @entry
     def from_pretrained(
         cls,
         source: str | os.PathLike[str] = "shapes",
@@ -96,6 +99,7 @@ class JanusFlow(TensorModel):
             options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
+    @entry
     def generate_image(
         self,
         prompt: str | Sequence[str],
@@ -184,7 +188,8 @@ class JanusFlow(TensorModel):
 
         def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
             assert callback_on_step_end is not None
-            returned = callback_on_step_end(self, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
+            with callers_state():
+                returned = callback_on_step_end(self, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
             if not isinstance(returned, Mapping):
                 raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
             # z itself counts too: it may have been changed in place
@@ -203,6 +208,7 @@ class JanusFlow(TensorModel):
         timings = {"prompt": encoded - begun, "flow": flowed - encoded, "decode": done - flowed, "total": done - begun}
         return ImageOutput(result, seeds, timings)
 
+    @entry
     def chat(
         self,
         messages: Messages | Sequence[Messages],

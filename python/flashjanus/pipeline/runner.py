@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from threading import Lock
+from threading import RLock
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from flashjanus.engine.ops import all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.errors import InputError, OutOfMemoryError, PlanError
+from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
 from flashjanus.model import Policy
 
 from .buckets import EXACT, Buckets
@@ -27,6 +28,10 @@ IDLE_BYTES = 2 * 2**30
 """Host memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
 IDLE_SHARE = 0.25
 """The same on a GPU, as a share of its memory."""
+_LOCK = RLock()
+"""Of all models' idle sessions: a forked child finds it free, and what it guards whole."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class Session(Protocol):
@@ -73,7 +78,7 @@ class Runner:
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
         self._reserved = 0
-        self._lock = Lock()
+        self._process = os.getpid()
 
     def graph(self, program: str) -> Graph:
         """The graph of a program, built on first use."""
@@ -104,10 +109,15 @@ class Runner:
     def lease(self, make: Callable[..., T], *bucket: Hashable) -> Iterator[T]:
         """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
         key = (make, *bucket)
+        if self.gpu is not None and self._process != os.getpid():
+            raise DeviceError(
+                f"expected a call in the process that loaded the model on {self.device}, got one in a process forked "
+                "from it, where CUDA does not run: load the model in the child, started by 'spawn'"
+            )
         if self.gpu is not None:
             with self.gpu.launching():  # what this request copies comes behind what others have launched
                 pass
-        with self._lock:
+        with _LOCK:
             session = self._idle.pop(key, None)
         if session is None:
             session = self._make(make, bucket)
@@ -115,7 +125,7 @@ class Runner:
             yield session  # type: ignore[misc]
         finally:
             dropped: list[Session] = []
-            with self._lock:
+            with _LOCK:
                 self._idle[key] = session
                 while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > self._idle_bytes:
                     dropped.append(self._idle.popitem(last=False)[1])
@@ -128,7 +138,7 @@ class Runner:
             try:
                 return make(self, *bucket)
             except OutOfMemoryError:
-                with self._lock:
+                with _LOCK:
                     idle = [*self._idle.values()]
                     self._idle.clear()
                 if not idle or self.gpu is None:

@@ -25,6 +25,7 @@ from flashjanus.model import FLOW_STEPS, Policy
 
 from . import flow, loading, options, pictures, presets, text, warming
 from .buckets import EXACT, PADDED, Buckets, padded
+from .entry import entry
 from .images import ImageProcessor
 from .runner import Runner
 from .tokenizer import Tokenizer
@@ -54,6 +55,7 @@ class TensorModel:
         self.quantization = runner.policy.quantization
 
     @classmethod
+    @entry
     def from_state_dict(
         cls,
         config: Mapping[str, Any],
@@ -142,6 +144,7 @@ class TensorModel:
         why = f"{device} ({why_device}), {dtype} ({'asked for' if asked else why_dtype})"
         return cls(runner, tokenizer, processor, name, why)
 
+    @entry
     def sample_latents(
         self,
         input_ids: Sequence[Sequence[int] | torch.Tensor] | torch.Tensor,
@@ -183,18 +186,21 @@ class TensorModel:
         z1 = flow.generate(self.runner, requests, trace=steps_taken)
         return z1 if steps_taken is None else (z1, steps_taken)
 
+    @entry
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H s, W s), float32, about [-1, 1], of latents (B, c, H, W) as the flow leaves them."""
         vae = self._need_vae()
         latents = options.tensor("latents", latents, (None, vae.latent_channels, None, None), FLOATS)
         return pictures.decode(self.runner, latents)
 
+    @entry
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
         size = self.config.understanding.image_size
         pixels = options.tensor("pixel_values", pixel_values, (None, 3, size, size), FLOATS)
         return text.encode_images(self.runner, pixels).float()
 
+    @entry
     def next_token_logits(
         self,
         input_ids: torch.Tensor,
@@ -211,6 +217,7 @@ class TensorModel:
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [options.Sampling()])
         return text.next_token_logits(self.runner, requests, self._image_tokens(image_tokens))
 
+    @entry
     def generate_ids(
         self,
         input_ids: torch.Tensor,
@@ -248,6 +255,7 @@ class TensorModel:
         columns = [[fill if token is None else token for token in row] for row in steps]
         return torch.tensor(columns, dtype=torch.int64).T.contiguous()
 
+    @entry
     def warm_up(
         self,
         images: Sequence[int] = (1,),
@@ -271,6 +279,7 @@ class TensorModel:
         """The sizes that plans are made for."""
         return self.runner.buckets
 
+    @entry
     def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
         """The plan of the bucket in which a program runs `rows` rows (guided, for the flow) with a prompt of so many
         tokens, for a number of steps or new tokens. Raises InputError."""

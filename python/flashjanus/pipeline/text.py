@@ -12,6 +12,7 @@ from flashjanus.engine.runtime.executor import allocate_states
 from flashjanus.errors import InputError
 
 from .buckets import padded
+from .entry import entry
 from .options import Sampling
 from .runner import Runner
 
@@ -62,6 +63,7 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
 class TextSession:
     """Memory of a bucket: B rows, prompts of up to N tokens, S key slots, F feature rows, K new tokens."""
 
+    @entry
     def __init__(self, runner: Runner, rows: int, prompt: int, slots: int, features: int, new: int) -> None:
         self.runner, self.rows, self.prompt = runner, rows, prompt
         self.states = allocate_states(runner.plan("decode_step", B=rows, S=slots, K=new), runner.gpu)
@@ -75,6 +77,7 @@ class TextSession:
         """States and settings are shared, and counted twice."""
         return self.prefill.nbytes + self.decode.nbytes
 
+    @entry
     def start(
         self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None = None
     ) -> torch.Tensor:
@@ -122,6 +125,7 @@ class TextSession:
         self.decode.upload()
         self.prefill.upload()
 
+    @entry
     def step(self) -> torch.Tensor:
         """Decode one token of every row; returns the next tokens (B,)."""
         self.decode.run()

@@ -1,0 +1,301 @@
+"""Every public entry gives the same bits whatever state the caller has torch, its threads and the process in."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flashjanus import JanusFlow
+from flashjanus.errors import InputError
+from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.pipeline.images import ImageProcessor
+from flashjanus.pipeline.presets import sampler
+from flashjanus.pipeline.text import TextRequest, TextSession
+from PIL import Image
+from small_model import normal, prompt, small_config, small_state
+from torch.overrides import TorchFunctionMode
+from untrained_model import write_untrained_model
+
+PROMPT, STEPS = "a red circle", 2
+NOISE, LATENTS, PIXELS = normal(1, 2, 4, 8, 8), normal(2, 1, 4, 8, 8), normal(3, 2, 3, 64, 64)
+PROMPTS, IDS = [prompt(1, 5), prompt(2, 9)], torch.tensor([[0, 11, 12, 13, 14], [0, 21, 22, 23, 24]])
+DRAWING = FlowRequest(tuple(PROMPTS[0]), sampler("exact", num_inference_steps=STEPS), NOISE[0])
+PICTURE = Image.new("RGB", (40, 30), "red")
+ASK = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}]
+CONFIG = small_config()
+STATE = small_state(CONFIG)
+SAMPLED = dict(max_new_tokens=4, do_sample=True, seed=1)
+MANY = 2 * (os.cpu_count() or 1)
+"""Threads, of which the OpenMP runtime gives fewer where it may."""
+
+
+class Refusing(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.tolist:  # of session.tokens(), outside of any entry
+            return func(*args)
+        raise AssertionError(f"{func} reached the caller's mode")
+
+
+@contextmanager
+def switched(put: Callable[[Any], object], value: Any, after: Any) -> Iterator[None]:
+    put(value)
+    try:
+        yield
+    finally:
+        put(after)
+
+
+def threads(count: int) -> AbstractContextManager[None]:
+    return switched(torch.set_num_threads, count, torch.get_num_threads())
+
+
+@contextmanager
+def smaller_teams(switch: str, value: int, after: int) -> Iterator[None]:
+    with threads(MANY), switched(getattr(ctypes.PyDLL(None), switch), value, after):
+        yield
+
+
+@contextmanager
+def warnings_as_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def anomaly_mode() -> AbstractContextManager[None]:
+    return switched(torch.autograd.set_detect_anomaly, True, False)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast float16": lambda: torch.autocast("cpu", torch.float16),
+    "autocast bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: switched(torch.set_default_device, "meta", None),
+    "device context": lambda: torch.device("meta"),
+    "function mode": Refusing,
+    "default dtype float64": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
+    "default dtype float16": lambda: switched(torch.set_default_dtype, torch.float16, torch.float32),
+    "matmul precision": lambda: switched(torch.set_float32_matmul_precision, "medium", "highest"),
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "anomaly mode": anomaly_mode,
+    "deterministic": lambda: switched(torch.use_deterministic_algorithms, True, False),
+    "dynamic teams": lambda: smaller_teams("omp_set_dynamic", 1, 0),
+    "no active level": lambda: smaller_teams("omp_set_max_active_levels", 0, 8),
+    "warnings are errors": warnings_as_errors,
+    "numpy raises": lambda: np.errstate(all="raise"),
+}
+if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9
+    STATES["products in bf16"] = lambda: switched(
+        lambda precision: setattr(torch.backends, "fp32_precision", precision), "bf16", "none"
+    )
+THREADS = {"dynamic teams": MANY}
+"""Whose results are expected: bits of torch's products depend on their number."""
+
+
+class Entries:
+    """What the public methods of JanusFlow give, under their names, on a model of its own; and the sessions'."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = JanusFlow.from_pretrained(folder, device="cpu", dtype="bfloat16", vae_dtype="float32")
+
+    def from_pretrained(self) -> Any:
+        return [*self.model.runner.weights.values(), *self.model.runner.vae_weights.values()]
+
+    def from_state_dict(self) -> Any:
+        model = JanusFlow.from_state_dict(CONFIG, STATE, device="cpu", dtype="bfloat16", quantization="int8")
+        return list(model.runner.weights.values())
+
+    def generate_image(self) -> Any:
+        options = dict(num_inference_steps=STEPS, seed=5)
+        seen = []
+        plain = self.model.generate_image(
+            [PROMPT], **options, output_type="pt", callback_on_step_end=lambda *step: seen.append(step[2]) or step[3]
+        )
+        best = self.model.generate_image(
+            PROMPT, **options, preset="fast", best_of=2, judge="Is it {prompt}?", output_type="np"
+        )
+        return [plain.images, seen, best.images, best.scores]
+
+    def chat(self) -> Any:
+        return [self.model.chat([ASK, ASK], **SAMPLED), list(self.model.chat(ASK, **SAMPLED, stream=True))]
+
+    def sample_latents(self) -> Any:
+        latents, steps = self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS, trace=True)
+        return [latents, [list(step.values()) for step in steps]]
+
+    def decode_latents(self) -> Any:
+        return self.model.decode_latents(LATENTS)
+
+    def encode_images(self) -> Any:
+        return self.model.encode_images(PIXELS)
+
+    def next_token_logits(self) -> Any:
+        return self.model.next_token_logits(IDS)
+
+    def generate_ids(self) -> Any:
+        return self.model.generate_ids(IDS, **SAMPLED)
+
+    def warm_up(self) -> Any:
+        return self.model.warm_up(prompt_tokens=(16,), steps=STEPS, new_tokens=8)
+
+    def plan(self) -> Any:
+        return str(self.model.plan("flow_step", rows=2))
+
+    def flow_session(self) -> Any:
+        runner = self.model.runner
+        prepared, session = Prepared(runner, 1, 1, 16, STEPS), FlowSession(runner, 1, 1, 16, STEPS)
+        prepared.run([DRAWING.timed_prompt])
+        session.join(prepared, 0, 0, DRAWING)
+        session.step()
+        found = [session.needs_branch(0), session.z, *session.velocities()]
+        session.leave(0)
+        return [*found, session.needs_branch(0)]
+
+    def text_session(self) -> Any:
+        session = TextSession(self.model.runner, 1, 8, 16, 1, 8)
+        logits = session.start([TextRequest(tuple(PROMPTS[0]))], None)
+        session.step()
+        return [logits, session.tokens()()]
+
+    def image_processor(self) -> Any:
+        processor = ImageProcessor.from_file(None, 64)
+        return [processor.preprocess(PICTURE), np.asarray(processor.resize(PICTURE))]
+
+
+SESSIONS = {
+    FlowSession: ["join", "leave", "needs_branch", "step", "velocities"],
+    Prepared: ["run"],
+    TextSession: ["start", "step", "tokens"],
+    ImageProcessor: ["from_file", "preprocess", "resize"],
+}
+
+
+def public(kind: type) -> list[str]:
+    return sorted(name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name)))
+
+
+def test_every_public_method_is_an_entry_of_the_sweep() -> None:
+    """A new method has to be listed, in Entries or in SESSIONS, by what it gives in every state."""
+    assert sorted({*public(Entries)} - {"flow_session", "text_session", "image_processor"}) == public(JanusFlow)
+    assert {kind: public(kind) for kind in SESSIONS} == SESSIONS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    write_untrained_model(folder, layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Callable[[int], dict[str, Any]]:
+    """What every entry gives on so many threads, where nothing is unusual."""
+
+    @cache
+    def found(count: int) -> dict[str, Any]:
+        with threads(count):
+            return everything(folder)
+
+    return found
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    entries = Entries(folder)
+    return {name: getattr(entries, name)() for name in public(Entries)}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        kinds = [(t.dtype, t.device, t.is_inference(), t.requires_grad) for t in (a, b)]
+        return kinds[0] == kinds[1] and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("state", STATES)
+def test_the_callers_state_does_not_count(folder: Path, expected: Callable[[int], dict[str, Any]], state: str) -> None:
+    right = expected(THREADS.get(state, 1))
+    with threads(1), STATES[state]():
+        got = everything(folder)
+    assert [name for name in right if not same(got[name], right[name])] == []
+
+
+def test_a_stream_goes_on_in_any_state(folder: Path) -> None:
+    model = Entries(folder).model
+    options = dict(max_new_tokens=3 * len(STATES), do_sample=True, seed=1)
+    expected = list(model.chat(ASK, **options, stream=True))
+    assert len(expected) > len(STATES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = model.chat(ASK, **options, stream=True)
+        pieces = []
+        for state in STATES.values():
+            with threads(1), state():
+                pieces.append(next(stream))
+    assert [*pieces, *stream] == expected
+
+
+def test_functions_of_the_caller_run_in_the_callers_state(folder: Path) -> None:
+    model, seen = Entries(folder).model, []
+
+    def look(*given: Any) -> Any:
+        seen.append((torch.zeros(1).device.type, torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        return given[3] if len(given) > 1 else [("Is it red?", "yes", ("no",))]
+
+    with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model.generate_image(
+            PROMPT, num_inference_steps=STEPS, seed=5, best_of=1, judge=look, callback_on_step_end=look
+        )
+    assert seen == [("meta", True, True)] * (1 + STEPS)
+
+
+def test_the_callers_state_is_as_before_after_an_error(folder: Path) -> None:
+    def fails(*given: Any) -> Any:
+        raise KeyError("a mistake of the caller's")
+
+    model, dynamic = Entries(folder).model, ctypes.PyDLL(None).omp_get_dynamic
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), smaller_teams("omp_set_dynamic", 1, 0):
+        with switched(torch.set_float32_matmul_precision, "medium", "highest"):
+            with pytest.raises(KeyError):
+                model.generate_image(PROMPT, num_inference_steps=STEPS, callback_on_step_end=fails)
+            with pytest.raises(InputError):
+                model.generate_image(PROMPT, num_inference_steps=0)
+            assert torch.get_float32_matmul_precision() == "medium"
+        assert (torch.zeros(1).device.type, torch.is_autocast_enabled("cpu")) == ("meta", True)
+        assert (dynamic(), torch.get_num_threads()) == (1, MANY)
+
+
+def test_tensors_without_data_are_refused(folder: Path) -> None:
+    model = Entries(folder).model
+    with torch.device("meta"), pytest.raises(InputError, match="expected a tensor with values, got one on meta"):
+        model.decode_latents(torch.zeros(1, 4, 8, 8))
+
+
+def test_results_need_no_grad_and_seeds_leave_torchs_generator_alone(folder: Path) -> None:
+    model = Entries(folder).model
+    trained = {name: torch.nn.Parameter(tensor) for name, tensor in STATE.items()}
+    of_parameters = JanusFlow.from_state_dict(CONFIG, trained, device="cpu")
+    state = torch.get_rng_state()
+    results = [
+        model.decode_latents(LATENTS.clone().requires_grad_()),
+        model.encode_images(PIXELS.clone().requires_grad_()),
+        of_parameters.next_token_logits(IDS),
+        of_parameters.sample_latents(PROMPTS, NOISE.clone().requires_grad_(), num_inference_steps=STEPS),
+    ]
+    model.generate_image(PROMPT, num_inference_steps=STEPS)
+    model.chat(ASK, max_new_tokens=2, do_sample=True)
+    assert not any(result.requires_grad for result in results)
+    assert torch.equal(torch.get_rng_state(), state)
