@@ -50,18 +50,22 @@ bench: $(VENV)/.installed
 # PYTHON and its own torch are used where that is a CUDA build: nothing is installed or downloaded. Else ./.venv is made.
 CALL ?= 1 2
 RESULTS ?= benchmarks/results
-TORCH_HAS_CUDA := import sys, torch; sys.exit(torch.version.cuda is None)
+TORCH_HAS_CUDA := import os, runpy, sys; from importlib.util import find_spec; torch = find_spec('torch').origin; \
+	sys.exit(runpy.run_path(os.path.join(os.path.dirname(torch), 'version.py')).get('cuda') is None)
 
 gpu:
-	@set -e; architecture=$$($(PYTHON) benchmarks/gpu.py --architecture) || { echo "$$architecture"; exit 2; }; \
+	@since=$$(date +%s); set -e; \
+	architecture=$$($(PYTHON) benchmarks/gpu.py --architecture) || { echo "$$architecture"; exit 2; }; \
 	python=$(PYTHON); \
 	$$python -c "$(TORCH_HAS_CUDA)" 2>/dev/null || { $(MAKE) $(VENV)/.test-tools; python=$(CURDIR)/$(BIN)/python; }; \
+	$$python -c "import torch, triton" 2>/dev/null & \
 	bin=$$($$python -c "import os, sys; print(os.path.dirname(sys.executable))"); \
 	export PATH="$$bin:$$PATH:/usr/local/cuda/bin"; status=0; \
 	for call in $(CALL); do \
-		since=$$(date +%s); $$python benchmarks/gpu_stages/build.py $$architecture; \
+		$$python benchmarks/gpu_stages/build.py $$architecture; \
 		PYTHONPATH="$(CURDIR)/build/gpu/lib:$$PYTHONPATH" $$python benchmarks/gpu.py \
 			--call $$call --since $$since --out "$(RESULTS)" $(GPU_OPTIONS) || status=$$?; \
+		since=$$(date +%s); \
 	done; exit $$status
 
 # What can be shown without a GPU under the versions of the machine that has one: Triton's launches and compilations, dry
@@ -78,7 +82,7 @@ gpu-env: $(VENV)/.test-tools
 	@if $(GPU_PYTHON) -m venv build/gpu-python 2>/dev/null; then set -e; \
 		build/gpu-python/bin/pip install -q "setuptools>=77" "pybind11>=2.13" "cmake>=3.24" ninja; \
 		PATH="$(CURDIR)/build/gpu-python/bin:$$PATH" build/gpu-python/bin/python benchmarks/gpu_stages/build.py \
-			$(GPU_ARCHITECTURE); du -sh build/gpu/native; \
+			$(GPU_ARCHITECTURE) 1800; du -sh build/gpu/native; \
 	else echo "$(GPU_PYTHON) is not here: no native module for it was built"; fi
 
 wheel: $(VENV)/.installed

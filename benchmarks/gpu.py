@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_stages import faults, present, report
@@ -57,8 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plant", nargs="+", default=[], metavar="FAULT:OP", help=f"in a dry run: {', '.join(faults.FAULTS)}"
     )
-    for name, kind in (("--stage", str), ("--book", Path), ("--until", float), ("--limit", float)):
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # of a process of one stage; of its rows
+    numbers = ("--part", int), ("--parts", int), ("--until", float), ("--limit", float)
+    for name, kind in (("--stage", str), ("--book", Path), *numbers):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # of a process of one stage
     return parser.parse_args()
 
 
@@ -70,10 +70,12 @@ def no_gpu(why: str) -> int:
 
 def stage(args: argparse.Namespace) -> None:
     """One stage in this process; its findings go into the book."""
-    from flashjanus.engine.errors import FlashJanusError
     from flashjanus.engine.runtime.cuda import unusable
-    from gpu_stages import alternatives, chosen, headline, learned, machine, profile, workload
+    from gpu_stages import alternatives, chosen, compile, headline, learned, machine, profile, workload
 
+    if args.stage == "compile":
+        compile.part(args.part, args.parts)
+        return
     book, name = Book(args.book), args.stage
     reason = None if args.dry_run else unusable(workload.CUDA)
     if reason is not None:
@@ -91,13 +93,10 @@ def stage(args: argparse.Namespace) -> None:
         faults.plant(planted)
     lessons = book.data.get("learned", {})
     learned.put_in_force(lessons.get("tuned", {}))
-    avoided: workload.Avoided = {op: dict(names) for op, names in lessons.get("slower", {}).items()}
-    for op, reasons in chosen.failing(book.found("chosen")).items():
-        avoided.setdefault(op, {}).update(reasons)
+    avoided = chosen.faults_of(book.found("chosen"))
+    avoided.whole = learned.slower(lessons).whole | avoided.whole
     limit = args.limit or next(s.limit for s in CALLS[book.data["call"]] if s.name == name)
-    # an API that another version of torch has not is one row's failure too
-    errors = (RuntimeError, ValueError, TypeError, AttributeError, FlashJanusError, *triton_errors())
-    notes = Notes(book, name, args.until, limit, setting.clock.synchronize, errors)
+    notes = Notes(book, name, args.until, limit, setting.clock.synchronize)
     found = book.found("machine")
     ceilings, l2 = found.get("ceilings", CEILINGS), found.get("l2_bytes", L2)
     only = None if book.data["call"] == 1 else [(op, it) for op, it in lessons.get("suspects", [])]
@@ -110,15 +109,6 @@ def stage(args: argparse.Namespace) -> None:
     }
     runs[name]()
     book.save()
-
-
-def triton_errors() -> tuple[type[Exception], ...]:
-    """Of a kernel that does not compile, or does not fit the GPU."""
-    if find_spec("triton") is None:
-        return ()
-    from triton.errors import TritonError
-
-    return (TritonError,)
 
 
 def open_book(args: argparse.Namespace, gpu: str) -> Book:
@@ -143,7 +133,10 @@ def open_book(args: argparse.Namespace, gpu: str) -> Book:
 
 def work(args: argparse.Namespace, book: Book) -> dict[str, Callable[[float], None]]:
     """What each stage does, until its seconds end."""
-    from gpu_stages import checks
+    from gpu_stages import checks, compile
+
+    def compiled(until: float) -> None:
+        book.stages["compile"] = compile.in_parallel(Path(__file__), until)
 
     def process(name: str, until: float) -> None:
         book.stages.setdefault(name, {})
@@ -153,10 +146,12 @@ def work(args: argparse.Namespace, book: Book) -> dict[str, Callable[[float], No
         again += ["--limit", str(args.limit)] if args.limit else []
         in_processes([sys.executable, __file__, "--stage", name, "--book", book.path, *again], book, name, until)
 
-    selected = checks.GPU_TESTS[-1:] if args.dry_run else checks.GPU_TESTS
+    selected = {"tests/pipeline/test_gpu_graphs.py": 1} if args.dry_run else checks.GPU_TESTS
     every: dict[str, Callable[[float], None]] = {
         name: partial(process, name) for name in ("machine", "chosen", "headline", "profile", "alternatives")
     }
+    if not args.dry_run:
+        every["compile"] = compiled
     every["tests"] = lambda until: checks.tests(ROOT, SCRATCH, book, until, selected)
     every["sanitizer"] = lambda until: checks.sanitizers(ROOT, book, until)
     if args.official_script and args.official_repo:
@@ -225,6 +220,9 @@ def main() -> int:
 
     def told(name: str) -> None:
         here = book.found(name)
+        if not args.dry_run:  # where the next call finds it, whatever becomes of the results' folder
+            SCRATCH.mkdir(parents=True, exist_ok=True)
+            shutil.copy(book.path, SCRATCH)
         says = "; ".join(report.reasons(here)) or f"done in {here.get('seconds', 0)} s"
         print(f"{name}: {says}", flush=True)
 

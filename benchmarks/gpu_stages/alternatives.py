@@ -26,7 +26,7 @@ from flashjanus.pipeline import flow
 from .book import Found
 from .budget import Notes
 from .clock import summary
-from .forms import Arguments, form, in_float32, sizes
+from .forms import Arguments, form, in_float32, sizes, specs_of
 from .workload import Workload
 
 LONGEST, SHORTEST = 1e-3, 2e-6
@@ -68,11 +68,11 @@ def run(work: Workload, notes: Notes, ceilings: Mapping[str, float], l2: int) ->
     for name, ways in STAGES.items():
         notes.measure(name, partial(side_by_side, work, ways), {"stage": name})
     with in_float32():
-        for it in ordered(work, ceilings, notes.errors):
+        for it in ordered(work, ceilings):
             node = it.arguments.node
             about = dict(op=node.op, implementation=node.implementation.name, program=it.plan.name, node=node.label)
             about |= dict(calls=it.calls, sizes=sizes(node))
-            notes.measure(form(node), partial(timed, work, it, ceilings, l2, notes.errors), about)
+            notes.measure(form(node), partial(timed, work, it, ceilings, l2), about)
 
 
 def side_by_side(work: Workload, ways: Mapping[str, Callable[[Workload], Callable[[], float]]]) -> Found:
@@ -109,7 +109,9 @@ def all_at_once(work: Workload) -> Callable[[], float]:
     work.join(session, work.prepared(runner))
 
     def time() -> float:
-        samples, _ = work.clock.launches(lambda i: session.flow.run(), work.sizes.steps, 1)
+        samples, captured = work.clock.launches(lambda i: session.flow.run(), work.sizes.steps, 1)
+        if not captured and work.clock.captures:
+            raise RuntimeError("no graph takes all steps: one of them waits for the device")
         return samples[0] * work.sizes.steps
 
     return time
@@ -130,11 +132,11 @@ class Met:
     least: float
 
 
-def ordered(work: Workload, ceilings: Mapping[str, float], errors: tuple[type[Exception], ...]) -> list[Met]:
+def ordered(work: Workload, ceilings: Mapping[str, float]) -> list[Met]:
     """The forms that more than one way serves, the costly first; of what cannot run, those before it."""
     found: dict[str, Met] = {}
-    for group in work.programs():
-        with suppress(*errors):
+    for group in work.programs(largest=False):
+        with suppress(Exception):  # the headline says what, in a row of its own
             for _, executor in group:
                 executor.walk(partial(_met, work, ceilings, found, executor, Counter(map(form, executor.plan.nodes))))
     return sorted(found.values(), key=lambda it: -it.least)
@@ -164,20 +166,18 @@ def lower_bound(node: PlannedNode, ceilings: Mapping[str, float]) -> float:
 
 def choices(plan: Plan, node: PlannedNode, work: Workload) -> Iterator[Choice]:
     """The ways to serve a node, the plan's own first."""
-    op, specs = get_op(node.op), [None if ref is None else ref.spec for ref in node.inputs]
+    op, specs = get_op(node.op), specs_of(node)
     others = [it for it in op.implementations.values() if it is not node.implementation]
     for it in (node.implementation, *others):
-        if it.name in work.avoided.get(op.name, {}) or it.refuses(plan.device, specs, node.attrs):
+        if work.faults(op.name, it.name, specs, node.attrs) or it.refuses(plan.device, specs, node.attrs):
             continue
         yield Choice(it)
-        for tunable in it.tunables:
+        for tunable in (tunable for tunable in it.tunables if tunable.decides(specs)):
             held = tunable.get()
             yield from (Choice(it, tunable, value) for value in tunable.values if value != held)
 
 
-def timed(
-    work: Workload, it: Met, ceilings: Mapping[str, float], l2: int, errors: tuple[type[Exception], ...]
-) -> Found:
+def timed(work: Workload, it: Met, ceilings: Mapping[str, float], l2: int) -> Found:
     """Every choice that is right, in turns; `best` where one is clearly faster than the plan's."""
     arguments, node = it.arguments, it.arguments.node
     sets = arguments.copies(l2)
@@ -188,7 +188,7 @@ def timed(
         try:
             with choice.inforce():
                 share, why = arguments.wrong(choice.implementation)
-        except errors as error:  # a tile that does not fit, a library that this torch is built without
+        except Exception as error:  # a tile that does not fit, a library that this torch is built without
             share, why = 0.0, f"{type(error).__name__}: {str(error).strip()[:200]}"
         found[choice.name] = {"error": share} if why is None else {"failed": why}
         if why is None:

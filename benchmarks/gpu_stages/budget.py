@@ -20,13 +20,15 @@ from pathlib import Path
 
 from .book import Book, Found
 
+ENDED = "the process ended, or hung, while it ran"
+"""Of a row whose process did not live to tell more."""
 ATTEMPTS = 8
 """Processes that one stage may lose."""
 TAIL = 2000
 LEAST = 8.0
 """Seconds below which no stage is begun: its process has torch to import."""
 GRACE = 3.0
-"""Seconds that a stage's process may take to write its last row."""
+"""Seconds that a stage's process may take to write its last row; a call keeps them back at its end."""
 FAULTS = (OSError, ValueError, SyntaxError)
 """Of what a stage reads of others' output: files, JSON, XML."""
 
@@ -48,18 +50,20 @@ CALLS: dict[int, tuple[Stage, ...]] = {
     1: (
         BUILD,
         Stage("machine", "GPU, driver, versions, clocks; bf16 GEMM and copy, the two ceilings", 15, 12),
-        Stage("chosen", "what the released model's plans choose, at their shapes, against float32 torch", 55, 45, 15),
-        Stage("headline", HEADLINE, 120, 95, 30),
-        Stage("profile", "kernels of a step, a token, the VAE and SigLIP by node, with the gaps", 40, 30, 20),
-        Stage("alternatives", "implementations, tiles, accumulation, one graph for all steps, in turns", 95, 95, 15),
+        Stage("compile", "every Triton kernel that the released model's plans may launch, on all cores", 25, 18),
+        Stage("chosen", "what the released model's plans choose, at their shapes, against float32 torch", 50, 35, 25),
+        Stage("headline", HEADLINE, 115, 95, 30),
+        Stage("profile", "kernels of a step, a token, the VAE and SigLIP by node, with the gaps", 35, 25, 30),
+        Stage("alternatives", "implementations, tiles, accumulation, one graph for all steps, in turns", 85, 85, 30),
     ),
     2: (
         BUILD,
         Stage("machine", "GPU, driver, versions, clocks; the two ceilings", 15, 12),
-        Stage("chosen", "what was wrong in the first call, again", 15, 8, 15),
-        Stage("headline", f"{HEADLINE}, with what the first call taught", 100, 95, 30),
-        Stage("tests", "every kernel over its op's cases, the goldens, graphs equal to eager; file by file", 75, 75),
-        Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 60, 50),
+        Stage("compile", "as in the first call, where its cache is gone", 25, 18),
+        Stage("chosen", "what was wrong in the first call, again", 15, 8, 25),
+        Stage("headline", f"{HEADLINE}, with what the first call taught", 95, 95, 30),
+        Stage("tests", "every kernel over its op's cases, the goldens, graphs equal to eager; file by file", 65, 60),
+        Stage("sanitizer", "compute-sanitizer memcheck and racecheck on the CUDA C++ kernels, a case each", 50, 45),
         Stage("official", "the official code, eager and compiled (with --official-repo and --official-script)", 30, 30),
     ),
 }
@@ -79,22 +83,15 @@ def time_plan() -> str:
 class Notes:
     """The rows of a stage by name, in the book; one at which an earlier process ended is not tried again.
 
-    limit: seconds of one row, compilation included, after which its process is ended.
+    limit: seconds of one row, compilation included, after which its process is ended. check: raises where the device is
+    lost to this process.
     """
 
-    def __init__(
-        self,
-        book: Book,
-        stage: str,
-        until: float,
-        limit: float,
-        check: Callable[[], object],
-        errors: tuple[type[Exception], ...],
-    ) -> None:
-        self.book, self.until, self.limit, self.check, self.errors = book, until, limit, check, errors
+    def __init__(self, book: Book, stage: str, until: float, limit: float, check: Callable[[], object]) -> None:
+        self.book, self.until, self.limit, self.check = book, until, limit, check
         self.data: Found = book.stages.setdefault(stage, {})
         self.rows: dict[str, Found] = self.data.setdefault("rows", {})
-        ended(self.data, "the process ended, or hung, while it ran")
+        ended(self.data, {"failed": ENDED})
 
     def measure(self, name: str, run: Callable[[], Found], about: Mapping[str, object] | None = None) -> None:
         """Keep what `run` finds, or its failure; `about` describes it either way."""
@@ -106,12 +103,14 @@ class Notes:
             return
         self.data["trying"] = {"name": name, "about": about}
         self.book.save(page=False)
-        signal.setitimer(signal.ITIMER_REAL, self.limit)  # ends the process also where it waits for the device
+        # ends the process also where it waits for the device
+        signal.setitimer(signal.ITIMER_REAL, max(min(self.limit, self.until + GRACE - time.time()), 0.1))
         try:
             found = run()
-        except self.errors as error:
+        except Exception as error:  # whatever it is, it is this row's finding
             found = {"failed": f"{type(error).__name__}: {str(error).strip()[:400]}"}
-            self.check()  # raises where the device is lost to this process: the next one goes on
+            self.data["trying"]["says"] = found["failed"]
+            self.check()  # a device that is lost ends the process, and the next one goes on
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         del self.data["trying"]
@@ -119,11 +118,12 @@ class Notes:
         self.book.save()
 
 
-def ended(data: Found, why: str) -> None:
+def ended(data: Found, why: Found) -> None:
     """Turn the row that was being tried, if any, into one that says why it has no result."""
     tried = data.pop("trying", None)
     if tried is not None:
-        data["rows"][tried["name"]] = {**tried["about"], "failed": why}
+        says = {"says": tried["says"]} if "says" in tried else {}
+        data["rows"][tried["name"]] = {**tried["about"], **says, **why}
 
 
 def dies_with_its_parent() -> None:
@@ -172,7 +172,7 @@ def in_processes(args: Sequence[str | Path], book: Book, stage: str, until: floa
         if code is None or "trying" not in found or time.time() > until:
             break
     found = book.stages.setdefault(stage, {})
-    ended(found, "stopped while it ran")
+    ended(found, {"skipped": "out of time while it ran"} if time.time() >= until else {"failed": ENDED})
     if told:
         found["ended"] = told
 
@@ -189,7 +189,7 @@ def run_stages(
     Seconds that a stage does not need are the later ones'; one that begins late has its own all the same, and the last
     ones what is left. One that finds the GPU unusable is the last.
     """
-    ends = begun + sum(stage.given for stage in stages)
+    ends = begun + sum(stage.given for stage in stages) - GRACE
     due = begun
     for stage in stages:
         due += stage.given

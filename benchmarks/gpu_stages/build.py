@@ -1,6 +1,6 @@
 """The package under build/gpu/lib, with a native module for one GPU, which is built unless it is there already.
 
-    python benchmarks/gpu_stages/build.py ARCHITECTURE    # for CMake, e.g. 90-real
+    python benchmarks/gpu_stages/build.py ARCHITECTURE [SECONDS]    # for CMake, e.g. 90-real; that a build may take
 
 build/gpu/native may come from another machine with the same Python: a module of other sources, or one that does not
 load, is built again.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE, LIB, TEMP = (ROOT / "build/gpu" / name for name in ("native", "lib", "temp"))
+LONGEST = 90
+"""Seconds of a build, where none are given: a lease is short."""
 LOADS = (
     "import sys; from importlib.machinery import ExtensionFileLoader as L; from importlib.util import *; "
     "s = spec_from_loader('_C', L('_C', sys.argv[1])); m = module_from_spec(s); s.loader.exec_module(m); "
@@ -47,26 +49,33 @@ def present(architecture: str) -> bool:
     return subprocess.run([sys.executable, "-c", LOADS, found]).returncode == 0
 
 
-def setup(*args: str | Path, **env: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / "setup.py", "-q", *args], cwd=ROOT, env={**os.environ, **env})
-    if done.returncode:
-        sys.exit(done.returncode)
+def setup(seconds: float, *args: str | Path, **env: str) -> bool:
+    """Whether it could be done, in time."""
+    command = [sys.executable, ROOT / "setup.py", "-q", *args]
+    try:
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, timeout=seconds).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def main() -> None:
-    architecture = sys.argv[1]
+    architecture, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else LONGEST
     if present(architecture):
         print(f"{module()}: built from these sources before")
     else:
         given = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         cmake = shlex.join([*given, f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"])
         places = "--build-lib", NATIVE, "--build-temp", TEMP
-        setup("build_ext", *places, FLASHJANUS_CUDA="on", CMAKE_ARGS=cmake)
-        (NATIVE / f"sources-{sys.implementation.cache_tag}").write_text(sources(architecture))
-    setup("build_py", "--build-lib", LIB)
-    built = module()
-    assert built is not None
-    shutil.copy(built, LIB / "flashjanus" / built.name)
+        if setup(seconds, "build_ext", *places, FLASHJANUS_CUDA="on", CMAKE_ARGS=cmake):
+            (NATIVE / f"sources-{sys.implementation.cache_tag}").write_text(sources(architecture))
+        else:
+            print("The native module could not be built: Triton's and torch's implementations serve alone.")
+    if not setup(LONGEST, "build_py", "--build-lib", LIB):
+        sys.exit("The package could not be laid out under build/gpu/lib.")
+    if present(architecture):
+        built = module()
+        assert built is not None
+        shutil.copy(built, LIB / "flashjanus" / built.name)
 
 
 if __name__ == "__main__":

@@ -10,49 +10,53 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 from .book import Book, Found
-from .budget import LEAST, TAIL, command
+from .budget import TAIL, command
 
-GPU_TESTS = (
-    "tests/kernels/test_gpu.py",
-    "tests/model/test_goldens_gpu.py",
-    "tests/pipeline/test_gpu_graphs.py",
-)
-WORKERS = 4
-"""Compilation of Triton kernels takes most of the time, and each worker has a CUDA context."""
+KERNELS = "tests/kernels/test_gpu.py"
+GPU_TESTS = {KERNELS: 9, "tests/model/test_goldens_gpu.py": 3, "tests/pipeline/test_gpu_graphs.py": 2}
+"""Files, and how many processes of 16 cores take each: compilation and references on the CPU take most of the time."""
+LONGEST_TEST = 25
+"""Seconds."""
 KERNEL_TEST = re.compile(r"test_meets_the_reference\[(\w+)-(\w+)-\d+-\w+\]")
-SANITIZER_SECONDS = 40.0
 
 
-def tests(root: Path, scratch: Path, book: Book, until: float, selected: Sequence[str]) -> None:
-    """Each file's findings as it ends: passed, failed, skipped; of each failure its first lines."""
+def tests(root: Path, scratch: Path, book: Book, until: float, selected: Mapping[str, int]) -> None:
+    """Each file's findings as it ends: passed, failed, skipped; of each failure its last lines. The files run side by
+    side, each by so many processes."""
     found = book.stages.setdefault("tests", {"files": {}})
     if find_spec("pytest") is None:
         found["failed_to_run"] = f"pytest is not installed for {sys.executable}"
         return
-    for file in selected:
-        book.save()
-        start = time.time()
-        if until - start < LEAST:
-            found["files"][file] = {"skipped_file": "out of time"}
-            continue
-        found["files"][file] = {"skipped_file": "stopped while it ran"}
-        book.save()
-        found["files"][file] = {**test(root, scratch, until, file), "seconds": round(time.time() - start, 1)}
+    found["files"] |= {file: {"skipped_file": "stopped while it ran"} for file in selected}
+    book.save()
+    start, lock = time.time(), Lock()
+
+    def one(file: str, workers: int) -> None:
+        ended = test(root, scratch, until, file, workers)
+        with lock:
+            found["files"][file] = {**ended, "seconds": round(time.time() - start, 1)}
+            book.save()
+
+    with ThreadPoolExecutor(len(selected)) as pool:
+        list(pool.map(one, selected, selected.values()))
 
 
-def test(root: Path, scratch: Path, until: float, file: str) -> Found:
+def test(root: Path, scratch: Path, until: float, file: str, workers: int) -> Found:
     """One file's tests, by several processes where xdist is there; of a stopped run what had ended is kept."""
-    outcomes = scratch / "outcomes.jsonl"
+    outcomes = scratch / f"{Path(file).stem}.jsonl"
     outcomes.parent.mkdir(parents=True, exist_ok=True)
     outcomes.write_text("")
-    workers = ["-n", str(WORKERS), "--dist", "load"] if find_spec("xdist") else []
-    options = ["-q", "-p", "no:cacheprovider", "-p", "gpu_stages.outcomes", "--tb=short", *workers]
+    several = ["-n", str(workers), "--dist", "load"] if find_spec("xdist") else []
+    limited = ["--timeout", str(LONGEST_TEST), "--timeout-method", "thread"] if find_spec("pytest_timeout") else []
+    options = ["-q", "-p", "no:cacheprovider", "-p", "gpu_stages.outcomes", "--tb=short", *several, *limited]
     path = os.pathsep.join(filter(None, (str(root / "benchmarks"), os.environ.get("PYTHONPATH"))))
-    env = {"GPU_OUTCOMES": str(outcomes), "PYTHONPATH": path}
+    env = {"GPU_OUTCOMES": str(outcomes), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     code, output = command([sys.executable, "-m", "pytest", *options, file], until, env, root)
     found = summarised([json.loads(line) for line in outcomes.read_text().splitlines()])
     if code not in (0, 1):
@@ -83,11 +87,11 @@ def one_case_an_op(passed: list[str]) -> list[str]:
 
 
 def sanitizers(root: Path, book: Book, until: float) -> None:
-    """errors and how each tool put it, over a passed case of each op in tests/kernels/test_gpu.py; only our kernels are
+    """Errors and how each tool put it, over a passed case of each op in tests/kernels/test_gpu.py; only our kernels are
     watched."""
     found = book.stages.setdefault("sanitizer", {})
     tool = shutil.which("compute-sanitizer")
-    cases = book.found("tests").get("files", {}).get(GPU_TESTS[0], {}).get("cuda_cases", [])
+    cases = book.found("tests").get("files", {}).get(KERNELS, {}).get("cuda_cases", [])
     if tool is None:
         found["absent"] = "compute-sanitizer is not installed"
         return
@@ -97,15 +101,18 @@ def sanitizers(root: Path, book: Book, until: float) -> None:
     # the option that takes a part of a kernel's name has had two names
     option = "--kernel-name" if "--kernel-name" in command([tool, "--help"], until)[1] else "--kernel-regex"
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    tests = [f"{GPU_TESTS[0]}::{case}" for case in cases]
+    tests = [f"{KERNELS}::{case}" for case in cases]
     found["cases"] = cases
-    for check in ("memcheck", "racecheck"):
+
+    def run(check: str) -> Found:
         args = [tool, "--tool", check, option, "kns=flashjanus", "--error-exitcode", "9", *pytest, *tests]
-        end = min(until, time.time() + SANITIZER_SECONDS)
         # without torch's cache every tensor is an allocation of its own, whose end memcheck knows
-        code, output = command(args, end, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, root)
-        found[check] = verdict(code, output)
-        book.save()
+        return verdict(*command(args, until, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}, root))
+
+    tools = ("memcheck", "racecheck")
+    with ThreadPoolExecutor(len(tools)) as pool:  # both wait for the CPU most of the time
+        found |= dict(zip(tools, pool.map(run, tools), strict=True))
+    book.save()
 
 
 def verdict(code: int | None, output: str) -> Found:

@@ -1,46 +1,60 @@
 """What the released model's plans choose, at the plans' own shapes and on the model's own values, against float32.
 
 Every program is walked node by node. Before a form of a node runs for the first time, its implementation is called on
-copies of its arguments. One that is wrong, raises, hangs or ends the process is avoided from there on, in this walk and
-in all later stages; what serves in its place is looked at in the same way.
+copies of its arguments. One that is wrong or raises does not serve such calls from there on, in this walk and in all
+later stages; one that hangs or ends the process serves no calls at all. What serves in its place is looked at in the
+same way. Where nothing right is left, the plan keeps its choice, and the page says that it is wrong.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
+from flashjanus.engine.errors import PlanError
 from flashjanus.engine.ops import Implementation, get_op
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
 
 from .book import Found
-from .budget import Notes
-from .forms import Arguments, form, in_float32, sizes
-from .workload import Avoided, Workload
+from .budget import ENDED, Notes
+from .forms import Arguments, NotChecked, form, in_float32, sizes, specs_of
+from .workload import Faults, Workload, call_form
 
 ROUNDS = 4
 """Times that the plans are made again, without what was found to be wrong in them."""
 
 
-def failing(found: Found) -> Avoided:
-    """What must be avoided after this stage: by op and implementation, why."""
-    avoided: Avoided = {}
-    for row in found.get("rows", {}).values():
-        if "failed" in row and "op" in row:
-            avoided.setdefault(row["op"], {}).setdefault(row["implementation"], row["failed"])
-    return avoided
+class OutOfTime(Exception):
+    """The stage's seconds are over."""
+
+
+def faults_of(found: Found) -> Faults:
+    """What a stage's rows tell to avoid: what was wrong and had a successor that was not, and what ended a process."""
+    faults = Faults()
+    for name, row in found.get("rows", {}).items():
+        if row.get("failed") == ENDED:
+            faults.whole[row["op"], row["implementation"]] = ENDED
+        elif row.get("successor"):
+            faults.calls[row["op"], row["implementation"], name.split()[1]] = row["failed"]
+    return faults
 
 
 def run(work: Workload, notes: Notes, only: Collection[tuple[str, str]] | None = None) -> None:
-    """Fill `notes.rows` and `work.avoided`; of `only` these ops and implementations, where given."""
-    for op, reasons in failing(notes.data).items():
-        work.avoided.setdefault(op, {}).update(reasons)
+    """Fill `notes.rows` and `work.faults`; of `only` these ops and implementations, where given."""
+    found = faults_of(notes.data)
+    work.faults.calls |= found.calls
+    work.faults.whole |= found.whole
     with in_float32():
         for _ in range(ROUNDS):
-            before = str(work.avoided)
-            _walk(work, notes, only)
-            if str(work.avoided) == before:
-                break
+            before = len(work.faults.calls)
+            try:
+                _walk(work, notes, only)
+            except OutOfTime:
+                notes.data["unfinished"].append("out of time: not all programs were walked")
+                return
+            if len(work.faults.calls) == before:
+                return
             work.forget()
 
 
@@ -53,11 +67,15 @@ def _walk(work: Workload, notes: Notes, only: Collection[tuple[str, str]] | None
                 def choose(
                     node: PlannedNode, executor: Executor = executor, program: str = program
                 ) -> Implementation | None:
+                    if time.time() > notes.until:
+                        raise OutOfTime
                     return _serving(work, notes, executor, node, program, only)
 
                 executor.walk(choose)
                 work.clock.synchronize()
-        except notes.errors as error:  # nothing is left that serves, or it runs alone and not after the others
+        except OutOfTime:
+            raise
+        except Exception as error:  # it runs alone and not after the others: the next group may run all the same
             unfinished.append(f"{type(error).__name__}: {str(error)[:400]}")
 
 
@@ -69,23 +87,38 @@ def _serving(
     program: str,
     only: Collection[tuple[str, str]] | None,
 ) -> Implementation | None:
-    """The implementation to run, the plan's own or, where that is to be avoided, the next one; None for the former."""
-    op, specs = get_op(node.op), [None if ref is None else ref.spec for ref in node.inputs]
+    """The implementation to run, the plan's own (None) or the first one after it that is right."""
+    op, specs = get_op(node.op), specs_of(node)
+    wrong: dict[str, Found] = {}
+
+    def avoided(name: str, implementation: str, *call: object) -> str | None:
+        return "wrong" if implementation in wrong else work.faults(name, implementation, specs, node.attrs)
+
+    chosen = node.implementation
     while True:
-        avoided = work.avoided.get(node.op, {})
-        chosen = node.implementation
-        if chosen.name in avoided:
-            chosen, _ = op.choose(executor.plan.device, specs, node.attrs, avoided=avoided)
         name = f"{form(node)} {chosen.name}"
         if only is None or (node.op, chosen.name) in only:
             about = dict(op=node.op, implementation=chosen.name, program=program, node=node.label, sizes=sizes(node))
             notes.measure(name, lambda chosen=chosen: _checked(executor, node, chosen), about)
-        failed = notes.rows.get(name, {}).get("failed")
-        if failed is None:
-            return None if chosen is node.implementation else chosen
-        work.avoided.setdefault(node.op, {}).setdefault(chosen.name, failed)
+        row = notes.rows.get(name, {})
+        if "failed" not in row:
+            break
+        wrong[chosen.name] = row
+        try:
+            chosen, _ = op.choose(executor.plan.device, specs, node.attrs, avoided=avoided)
+        except PlanError:  # nothing right is left
+            if notes.rows[f"{form(node)} {node.implementation.name}"]["failed"] == ENDED:
+                raise
+            return None
+    for implementation, row in wrong.items():
+        row["successor"] = chosen.name
+        work.faults.calls[node.op, implementation, call_form(node.op, specs, node.attrs)] = row["failed"]
+    return None if chosen is node.implementation else chosen
 
 
 def _checked(executor: Executor, node: PlannedNode, chosen: Implementation) -> Found:
-    share, why = Arguments(executor, node).wrong(chosen)
+    try:
+        share, why = Arguments(executor, node).wrong(chosen)
+    except NotChecked as error:
+        return {"skipped": f"not checked, the reference or torch fails: {error}"}
     return {"error": share} if why is None else {"failed": why}

@@ -22,6 +22,9 @@ def summary(samples: Sequence[float]) -> Summary:
 
 
 class Clock(Protocol):
+    captures: bool
+    """Launches can be captured."""
+
     def synchronize(self) -> None: ...
 
     def spans(self, run: Callable[[], object], repeats: int) -> list[float]:
@@ -42,6 +45,8 @@ class Clock(Protocol):
 
 
 class CudaClock:
+    captures = True
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.aside = torch.cuda.Stream(device)  # one: each stream has its own workspaces
@@ -95,6 +100,8 @@ class CudaClock:
 
 
 class HostClock:
+    captures = False
+
     def synchronize(self) -> None:
         pass
 

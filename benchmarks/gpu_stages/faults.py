@@ -1,4 +1,5 @@
-"""Faults for a dry run: an implementation that is first among an op's, and wrong, raises, hangs or ends its process."""
+"""Faults for a dry run: an implementation that is first among an op's, and wrong, raises, hangs or ends its process; or
+every one of an op is wrong ("hopeless")."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-FAULTS = ("wrong", "raise", "crash", "hang")
+FAULTS = ("wrong", "raise", "crash", "hang", "hopeless")
 NAME = "planted"
 
 
@@ -22,7 +24,9 @@ def plant(what: str) -> None:
     of = all_ops()[op]
     torchs = of.implementations["torch"].run
     planted = Implementation(NAME, _run(fault, torchs, len(of.schema.outputs)), lambda *of: None)
-    others = dict(of.implementations)
+    others = {} if fault == "hopeless" else dict(of.implementations)
+    if fault == "hopeless":  # with which the others are compared
+        others["torch"] = replace(of.implementations["torch"], run=planted.run)
     of.implementations.clear()
     of.implementations |= {NAME: planted, **others}
 

@@ -73,7 +73,7 @@ def measured(work: Workload, row: Row, graphs: bool) -> Found:
     work.clock.peak_bytes()
     found, plans = row.run(work, runner, row.rows)
     found["peak_bytes"] = work.clock.peak_bytes()
-    left_out = work.left_out(plans)
+    left_out = work.faults.left_out(plans)
     return found | ({"without": left_out} if left_out else {})
 
 

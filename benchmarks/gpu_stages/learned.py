@@ -11,13 +11,13 @@ from flashjanus.engine.ops import Tunable, all_ops
 
 from .alternatives import CLEAR, Choice
 from .book import Found
-from .chosen import failing
-from .workload import Avoided
+from .workload import Faults
 
 
 def newest(*folders: Path) -> Path | None:
-    """The latest results of a first call in these folders."""
-    files = [file for folder in folders for file in folder.glob("*-call-1.json")]
+    """The latest results of a first call on a GPU in these folders."""
+    found = [file for folder in folders for file in folder.glob("*-call-1*.json")]
+    files = [file for file in found if not file.name.startswith("dry-run")]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
@@ -26,8 +26,14 @@ def lessons(call: Found) -> Found:
     by "module:name" with their value and why; slower: implementations to be avoided since another takes less time."""
     stages = call["stages"]
     rows = [row for row in stages.get("alternatives", {}).get("rows", {}).values() if "choices" in row and "op" in row]
-    suspects = [[op, name] for op, names in failing(stages.get("chosen", {})).items() for name in names]
+    wrong = (row for row in stages.get("chosen", {}).get("rows", {}).values() if "failed" in row)
+    suspects = list(map(list, dict.fromkeys((row["op"], row["implementation"]) for row in wrong)))
     return {"suspects": suspects, "tuned": dict(_tuned(rows)), "slower": _slower(rows)}
+
+
+def slower(lessons: Found) -> Faults:
+    """As what must not serve."""
+    return Faults(whole={(op, name): why for op, name, why in lessons.get("slower", ())})
 
 
 def put_in_force(tuned: Found) -> None:
@@ -68,16 +74,17 @@ def _tuned(rows: list[Found]) -> Iterator[tuple[str, Found]]:
     yield from ((key, found) for key, (_, found) in best.items())
 
 
-def _slower(rows: list[Found]) -> Avoided:
-    """Choices of the plan that another implementation beats clearly over all forms that they serve."""
-    slower: Avoided = {}
+def _slower(rows: list[Found]) -> list[list[str]]:
+    """Choices of the plan, with the reason, that another beats clearly over all forms that they serve; not torch's,
+    which is what serves when nothing else does."""
+    found: list[list[str]] = []
     for op, name in dict.fromkeys((row["op"], row["implementation"]) for row in rows):
         served = [row for row in rows if (row["op"], row["implementation"]) == (op, name)]
         now = total(served, name)
         others = {it for row in served for it in row["choices"] if "," not in it and it != name}
         times = {it: took for it in others if (took := total(served, it)) is not None}
-        if now and times:
+        if now and times and name != "torch":
             other = min(times, key=lambda it: times[it])
             if times[other] < (1 - CLEAR) * now:
-                slower[op] = {name: f"{other} takes {times[other] / now:.2f} of its time"}
-    return slower
+                found.append([op, name, f"{other} takes {times[other] / now:.2f} of its time"])
+    return found

@@ -1,5 +1,7 @@
 """A pytest plugin: one line of JSON for each test as it ends, so that a run that is killed has told what it knew.
 
+A worker whose GPU no longer answers after a test ends itself: xdist makes a new one, and the tests after it count.
+
 GPU_OUTCOMES=FILE pytest -p gpu_stages.outcomes ...
 """
 
@@ -9,6 +11,7 @@ import json
 import os
 
 import pytest
+import torch
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -19,3 +22,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     line = {"test": report.nodeid, "outcome": report.outcome, "says": says[-600:] if report.failed else says[:200]}
     with open(os.environ["GPU_OUTCOMES"], "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ or not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        os._exit(3)

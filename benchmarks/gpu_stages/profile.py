@@ -1,23 +1,27 @@
 """Kernels of a step, a token, the VAE and SigLIP by node, from torch.profiler's trace, and the gaps between them.
 
 Launched kernel by kernel, each launch lies within its node's range on the host, and the trace ties a kernel to its
-launch: so kernels get their nodes. A captured graph has one launch for all of them, in the same order; its kernels are
-the ones that are timed, and named by that order.
+launch: so kernels get their nodes. A captured graph has one launch for all of them, in nearly the same order; its
+kernels are the ones that are timed, and named by aligning both rows. All programs share one session of the profiler:
+further ones in a process may see no kernels at all. The raw trace is kept beside the results.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.pipeline import flow, text
 from flashjanus.pipeline.runner import Runner
@@ -31,48 +35,61 @@ NAME = 70
 """Letters of a kernel's name that are kept: cuBLAS has its tile in the first ones."""
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
-RANGE = "node "
+NODE, GRAPH, LEAD = "node ", "graph ", "lead-in"
+"""What ranges on the host are named with: a node's launches, a graph's, and what only wakes the profiler."""
+Events = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel, copy or fill on the GPU; times in us. node: what launched it, where that is known."""
+    """One kernel, copy or fill on the GPU; times in us. range: that in which it was launched."""
 
     name: str
     begin: float
     took: float
-    node: str | None = None
+    range: str | None = None
 
 
-def kernels(events: Iterable[Mapping[str, Any]]) -> list[Kernel]:
+def kernels(events: Events) -> list[Kernel]:
     """Of a Chrome trace, in the GPU's order."""
     events = [event for event in events if event.get("ph") == "X"]
-    ranges = [event for event in events if event.get("cat") == "user_annotation" and event["name"].startswith(RANGE)]
+    ranges = [event for event in events if event.get("cat") == "user_annotation"]
     launched = {
         event["args"]["correlation"]: event
         for event in events
         if event.get("cat") in LAUNCHES and "correlation" in event.get("args", {})
     }
 
-    def node(event: Mapping[str, Any]) -> str | None:
+    def within(event: Mapping[str, Any]) -> str | None:
         launch = launched.get(event.get("args", {}).get("correlation"))
         if launch is None:
             return None
-        within = (r["name"].removeprefix(RANGE) for r in ranges if r["ts"] <= launch["ts"] <= r["ts"] + r["dur"])
-        return next(within, None)
+        held = [r for r in ranges if r["ts"] <= launch["ts"] <= r["ts"] + r["dur"]]
+        return min(held, key=lambda r: r["dur"])["name"] if held else None  # the innermost
 
     found = [
-        Kernel(str(event["name"]), float(event["ts"]), float(event["dur"]), node(event))
+        Kernel(str(event["name"]), float(event["ts"]), float(event["dur"]), within(event))
         for event in events
         if event.get("cat") in ON_GPU
     ]
     return sorted(found, key=lambda kernel: kernel.begin)
 
 
-def named(captured: Sequence[Kernel], launched: Sequence[Kernel]) -> list[Kernel]:
-    """The captured kernels with the nodes of the launched ones, where both are the same row of kernels."""
-    same = [k.name for k in captured] == [k.name for k in launched]
-    return [Kernel(k.name, k.begin, k.took, launched[i].node if same else k.node) for i, k in enumerate(captured)]
+def of_program(row: Sequence[Kernel], program: str) -> tuple[list[Kernel], list[Kernel]]:
+    """The kernels that its nodes launched, with the nodes alone as ranges, and those of its graph."""
+    prefix = f"{NODE}{program}: "
+    launched = [replace(k, range=k.range.removeprefix(prefix)) for k in row if k.range and k.range.startswith(prefix)]
+    return launched, [k for k in row if k.range == f"{GRAPH}{program}"]
+
+
+def named(captured: Sequence[Kernel], launched: Sequence[Kernel]) -> tuple[list[Kernel], float]:
+    """The captured kernels with the nodes of the launched ones that they are, and the share that has one."""
+    names = [[k.name for k in row] for row in (captured, launched)]
+    nodes: list[str | None] = [None] * len(captured)
+    for block in SequenceMatcher(None, *names, autojunk=False).get_matching_blocks():
+        nodes[block.a : block.a + block.size] = [k.range for k in launched[block.b : block.b + block.size]]
+    found = [replace(k, range=node) for k, node in zip(captured, nodes, strict=True)]
+    return found, sum(node is not None for node in nodes) / max(len(nodes), 1)
 
 
 def table(row: Sequence[Kernel]) -> list[Found]:
@@ -82,7 +99,7 @@ def table(row: Sequence[Kernel]) -> list[Found]:
     """
     lines: dict[tuple[str, str], Found] = {}
     for kernel, following in zip(row, [*row[1:], None], strict=True):
-        node = re.sub(r"\d+", "*", kernel.node or "?")
+        node = re.sub(r"\d+", "*", kernel.range or "?")
         line = lines.setdefault(
             (node, kernel.name[:NAME]), {"node": node, "kernel": kernel.name[:NAME], "calls": 0, "us": 0.0, "gap": 0.0}
         )
@@ -92,36 +109,26 @@ def table(row: Sequence[Kernel]) -> list[Found]:
     return sorted(lines.values(), key=lambda line: -line["us"])
 
 
-def summed(row: Sequence[Kernel], order: str) -> Found:
-    """order: whose nodes the kernels have."""
-    if not row:
+def summed(row: Sequence[Kernel], program: str) -> Found:
+    """Of one program: its graph's kernels, or where the trace has none those that were launched one by one."""
+    launched, captured = of_program(row, program)
+    if not launched and not captured:
         return {"failed": "the profiler saw no kernel"} if torch.cuda.is_available() else {"kernels": 0}
-    busy = sum(kernel.took for kernel in row)
-    span = max(kernel.begin + kernel.took for kernel in row) - row[0].begin
-    return {"kernels": len(row), "busy_us": busy, "span_us": span, "order": order, "table": table(row)}
+    shown, share = named(captured, launched) if captured else (launched, 1.0)
+    busy = sum(kernel.took for kernel in shown)
+    span = max(kernel.begin + kernel.took for kernel in shown) - shown[0].begin
+    found = {"kernels": len(shown), "busy_us": busy, "span_us": span, "captured": bool(captured), "named": share}
+    return found | {"table": table(shown)}
 
 
-def traced(run: Callable[[], object], synchronize: Callable[[], object]) -> list[Kernel]:
-    """Kernels of one run, as the profiler saw them; without a GPU none."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        run()
-        synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        return kernels(json.loads(path.read_text())["traceEvents"])
-
-
-def by_node(executor: Executor) -> None:
+def walk(program: str, executor: Executor) -> None:
     """A walk in which every node's launches lie in a range of its name."""
     ranges: list[AbstractContextManager[Any]] = [nullcontext()]
 
-    def choose(node: Any) -> None:
+    def choose(node: PlannedNode) -> None:
         ranges[0].__exit__(None, None, None)
-        ranges[0] = torch.profiler.record_function(f"{RANGE}{node.label} ({node.op} by {node.implementation.name})")
+        by = node.implementation.name
+        ranges[0] = torch.profiler.record_function(f"{NODE}{program}: {node.label} ({node.op} by {by})")
         ranges[0].__enter__()
 
     executor.walk(choose)
@@ -129,22 +136,48 @@ def by_node(executor: Executor) -> None:
 
 
 def run(work: Workload, notes: Notes) -> None:
-    """Fill `notes.rows` by program."""
-    for name, make in (("flow step", step), ("token", token), ("VAE", vae), ("SigLIP", siglip)):
-        notes.measure(name, partial(profiled, work, make), {"rows": 1})
+    """Fill `notes.rows` by program, and write the trace beside the results."""
+    programs = {"flow step": step, "token": token, "VAE": vae, "SigLIP": siglip}
+    found: dict[str, list[Kernel]] = {}
+
+    def traced() -> Found:
+        ready = {name: [make(work, work.runner(graphs)) for graphs in (False, True)] for name, make in programs.items()}
+        file = notes.book.path.with_suffix(".trace.json.gz")
+        found["all"] = kernels(trace(ready, work.clock.synchronize, file))
+        return {"kernels": len(found["all"]), "trace": file.name}
+
+    notes.measure("trace", traced)
+    for name in programs:
+        if "all" in found:
+            notes.measure(name, partial(summed, found["all"], name))
 
 
-def profiled(work: Workload, make: Callable[[Workload, Runner], Executor]) -> Found:
-    row, names = [], []
-    for graphs in (False, True):
-        executor = make(work, work.runner(graphs))
-        for _ in range(WARM):
-            executor.run()
-        work.clock.synchronize()
-        row = traced(executor.run if graphs else partial(by_node, executor), work.clock.synchronize)
-        names = names if graphs else row
-    order = "the same as launched one by one" if len(row) == len(names) else "not that of the launches: no nodes"
-    return summed(named(row, names), order)
+def trace(ready: Mapping[str, Sequence[Executor]], synchronize: Callable[[], object], file: Path) -> Events:
+    """The events of every program's walk and of its graph."""
+    for pair in ready.values():
+        for executor in pair:
+            for _ in range(WARM):
+                executor.run()
+    synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.record_function(LEAD):
+            next(iter(ready.values()))[0].run()
+        synchronize()
+        for name, (launched, captured) in ready.items():
+            walk(name, launched)
+            synchronize()
+            with torch.profiler.record_function(f"{GRAPH}{name}"):
+                captured.run()
+            synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        file.write_bytes(gzip.compress(path.read_bytes(), 6))
+        events: Events = json.loads(path.read_text())["traceEvents"]
+    return events
 
 
 def step(work: Workload, runner: Runner) -> Executor:

@@ -133,11 +133,20 @@ def chosen(stages: Found, every: bool = False) -> str:
     ]
     said += [f"**{why}**" for why in found.get("unfinished", ())]
     lines = [
-        (row["op"], row["implementation"], row["program"], row["node"], row["sizes"], why_not(row) or share(row))
+        (row["op"], row["implementation"], row["program"], row["node"], row["sizes"], verdict(row))
         for row in (rows if every else wrong)
     ]
     shown = [table(("op", "by", "program", "node", "sizes", "error over allowed"), lines)] if lines else []
     return "\n\n".join([head, *said, *shown])
+
+
+def verdict(row: Found) -> str:
+    """Of a choice: its error, or what is wrong and what serves instead."""
+    if "failed" not in row:
+        return why_not(row) or share(row)
+    successor = row.get("successor")
+    instead = f"; {successor} serves instead" if successor else "; **nothing right is left: it serves all the same**"
+    return why_not(row) + ("" if row["failed"].startswith("the process ended") else instead)
 
 
 def share(row: Found) -> str:
@@ -149,8 +158,7 @@ def learned(data: Found) -> str:
     if taught is None:
         return ""
     lines = [f"- `{name}` = {it['value']}: {it['why']}" for name, it in taught.get("tuned", {}).items()]
-    slower = ((op, name, why) for op, names in taught.get("slower", {}).items() for name, why in names.items())
-    lines += [f"- {op} not by {name}: {why}" for op, name, why in slower]
+    lines += [f"- {op} not by {name}: {why}" for op, name, why in taught.get("slower", ())]
     lines += [f"- {op} by {name} was wrong: looked at again" for op, name in taught.get("suspects", ())]
     return f"## Learned\n\nFrom {taught['from']}:\n\n" + ("\n".join(lines) or "- nothing to change")
 
@@ -245,13 +253,16 @@ def last_line(says: str) -> str:
 def profile(stages: Found) -> str:
     parts = []
     for name, row in stages.get("profile", {}).get("rows", {}).items():
+        if "trace" in row:
+            continue
         if not row.get("kernels"):
             parts.append(f"### {name}\n\n{why_not(row) or 'no kernels: no GPU'}")
             continue
         idle = row["span_us"] - row["busy_us"]
         head = (
             f"{row['kernels']} kernels, {row['busy_us']:.0f} us in them, {row['span_us']:.0f} us from first to last "
-            f"({idle:+.0f} us between them). The order of the captured kernels is {row['order']}."
+            f"({idle:+.0f} us between them), {'captured' if row['captured'] else 'launched one by one'}; "
+            f"{row['named']:.0%} have their node."
         )
         lines = [
             (it["node"], it["kernel"], str(it["calls"]), f"{it['us']:.1f}", f"{it['us'] / it['calls']:.2f}",

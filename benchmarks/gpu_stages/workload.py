@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
+from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu, no_e4m3, open_gpu
 from flashjanus.engine.runtime.executor import Executor
@@ -38,9 +40,34 @@ VAE = {
 SAMPLING = {"sampled": Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1), "greedy": Sampling()}
 ENDLESS = 1 << 30
 """Steps of rows that are still to move however often a step is timed."""
-Avoided = dict[str, dict[str, str]]
-"""By op and implementation, why it must not serve."""
 Programs = Iterator[tuple[str, Executor]]
+
+
+@dataclass
+class Faults:
+    """What must not serve, and why: of calls by op, implementation and form, and of whole implementations.
+
+    torch's is never avoided as a whole: it is what serves when nothing else does.
+    """
+
+    calls: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    whole: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def __call__(self, op: str, name: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+        """engine.ops.Avoided."""
+        of_all = None if name == "torch" else self.whole.get((op, name))
+        return of_all or self.calls.get((op, name, call_form(op, specs, attrs)))
+
+    def left_out(self, plans: Sequence[Plan]) -> list[str]:
+        """What the plans would have chosen but for this, with the reason."""
+        known = {**self.calls, **self.whole}
+        found = {}
+        for node in (node for plan in plans for node in plan.nodes):
+            for (op, name, *_), why in known.items():
+                # what a fusion gave up is told under the name of the fused op
+                if (node.op == op and node.refused.get(name) == why) or why in node.refused.get(op, ""):
+                    found[f"{op} {name}: {why}"] = None
+        return list(found)
 
 
 @dataclass(frozen=True)
@@ -117,12 +144,12 @@ def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict
 class Workload:
     """Runners of one model with and without graphs, in bf16 and in 8 bits; weights are made when they are needed.
 
-    avoided: implementations that must not serve, and why; a runner takes what stands there when it is made.
+    faults: what must not serve; plans that are made from then on go without it.
     """
 
-    def __init__(self, setting: Setting, avoided: Avoided | None = None) -> None:
+    def __init__(self, setting: Setting, faults: Faults | None = None) -> None:
         self.setting, self.sizes, self.clock = setting, setting.sizes, setting.clock
-        self.avoided: Avoided = avoided or {}
+        self.faults = faults or Faults()
         self.config = JanusFlowConfig.from_dict(dict(setting.config))
         self.vae = VaeConfig.from_dict(dict(setting.vae_config))
         self.vae_weights = random_weights(vae_layout(self.vae), Policy.of(setting.dtype), setting.device)
@@ -141,7 +168,10 @@ class Workload:
         policy = Policy.of(self.setting.dtype, quantization=quantization)
         if quantization not in self._weights:
             self._weights[quantization] = random_weights(weight_layout(self.config), policy, self.setting.device)
-        apart = {"fused_linear": dict.fromkeys(("cuda", "torch"), "its parts are looked at")}
+
+        def apart(op: str, *call: Any) -> str | None:
+            return "its parts are looked at" if op == "fused_linear" else self.faults(op, *call)
+
         return Runner(
             self.config,
             policy,
@@ -150,7 +180,7 @@ class Workload:
             vae_config=self.vae,
             vae_policy=Policy.of(self.setting.dtype),
             vae_weights=self.vae_weights,
-            avoided=self.avoided if fused else {**self.avoided, **apart},
+            avoided=self.faults if fused else apart,
             buckets=self.setting.buckets,
             gpu=self.setting.gpu(graphs),
         )
@@ -158,17 +188,6 @@ class Workload:
     def forget(self) -> None:
         """Make runners anew: what they must avoid has changed."""
         self._runners.clear()
-
-    def left_out(self, plans: Sequence[Plan]) -> list[str]:
-        """What the plans would have chosen, were it not to be avoided, with the reason."""
-        found = {}
-        for node in (node for plan in plans for node in plan.nodes):
-            for op, reasons in self.avoided.items():
-                for name, why in reasons.items():
-                    # what a fusion gave up is told under the name of the fused op
-                    if (node.op == op and node.refused.get(name) == why) or why in node.refused.get(op, ""):
-                        found[f"{op} {name}: {why}"] = None
-        return list(found)
 
     def flow_requests(self, rows: int) -> list[FlowRequest]:
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
@@ -218,12 +237,12 @@ class Workload:
         made.inputs["z"].normal_()
         return made
 
-    def programs(self) -> Iterator[Programs]:
+    def programs(self, largest: bool = True) -> Iterator[Programs]:
         """Groups of executors whose inputs are ready, by name, none of which has run; whoever takes one runs it before
         the next, and goes on with the next group where one cannot be made.
 
         Nothing runs here that has not been handed out: a kernel that ends the process ends it in the caller's hands.
-        The headline's come first, the largest last.
+        The headline's come first, the `largest` last.
         """
         eager = self.runner(False)
         one, *more = self.sizes.images
@@ -234,6 +253,8 @@ class Workload:
         for quantization in self.setting.quantizations:
             yield self._flow(self.runner(False, quantization), one, quantization)
             yield self._chat(self.runner(False, quantization), 1, quantization)
+        if not largest:
+            return
         for rows in self.sizes.conversations[1:]:
             yield self._chat(eager, rows)
         yield self._chat(self.new_runner(False, fused=False), 1, "unfused")
@@ -260,6 +281,12 @@ class Workload:
         session.flow.upload()
         for executor in session.forms.values():
             yield f"{executor.plan.name} {rows} {form}".rstrip(), executor
+
+
+def call_form(op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str:
+    """What makes two calls of an op the same work, in few letters, the same in every process."""
+    told = [*map(str, specs), *sorted(f"{name}={value}" for name, value in attrs.items())]
+    return hashlib.sha256(repr((op, told)).encode()).hexdigest()[:8]
 
 
 def ids(length: int) -> tuple[int, ...]:

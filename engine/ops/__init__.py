@@ -33,9 +33,10 @@ from . import (
     time_embedding,
     upsample,
 )
-from .base import Call, Implementation, Op, Schema, Tunable, all_ops, get_op
+from .base import Avoided, Call, Implementation, Op, Schema, Tunable, all_ops, get_op
 
 __all__ = [
+    "Avoided",
     "Call",
     "Implementation",
     "Op",

@@ -188,10 +188,16 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
     return triton_kernels.refuses(device)
 
 
+def one(specs: Sequence[TensorSpec | None]) -> bool:
+    """True for one query a row."""
+    return specs[0] is not None and static(specs[0].shape[1]) == 1
+
+
+KERNELS = "flashjanus.triton_kernels"
 TILES = (
-    Tunable("flashjanus.triton_kernels.attention", "WIDE", ((64, 64, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3))),
-    Tunable("flashjanus.triton_kernels.decode_attention", "PROGRAMS", (256, 1024)),
-    Tunable("flashjanus.triton_kernels.decode_attention", "KEYS", (32, 128)),
+    Tunable(f"{KERNELS}.attention", "WIDE", ((64, 64, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3)), lambda s: not one(s)),
+    Tunable(f"{KERNELS}.decode_attention", "PROGRAMS", (256, 1024), one),
+    Tunable(f"{KERNELS}.decode_attention", "KEYS", (32, 128), one),
 )
 
 

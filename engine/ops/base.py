@@ -159,6 +159,8 @@ class Call:
 
 
 Refusal = Callable[[torch.device, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
+Avoided = Callable[[str, str, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
+"""(op, implementation, specs, attributes) -> why it must not serve such a call though it does not refuse, or None."""
 
 
 def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -176,6 +178,8 @@ class Tunable:
     module: str
     name: str
     values: tuple[Any, ...]
+    decides: Callable[[Sequence[TensorSpec | None]], bool] = lambda specs: True
+    """False for calls that it makes no difference to."""
 
     def get(self) -> Any:
         held = getattr(resolve_name(self.module), self.name)
@@ -237,6 +241,9 @@ class Op:
     """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
     quantised: Sequence[str] = ()
     """Outputs in 8 bits that the reference leaves unrounded: an implementation's are within half a step of them."""
+    as_good: Callable[[Sequence[torch.Tensor | None], Mapping[str, torch.Tensor]], str | None] | None = None
+    """(arguments before a call, what it wrote by name) -> what is wrong, or None: of an op whose results are choices,
+    where rounding may take another that is as good."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(
@@ -265,12 +272,12 @@ class Op:
         specs: Sequence[TensorSpec | None],
         attrs: Mapping[str, Any],
         forced: Sequence[str] = (),
-        avoided: Mapping[str, str] | None = None,
+        avoided: Avoided | None = None,
     ) -> tuple[Implementation, dict[str, str]]:
         """The first implementation that neither refuses nor yields, and the reasons of those before it.
 
-        Of those in `forced`, where given, in its order, the first that does not refuse. `avoided` has the reasons why
-        some must not serve, by name. Raises PlanError where none serves or a forced one is unknown.
+        Of those in `forced`, where given, in its order, the first that does not refuse. What `avoided` has a reason
+        against does not serve. Raises PlanError where none serves or a forced one is unknown.
         """
         unknown = [name for name in forced if name not in self.implementations]
         if unknown:
@@ -279,7 +286,8 @@ class Op:
         refused: dict[str, str] = {}
         for name in forced or self.implementations:
             implementation = self.implementations[name]
-            reason = (avoided or {}).get(name) or implementation.refuses(device, specs, attrs)
+            reason = None if avoided is None else avoided(self.name, name, specs, attrs)
+            reason = reason or implementation.refuses(device, specs, attrs)
             if reason is None and not forced:
                 reason = implementation.yields(device, specs, attrs)
             if reason is None:

@@ -79,13 +79,17 @@ OP = register(
 )
 
 
+SEARCH = False
+"""Let cuDNN time its plans for a size the first time that it meets it, whatever torch.backends.cudnn.benchmark says."""
+
+
 def _refuses_cudnn(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
     return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN"  # type: ignore[no-untyped-call]
 
 
-@OP.implementation("cudnn", _refuses_cudnn, tunables=[Tunable("torch.backends.cudnn", "benchmark", (True,))])
+@OP.implementation("cudnn", _refuses_cudnn, tunables=[Tunable(__name__, "SEARCH", (True,))])
 def run_cudnn(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -103,9 +107,10 @@ def run_cudnn(
         [stride, stride],
         [1, 1],
         1,
-        cudnn.benchmark,
+        SEARCH or cudnn.benchmark,
         cudnn.deterministic,
-        cudnn.allow_tf32,
+        # means nothing in 16 bits, but is part of the key under which torch keeps plans, as the search is not
+        SEARCH if x.dtype.itemsize < 4 else cudnn.allow_tf32,
         out=y.permute(0, 3, 1, 2),
     )
     if bias is not None:

@@ -123,6 +123,11 @@ def _not_by_torch(device: torch.device, rows: int, n: int, k: int, of: torch.dty
     return None
 
 
+def _rows(specs: Sequence[TensorSpec | None]) -> int:
+    assert specs[0] is not None
+    return static(product(specs[0].shape[:-1]))
+
+
 def _asked(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     q, _, weight, *_ = specs
     assert q is not None
@@ -160,9 +165,14 @@ def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attr
 
 KERNEL = "flashjanus.triton_kernels.scaled_matmul"
 TILES = (
-    Tunable(KERNEL, "MANY", ((128, 256, 128, 8, 3), (128, 256, 64, 8, 4), (128, 128, 64, 8, 4), (64, 256, 128, 8, 3))),
-    Tunable(KERNEL, "FEW", ((16, 32, 256, 4, 4), (16, 64, 256, 4, 3), (16, 128, 128, 4, 4))),
-    Tunable(KERNEL, "GROUP", (4, 16)),
+    Tunable(
+        KERNEL,
+        "MANY",
+        ((128, 256, 128, 8, 3), (128, 256, 64, 8, 4), (128, 128, 64, 8, 4), (64, 256, 128, 8, 3)),
+        lambda specs: _rows(specs) > 64,
+    ),
+    Tunable(KERNEL, "FEW", ((16, 32, 256, 4, 4), (16, 64, 256, 4, 3), (16, 128, 128, 4, 4)), lambda s: _rows(s) <= 16),
+    Tunable(KERNEL, "GROUP", (4, 16), lambda specs: _rows(specs) > 64),
 )
 
 

@@ -48,6 +48,36 @@ def reference(
         step[b] += 1
 
 
+NEAR = 1e-4
+"""Of a row's probability: how far sums of float32 may be off over a vocabulary."""
+
+
+def as_good(before: Sequence[torch.Tensor | None], got: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with tokens, `seen` and steps, or None: a drawn token's share of the probability must hold the
+    uniform number, or come as near as float32 tells; a greedy one must have the largest logit."""
+    logits, temperature, top_k, top_p, penalty, uniforms, seen, _, step = (t for t in before if t is not None)
+    token, x = got["token"].long(), logits.double()
+    p = penalty.double()[:, None]
+    x = torch.where(seen.bool(), torch.where(x > 0, x / p, x * p), x)
+    due = seen.clone()
+    due.scatter_(1, token.clamp(0, x.shape[1] - 1)[:, None], 1)
+    if not torch.equal(got["seen"], due) or not torch.equal(got["step"], step + 1):
+        return "it marks another token than it gives, or counts another step"
+    ranked, order = (x / temperature.double().clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(x.shape[1], device=x.device)
+    ranked = ranked.masked_fill((top_k[:, None] > 0) & (rank >= top_k[:, None]), -torch.inf)
+    probability = ranked.softmax(-1)
+    kept = torch.where(probability.cumsum(-1) - probability < top_p.double()[:, None], probability, 0.0)
+    u = uniforms.double().gather(1, step.clamp(max=uniforms.shape[1] - 1).long()[:, None])[:, 0] * kept.sum(-1)
+    place = (order == token[:, None]).int().argmax(-1, keepdim=True)
+    end = kept.cumsum(-1).gather(1, place)[:, 0]
+    begin = end - kept.gather(1, place)[:, 0]
+    drawn = (begin - NEAR <= u) & (u <= end + NEAR) & (probability.gather(1, place)[:, 0] > 0)
+    greedy = x.gather(1, token.clamp(0, x.shape[1] - 1)[:, None])[:, 0] == x.amax(-1)
+    good = torch.where(temperature > 0, drawn, greedy) & (token >= 0) & (token < x.shape[1])
+    return None if bool(good.all()) else f"{int((~good).sum())} of {len(good)} tokens are not those of their numbers"
+
+
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 10 * elements(bound, "B", "V")
 
@@ -96,6 +126,7 @@ OP = register(
         ],
         example=example,
         rounding_steps=0.0,
+        as_good=as_good,
     )
 )
 

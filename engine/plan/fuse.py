@@ -18,10 +18,8 @@ import torch
 
 from ..errors import PlanError, SchemaError
 from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
-from ..ops import get_op, linear
+from ..ops import Avoided, get_op, linear
 
-Avoided = Mapping[str, Mapping[str, str]]
-"""By op and implementation, why it must not serve."""
 PARTS = ("linear", "linear_w8a16", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
 
@@ -30,7 +28,7 @@ def fuse(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
-    avoided: Avoided,
+    avoided: Avoided | None,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.
@@ -40,7 +38,7 @@ def fuse(
     neighbours = neighbours and not any(part in forced for part in PARTS)
     if not neighbours and not any(weight.tiled for weight in graph.weights.values()):
         return graph, {}
-    choice = forced.get("fused_linear", ()), avoided.get("fused_linear", {})
+    choice = forced.get("fused_linear", ()), avoided
     fusion = _Fusion(graph, sizes, device, choice, neighbours)
     fusion.run()
     return fusion.graph, fusion.refused
@@ -52,10 +50,10 @@ class _Fusion:
         graph: Graph,
         sizes: Mapping[str, int],
         device: torch.device,
-        choice: tuple[Sequence[str], Mapping[str, str]],
+        choice: tuple[Sequence[str], Avoided | None],
         neighbours: bool,
     ) -> None:
-        """choice: which implementations of `fused_linear` are forced, and which avoided."""
+        """choice: which implementations of `fused_linear` are forced, and what is avoided."""
         self.graph = replace(
             graph, values=dict(graph.values), nodes=[], outputs=dict(graph.outputs), labels=set(graph.labels)
         )

@@ -9,8 +9,8 @@ import torch
 
 from ..errors import GraphError, PlanError
 from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, product, static, verify
-from ..ops import all_ops, get_op
-from .fuse import Avoided, fuse
+from ..ops import Avoided, all_ops, get_op
+from .fuse import fuse
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
 from .w8a8 import quantise_inputs
@@ -28,11 +28,11 @@ def lower(
     """The plan of `graph` with its symbols bound to `sizes`.
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
-    none of them can serve, is a PlanError. `avoided` says by op which implementations must not serve, and why: the plan
-    is what it would be if they refused. `guard` leaves that many bytes free behind every intermediate, for tests.
+    none of them can serve, is a PlanError. What `avoided` has a reason against is as if it refused. `guard` leaves that
+    many bytes free behind every intermediate, for tests.
     Without `fused` each of the graph's nodes has its own (see fuse.py, w8a8.py), for a comparison node by node.
     """
-    device, forced, avoided = torch.device(device), forced or {}, avoided or {}
+    device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
     if unknown:
         raise PlanError(f"implementations are forced for unknown ops: {', '.join(unknown)}")
@@ -44,10 +44,7 @@ def lower(
     graph, unfused = fuse(graph, sizes, device, forced, avoided, fused)
     verify(graph)
     instead = {"linear_w8a8": wide, "fused_linear": unfused}
-    nodes = tuple(
-        _plan_node(node, sizes, device, forced.get(node.op, ()), avoided.get(node.op, {}), instead)
-        for node in graph.nodes
-    )
+    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), avoided, instead) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -105,7 +102,7 @@ def _plan_node(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Sequence[str],
-    avoided: Mapping[str, str],
+    avoided: Avoided | None,
     instead: Mapping[str, Mapping[str, str]],
 ) -> PlannedNode:
     """instead: by the op that could have stood in a node's place, why it does not, by label."""

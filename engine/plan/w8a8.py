@@ -15,8 +15,8 @@ import torch
 
 from ..errors import PlanError
 from ..ir import Graph, Node, TensorSpec, Value, bind
-from ..ops import get_op
-from .fuse import Avoided, whole
+from ..ops import Avoided, get_op
+from .fuse import whole
 
 QUANTISED = {
     "rms_norm": "rms_norm_quantised",
@@ -39,7 +39,7 @@ def quantise_inputs(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
-    avoided: Avoided,
+    avoided: Avoided | None,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its W8A16 linears on inputs in 8 bits, and by label the reason of those that keep theirs.
@@ -50,7 +50,7 @@ def quantise_inputs(
     linears = [node for node in graph.nodes if node.op == "linear_w8a16" and not _weight(node).root.spec.tiled]
     if not linears or "linear_w8a16" in forced:
         return graph, {}
-    choice = forced.get("linear_w8a8", ()), avoided.get("linear_w8a8", {})
+    choice = forced.get("linear_w8a8", ()), avoided
     reasons = {node.label: _refusal(node, sizes, device, choice) for node in linears}
     chosen = [node for node in linears if reasons[node.label] is None]
     graph = replace(graph, values=dict(graph.values), nodes=list(graph.nodes), labels=set(graph.labels), scope="")
@@ -77,7 +77,7 @@ def _weight(linear: Node) -> Value:
 
 
 def _refusal(
-    node: Node, sizes: Mapping[str, int], device: torch.device, choice: tuple[Sequence[str], Mapping[str, str]]
+    node: Node, sizes: Mapping[str, int], device: torch.device, choice: tuple[Sequence[str], Avoided | None]
 ) -> str | None:
     x, weight, scale, bias = (
         None if v is None else TensorSpec(tuple(bind(s, sizes) for s in v.shape), v.dtype) for v in node.inputs

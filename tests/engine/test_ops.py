@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flashjanus.engine.ops import Call, Op, all_ops
+from flashjanus.engine.ops import Call, Op, all_ops, get_op
 from flashjanus.engine.ops.base import Arg
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.engine.runtime import native
@@ -223,3 +223,33 @@ def test_the_checks_above_can_fail() -> None:
     with pytest.raises(AssertionError, match="non-finite"):
         error(torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0]), "here")
     assert error(torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 3.0]), "here") == 2.0
+
+
+def sampled(rows: int, vocab: int, greedy: bool = False) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Arguments of sample_token at the released model's precision, and what torch writes."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(rows, vocab, generator=generator)).bfloat16()
+    settings = [torch.full((rows,), value) for value in (0.0 if greedy else 1.0, 0.95, 1.1)]
+    before = [logits, settings[0], torch.zeros(rows, dtype=torch.int32), *settings[1:]]
+    before += [torch.rand(rows, 4, generator=generator), torch.zeros(rows, vocab, dtype=torch.uint8)]
+    before += [torch.zeros(rows, dtype=torch.int32) for _ in range(2)]
+    args = [t.clone() for t in before]
+    get_op("sample_token").implementations["torch"].run(*args)
+    return before, dict(zip(("seen", "token", "step"), args[-3:], strict=True))
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_token_is_as_good_as_the_reference_s_where_float32_cannot_tell(greedy: bool) -> None:
+    as_good = get_op("sample_token").as_good
+    assert as_good is not None
+    before, got = sampled(16, 20_000, greedy)
+    assert as_good(before, got) is None
+    for change in ("token", "seen", "step"):
+        wrong = {name: t.clone() for name, t in got.items()}
+        wrong[change].view(-1)[0] += 1 if change != "seen" else 1 - 2 * int(wrong["seen"].view(-1)[0])
+        assert as_good(before, wrong) is not None, change
+    other = int(before[0][0].argmin())  # a token that nobody draws, marked as it should be
+    wrong = {name: t.clone() for name, t in got.items()}
+    wrong["seen"][0] = 0
+    wrong["token"][0], wrong["seen"][0, other] = other, 1
+    assert as_good(before, wrong) == "1 of 16 tokens are not those of their numbers"

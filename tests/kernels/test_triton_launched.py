@@ -11,15 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from flashjanus.benchmarking.models import configs
-from flashjanus.checkpoint import JanusFlowConfig, VaeConfig
 from flashjanus.engine.ops import Op, all_ops
 from flashjanus.engine.plan import PlannedNode
-from flashjanus.engine.runtime.cuda import Gpu
-from flashjanus.model import Policy
-from flashjanus.pipeline.runner import Runner
-from gpu_stand_in import StandInDriver
 from op_check import make_call, specs_of
+from released_plans import released_plans
 
 pytest.importorskip("triton")
 import triton
@@ -84,29 +79,12 @@ def test_every_tunable_is_launched_at_a_size_that_it_is_for(
 @pytest.fixture(scope="module")
 def plans() -> list[PlannedNode]:
     """The nodes of the released model's plans, each form once."""
-    of, vae = configs("full")
-    config, vae_config = JanusFlowConfig.from_dict(of), VaeConfig.from_dict(vae)
-    sizes: list[tuple[str, dict[str, int]]] = [
-        ("flow_prepare", dict(R=1, U=1, P=64, K=30)),
-        *(("flow_step_storing", dict(R=rows, U=rows, P=64, K=30)) for rows in (1, 16)),
-        ("flow_step_recalling", dict(R=1, U=1, P=64, K=30)),
-        ("prefill", dict(B=1, N=640, S=768, F=577, K=128)),
-        *(("decode_step", dict(B=rows, S=768, K=128)) for rows in (1, 8, 32)),
-        ("encode_images", dict(I=1)),
-        ("decode_latents", dict(B=1, H=48, W=48)),
-    ]
     found: dict[str, PlannedNode] = {}
-    gpu = Gpu(StandInDriver())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flashjanus.triton_kernels.unavailable", lambda: None)
-        for quantization in (None, "int8", "fp8"):
-            policy = Policy.of(torch.bfloat16, quantization=quantization)
-            vae_policy = Policy.of(torch.bfloat16)
-            runner = Runner(config, policy, {}, CUDA, vae_config=vae_config, vae_policy=vae_policy, gpu=gpu)
-            for program, bucket in sizes:
-                for node in runner.plan(program, **bucket).nodes:
-                    key = (node.op, *(ref and (str(ref.spec), ref.strides) for ref in node.inputs), node.attrs)
-                    found.setdefault(str(key), node)
+        for node in (node for plan in released_plans() for node in plan.nodes):
+            key = (node.op, *(ref and (str(ref.spec), ref.strides) for ref in node.inputs), node.attrs)
+            found.setdefault(str(key), node)
     return list(found.values())
 
 

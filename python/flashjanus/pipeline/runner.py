@@ -15,7 +15,7 @@ import torch
 from flashjanus import model as programs
 from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout, weight_layout
 from flashjanus.engine.ir import Graph, TensorSpec
-from flashjanus.engine.ops import all_ops
+from flashjanus.engine.ops import Avoided, all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
@@ -48,8 +48,8 @@ class Runner:
     """Plans and executors of one model on one device.
 
     `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.
-    `implementations` forces an implementation per op; `avoided` has by op those that must not serve, and why. `gpu`:
-    where `device` is one.
+    `implementations` forces an implementation per op; what `avoided` has a reason against does not serve (see lower).
+    `gpu`: where `device` is one.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Runner:
         vae_policy: Policy | None = None,
         vae_weights: Mapping[str, torch.Tensor] | None = None,
         implementations: Mapping[str, str | Sequence[str]] | None = None,
-        avoided: Mapping[str, Mapping[str, str]] | None = None,
+        avoided: Avoided | None = None,
         buckets: Buckets = EXACT,
         gpu: Gpu | None = None,
     ) -> None:
