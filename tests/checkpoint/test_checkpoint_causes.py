@@ -212,6 +212,14 @@ def test_a_file_cut_short_says_how_much_is_there(folder: Path) -> None:
     assert "(cut short: 100 bytes, fewer than its header has)" in refused(folder)
 
 
+def test_a_file_with_something_after_it_is_not_cut_short(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    message = refused(folder)
+    assert "not a whole safetensors file (" in message
+    assert "cut short" not in message
+
+
 def test_a_torch_file_under_the_name_of_the_other_format(folder: Path, state: State) -> None:
     torch.save(state, folder / "model.safetensors")
     assert "torch.save wrote it: a .bin under another name" in refused(folder)
@@ -290,6 +298,11 @@ def test_a_folder_of_something_else(folder: Path, left: str, words: str) -> None
     if left == "adapter_config.json":
         (folder / "config.json").unlink()
     assert words in refused(folder)
+
+
+def test_the_config_of_a_vae_is_not_taken_for_the_models(folder_with_vae: Path) -> None:
+    (folder_with_vae / "config.json").unlink()
+    assert refused(folder_with_vae, ConfigError) == f"{folder_with_vae / 'config.json'}: no such file"
 
 
 def test_a_vae_that_is_not_there_is_no_hub_id(folder: Path) -> None:

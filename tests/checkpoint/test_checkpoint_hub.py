@@ -207,6 +207,16 @@ def test_each_refusal_has_its_own_words(name: str, words: str, monkeypatch: pyte
     assert words in refused()
 
 
+def test_a_part_of_a_repository_in_the_cache_is_named_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_hub(monkeypatch, tmp_path)
+    errors = pytest.importorskip("huggingface_hub.errors")
+    if not hasattr(errors, "IncompleteSnapshotError"):
+        pytest.skip("this huggingface_hub does not tell")
+    error = errors.IncompleteSnapshotError("1 file(s) are missing (model.safetensors).", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Failing(error))
+    assert "1 file(s) are missing (model.safetensors)" in refused()
+
+
 def test_no_network_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection, a proxy that is none: the HTTP client's own errors are the hub's."""
     constants = real_hub(monkeypatch, tmp_path, offline=False)
@@ -218,6 +228,9 @@ def test_no_network_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", Failing(type("ProxyError", (client,), {})("403 Forbidden")))
     assert "could not be fetched (ProxyError: 403 Forbidden)" in refused()
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Failing(error))
+    assert "Connection refused); check the name, the network" in refused()
 
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from flashjanus.checkpoint import (
 )
 from flashjanus.checkpoint.names import official_names, with_tied_head
 from flashjanus.checkpoint.quantise import quantise_checkpoint
+from flashjanus.engine.ops import tiles
 from flashjanus.errors import CheckpointError
 from safetensors.torch import save_file
 from small_model import prompt, small_config, small_state
@@ -109,6 +110,8 @@ def test_a_prefix_that_some_names_lack_is_the_cause(config: JanusFlowConfig, sta
     message = refused(weight_layout(config), mixed)
     assert f'{len(state)} of {len(state) + 1} names begin with "module.", and others, such as step, do not' in message
     assert message.endswith("expected official names: take it off, and leave out what is not of the model")
+    few = state | {"extra.decoder.conv_in.weight": torch.zeros(1)}
+    assert "left over: extra.decoder.conv_in.weight [1]" in refused(weight_layout(config), few)
     mixed = prefixed(state, "ema.") | state
     assert f'{len(state)} of {2 * len(state)} names begin with "ema."' in refused(weight_layout(config), mixed)
 
@@ -169,13 +172,11 @@ def test_a_state_dict_among_other_entries(
 
 
 def test_an_optimizer_in_place_of_a_model(folder: Path) -> None:
-    weight = torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.AdamW([weight])
-    weight.grad = torch.ones(2)
-    optimizer.step()
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+    optimizer: Any = {"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]}  # as AdamW's
     (folder / "model.safetensors").unlink()
-    torch.save(optimizer.state_dict(), folder / "pytorch_model.bin")
-    for give in (lambda: Checkpoint.open(folder), lambda: StateDictSource(optimizer.state_dict())):
+    torch.save(optimizer, folder / "pytorch_model.bin")
+    for give in (lambda: Checkpoint.open(folder), lambda: StateDictSource(optimizer)):
         with pytest.raises(CheckpointError, match="got the state of an optimizer; give the file of the model's own"):
             give()
 
@@ -269,11 +270,17 @@ def test_a_head_that_is_not_stored_is_the_tied_embedding(
     assert all(torch.equal(other, logits[0]) for other in logits[1:])
 
 
-def test_a_head_that_is_stored_is_multiplied_by(config_dict: dict[str, Any], state: State) -> None:
+def test_a_head_that_is_stored_is_multiplied_by(config_dict: dict[str, Any], folder: Path, state: State) -> None:
     """As officially: what stands beside language_config ties nothing in the language model."""
-    tied = with_tied_head({**config_dict, "tie_word_embeddings": True}, state)
-    weights = load_weights(weight_layout(JanusFlowConfig.from_dict(tied)), StateDictSource(state), **F32)
-    assert torch.equal(weights["llm.head"], state[HEAD])
+    config_dict["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config_dict))
+    models = [
+        JanusFlow.from_pretrained(folder, device="cpu", dtype="float32"),
+        JanusFlow.from_state_dict(config_dict, state, device="cpu", dtype="float32"),
+    ]
+    for model in models:
+        head = model.runner.weights["llm.head"]
+        assert torch.equal(tiles.untile(head) if model.runner.policy.tiled else head, state[HEAD])
 
 
 @pytest.mark.parametrize("change", [{}, {"tie_word_embeddings": False}, {"tie_word_embeddings": "yes"}])

@@ -22,9 +22,9 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def wide_config() -> dict[str, Any]:
-    """Of which every linear of a layer fits into tiles of int8, but not the stack of q, k and v."""
+    """Of which every linear fits into tiles of int8, but not the stack of q, k and v."""
     config = small_config(kv_heads=1)
-    config["language_config"].update(intermediate_size=128, num_attention_heads=8)
+    config["language_config"].update(intermediate_size=128, num_attention_heads=8, vocab_size=96)
     return config
 
 

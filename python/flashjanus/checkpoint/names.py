@@ -67,7 +67,7 @@ def _prefixes(names: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in names:
         starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
-        found.update([name[:i] for i in starts if name.startswith(OFFICIAL, i)][:1])
+        found.update([name[:i] for i in starts if name.startswith(OFFICIAL, i)])
     return found
 
 
