@@ -116,6 +116,13 @@ def test_a_prefix_that_some_names_lack_is_the_cause(config: JanusFlowConfig, sta
     assert f'{len(state)} of {2 * len(state)} names begin with "ema."' in refused(weight_layout(config), mixed)
 
 
+def test_tensors_of_another_model(config: JanusFlowConfig) -> None:
+    other = {"model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2), "lm_head.weight": torch.zeros(2, 2)}
+    assert refused(weight_layout(config), other) == (
+        "here: none of its 2 tensors, such as model.layers.0.mlp.up_proj.weight, is one that config.json asks for"
+    )
+
+
 def test_a_missing_tensor_under_a_prefix_is_still_named(config: JanusFlowConfig, state: State) -> None:
     del state["beg_of_und_embed"]
     assert "missing: beg_of_und_embed [1, 48]" in refused(weight_layout(config), prefixed(state, "model."))

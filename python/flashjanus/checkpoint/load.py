@@ -91,7 +91,10 @@ def mismatch(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str
     problems = check_layout(layout, source, allow_unused=allow_unused)
     if not problems:
         return None
-    cause = foreign_names(source.names())
+    stored = source.names()
+    cause = foreign_names(stored)
+    if cause is None and stored and not any(stored_name(part, stored) for target in layout for part in target.sources):
+        cause = f"none of its {len(stored)} tensors, such as {next(iter(stored))}, is one that config.json asks for"
     return _summary(source.label, problems) if cause is None else f"{source.label}: {cause}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from flashjanus.checkpoint.layout import Layout, LayoutBuilder, Source, Target
 from flashjanus.checkpoint.vae_config import VaeConfig
@@ -50,6 +51,7 @@ def vae_layout(config: VaeConfig) -> Layout:
     return Layout(targets, ("encoder.*", "quant_conv.*"))
 
 
+@lru_cache(4096)  # a layout is made several times for a model
 def _compvis(name: str, resolutions: int) -> str:
     """The same tensor's name in the code that trained such VAEs, which counts resolutions from the latent's last."""
     name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{resolutions - 1 - int(found[1])}", name)
