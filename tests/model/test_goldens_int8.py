@@ -56,7 +56,7 @@ def test_latents_are_nearer_than_those_of_the_official_bf16_run(int8: JanusFlow,
     assert relative_error(draw(int8, generation, name).z1, z1) <= official
 
 
-# Steps at which float32's two likeliest tokens are within 1.2% of the largest logit (0.44, 0.32, 1.10 and 1.06%; the
+# Steps at which float32's two likeliest tokens are within 1.2% of the largest |logit| (0.44, 0.32, 1.10 and 1.06%; the
 # next is 2.2%), which is less than the logits' own error. After the golden's tokens, W8A8 without tiles was measured to
 # choose another one at step 20 alone, and W8A16 at none but these.
 NEAR_TIES = {(0, 0), (0, 2), (0, 8), (0, 20)}
@@ -100,11 +100,12 @@ def test_latents_of_fp8_are_within_twice_the_error_of_the_official_bf16_run(
 
 
 def test_logits_of_fp8(fp8: JanusFlow, understanding: Golden) -> None:
-    """Within 10% (measured: 8.4%); behind the golden's own tokens, 23 of 24 are chosen again, all but row 0's 14th."""
+    """Within 10%; the token of each row is float32's, or its second where the two are as good (so in row 0)."""
     meta = understanding.metadata
     images = pixels(int(meta["pixel_seed"]), 2, 1, 3, 384, 384)
     tags = ImageTokens(start=int(meta["boi_id"]), image=int(meta["image_id"]))
     logits = fp8.next_token_logits(understanding["input_ids"], understanding["attention_mask"], images, tags)
-    for got, expected in zip(logits, understanding["last_logits"], strict=True):
+    for row, (got, expected) in enumerate(zip(logits, understanding["last_logits"], strict=True)):
         assert relative_error(got, expected) <= 0.1
-    assert torch.equal(logits.argmax(-1), understanding["generated"][:, 0])
+        likeliest = expected.topk(2 if (row, 0) in NEAR_TIES else 1).indices
+        assert got.argmax() in likeliest
