@@ -67,6 +67,37 @@ def test_any_shape_becomes_a_square(size):
         assert strip.any(1).sum() * strip.any(0).sum() == 14 * 384
 
 
+@pytest.mark.parametrize(
+    ("size", "scaled", "at"),
+    [  # by hand: the short side is 384 short / long, cut off; the first of an odd number of free pixels lies behind
+        ((640, 425), (384, 255), (0, 64)),  # 255.0
+        ((640, 426), (384, 255), (0, 64)),  # 255.6
+        ((426, 640), (255, 384), (64, 0)),
+        ((500, 333), (384, 255), (0, 64)),  # 255.744
+        ((333, 500), (255, 384), (64, 0)),
+        ((1280, 853), (384, 255), (0, 64)),  # 255.9
+        ((7, 5), (384, 274), (0, 55)),  # 274.29
+        ((500, 19), (384, 14), (0, 185)),  # 14.59
+        ((400, 15), (384, 14), (0, 185)),  # 14.4
+        ((400, 14), (384, 14), (0, 185)),  # 13.44, less than the least
+        ((384, 383), (384, 383), (0, 0)),
+    ],
+)
+def test_the_long_side_fills_the_square_and_the_short_one_lies_in_its_middle(size, scaled, at):
+    image = noise(size=size)
+    due = np.full((384, 384, 3), 127, dtype=np.uint8)
+    due[at[1] : at[1] + scaled[1], at[0] : at[0] + scaled[0]] = image.resize(scaled, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(PROCESSOR.resize(image)), due)
+
+
+def test_scaling_is_bicubic():
+    """Of Keys' kernel with a = -0.5, whose weights a quarter off a pixel are -9, 111, 29 and -3 of 128."""
+    image = Image.fromarray(np.array([[20] * 4 + [220] * 4] * 8, dtype=np.uint8)).convert("RGB")
+    row = np.asarray(ImageProcessor.from_file(None, image_size=16).resize(image))[8, :, 0].tolist()
+    rise = [round(20 + 200 * share / 128) for share in (-3, -9, 29 - 3)]
+    assert row == [20] * 5 + rise + [240 - level for level in reversed(rise)] + [220] * 5
+
+
 def test_the_released_settings_without_a_file():
     """As `from_state_dict` has them."""
     p = ImageProcessor.from_file(None, image_size=32)
@@ -79,6 +110,7 @@ def test_code_defaults_where_a_file_is_silent(tmp_path):
     assert (p.image_size, p.min_size, p.do_normalize) == (32, 14, True)
     white = p.preprocess(Image.new("RGB", (8, 8), (255, 255, 255)))[:, 0, 0]
     expected = [(1 - m) / s for m, s in zip(p.image_mean, p.image_std, strict=True)]
+    assert pixel(p.resize(Image.new("RGB", (8, 1)))) == (122, 116, 104), "255 times the mean, cut off"
     torch.testing.assert_close(white, torch.tensor(expected, dtype=torch.float32))
     assert p.image_mean == (0.48145466, 0.4578275, 0.40821073)
 
