@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from flashjanus.benchmarking.timing import Case, Record, Spread, beside, measure, paired, unpaired
+from flashjanus.benchmarking.timing import Case, Ratio, Record, Spread, beside, measure, paired, unpaired
 from flashjanus.benchmarking.timing import _mann_whitney as mann_whitney
 
 STEP, TOKEN = Case("step", (("rows", 1),)), Case("token", (("rows", 1),))
@@ -62,7 +62,7 @@ def test_a_record_takes_the_median_of_each_round() -> None:
 
 @pytest.mark.parametrize(
     ("n", "confidence", "low"),
-    [(1, 0.0, 1), (3, 0.75, 1), (5, 0.9375, 1), (6, 0.96875, 1), (9, 1 - 2 * 10 / 512, 2)],
+    [(1, 0.0, 1), (3, 0.75, 1), (5, 0.9375, 1), (6, 0.96875, 1), (8, 1 - 2 / 256, 1), (9, 1 - 2 * 10 / 512, 2)],
 )
 def test_the_paired_interval_is_that_of_the_sign_test(n: int, confidence: float, low: int) -> None:
     found = paired([1.0] * n, [float(i + 1) for i in range(n)])
@@ -112,6 +112,22 @@ def test_the_unpaired_interval_holds_as_often_as_it_says() -> None:
 def test_verdicts(factor: float, rounds: int, margin: float, verdict: str) -> None:
     a = [1.0 + 0.02 * i for i in range(rounds)]
     assert unpaired(a, [factor * x for x in a]).verdict(margin) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "confidence", "verdict"),
+    [
+        (1.26, 9.0, 0.9, "slower"),
+        (1.25, 9.0, 0.9, "within the noise"),
+        (0.1, 0.8, 0.9, "within the noise"),  # 1 / 1.25, not 1 - 0.25
+        (0.1, 0.79, 0.9, "faster"),
+        (1.26, 9.0, 0.8999, "too few rounds"),
+    ],
+)
+def test_a_verdict_takes_the_nearer_limit_beyond_the_margin(
+    low: float, high: float, confidence: float, verdict: str
+) -> None:
+    assert Ratio(1.0, low, high, confidence).verdict(0.25) == verdict
 
 
 def test_ratios_are_of_the_same_case() -> None:

@@ -48,6 +48,25 @@ def test_a_model_is_asked_as_many_as_one_kernel_serves(quantization: str | None,
     assert sum(share.correct for share in shares.values()) == len(asked) - 2
 
 
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("{answer}", True),
+        (" {answer}\n", True),
+        ("{answer}.", False),
+        ("{answer} and more", False),
+        ("{answer}{answer}", False),
+        ("not {answer}", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_right_as_a_whole(reply: str, right: bool) -> None:
+    asked = question_set(1)
+    model = Parrot([reply.format(answer=one.question.answer) for one in asked], None, False)
+    shares = score_answers(model, asked)  # type: ignore[arg-type]
+    assert sum(share.correct for share in shares.values()) == (len(asked) if right else 0)
+
+
 def rounds(model: JanusFlow, rows: int) -> dict[str, int]:
     """How many linears of the language model decode `rows` conversations by what rounds inputs or weights otherwise."""
     ops = [node.op for node in model.plan("decode_step", rows=rows, prompt_tokens=1).nodes]

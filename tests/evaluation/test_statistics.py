@@ -43,6 +43,22 @@ def test_the_mean_is_of_shares_not_of_outcomes() -> None:
     assert mean_of([Share(1, 1), Share(0, 99)]).value == 0.5
 
 
+def test_the_limits_of_a_mean_are_those_of_the_published_formula() -> None:
+    """From Newcombe's limits of 81 of 263 and 15 of 148: half the root of the sum of their squared distances."""
+    mean = mean_of([Share(81, 263), Share(15, 148)])
+    first, second = 81 / 263, 15 / 148
+    below = math.hypot(first - 0.2553, second - 0.0624) / 2
+    above = math.hypot(0.3662 - first, 0.1605 - second) / 2
+    due = ((first + second) / 2, (first + second) / 2 - below, (first + second) / 2 + above)
+    assert (mean.value, mean.low, mean.high) == pytest.approx(due, abs=5e-5)
+    assert str(mean) == "0.205 [0.172, 0.246]"
+    assert str(Share(81, 263)) == "0.308 [0.255, 0.366] 81/263"
+
+
+def test_pooled_shares_are_one() -> None:
+    assert Share.pooled([Share(1, 2), Share(3, 7)]) == Share(4, 9)
+
+
 def test_the_mean_of_certain_shares_is_not_certain() -> None:
     mean = mean_of([Share(50, 50)] * 6)
     assert mean.value == mean.high == 1.0
@@ -110,3 +126,9 @@ def test_compare_reports_distance_limits_and_floor() -> None:
     assert report.floor < 0.2
     assert report.images == 300
     assert compare(drawn + 1, truth, other) == report
+    rows = torch.Generator().manual_seed(0)
+    again = [torch.randint(300, (300,), generator=rows) for _ in range(16)]
+    spread = np.std([frechet_distance(drawn[r] + 1, truth[r]) for r in again], ddof=1)
+    assert (report.distance - report.low, report.high - report.distance) == pytest.approx(
+        (1.96 * spread,) * 2, rel=1e-4
+    )

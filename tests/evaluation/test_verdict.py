@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flashjanus.evaluation import judge, world
+from flashjanus.evaluation.judge import Seen, Sight
 from flashjanus.evaluation.prompts import Prompt, Wanted, judge_scenes, prompt_set
-from flashjanus.evaluation.verdict import Verdict, give_verdict
+from flashjanus.evaluation.verdict import Verdict, give_verdict, judge_sight
 from flashjanus.evaluation.world import Scene, Thing
 
 LEFT = Thing("circle", "red", "top left", 16, 16, world.RADIUS)
@@ -112,6 +113,68 @@ def test_a_single_thing_must_lie_in_its_place(x: float, correct: bool) -> None:
     verdict = verdict_on(ALONE, moved(LEFT, x, 16))
     assert verdict.correct == correct
     assert correct or "px away from the top left" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "correct"), [(24, 8, True), (24.01, 16, False), (16, 24.01, False), (7.99, 16, False), (8, 16, True)]
+)
+def test_a_place_is_within_eight_pixels_of_16_and_16(x: float, y: float, correct: bool) -> None:
+    assert judge_sight(ALONE, Sight("white", (Seen("circle", "red", x, y, 1.0),))).correct == correct
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "where"),
+    [
+        (8, 0, None),
+        (8, 7.99, None),
+        (8, 8, "above and left of"),
+        (7.99, 0, "at the place of"),
+        (7.99, 20, "above"),
+        (20, -20, "below and left of"),
+        (20, 19.9, None),
+        (-8, 0, "right of"),
+    ],
+)
+def test_beside_is_by_eight_pixels_and_more_than_across(dx: float, dy: float, where: str | None) -> None:
+    things = Seen("circle", "red", 30, 30, 1.0), Seen("square", "blue", 30 + dx, 30 + dy, 1.0)
+    due = "right" if where is None else f"the circle is {where} the square, not left of it"
+    assert str(judge_sight(BESIDE, Sight("white", things))) == due
+
+
+@pytest.mark.parametrize(("pixels", "things"), [(23, 0), (24, 1)])
+def test_a_thing_has_at_least_24_pixels(pixels: int, things: int) -> None:
+    image = np.full((64, 64, 3), 255, dtype=np.uint8)
+    rows, columns = np.divmod(np.arange(pixels), 3)
+    image[20 + rows, 20 + columns] = world.COLORS["blue"]
+    assert len(judge.look(image).things) == things
+
+
+@pytest.mark.parametrize(("height", "shape"), [(20, "square"), (15, "square"), (14, None)])
+def test_a_shape_overlaps_its_drawing_by_three_quarters(height: int, shape: str | None) -> None:
+    """The square of a side between width and height: 0.76 at 20 x 15, 0.72 at 20 x 14."""
+    image = np.full((64, 64, 3), 255, dtype=np.uint8)
+    image[20 : 20 + height, 20:40] = world.COLORS["blue"]
+    (thing,) = judge.look(image).things
+    assert thing.shape == shape
+
+
+@pytest.mark.parametrize(("off", "background"), [(90, "white"), (91, None)])
+def test_a_palette_color_is_at_most_90_away(off: int, background: str | None) -> None:
+    image = np.full((64, 64, 3), world.BACKGROUNDS["white"], dtype=np.uint8)
+    image[..., 0] -= np.uint8(off)
+    assert judge.look(image).background == background
+
+
+@pytest.mark.parametrize(("off", "things"), [(64, 0), (65, 1)])
+def test_a_pixel_is_of_a_thing_when_a_channel_is_more_than_64_off(off: int, things: int) -> None:
+    image = np.full((64, 64, 3), world.BACKGROUNDS["white"], dtype=np.uint8)
+    image[20:40, 20:40, 1] -= np.uint8(off)
+    assert len(judge.look(image).things) == things
+
+
+@pytest.mark.parametrize(("x", "same"), [(22.0, True), (22.01, False), (9.99, False)])
+def test_a_scene_is_matched_within_six_pixels(x: float, same: bool) -> None:
+    assert judge.matches(ALONE.scene, Sight("white", (Seen("circle", "red", x, 16, 1.0),))) == same
 
 
 def test_a_color_that_is_not_named_may_be_any() -> None:

@@ -81,6 +81,12 @@ class TestConverged:
                 with pytest.raises(InputError, match="at least 5 prompts"):
                     is_farther(found, 1.5)
 
+    def test_farther_is_beyond_the_bound_at_the_nearer_limit(self):
+        assert not is_farther(Ratio(3.0, 1.5, 9.0, 0.9375), 1.5)
+        assert is_farther(Ratio(3.0, 1.5001, 9.0, 0.9), 1.5)
+        with pytest.raises(InputError):
+            is_farther(Ratio(3.0, 1.6, 9.0, 0.8999), 1.5)
+
     def test_no_distance_to_compare_with(self):
         with pytest.raises(InputError, match="converged_steps"):
             relative([1.0, 1.0], [1.0, 0.0])
