@@ -84,6 +84,8 @@ def example_load(
     tables = [normal(generator, 2, rows, steps, 2, 4, dtype=dtype) for _ in range(2)]
     caches = [normal(generator, 2, rows, 6, 2, 4, dtype=dtype) for _ in range(2)]
     step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
+    if images > 1:  # its last one, and the first behind it
+        step[0], step[-1] = steps - 1, steps
     return Call((*tables, step, *caches), dict(slot=slot))
 
 

@@ -219,6 +219,8 @@ def test_buckets_that_are_none_are_refused(given, message):
 def test_the_bucket_of_least_padding_is_taken():
     assert [padded(n, PADDED.rows) for n in (1, 3, 4, 5, 32, 33, 65)] == [1, 4, 4, 8, 32, 64, 96]
     assert [padded(n, EXACT.rows) for n in (1, 3, 77)] == [1, 3, 77]
+    assert [PADDED.images(n, 4) for n in (0, 1, 4, 5)] == [4, 4, 4, 8], "an image for each conversation, at least"
+    assert [EXACT.images(n, 4) for n in (0, 1, 5)] == [0, 1, 5]
     assert [padded(n, EXACT.prompt_tokens) for n in (1, 16, 17)] == [16, 16, 32]
 
 
