@@ -57,8 +57,11 @@ def executor(gpu: Gpu, rows: int = 3) -> Executor:
 def test_a_capture_is_warmed_up_and_leaves_nothing_behind() -> None:
     driver = StandInDriver()
     made = executor(Gpu(driver))
+    walks, first = [], made.calls[0]
+    made.calls[0] = lambda: (walks.append(driver.asked("aside", "capture")), first())[1]
     made.capture()
     assert driver.asked("aside", "pool", "capture", "replay") == ["aside", "pool", "capture"]
+    assert walks == [["aside"], ["aside"], ["aside", "capture"]], "two runs aside, for what libraries make at first"
     assert made.states["position"].tolist() == [0, 0, 0]
     made.capture()
     assert driver.asked("capture") == ["capture"]
@@ -303,16 +306,20 @@ def test_the_driver_asks_torch_for_what_it_promises(fake_cuda: SimpleNamespace) 
     assert fake_cuda.entered[-1][2]["stream"] is capturing, "or graphs would not share what it holds"
 
 
-def test_float32_convolutions_are_exact_on_the_gpu(fake_cuda: SimpleNamespace) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_float32_convolutions_are_exact_on_the_gpu(
+    fake_cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
     def tf32() -> bool:
         newer = hasattr(torch.backends, "fp32_precision")  # since torch 2.9
         return torch.backends.cudnn.conv.fp32_precision == "tf32" if newer else torch.backends.cudnn.allow_tf32
 
-    assert tf32(), "torch's default"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    assert tf32() is before
     with TorchDriver(CUDA).current():
         assert not tf32()
-    assert tf32()
-    assert torch.backends.cudnn.allow_tf32
+    assert tf32() is before
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="switches of torch 2.9 and later")
