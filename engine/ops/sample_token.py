@@ -120,7 +120,7 @@ OP = register(
             dict(rows=4, vocab=50),
             dict(rows=1, vocab=7),
             dict(rows=7, vocab=3, masked=True),
-            dict(rows=7, vocab=311, whole=True, masked=True, steps=5),
+            dict(rows=7, vocab=311, whole=True, masked=True, steps=3),
             dict(rows=7, vocab=5000, whole=True, steps=2),
             dict(rows=2, vocab=9001),
         ],

@@ -124,12 +124,16 @@ class TestChoice:
 
         scores = {s: best(shapes, best_of=1, seed=s).scores[0] for s in range(3, 7)}
         first = next(s for s in scores if scores[s] >= 0.5)
-        out = best(shapes, accept_above=0.5, callback_on_step_end=watch)
+        out = best(shapes, accept_above=scores[first], callback_on_step_end=watch)  # at least that
         assert out.seeds == [first]
         assert batches == [1] * (first - 2)
         batches.clear()
         assert best(shapes, accept_above=0.0, best_of=100, num_images_per_prompt=2, callback_on_step_end=watch).seeds
         assert batches == [2]
+
+    def test_each_prompt_has_seeds_of_its_own(self, shapes):
+        out = best(shapes, [PROMPT, PROMPT], accept_above=0.0, best_of=5, num_images_per_prompt=2)
+        assert [sorted(out.seeds[:2]), sorted(out.seeds[2:])] == [[3, 4], [8, 9]]
 
     def test_where_none_passes_the_best_is_returned(self, shapes):
         impossible = lambda prompt: [("How many shapes are there?", "zero", ("one", "two", "three"))]  # noqa: E731

@@ -56,6 +56,17 @@ def test_rows_join_and_leave_between_steps(model):
     assert not session.z[1].any()
 
 
+def test_a_branch_without_its_prompt_sees_the_first_token_at_the_same_positions(model):
+    session = FlowSession(model.runner, rows=2, guided=2, prompt=32, steps=3)
+    join(session, 0, request(1, 8, 3, 2.0))
+    join(session, 1, request(2, 21, 3, 2.0))
+    host = session.flow.host
+    assert host["kv_start"].tolist() == [32 - 8, 32 - 21, 31, 31]
+    assert host["positions"][:, 0].tolist() == [9, 22, 9, 22]
+    keys, filled = session.flow.states["k_cache"], [8, 21, 1, 1]
+    assert [int(keys[0, row, :32].flatten(1).any(1).sum()) for row in range(4)] == filled
+
+
 def test_a_prompt_prepared_otherwise_than_its_row_is_refused(model):
     session = FlowSession(model.runner, rows=2, guided=1, prompt=32, steps=3)
     unbranched = Prepared(model.runner, 1, 0, 32, 3)
@@ -66,13 +77,17 @@ def test_a_prompt_prepared_otherwise_than_its_row_is_refused(model):
     longer = Prepared(model.runner, 1, 1, 32, 4)
     with pytest.raises(InputError, match=r"row 1: expected a prompt prepared for at most 3 steps.* for 4 steps"):
         session.join(longer, 0, 1, request(1, 3, 3, 1.0))
+    fitting = Prepared(model.runner, 1, 1, 32, 3)
+    with pytest.raises(InputError, match=r"row 0: expected a request of up to 32 prompt tokens and 3 steps, got 3 tok"):
+        session.join(fitting, 0, 0, request(1, 3, 4, 2.0))
 
 
 def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
     monkeypatch.setattr(runner, "IDLE_BYTES", 1)
     for steps in (1, 2, 3):
         model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
-    assert len(model.runner._idle) == 1  # the last used stays, whatever its size
+    ((make, *bucket),) = model.runner._idle  # the last used stays, whatever its size
+    assert (make, bucket[3]) == (FlowSession, 3)
 
 
 @pytest.mark.parametrize(
