@@ -88,6 +88,12 @@ def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
         model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
     ((make, *bucket),) = model.runner._idle  # the last used stays, whatever its size
     assert (make, bucket[3]) == (FlowSession, 3)
+    monkeypatch.setattr(model.runner, "_reserved", 0)
+    for nbytes in (1 << 40, 1):  # the most that anybody asked for
+        model.runner.reserve(nbytes)
+    for steps in (1, 2, 3):
+        model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
+    assert sum(made is FlowSession for made, *_ in model.runner._idle) == 3
 
 
 @pytest.mark.parametrize(
