@@ -6,6 +6,7 @@ import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -369,6 +370,22 @@ def test_runs_on_another_stream_wait_for_those_before() -> None:
         ("stream 1", "stream 0"),
         ("stream 0", "stream 1"),
     ]
+
+
+def test_one_thread_launches_at_a_time() -> None:
+    """What a stream waits for is looked at, changed and launched behind by one thread, or a wait may be left out."""
+    gpu, entered = Gpu(StandInDriver()), Event()
+
+    def launch() -> None:
+        with gpu.launching():
+            entered.set()
+
+    thread = Thread(target=launch)
+    with gpu.launching():
+        thread.start()
+        assert not entered.wait(0.1)
+    assert entered.wait(60)
+    thread.join()
 
 
 def test_a_weight_that_the_caller_drops_stays() -> None:

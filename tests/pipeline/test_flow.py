@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import asdict
 
 import pytest
@@ -94,6 +95,25 @@ def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
     for steps in (1, 2, 3):
         model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
     assert sum(made is FlowSession for made, *_ in model.runner._idle) == 3
+
+
+def test_idle_memory_changes_hands_under_the_lock(model, monkeypatch):
+    """Without it two requests may get one memory, or count what a third one drops."""
+
+    class Watched(OrderedDict):
+        def __setitem__(self, *args):
+            held.append(model.runner._lock.locked())
+            super().__setitem__(*args)
+
+        def pop(self, *args):
+            held.append(model.runner._lock.locked())
+            return super().pop(*args)
+
+    held = []
+    monkeypatch.setattr(model.runner, "_idle", Watched())
+    model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=1)
+    assert len(held) >= 4
+    assert all(held)
 
 
 @pytest.mark.parametrize(
