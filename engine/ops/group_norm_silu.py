@@ -41,7 +41,7 @@ def example(
 ) -> Call:
     x = (2 * normal(generator, 2, size, size + 1, c) + 1).to(dtype)
     if eps_decides:
-        quiet(x)  # of another constant, the mean would round
+        quiet(x)  # zeros: the mean of another constant may round
     attrs = dict(groups=groups, eps=1e-6, silu=silu)
     return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), attrs)
 

@@ -48,7 +48,7 @@ def example(
     branches = images + guided
     y, x = normal(generator, branches, p, c, dtype=dtype), normal(generator, branches, p, c)
     step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
-    if images > 1:  # its last one, and the first behind it
+    if images > 1:  # its last one, and the first after it
         step[0], step[-1] = steps - 1, steps
     table = normal(generator, images, steps, 2 * c + 8)[..., 4 : 4 + 2 * c]  # a block's entries of the whole table
     return Call((y, x, table, step), dict(dtype=torch.float32))

@@ -84,7 +84,7 @@ def example_load(
     tables = [normal(generator, 2, rows, steps, 2, 4, dtype=dtype) for _ in range(2)]
     caches = [normal(generator, 2, rows, 6, 2, 4, dtype=dtype) for _ in range(2)]
     step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
-    if images > 1:  # its last one, and the first behind it
+    if images > 1:  # its last one, and the first after it
         step[0], step[-1] = steps - 1, steps
     return Call((*tables, step, *caches), dict(slot=slot))
 

@@ -82,7 +82,7 @@ def example(
     step = torch.randint(0, 5, (images,), generator=generator, dtype=torch.int32)
     step[0] = 0
     if images > 1:
-        step[-1] = 3  # the first behind its last line
+        step[-1] = 3  # the first after its last line
     if images > 2:
         step[2] = 0
         slots[0][2] = torch.nan  # not read there

@@ -373,7 +373,7 @@ def test_runs_on_another_stream_wait_for_those_before() -> None:
 
 
 def test_one_thread_launches_at_a_time() -> None:
-    """What a stream waits for is looked at, changed and launched behind by one thread, or a wait may be left out."""
+    """What a stream waits for is read and changed by one thread at a time, or a wait may be left out."""
     gpu, entered = Gpu(StandInDriver()), Event()
 
     def launch() -> None:

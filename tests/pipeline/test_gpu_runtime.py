@@ -138,8 +138,8 @@ def test_an_answer_ends_at_the_end_token_or_the_context(on_cpu, on_gpu):
     assert torch.equal(*(ask(m, max_new_tokens=500) for m in (on_gpu, on_cpu)))
 
 
-def test_a_prompt_that_fills_the_context_takes_no_position_behind_it(on_cpu):
-    """Beside one that goes on, in torch, which refuses an index behind the rotary table."""
+def test_a_prompt_that_fills_the_context_takes_no_position_past_it(on_cpu):
+    """Beside one that goes on, in torch, which refuses an index past the rotary table."""
     limit = on_cpu.config.language.max_position_embeddings
     ids = torch.tensor([prompt(1, limit), [0] * (limit - 5) + prompt(2, 5)])
     mask = torch.ones_like(ids)

@@ -69,7 +69,7 @@ def test_any_shape_becomes_a_square(size):
 
 @pytest.mark.parametrize(
     ("size", "scaled", "at"),
-    [  # by hand: the short side is 384 short / long, cut off; the first of an odd number of free pixels lies behind
+    [  # by hand: the short side is 384 short / long, cut off; of an odd number of free pixels the one more comes after
         ((640, 425), (384, 255), (0, 64)),  # 255.0
         ((640, 426), (384, 255), (0, 64)),  # 255.6
         ((426, 640), (255, 384), (64, 0)),
