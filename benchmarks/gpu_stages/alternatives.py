@@ -21,12 +21,13 @@ from typing import Any
 from flashjanus.engine.ops import Implementation, Tunable, get_op
 from flashjanus.engine.plan import Plan, PlannedNode
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.runtime.isolation import EXACT_GPU_CONVOLUTIONS
 from flashjanus.pipeline import flow
 
 from .book import Found
 from .budget import Notes
 from .clock import summary
-from .forms import Arguments, form, in_float32, sizes, specs_of
+from .forms import Arguments, form, sizes, specs_of
 from .workload import Workload
 
 LONGEST, SHORTEST = 1e-3, 2e-6
@@ -67,7 +68,7 @@ def run(work: Workload, notes: Notes, ceilings: Mapping[str, float], l2: int) ->
     """Fill `notes.rows`. ceilings: "flops" and "bytes" a second."""
     for name, ways in STAGES.items():
         notes.measure(name, partial(side_by_side, work, ways), {"stage": name})
-    with in_float32():
+    with EXACT_GPU_CONVOLUTIONS:
         for it in ordered(work, ceilings):
             node = it.arguments.node
             about = dict(op=node.op, implementation=node.implementation.name, program=it.plan.name, node=node.label)

@@ -15,10 +15,11 @@ from flashjanus.engine.errors import PlanError
 from flashjanus.engine.ops import Implementation, get_op
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.runtime.isolation import EXACT_GPU_CONVOLUTIONS
 
 from .book import Found
 from .budget import ENDED, Notes
-from .forms import Arguments, NotChecked, form, in_float32, sizes, specs_of
+from .forms import Arguments, NotChecked, form, sizes, specs_of
 from .workload import Faults, Workload, call_form
 
 ROUNDS = 4
@@ -45,7 +46,7 @@ def run(work: Workload, notes: Notes, only: Collection[tuple[str, str]] | None =
     found = faults_of(notes.data)
     work.faults.calls |= found.calls
     work.faults.whole |= found.whole
-    with in_float32():
+    with EXACT_GPU_CONVOLUTIONS:
         for _ in range(ROUNDS):
             before = len(work.faults.calls)
             try:

@@ -4,8 +4,6 @@ its results are right by the law of the tests (tests/op_check.py)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import op_check
@@ -123,14 +121,3 @@ def sizes(node: PlannedNode) -> str:
     """Of its first arguments, for a person."""
     pairs = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
     return ", ".join([f"{arg.name} {ref.spec}" for arg, ref in pairs if ref is not None][:3])
-
-
-@contextmanager
-def in_float32() -> Iterator[None]:
-    """Convolutions of float32 multiply in float32, which cuDNN's own default does not."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

@@ -109,8 +109,8 @@ def run_cudnn(
         1,
         SEARCH or cudnn.benchmark,
         cudnn.deterministic,
-        # means nothing in 16 bits, but is part of the key under which torch keeps plans, as the search is not
-        SEARCH if x.dtype.itemsize < 4 else cudnn.allow_tf32,
+        # never TF32, which means nothing in 16 bits; but it is part of torch's key of a plan, as the search is not
+        SEARCH and x.dtype.itemsize < 4,
         out=y.permute(0, 3, 1, 2),
     )
     if bias is not None:

@@ -28,7 +28,7 @@ def fuse(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
-    avoided: Avoided | None,
+    avoided: Avoided | None = None,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.

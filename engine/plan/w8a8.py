@@ -39,7 +39,7 @@ def quantise_inputs(
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
-    avoided: Avoided | None,
+    avoided: Avoided | None = None,
     neighbours: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its W8A16 linears on inputs in 8 bits, and by label the reason of those that keep theirs.

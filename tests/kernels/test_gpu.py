@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from flashjanus.engine.ops import Op, all_ops
+from flashjanus.engine.runtime.isolation import EXACT_GPU_CONVOLUTIONS
 from op_check import check, make_call, specs_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -23,9 +24,10 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def float32_is_float32() -> Iterator[None]:
     """As the runtime has it: cuDNN's own default leaves ten bits of a float32 product."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with EXACT_GPU_CONVOLUTIONS:
+        yield
 
 
 @pytest.mark.parametrize(("op", "implementation", "case", "dtype"), CASES)
