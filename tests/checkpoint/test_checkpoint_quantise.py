@@ -177,6 +177,15 @@ def test_what_is_there_is_left_alone(folder: Path, tmp_path: Path, kind: str) ->
         assert (to / "notes.txt" if kind == "folder" else to).read_text() == "mine"
 
 
+def test_a_link_to_an_empty_folder_is_written_through(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "int8").symlink_to("real")
+    quantise_checkpoint(Checkpoint.open(folder), tmp_path / "int8")
+    assert (tmp_path / "int8").is_symlink()
+    assert Checkpoint.open(tmp_path / "int8").config.quantization == "int8"
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "int8", "real"}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_run_that_ends_early_leaves_nothing(folder: Path, tmp_path: Path, error: Any) -> None:
     def interrupt(done: int) -> None:

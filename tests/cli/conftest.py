@@ -39,7 +39,7 @@ class FakePlan:
 
 @dataclass
 class FakeModel:
-    """Records every call; `answer` is streamed, `fail` is raised by generate_image and chat."""
+    """Records every call; `answer` is streamed, `fail` is raised by stream_images, after `batches`, and by chat."""
 
     name: str = "shapes"
     device: str = "cpu"
@@ -49,6 +49,7 @@ class FakeModel:
     why: str = "cpu (asked for), torch.float32 (asked for)"
     answer: tuple[str, ...] = ("a red ", "circle")
     fail: BaseException | None = None
+    batches: int = 0
     buckets: Buckets = EXACT
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
@@ -56,21 +57,28 @@ class FakeModel:
         self.calls.append(("from_pretrained", {"name": name, **options}))
         return self
 
-    def generate_image(self, prompt: list[str], callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
-        self.calls.append(("generate_image", {"prompt": prompt, **options}))
-        count = len(prompt) * options["num_images_per_prompt"]
-        for _batch in range(0, count, ROWS_AT_ONCE):
+    def stream_images(self, prompt: list[str], callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
+        """A picture shows its seed."""
+        self.calls.append(("stream_images", {"prompt": prompt, **options}))
+        seeds = options["seed"]
+        if isinstance(seeds, int):
+            seeds = [seeds + i for i in range(len(prompt) * options["num_images_per_prompt"])]
+        for batch, start in enumerate(range(0, len(seeds), ROWS_AT_ONCE)):
             for step in range(options["num_inference_steps"]):
                 callback_on_step_end(self, step, 0.0, {"latents": None})
-        if self.fail is not None:
-            raise self.fail
-        first = 7 if options["seed"] is None else options["seed"]
-        return SimpleNamespace(
-            images=[Image.frombytes("RGB", (8, 8), bytes(range(i, i + 192))) for i in range(count)],
-            seeds=[first + i for i in range(count)],
-            scores=None if options["best_of"] is None else [0.9] * count,
-            timings={"total": 0.5},
-        )
+            if self.fail is not None and batch == self.batches:
+                raise self.fail
+            part = seeds[start : start + ROWS_AT_ONCE]
+            yield SimpleNamespace(
+                images=[self.picture(seed) for seed in part],
+                seeds=part,
+                scores=None if options["best_of"] is None else [0.9] * len(part),
+                timings={"total": 0.5},
+            )
+
+    @staticmethod
+    def picture(seed: int) -> Image.Image:
+        return Image.frombytes("RGB", (8, 8), bytes((seed + i) % 256 for i in range(192)))
 
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> Iterator[str]:
         self.calls.append(("chat", {"messages": messages, **options}))

@@ -76,7 +76,7 @@ def test_usage_error_in_json(cli) -> None:
 
 
 def test_json_after_a_double_dash_is_a_prompt(cli, model, tmp_path: Path) -> None:
-    result = cli("generate", "--out", tmp_path, "--", "--json")
+    result = cli("generate", "--seed", "7", "--out", tmp_path, "--", "--json")
     assert result.out == f"{tmp_path / 'json-7.png'}\n"
 
 
@@ -124,10 +124,11 @@ class Model:
     def from_pretrained(cls, name, **options):
         return cls()
 
-    def generate_image(self, prompt, callback_on_step_end, **options):
+    def stream_images(self, prompt, callback_on_step_end, **options):
         INTERRUPT
         callback_on_step_end(self, 0, 0.0, {})
         raise AssertionError("the interrupt was lost")
+        yield
 
 flashjanus.JanusFlow = Model
 raise SystemExit(main())

@@ -81,8 +81,27 @@ def test_interrupt_stops_within_a_step_and_leaves_the_terminals_line(spawn: Spaw
     assert (process.returncode, out) == (130, b"")
     assert time.monotonic() - sent < 5
     assert b"flashjanus: loading shapes" in seen
-    assert seen.endswith(b"\nflashjanus: interrupted\r\n")
+    assert seen.endswith(b"\nflashjanus: interrupted; no image was saved\r\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_whole_files_and_says_how_to_go_on(spawn: Spawn, tmp_path: Path) -> None:
+    command = ["generate", "a circle", "--num-images", "600", "--steps", "1", "--seed", "3", "--out", tmp_path]
+    process = spawn(*command)
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=120)
+    paths = (first + rest).decode().split()
+    assert process.returncode == 130
+    assert re.fullmatch(
+        rf"flashjanus: interrupted; (\d+) of 600 images were saved in {tmp_path}; to go on, give the same command "
+        rf"with --seed 3 --skip \1\n",
+        err.decode(),
+    ).group(1) == str(len(paths))
+    assert paths == [f"{tmp_path / f'a-circle-{3 + n}.png'}" for n in range(len(paths))]
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(paths)
+    for path in paths:
+        Image.open(path).load()
 
 
 @pytest.mark.parametrize(

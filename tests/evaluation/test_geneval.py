@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, OutputError
 from flashjanus.evaluation import Detection, world
 from flashjanus.evaluation.detectors import detect, load_detector, shapes_detector
 from flashjanus.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, faults, read_prompts, relations
-from flashjanus.evaluation.pictures import find_pictures, geneval_sheet, judge_pictures, load_pictures
+from flashjanus.evaluation.pictures import find_pictures, geneval_sheet, judge_pictures, load_pictures, write_picture
 from flashjanus.evaluation.prompts import prompt_set
+from flashjanus.pipeline.images import load_image
 from PIL import Image
 
 CUP = {"class": "cup", "count": 1}
@@ -243,6 +244,21 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     mixed = read_prompts(written(tmp_path / "mixed.jsonl", line(image="prompts.jsonl"), line()))
     with pytest.raises(InputError, match="line 2: 'image'"):
         find_pictures(mixed, tmp_path)
+
+
+def test_a_picture_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    prompt = parsed(tmp_path)
+    write_picture(tmp_path / "out", prompt, "00000/samples/0000.png", Image.new("RGB", (4, 4), "red"))
+    with pytest.raises(OutputError, match="File exists"):
+        write_picture(tmp_path / "out", prompt, "00000/samples/0000.png", Image.new("RGB", (4, 4), "blue"))
+    home = tmp_path / "out" / "00000"
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*")) == [
+        "metadata.jsonl",
+        "samples",
+        "samples/0000.png",
+    ]
+    assert load_image(home / "samples" / "0000.png").getpixel((0, 0)) == (255, 0, 0)
+    assert json.loads((home / "metadata.jsonl").read_text()) == prompt.record.data
 
 
 def test_a_detector_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from flashjanus.errors import InputError
 from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from flashjanus.evaluation.world import render
-from flashjanus.pipeline import best_of as choosing
+from flashjanus.pipeline import drawing
 from flashjanus.pipeline.best_of import QUESTION, checks_of, judge_images, spellings
 from flashjanus.pipeline.prompts import encode_chat
 from PIL import Image
@@ -143,17 +143,58 @@ class TestChoice:
 
     def test_every_option_reaches_the_candidates(self, untrained, monkeypatch):
         """An option of `generate_image` that were not handed on would be ignored where the best are chosen."""
-        seen = {}
+        seen = []
 
-        def choose(model, tokenizer, draw, *_):
-            seen.update(draw.keywords)
+        def drawn(model, ids, images, sampler, noise, request, *_):
+            seen.append(request)
             raise InputError("seen")
 
-        monkeypatch.setattr(choosing, "choose", choose)
+        monkeypatch.setattr(drawing, "_drawn", drawn)
+        options = dict(num_inference_steps=7, guidance_scale=3.0, solver="ab2", timestep_shift=0.5, preset="fast")
+        options |= dict(guidance_interval=(0.1, 0.9), guidance_rescale=0.2, uncond_every=2, step_cache=3)
+        options |= dict(callback_on_step_end=lambda *_: {})
         with pytest.raises(InputError, match="seen"):
-            best(untrained)
-        own = {"prompt", "num_images_per_prompt", "seed", "best_of", "accept_above", "judge", "preset"}  # of the run
-        assert set(seen) == set(inspect.signature(untrained.generate_image).parameters) - own
+            best(untrained, **options)
+        own = {
+            "num_images_per_prompt",
+            "seed",
+            "generator",
+            "latents",
+            "output_type",
+            "best_of",
+            "accept_above",
+            "judge",
+        }
+        assert set(options) == {field.name for field in fields(drawing.ImageRequest)} - own
+        assert {name: getattr(seen[0], name) for name in options} == options
+        assert (seen[0].seed, seen[0].best_of) == ([3, 4, 5, 6], None)
+
+    def test_prompts_are_done_one_by_one(self, shapes):
+        """Each with its candidates, though a batch may hold those of two."""
+        drawn, prompts = [], [PROMPT, "three triangles", "a star"]
+        options = dict(num_inference_steps=2, seed=3, best_of=3, num_images_per_prompt=2)
+        whole = shapes.generate_image(prompts, **options)
+        stream = shapes.stream_images(
+            prompts, callback_on_step_end=lambda m, k, t, z: (drawn.append(len(z["latents"])), z)[1], **options
+        )
+        assert drawn == []
+        parts = [next(stream)]
+        assert drawn == [8, 8]
+        parts += stream
+        assert drawn == [8, 8, 1, 1]
+        assert [len(part.images) for part in parts] == [2, 2, 2]
+        assert [seed for part in parts for seed in part.seeds] == whole.seeds
+        assert [score for part in parts for score in part.scores] == whole.scores
+        assert [image.tobytes() for part in parts for image in part.images] == [i.tobytes() for i in whole.images]
+        assert all(set(part.timings) == {"prompt", "flow", "decode", "judge", "total"} for part in parts)
+
+    def test_a_seed_for_each_candidate(self, shapes):
+        seeds = [50, 3, 9, 4]
+        out = best(shapes, seed=seeds, num_images_per_prompt=4)
+        single = {s: shapes.generate_image(PROMPT, num_inference_steps=STEPS, seed=s).images[0] for s in seeds}
+        assert sorted(out.seeds) == sorted(seeds)
+        for seed, image in zip(out.seeds, out.images, strict=True):
+            assert np.abs(np.asarray(image, int) - np.asarray(single[seed], int)).max() <= 1
 
 
 class TestErrors:
@@ -166,6 +207,9 @@ class TestErrors:
             ({"accept_above": 1.5}, "accept_above: expected a finite number from 0 to 1"),
             ({"accept_above": float("nan")}, "accept_above"),
             ({"output_type": "latent"}, "best_of judges pictures"),
+            ({"seed": None, "generator": torch.Generator()}, "generator: expected a seed with best_of"),
+            ({"seed": None, "latents": torch.zeros(1, 4, 8, 8)}, "latents: expected a seed with best_of"),
+            ({"seed": [1, 2, 3]}, "seed: expected one, or 4, one per image, got 3"),
             ({"judge": "Is it good?"}, "judge: expected a question with {prompt} in it"),
             ({"judge": 3}, "judge: expected a question or a function"),
             ({"judge": lambda prompt: []}, "judge: expected checks"),
@@ -182,6 +226,22 @@ class TestErrors:
         with pytest.raises(InputError) as error:
             best(untrained, num_inference_steps=1, **options)
         assert words in str(error.value)
+
+    def test_what_cannot_be_asked_is_said_before_anything_is_drawn(self, untrained):
+        def never(*_):
+            raise AssertionError("drawn")
+
+        long = lambda prompt: [("Is it " + "very " * 300 + "good?", "yes", ("no",))]  # noqa: E731
+        for judge, words in (
+            (long, "too long"),
+            (lambda p: [(p, "yes", ("unlikely",))], "one token of this tokenizer"),
+        ):
+            with pytest.raises(InputError, match=words):
+                best(untrained, judge=judge, callback_on_step_end=never)
+            with pytest.raises(InputError, match=words):
+                untrained.stream_images(PROMPT, best_of=2, judge=judge)
+        with pytest.raises(InputError, match="prompt is empty"):
+            best(untrained, [PROMPT, ""], accept_above=0.0, callback_on_step_end=never)
 
     def test_official_numerics(self, untrained_folder):
         model = JanusFlow.from_pretrained(untrained_folder, device="cpu", dtype="float32", numerics="official")

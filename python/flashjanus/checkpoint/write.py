@@ -37,7 +37,7 @@ def refuse_taken(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its name when the block has ended, and goes if it has failed. OutputError."""
     refuse_taken(folder)
-    target = folder.absolute()
+    target = Path(os.path.realpath(folder))  # a folder cannot take the place of a link
     partial = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         partial.mkdir(parents=True)

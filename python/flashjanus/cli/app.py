@@ -74,6 +74,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         Console(json=False, quiet=False).error(type(error).__name__, str(error))
         return EXIT_ERROR
+    finally:
+        console.leave()
     if owns_process and code == EXIT_INTERRUPTED:
         # Where the exception passed through exec() of a string, CPython would die of SIGINT instead of exiting.
         os._exit(code)

@@ -19,14 +19,19 @@ class Console:
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self.json = json
         self.quiet = quiet
+        self.so_far: tuple[str, Mapping[str, Any]] | None = None
+        """What an error is to say besides: in words, and as JSON."""
         self._interrupted = False
+        self._holding = False
+        self._bar: Any = None
 
     def listen_for_interrupt(self) -> None:
         """Remember Ctrl-C beside raising KeyboardInterrupt, unless this process was started to ignore it."""
 
         def remember(*_: object) -> None:
-            self._interrupted = True
-            raise KeyboardInterrupt
+            again, self._interrupted = self._interrupted, True
+            if again or not self._holding:
+                raise KeyboardInterrupt
 
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, remember)
@@ -36,10 +41,25 @@ class Console:
         if self._interrupted:
             raise KeyboardInterrupt
 
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """The first Ctrl-C in this block is heard at its end: what is done and what is said of it go together."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        self.check_interrupt()
+
     def text(self, text: str, end: str = "\n") -> None:
         """`text` on stdout at once, so that a stream is seen as it comes; nothing when the result is JSON."""
-        if not self.json:
-            _write(text + end)
+        if self.json:
+            return
+        if self._bar is not None:  # it is on the same line of the same terminal
+            self._bar.clear()
+        _write(text + end)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def result(self, value: Mapping[str, Any]) -> None:
         """`value` as one line of JSON on stdout; nothing when the result is text."""
@@ -57,12 +77,20 @@ class Console:
             self.note(message)
 
     def error(self, kind: str, message: str) -> None:
-        """One line on stderr; with `json` also {"error": {"type", "message"}} on stdout."""
-        line = " ".join(message.split("\n"))
+        """One line on stderr; with `json` also {"error": {"type", "message"}} on stdout; both with what is so far."""
+        words, facts = self.so_far or ("", {})
+        line = " ".join(f"{message}{words}".split("\n"))
         prefix = "" if kind == "Interrupted" else "error: "
         if sys.stderr is not None:
             print(f"flashjanus: {prefix}{line}", file=sys.stderr, flush=True)
-        self.result({"error": {"type": kind, "message": message}})
+        self.so_far = None
+        self.result({"error": {"type": kind, "message": message}, **facts})
+
+    def leave(self) -> None:
+        """Say what is so far, where something else than `error` ends the command."""
+        words, self.so_far = (self.so_far or ("", {}))[0], None
+        if words and sys.stderr is not None:
+            print(f"flashjanus: {words.removeprefix('; ')}", file=sys.stderr, flush=True)
 
     @property
     def interactive(self) -> bool:
@@ -77,7 +105,11 @@ class Console:
         from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
         with tqdm(total=total, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
-            yield lambda done: bar.update(done - bar.n) and None
+            self._bar = bar
+            try:
+                yield lambda done: bar.update(done - bar.n) and None
+            finally:
+                self._bar = None
 
     def flush(self) -> None:
         _write("")

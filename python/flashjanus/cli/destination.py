@@ -1,15 +1,20 @@
-"""Where images are written: names that overwrite nothing, checked before the long work starts."""
+"""Where images are written: names that overwrite nothing, in a place that is checked before the long work starts."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flashjanus.errors import InputError, OutputError
 
-# save_png writes beside the target under a longer temporary name first; most file systems allow 255 bytes.
+if TYPE_CHECKING:
+    import PIL.Image
+
+# What is written has a longer temporary name beside the target first; most file systems allow 255 bytes.
 LONGEST_NAME = 200
 SLUG_CHARACTERS = 40
 
@@ -25,6 +30,7 @@ class Destination:
             raise InputError("--out is empty: expected a folder or FILE.png")
         self.overwrite = overwrite
         self._taken: set[Path] = set()
+        self._numbers: dict[Path, int] = {}
         path = Path(out)
         is_folder = out.endswith(("/", os.sep)) or os.path.isdir(path)
         if not is_folder and path.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
@@ -35,15 +41,26 @@ class Destination:
             raise InputError(f"--out {out} is one file for {images} images; expected a folder, such as {path.stem}/")
         self._check()
 
-    def path(self, prompt: str, seed: int) -> Path:
-        """A file for the image of `prompt` and `seed`: free, or with overwrite as named; never given twice."""
+    def save(self, image: PIL.Image.Image, prompt: str, seed: int, metadata: Mapping[str, str]) -> Path:
+        """Writes the image of `prompt` and `seed` under a name that was free, or with overwrite as named, and never
+        under one name twice. OutputError."""
+        from flashjanus.pipeline.files import save_new_png, save_png
+
+        self.make_folder()
         first = self.file or self.folder / f"{slug(prompt)}-{seed}.png"
-        path, number = first, 1
-        while path in self._taken or (not self.overwrite and os.path.lexists(path)):
-            number += 1
-            path = first.with_stem(f"{first.stem}-{number}")
+        if self.overwrite:
+            path = next(name for name in self._names(first) if name not in self._taken)
+            save_png(image, path, metadata)
+        else:
+            path = save_new_png(image, self._names(first), metadata)
         self._taken.add(path)
         return path
+
+    def _names(self, first: Path) -> Iterator[Path]:
+        """`first`, and the same with a number; not again what an earlier image of this name was given."""
+        while True:
+            number = self._numbers[first] = self._numbers.get(first, 0) + 1
+            yield first if number == 1 else first.with_stem(f"{first.stem}-{number}")
 
     def make_folder(self) -> None:
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
@@ -33,8 +35,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "generate",
         help="draw images from prompts",
-        description="Draw images from prompts and print the paths of the PNG files. Prompt, seed, steps, guidance and "
-        "model are stored in each file as PNG text. Quote a prompt: each argument is a prompt of its own.",
+        description="Draw images from prompts, write each to a PNG file when it is there, and print its path. Prompt, "
+        "seed, steps, guidance and model are stored in each file as PNG text. Quote a prompt: each argument is a "
+        "prompt of its own.",
     )
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
@@ -49,6 +52,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="with --best-of: draw no more once enough images score P (0 to 1)",
     )
     parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
+    parser.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N images: with the --seed of a run that was ended, draw the others",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
     parser.add_argument(
         "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
@@ -64,14 +74,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--enlarge must be 1 to {MAX_ENLARGE}, got {args.enlarge}")
     destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
     sampler = sampler_of(args)
+    work = Work.of(args)
     model = load_model(args, console)
-    from flashjanus.pipeline.files import save_png
     from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 
-    drawn = len(args.prompt) * max(args.num_images, args.best_of or 0)
     at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images, ROWS_AT_ONCE))
-    batches = -(-drawn // at_once)
+    batches = -(-work.drawn // at_once)
     done = itertools.count(1)
+    facts = {**recipe(sampler), **model_facts(model)}
+    saved = Saved(work, destination, {name: str(facts[name]) for name in (*recipe(sampler), "model")})
+    timings: dict[str, float] = {}
     with console.progress(len(sampler.schedule) * batches, "drawing") as show:
 
         def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
@@ -79,45 +91,120 @@ def run(args: argparse.Namespace, console: Console) -> int:
             show(next(done))
             return state
 
-        out = model.generate_image(
-            args.prompt,
-            num_images_per_prompt=args.num_images,
+        outputs = model.stream_images(
+            work.prompts,
+            num_images_per_prompt=work.images,
             **asdict(sampler),
-            seed=args.seed,
+            seed=work.seeds,
             callback_on_step_end=step_done,
             best_of=args.best_of,
             accept_above=args.accept_above,
         )
-    prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
-    facts = model_facts(model)
-    destination.make_folder()
-    paths = []
-    scores = out.scores if out.scores is not None else itertools.repeat(None, len(prompts))
-    for image, prompt, seed, score in zip(out.images, prompts, out.seeds, scores, strict=True):
-        path = destination.path(prompt, seed)
+        console.so_far = saved.told()
+        for out in outputs:
+            for name, seconds in out.timings.items():
+                timings[name] = timings.get(name, 0.0) + seconds
+            scores: Sequence[float | None] = out.scores or [None] * len(out.images)
+            for image, seed, score in zip(out.images, out.seeds or [], scores, strict=True):
+                with console.uninterrupted():
+                    path = saved.add(_enlarged(image, args.enlarge), seed, score)
+                    console.so_far = saved.told()
+                    console.text(str(path))
+    console.so_far = None
+    console.result({**saved.to_json(), "scores": saved.scores or None, **facts, "timings": timings})
+    return 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be drawn: `images` of each of these prompts, seeds as `generate_image` takes them.
+
+    total, skipped: images of the whole command, and those that were left out. unit: images that go together, as all of
+    one prompt do where they are chosen or come from one draw.
+    """
+
+    prompts: list[str]
+    images: int
+    seeds: int | list[int]
+    drawn: int
+    total: int
+    skipped: int
+    unit: int
+    first: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Work:
+        """Raises InputError."""
+        from flashjanus.pipeline import options
+
+        images = options.integer("--num-images", args.num_images, 1, 10_000)
+        total = len(args.prompt) * images
+        chosen = args.best_of is not None or args.accept_above is not None
+        unit = images if chosen or args.numerics == "official" else 1
+        skipped = options.integer("--skip", args.skip, 0, total - 1)
+        if skipped % unit:
+            raise InputError(
+                f"--skip: expected a multiple of {unit}, as the images of a prompt belong together here, got {skipped}"
+            )
+        each = max(args.best_of or 1, 1)
+        first = options.first_seed(args.seed, total * each)
+        if unit == 1:
+            prompts = [prompt for prompt in args.prompt for _ in range(images)][skipped:]
+            return cls(
+                prompts, 1, list(range(first + skipped, first + total)), len(prompts), total, skipped, unit, first
+            )
+        left = skipped // images
+        prompts = args.prompt[left:]
+        drawn = len(prompts) * (each if chosen else images)
+        return cls(prompts, images, first + left * each, drawn, total, skipped, unit, first)
+
+    def prompt(self, n: int) -> str:
+        """That of image n of those that are drawn."""
+        return self.prompts[n // self.images]
+
+
+@dataclass
+class Saved:
+    """The images of a run that are in files."""
+
+    work: Work
+    destination: Destination
+    recipe: Mapping[str, str]
+    paths: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def add(self, image: PIL.Image.Image, seed: int, score: float | None) -> Path:
+        """Write the next image, with its recipe as PNG text. Raises OutputError."""
+        prompt = self.work.prompt(len(self.paths))
         metadata = {
             "prompt": prompt,
             "seed": str(seed),
-            **{name: str(value) for name, value in recipe(sampler).items()},
-            "model": str(facts["model"]),
+            **self.recipe,
             "Software": f"flashjanus {__version__}",
             **({} if score is None else {"score": f"{score:.4f}"}),
         }
-        save_png(_enlarged(image, args.enlarge), path, metadata)
-        paths.append(str(path))
-        console.text(str(path))
-    console.result(
-        {
-            "paths": paths,
-            "prompts": prompts,
-            "seeds": list(out.seeds),
-            "scores": out.scores,
-            **recipe(sampler),
-            **facts,
-            "timings": dict(out.timings),
-        }
-    )
-    return 0
+        path = self.destination.save(image, prompt, seed, metadata)
+        self.paths.append(str(path))
+        self.prompts.append(prompt)
+        self.seeds.append(seed)
+        self.scores += [] if score is None else [score]
+        return path
+
+    def to_json(self) -> dict[str, Any]:
+        return {"paths": self.paths, "prompts": self.prompts, "seeds": self.seeds}
+
+    def told(self) -> tuple[str, Mapping[str, Any]]:
+        """How many there are, and how to go on: for a run that ends before its time."""
+        work, count = self.work, len(self.paths)
+        facts = self.to_json()
+        wanted = work.total - work.skipped
+        if not count:
+            return ("; no image was saved" if wanted > 1 else ""), {}
+        skip = (work.skipped + count) // work.unit * work.unit
+        words = f"; {count} of {wanted} images were saved in {self.destination.folder}; to go on, give the same command"
+        return f"{words} with --seed {work.first} --skip {skip}", facts
 
 
 def _enlarged(image: PIL.Image.Image, factor: int) -> PIL.Image.Image:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -17,90 +17,145 @@ from flashjanus.errors import InputError
 
 from . import options, text
 from .images import to_pil
+from .outputs import ImageOutput, of_type
 from .prompts import encode_chat
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .janusflow import ImageOutput, JanusFlow
+    from .janusflow import JanusFlow
 
 Check: TypeAlias = tuple[str, str, Sequence[str]]
 """A question about an image, the answer that speaks for it, and the answers against it."""
 Judge: TypeAlias = str | Callable[[str], Sequence[Check]]
 """What a prompt's images are asked: the wording of a yes/no question, or the checks of a prompt."""
+Draw: TypeAlias = Callable[[Sequence[str], int, Sequence[int]], Iterator[ImageOutput]]
+"""draw(prompts, images of each, seeds): latents, a batch at a time."""
 QUESTION = "Does this image show: {prompt}?"
 JUDGED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image (3, H, W), about [-1, 1], the seed that draws it alone, and how well it shows its prompt (0 to 1)."""
+    """An image as PIL or (3, H, W), about [-1, 1], the seed that draws it alone, and how well it shows its prompt (0 to
+    1)."""
 
-    image: torch.Tensor
+    image: Any
     seed: int
     score: float
 
 
-def choose(
-    model: JanusFlow,
-    tokenizer: Tokenizer,
-    draw: Callable[..., ImageOutput],
-    prompts: Sequence[str],
-    images: int,
-    best_of: int | None,
-    accept_above: float | None,
-    judge: Judge | None,
-    seed: int | None,
-) -> tuple[list[Candidate], dict[str, float]]:
-    """The `images` best candidates of each prompt, the best first, and the seconds spent.
+@dataclass(frozen=True)
+class Choice:
+    """Which of the candidates of each prompt are returned: the `images` best. checks: what each prompt's are asked.
 
-    Candidate i of prompt p is drawn from seed + p best_of + i. `draw` makes latents: `JanusFlow.generate_image` but for
-    prompt, number and seed. With accept_above, a prompt's candidates are drawn `images` at a time until so many score
-    at least that. Raises InputError.
+    With enough, a prompt's candidates are drawn `images` at a time until so many score at least that.
     """
-    begun = time.perf_counter()
-    if best_of is None:
-        raise InputError("best_of: expected the most candidates to draw, which accept_above needs beside it; got None")
-    candidates = options.integer("best_of", best_of, 1, 10_000)
-    if candidates < images:
-        raise InputError(f"best_of: expected at least num_images_per_prompt = {images} candidates, got {candidates}")
-    enough = None if accept_above is None else options.number("accept_above", accept_above, 0.0, 1.0)
-    if model.numerics == "official":
-        raise InputError(
-            "best_of: numerics='official' draws all images of a prompt from one seed, from which a chosen one cannot "
-            "be drawn again; expected a model with numerics='exact'"
-        )
-    asked = [checks_of(prompt, model.name, judge) for prompt in prompts]
-    first = options.first_seed(seed, len(prompts) * candidates)
-    spent = dict.fromkeys(("prompt", "flow", "decode", "judge"), 0.0)
 
-    def drawn(numbers: Sequence[int], count: int, at: int) -> list[Candidate]:
-        """`count` candidates of each of these prompts, the first from seed `at`."""
-        out = draw([prompts[n] for n in numbers], num_images_per_prompt=count, seed=at)
-        flowed = time.perf_counter()
-        pictures = model.decode_latents(out.images)
-        model.runner.synchronize()
-        decoded = time.perf_counter()
-        checks = [asked[n] for n in numbers for _ in range(count)]
-        scores = judge_images(model, tokenizer, [to_pil(picture) for picture in pictures], checks)
-        for part, seconds in (
-            ("prompt", out.timings["prompt"]),
-            ("flow", out.timings["flow"]),
-            ("decode", decoded - flowed),
-            ("judge", time.perf_counter() - decoded),
-        ):
-            spent[part] += seconds
-        return [Candidate(*one) for one in zip(pictures, out.seeds, scores, strict=True)]
+    model: JanusFlow
+    tokenizer: Tokenizer
+    prompts: Sequence[str]
+    checks: Sequence[Sequence[Check]]
+    images: int
+    candidates: int
+    enough: float | None
 
-    if enough is None:
-        together = drawn(range(len(prompts)), candidates, first)
-        found = [together[n * candidates : (n + 1) * candidates] for n in range(len(prompts))]
-    else:
-        found = [[] for _ in prompts]
-        for n, own in enumerate(found):
-            while len(own) < candidates and sum(one.score >= enough for one in own) < images:
-                own += drawn([n], min(images, candidates - len(own)), first + n * candidates + len(own))
-    best = [one for own in found for one in sorted(own, key=lambda one: -one.score)[:images]]
-    return best, {**spent, "total": time.perf_counter() - begun}
+    @classmethod
+    def of(
+        cls,
+        model: JanusFlow,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        images: int,
+        best_of: int | None,
+        accept_above: float | None,
+        judge: Judge | None,
+    ) -> Choice:
+        """Checked options. Raises InputError."""
+        if best_of is None:
+            raise InputError(
+                "best_of: expected the most candidates to draw, which accept_above needs beside it; got None"
+            )
+        candidates = options.integer("best_of", best_of, 1, 10_000)
+        if candidates < images:
+            raise InputError(
+                f"best_of: expected at least num_images_per_prompt = {images} candidates, got {candidates}"
+            )
+        enough = None if accept_above is None else options.number("accept_above", accept_above, 0.0, 1.0)
+        if model.numerics == "official":
+            raise InputError(
+                "best_of: numerics='official' draws all images of a prompt from one seed, from which a chosen one "
+                "cannot be drawn again; expected a model with numerics='exact'"
+            )
+        asked = [checks_of(prompt, model.name, judge) for prompt in prompts]
+        for question, answer, others in dict.fromkeys(
+            (question, answer, tuple(others)) for checks in asked for question, answer, others in checks
+        ):  # what cannot be asked is said before anything is drawn
+            question_ids(tokenizer, question, model.config.language.max_position_embeddings)
+            for word in (answer, *others):
+                spellings(tokenizer, word)
+        return cls(model, tokenizer, prompts, asked, images, candidates, enough)
+
+    def best(self, draw: Draw, seeds: Sequence[int], output_type: str) -> Iterator[ImageOutput]:
+        """The images of each prompt, the best first, with the seconds spent. Candidate i of prompt p is drawn from
+        seeds[p candidates + i]; of a prompt no more are kept than will be returned."""
+        spent: dict[str, float] = {}
+        own: list[Candidate] = []
+        if self.enough is None:
+            for n, one in enumerate(self._judged(draw, range(len(self.prompts)), seeds, output_type, spent), 1):
+                own = self._kept([*own, one])
+                if n % self.candidates == 0:
+                    yield _output(own, spent, output_type)
+                    own = []
+            return
+        for p in range(len(self.prompts)):
+            own, drawn = [], 0
+            while drawn < self.candidates and sum(one.score >= self.enough for one in own) < self.images:
+                count = min(self.images, self.candidates - drawn)
+                first = p * self.candidates + drawn
+                own = self._kept([*own, *self._judged(draw, [p], seeds[first : first + count], output_type, spent)])
+                drawn += count
+            yield _output(own, spent, output_type)
+
+    def _kept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return sorted(candidates, key=lambda one: -one.score)[: self.images]
+
+    def _judged(
+        self, draw: Draw, prompts: Sequence[int], seeds: Sequence[int], output_type: str, spent: dict[str, float]
+    ) -> Iterator[Candidate]:
+        """The candidates of these prompts, as many of each, a batch at a time; `spent` grows by the seconds."""
+        each = len(seeds) // len(prompts)
+        checks = [self.checks[p] for p in prompts for _ in range(each)]
+        done = 0
+        for out in draw([self.prompts[p] for p in prompts], each, seeds):
+            flowed = time.perf_counter()
+            pictures = self.model.decode_latents(out.images)
+            self.model.runner.synchronize()
+            decoded = time.perf_counter()
+            shown = [to_pil(picture) for picture in pictures]
+            scores = judge_images(self.model, self.tokenizer, shown, checks[done : done + len(shown)])
+            done += len(shown)
+            for part, seconds in (
+                ("prompt", out.timings["prompt"]),
+                ("flow", out.timings["flow"]),
+                ("decode", decoded - flowed),
+                ("judge", time.perf_counter() - decoded),
+            ):
+                spent[part] = spent.get(part, 0.0) + seconds
+            # a row of the batch would keep the whole batch
+            kept: Sequence[Any] = shown if output_type == "pil" else [picture.clone() for picture in pictures]
+            assert out.seeds is not None
+            for image, seed, score in zip(kept, out.seeds, scores, strict=True):
+                yield Candidate(image, seed, score)
+
+
+def _output(chosen: Sequence[Candidate], spent: dict[str, float], output_type: str) -> ImageOutput:
+    """`spent` is empty afterwards: the next output's seconds are its own."""
+    pictures: Any = [one.image for one in chosen]
+    if output_type != "pil":
+        pictures = of_type(torch.stack(pictures), output_type)
+    timings = {part: spent.pop(part, 0.0) for part in ("prompt", "flow", "decode", "judge")}
+    timings["total"] = sum(timings.values())
+    return ImageOutput(pictures, [one.seed for one in chosen], timings, [one.score for one in chosen])
 
 
 def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:
@@ -139,8 +194,7 @@ def judge_images(
         part = every[start : start + JUDGED_AT_ONCE]
         requests = []
         for n, (question, _, _) in part:
-            content = [{"type": "image", "image": images[n]}, {"type": "text", "text": question}]
-            ids = encode_chat([{"role": "user", "content": content}], tokenizer, limit).ids
+            ids = question_ids(tokenizer, question, limit)
             requests.append(text.TextRequest(tuple(ids), pixels[n]))
         logits = text.next_token_logits(model.runner, requests, tags).cpu()
         for (n, (_, answer, others)), row in zip(part, logits, strict=True):
@@ -148,6 +202,12 @@ def judge_images(
             rest = [i for other in others for i in spellings(tokenizer, other)]
             scores[n] *= float(row[[*own, *rest]].softmax(0)[: len(own)].sum())
     return scores
+
+
+def question_ids(tokenizer: Tokenizer, question: str, limit: int) -> list[int]:
+    """Ids of a question about an image. Raises InputError, also for more than `limit`."""
+    content = [{"type": "image", "image": "the candidate"}, {"type": "text", "text": question}]
+    return encode_chat([{"role": "user", "content": content}], tokenizer, limit).ids
 
 
 def spellings(tokenizer: Tokenizer, word: str) -> list[int]:

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -36,8 +37,8 @@ def write_file(path: str | os.PathLike[str], write: Writer) -> None:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():  # os.replace would put a file in the place of a device
             raise OutputError(f"cannot write {os.fspath(path)}: it exists and is not a regular file")
-        with _written_beside(target, write) as partial:
-            os.replace(partial, target)
+        with _written_beside(target, write) as whole:
+            os.replace(whole, target)
 
 
 def write_new_file(names: Iterable[Path], write: Writer) -> Path:
@@ -48,9 +49,9 @@ def write_new_file(names: Iterable[Path], write: Writer) -> Path:
     """
     names = iter(names)
     first = next(names)
-    with _told(first), _written_beside(first, write) as partial:
+    with _told(first), _written_beside(first, write) as whole:
         for name in chain([first], names):
-            if _claim(partial, name):
+            if _claim(whole, name):
                 return name
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
@@ -79,10 +80,8 @@ def save_new_png(
 
 
 def _png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) -> Writer:
-    import torch
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
-
-    from .images import to_pil
 
     text = PngInfo()
     for key, value in (metadata or {}).items():
@@ -92,8 +91,11 @@ def _png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) 
             text.add_text(key, value)
         except ValueError as error:  # includes UnicodeEncodeError
             raise InputError(f"PNG text {key!r:.80} cannot be written: {error}") from error
-    picture = to_pil(image) if isinstance(image, torch.Tensor) else image
-    return lambda file: picture.save(file, format="PNG", pnginfo=text)
+    if not isinstance(image, Image.Image):  # torch is there already, and else it need not be
+        from .images import to_pil
+
+        image = to_pil(image)
+    return partial(image.save, format="PNG", pnginfo=text)
 
 
 @contextlib.contextmanager
@@ -111,20 +113,20 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_beside(target: Path, write: Writer) -> Iterator[Path]:
     """A file in the target's folder that holds it all, and is gone afterwards unless it was given the target's name."""
-    partial = target.parent / f".{secrets.token_hex(8)}.tmp"
+    path = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        with open(partial, "xb") as file:
+        with open(path, "xb") as file:
             write(file)
-        yield partial
+        yield path
     finally:
         with contextlib.suppress(OSError, ValueError):
-            partial.unlink()
+            path.unlink()
 
 
-def _claim(partial: Path, name: Path) -> bool:
+def _claim(whole: Path, name: Path) -> bool:
     """Give a whole file this name, unless something has it already."""
     try:
-        os.link(partial, name)
+        os.link(whole, name)
         return True
     except FileExistsError:
         return False
@@ -136,7 +138,7 @@ def _claim(partial: Path, name: Path) -> bool:
     except FileExistsError:
         return False
     try:
-        os.replace(partial, name)
+        os.replace(whole, name)
     except BaseException:
         name.unlink()
         raise

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,35 +11,20 @@ from typing_extensions import Self
 
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
-from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import ConfigError, InputError
 
-from . import answers, flow, options, presets, text
+from . import answers, drawing, options, text
 from . import best_of as choosing
+from .drawing import ROWS_AT_ONCE, Callback
 from .entry import entry
-from .images import ImageProcessor, load_image, to_pil
-from .prompts import encode_chat, encode_generation_prompt
-from .tensor_model import FLOATS, TensorModel
+from .images import ImageProcessor, load_image
+from .outputs import ImageOutput, joined
+from .prompts import encode_chat
+from .tensor_model import TensorModel
 from .tokenizer import Tokenizer
 
-ROWS_AT_ONCE = 8
-"""Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
-Callback = Callable[["JanusFlow", int, float, dict[str, Any]], dict[str, Any]]
+__all__ = ["ROWS_AT_ONCE", "ImageOutput", "JanusFlow"]
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class ImageOutput:
-    """images: a list of PIL images, or an array or tensor of the output type asked for. seeds: one per image.
-
-    timings: seconds spent on `prompt`, `flow`, `decode`, with best_of on `judge`, and in `total`. scores: with best_of,
-    one per image, 0 to 1.
-    """
-
-    images: Any
-    seeds: list[int]
-    timings: dict[str, float] = field(default_factory=dict)
-    scores: list[float] | None = None
 
 
 class JanusFlow(TensorModel):
@@ -107,7 +89,9 @@ class JanusFlow(TensorModel):
         num_images_per_prompt: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         preset: str = "exact",
@@ -125,7 +109,9 @@ class JanusFlow(TensorModel):
 
         num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
         seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one draw, as
-        officially). output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
+        officially); or a list, one for each image. Instead of it, as in diffusers: generator, which draws the noise of
+        all images at once, or a list, one for each image; or latents, the noise (B, c, H, W) itself. output_type:
+        "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
         callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers: latents changed in place or
         returned are used. It is called after every evaluation of the network, at its t in [0, 1000), and sees at most
         ROWS_AT_ONCE images; for more, the steps start again.
@@ -146,67 +132,39 @@ class JanusFlow(TensorModel):
         questions that it was trained on. accept_above: draw no more images of a prompt once enough of them score at
         least that (0 to 1). Raises InputError.
         """
-        begun = time.perf_counter()
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, Sequence) or not prompts:
-            raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
-        images = options.integer("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
-        sampler = presets.sampler(
-            preset,
+        request = drawing.ImageRequest(
+            num_images_per_prompt=num_images_per_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            seed=seed,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            preset=preset,
             solver=solver,
             timestep_shift=timestep_shift,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
             uncond_every=uncond_every,
             step_cache=step_cache,
+            best_of=best_of,
+            accept_above=accept_above,
+            judge=judge,
         )
-        options.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
-        total = len(prompts) * images
-        first = options.first_seed(seed, total)
-        if output_type != "latent":
+        return joined(self._drawn(prompt, request))
+
+    @entry
+    def stream_images(self, prompt: str | Sequence[str], **options: Any) -> Iterator[ImageOutput]:
+        """As `generate_image`, whose options these are, but batch by batch: outputs of at most ROWS_AT_ONCE images, in
+        order, each drawn when it is asked for. With best_of an output for each prompt. Memory does not grow with their
+        number. What is wrong with the options is said at once: InputError."""
+        return self._drawn(prompt, drawing.ImageRequest(**options))
+
+    def _drawn(self, prompt: str | Sequence[str], request: drawing.ImageRequest) -> Iterator[ImageOutput]:
+        if request.output_type != "latent":
             self._need_vae()
-        if best_of is not None or accept_above is not None:
-            if output_type == "latent":
-                raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
-            draw = partial(
-                self.generate_image,
-                **asdict(sampler),
-                output_type="latent",
-                callback_on_step_end=callback_on_step_end,
-            )
-            best, spent = choosing.choose(
-                self, self._need_tokenizer(), draw, prompts, images, best_of, accept_above, judge, seed
-            )
-            pictures = _of_type(torch.stack([one.image for one in best]), output_type)
-            return ImageOutput(pictures, [one.seed for one in best], spent, [one.score for one in best])
-        ids = [encode_generation_prompt(p, self._need_tokenizer(), self._prompt_room() + 1) for p in prompts]
-        seeds, noise = self._noise(len(prompts), images, first)
-        requests = [flow.FlowRequest(tuple(ids[i // images][:-1]), sampler, noise[i]) for i in range(total)]
-        encoded = time.perf_counter()
-
-        def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
-            assert callback_on_step_end is not None
-            with callers_state():
-                returned = callback_on_step_end(self, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
-            if not isinstance(returned, Mapping):
-                raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
-            # z itself counts too: it may have been changed in place
-            return options.tensor("latents", returned.get("latents", z), z.shape, FLOATS)
-
-        parts = [requests[i : i + ROWS_AT_ONCE] for i in range(0, total, ROWS_AT_ONCE)]
-        watched = None if callback_on_step_end is None else on_step
-        latents = torch.cat([flow.generate(self.runner, part, watched) for part in parts])
-        self.runner.synchronize()
-        flowed = time.perf_counter()
-        result: Any = latents
-        if output_type != "latent":
-            result = _of_type(self.decode_latents(latents), output_type)
-        self.runner.synchronize()
-        done = time.perf_counter()
-        timings = {"prompt": encoded - begun, "flow": flowed - encoded, "decode": done - flowed, "total": done - begun}
-        return ImageOutput(result, seeds, timings)
+        return drawing.stream(self, self._need_tokenizer(), self._prompt_room() + 1, prompt, request)
 
     @entry
     def chat(
@@ -262,18 +220,6 @@ class JanusFlow(TensorModel):
         texts = answers.written(steps, own)
         return texts if batched else texts[0]
 
-    def _noise(self, prompts: int, images: int, first: int) -> tuple[list[int], torch.Tensor]:
-        """Seeds and noise (B, c, H, W) of every image."""
-        size = self.config.latent_size
-        shape = (self.config.gen_encoder.input_channels, size, size)
-        if self.numerics == "official":
-            draws = [(first + i, images) for i in range(prompts)]
-        else:
-            draws = [(first + i, 1) for i in range(prompts * images)]
-        dtype = self.runner.policy.latents
-        noise = [torch.randn((n, *shape), generator=torch.Generator().manual_seed(s), dtype=dtype) for s, n in draws]
-        return [s for s, n in draws for _ in range(n)], torch.cat(noise).float()
-
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
@@ -281,14 +227,6 @@ class JanusFlow(TensorModel):
                 "sample_latents and generate_ids, which take token ids"
             )
         return self.tokenizer
-
-
-def _of_type(decoded: torch.Tensor, output_type: str) -> Any:
-    """Images (B, 3, H, W), about [-1, 1], as "pil", "np" or "pt"."""
-    if output_type == "pil":
-        return [to_pil(image) for image in decoded]
-    shown = (decoded.clamp(-1, 1) + 1) / 2
-    return shown if output_type == "pt" else shown.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _check_fits(tokenizer: Tokenizer, config: JanusFlowConfig) -> None:

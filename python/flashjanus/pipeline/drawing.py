@@ -1,0 +1,147 @@
+"""Prompts to images, a batch at a time: what has been drawn can be used while the rest is not there yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flashjanus.engine.runtime.isolation import callers_state
+from flashjanus.errors import InputError
+
+from . import best_of as choosing
+from . import flow, options, presets
+from .noise import Noise, Start, seeds_of
+from .outputs import ImageOutput, of_type
+from .prompts import encode_generation_prompt
+from .schedule import Sampler
+from .tensor_model import FLOATS
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .janusflow import JanusFlow
+
+ROWS_AT_ONCE = 8
+"""Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
+Callback = Callable[["JanusFlow", int, float, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """The options of `JanusFlow.generate_image`, which describes them."""
+
+    num_images_per_prompt: int = 1
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | Sequence[int] | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    latents: torch.Tensor | None = None
+    output_type: str = "pil"
+    callback_on_step_end: Callback | None = None
+    preset: str = "exact"
+    solver: str | None = None
+    timestep_shift: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float | None = None
+    uncond_every: int | None = None
+    step_cache: int | Sequence[float] | None = None
+    best_of: int | None = None
+    accept_above: float | None = None
+    judge: choosing.Judge | None = None
+
+    @property
+    def sampler(self) -> Sampler:
+        """Raises InputError."""
+        return presets.sampler(
+            self.preset,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            solver=self.solver,
+            timestep_shift=self.timestep_shift,
+            guidance_interval=self.guidance_interval,
+            guidance_rescale=self.guidance_rescale,
+            uncond_every=self.uncond_every,
+            step_cache=self.step_cache,
+        )
+
+
+def stream(
+    model: JanusFlow, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageRequest
+) -> Iterator[ImageOutput]:
+    """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of one for each
+    prompt. room: ids that a prompt may have. What is wrong with the request is said before: InputError."""
+    begun = time.perf_counter()
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
+    images = options.integer("num_images_per_prompt", request.num_images_per_prompt, 1, 10_000)
+    sampler = request.sampler
+    options.choice("output_type", request.output_type, ("pil", "np", "pt", "latent"))
+    ids = [tuple(encode_generation_prompt(p, tokenizer, room)[:-1]) for p in prompts]
+    if request.best_of is not None or request.accept_above is not None:
+        return _chosen(model, tokenizer, room, prompts, images, request)
+    config = model.config
+    shape = (config.gen_encoder.input_channels, config.latent_size, config.latent_size)
+    start = Start(shape, model.runner.policy.latents, model.numerics == "official")
+    noise = start.noise(len(prompts), images, request.seed, request.generator, request.latents)
+    return _drawn(model, ids, images, sampler, noise, request, time.perf_counter() - begun)
+
+
+def _drawn(
+    model: JanusFlow,
+    ids: Sequence[tuple[int, ...]],
+    images: int,
+    sampler: Sampler,
+    noise: Noise,
+    request: ImageRequest,
+    encoding: float,
+) -> Iterator[ImageOutput]:
+    callback = request.callback_on_step_end
+
+    def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
+        assert callback is not None
+        with callers_state():
+            returned = callback(model, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
+        if not isinstance(returned, Mapping):
+            raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
+        # z itself counts too: it may have been changed in place
+        return options.tensor("latents", returned.get("latents", z), z.shape, FLOATS)
+
+    total = len(ids) * images
+    for first in range(0, total, ROWS_AT_ONCE):
+        begun = time.perf_counter()
+        rows = range(first, min(first + ROWS_AT_ONCE, total))
+        starts = noise.rows(rows.start, rows.stop)
+        requests = [flow.FlowRequest(ids[i // images], sampler, z) for i, z in zip(rows, starts, strict=True)]
+        latents = flow.generate(model.runner, requests, None if callback is None else on_step)
+        model.runner.synchronize()
+        flowed = time.perf_counter()
+        result: Any = latents
+        if request.output_type != "latent":
+            result = of_type(model.decode_latents(latents), request.output_type)
+        model.runner.synchronize()
+        spent = {"prompt": encoding, "flow": flowed - begun, "decode": time.perf_counter() - flowed}
+        encoding = 0.0
+        seeds = None if noise.seeds is None else noise.seeds[rows.start : rows.stop]
+        yield ImageOutput(result, seeds, {**spent, "total": sum(spent.values())})
+
+
+def _chosen(
+    model: JanusFlow, tokenizer: Tokenizer, room: int, prompts: Sequence[str], images: int, request: ImageRequest
+) -> Iterator[ImageOutput]:
+    if request.output_type == "latent":
+        raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
+    for name in ("generator", "latents"):
+        if getattr(request, name) is not None:
+            raise InputError(f"{name}: expected a seed with best_of, which draws the chosen image again; leave it out")
+    plain = replace(request, output_type="latent", best_of=None, accept_above=None, judge=None)
+
+    def draw(prompts: Sequence[str], images: int, seeds: Sequence[int]) -> Iterator[ImageOutput]:
+        return stream(model, tokenizer, room, prompts, replace(plain, num_images_per_prompt=images, seed=seeds))
+
+    asked = choosing.Choice.of(model, tokenizer, prompts, images, request.best_of, request.accept_above, request.judge)
+    seeds = seeds_of(request.seed, len(prompts) * asked.candidates)
+    return asked.best(draw, seeds, request.output_type)
