@@ -154,6 +154,28 @@ def test_an_interrupt_is_never_lost(spawn: Spawn, tmp_path: Path, interrupt: str
     assert (process.returncode, err) == (130, b"flashjanus: interrupted\n")
 
 
+def test_an_interrupt_waits_for_what_must_not_be_cut_but_a_second_does_not() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    done: list[str] = []
+
+    def interrupted(word: str) -> None:
+        with console.uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(word)
+
+    try:
+        console = Console(json=False, quiet=False)
+        console.listen_for_interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted("whole")
+        assert done == ["whole"]
+        with pytest.raises(KeyboardInterrupt):
+            interrupted("more")
+        assert done == ["whole"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_ignored_interrupt_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

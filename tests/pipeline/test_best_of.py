@@ -14,6 +14,7 @@ from flashjanus.errors import InputError
 from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from flashjanus.evaluation.world import render
+from flashjanus.pipeline import best_of as choosing
 from flashjanus.pipeline import drawing
 from flashjanus.pipeline.best_of import QUESTION, checks_of, judge_images, spellings
 from flashjanus.pipeline.prompts import encode_chat
@@ -186,7 +187,19 @@ class TestChoice:
         assert [seed for part in parts for seed in part.seeds] == whole.seeds
         assert [score for part in parts for score in part.scores] == whole.scores
         assert [image.tobytes() for part in parts for image in part.images] == [i.tobytes() for i in whole.images]
+        for p, part in enumerate(parts):
+            alone = shapes.generate_image(prompts[p], **{**options, "seed": 3 + 3 * p})
+            assert part.scores == pytest.approx(alone.scores, abs=1e-4), "each is asked what its own prompt says"
         assert all(set(part.timings) == {"prompt", "flow", "decode", "judge", "total"} for part in parts)
+
+    def test_no_more_is_kept_than_will_be_returned(self, shapes, monkeypatch):
+        """A row of a batch would keep the whole batch alive."""
+        kept = []
+        output = choosing._output
+        monkeypatch.setattr(choosing, "_output", lambda own, *rest: (kept.extend(own), output(own, *rest))[1])
+        best(shapes, best_of=6, num_images_per_prompt=2, num_inference_steps=1, output_type="pt")
+        assert len(kept) == 2
+        assert [one.image.untyped_storage().nbytes() for one in kept] == [4 * 3 * 64 * 64] * 2
 
     def test_a_seed_for_each_candidate(self, shapes):
         seeds = [50, 3, 9, 4]

@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 import tempfile
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -316,6 +317,13 @@ class TestOddMetadata:
         turned = load_image(with_chunk(encoded("PNG", HALVES, exif=exif(TURNED)), added))
         assert turned.size == (8, 16)
 
+    def test_transparency_beside_a_broken_comment(self):
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.putpixel((1, 0), 1)
+        out = load_image(with_chunk(encoded("PNG", image, transparency=0), chunk(b"tEXt", b"a\0b", wrong=1)))
+        assert [out.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 100, 50)]
+
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
     def test_what_is_cut_off_is_still_damaged(self, kind):
         data = encoded(kind, exif=exif(TURNED, RESOLUTION_AS_TEXT)) if kind != "TIFF" else encoded(kind)
@@ -399,6 +407,31 @@ class TestThreads:
             warnings.simplefilter("ignore", ResourceWarning)
             found = self.all_of(tmp_path, make, lambda source: np.array_equal(load_image(source), self.EXPECTED))
         assert found == [True] * 40
+
+    def test_a_file_that_is_slow_to_move(self):
+        """Another thread would read at its end, before this one has put it back."""
+
+        class Slow:
+            at = 0
+
+            def seekable(self) -> bool:
+                return True
+
+            def tell(self) -> int:
+                return self.at
+
+            def seek(self, at: int) -> None:
+                time.sleep(0.002)
+                self.at = at
+
+            def read(self, size: int = -1) -> bytes:
+                time.sleep(0.002)
+                data, self.at = PNG[self.at :], len(PNG)
+                return data
+
+        file = Slow()
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda _: same(load_image(file)), range(12)))
 
     def test_the_processor_of_one_image(self, tmp_path):
         processor = ImageProcessor(32)

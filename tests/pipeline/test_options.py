@@ -132,3 +132,21 @@ def test_greedy_sampling_keeps_the_penalty_only():
     sampling = options.Sampling.of(False, 0.7, 0.5, 3, 1.2, 9)
     assert sampling == options.Sampling(temperature=0.0, repetition_penalty=1.2)
     assert options.Sampling.of(True, 0.7, 0.5, 3, 1.2, 9) == options.Sampling(0.7, 3, 0.5, 1.2, 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((1.5, 0.9, 5), (1.5, 5, 0.9)),
+        ((None, None, None), (1.0, 0, 1.0)),
+        ((1, 1, -1), (1.0, 0, 1.0)),
+        ((1.0, 0, 0), (1.0, 0, options.LEAST_SHARE)),
+        ((0, 0.5, 7), (0.0, 0, 1.0)),
+        ((1e-5, 1.0, 0), (0.0, 0, 1.0)),
+    ],
+)
+def test_how_the_next_token_is_chosen(given, expected):
+    sampling = options.Sampling.of(True, *given, 1.2, 3)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == expected
+    assert sampling.repetition_penalty == 1.2
+    assert options.Sampling.of(False, *given, 1.2, 3) == options.Sampling(repetition_penalty=1.2)
