@@ -127,6 +127,8 @@ class TestArrays:
             LEVELS / 255,
             (LEVELS / 255).astype(np.float16),
             LEVELS.astype(np.uint16) * 257,
+            (LEVELS.astype(np.uint16) * 257).astype(">u2"),
+            LEVELS.astype(">f8") / 255,
             np.dstack([LEVELS, np.full((30, 40), 255, np.uint8)]),
             torch.from_numpy(LEVELS).permute(2, 0, 1),
             torch.from_numpy(LEVELS),

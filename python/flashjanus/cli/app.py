@@ -15,7 +15,7 @@ from flashjanus.cli.console import Console, silence_stdout
 from flashjanus.errors import FlashJanusError, InputError
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+SIGNALED = 128  # and the signal's number, as shells report it: 130 for Ctrl-C
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, schedule, profile, doctor)
@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line (default: this process's own).
 
-    0 success, 1 `doctor` found the engine unable to run, 2 any error of the request, 130 Ctrl-C, 141 closed pipe.
+    0 success, 1 `doctor` found the engine unable to run, 2 any error of the request, 130 Ctrl-C, 143 SIGTERM, 141
+    closed pipe.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -63,9 +64,10 @@ def run(argv: Sequence[str] | None = None) -> int:
             code = EXIT_ERROR
         except KeyboardInterrupt:
             if owns_process:  # A second Ctrl-C while leaving would print a traceback.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
             console.error("Interrupted", "interrupted")
-            code = EXIT_INTERRUPTED
+            code = SIGNALED + console.interrupt
         console.flush()
     except BrokenPipeError:
         silence_stdout()
@@ -76,7 +78,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     finally:
         console.leave()
-    if owns_process and code == EXIT_INTERRUPTED:
+    if owns_process and code > SIGNALED:
         # Where the exception passed through exec() of a string, CPython would die of SIGINT instead of exiting.
         os._exit(code)
     return code

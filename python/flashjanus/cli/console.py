@@ -21,20 +21,25 @@ class Console:
         self.quiet = quiet
         self.so_far: tuple[str, Mapping[str, Any]] | None = None
         """What an error is to say besides: in words, and as JSON."""
+        self.interrupt: int = signal.SIGINT
+        """The signal that ended the command, where one has."""
         self._interrupted = False
         self._holding = False
         self._bar: Any = None
 
     def listen_for_interrupt(self) -> None:
-        """Remember Ctrl-C beside raising KeyboardInterrupt, unless this process was started to ignore it."""
+        """Remember Ctrl-C beside raising KeyboardInterrupt, unless this process was started to ignore it; the same for
+        SIGTERM, by which `timeout` and whoever stops a container or a batch job end a process."""
 
-        def remember(*_: object) -> None:
+        def remember(number: int, _frame: object) -> None:
             again, self._interrupted = self._interrupted, True
+            self.interrupt = number
             if again or not self._holding:
                 raise KeyboardInterrupt
 
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, remember)
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default:
+                signal.signal(number, remember)
 
     def check_interrupt(self) -> None:
         """KeyboardInterrupt if there was a Ctrl-C: library code (imports, destructors) may have swallowed the first."""

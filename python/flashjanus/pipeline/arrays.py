@@ -66,7 +66,7 @@ def _levels(values: npt.NDArray[Any], shown: str) -> npt.NDArray[Any]:
     if values.dtype == np.bool_:
         levels = np.where(values, 255, 0).astype(np.uint8)
         return levels
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in either order of bytes
         return to_8_bits(values)
     if values.dtype.kind != "f":
         raise InputError(f"expected uint8 levels, or floats from 0 to 1, got {shown}; convert it to uint8")
