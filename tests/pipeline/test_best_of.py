@@ -10,14 +10,16 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.builtin.checks import checks
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, OutputError
 from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from flashjanus.evaluation.world import render
 from flashjanus.pipeline import best_of as choosing
-from flashjanus.pipeline import drawing
+from flashjanus.pipeline import drawing, shelf
 from flashjanus.pipeline.best_of import QUESTION, checks_of, judge_images, spellings
+from flashjanus.pipeline.outputs import joined
 from flashjanus.pipeline.prompts import encode_chat
+from flashjanus.pipeline.shelf import Shelf
 from PIL import Image
 from small_model import small_config, small_state
 
@@ -192,14 +194,28 @@ class TestChoice:
             assert part.scores == pytest.approx(alone.scores, abs=1e-4), "each is asked what its own prompt says"
         assert all(set(part.timings) == {"prompt", "flow", "decode", "judge", "total"} for part in parts)
 
-    def test_no_more_is_kept_than_will_be_returned(self, shapes, monkeypatch):
-        """A row of a batch would keep the whole batch alive."""
-        kept = []
-        output = choosing._output
-        monkeypatch.setattr(choosing, "_output", lambda own, *rest: (kept.extend(own), output(own, *rest))[1])
-        best(shapes, best_of=6, num_images_per_prompt=2, num_inference_steps=1, output_type="pt")
-        assert len(kept) == 2
-        assert [one.image.untyped_storage().nbytes() for one in kept] == [4 * 3 * 64 * 64] * 2
+    @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+    def test_no_more_is_kept_than_will_be_returned_and_many_in_a_file(self, shapes, monkeypatch, output_type):
+        options = dict(num_inference_steps=1, output_type=output_type, best_of=11, num_images_per_prompt=10)
+        expected = best(shapes, [PROMPT, "a star"], **options)
+        shelves = []
+        monkeypatch.setattr(choosing, "Shelf", lambda: (shelves.append(Shelf()), shelves[-1])[1])
+        monkeypatch.setattr(shelf, "MEMORY", 10_000)
+        parts = list(shapes.stream_images([PROMPT, "a star"], seed=3, **options))
+        assert [len(part.images) for part in parts] == [8, 2, 8, 2]
+        assert shelves[0]._file._rolled
+        assert shelves[0]._places <= 10 + 1 + choosing.JUDGED_AT_ONCE
+        out = joined(parts)
+        assert (out.seeds, out.scores) == (expected.seeds, expected.scores)
+        assert all(np.array_equal(a, b) for a, b in zip(out.images, expected.images, strict=True))
+
+    def test_a_shelf_that_is_full(self, shapes, monkeypatch, tmp_path):
+        def full(self, data):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("tempfile.SpooledTemporaryFile.write", full)
+        with pytest.raises(OutputError, match=r"cannot be kept in .*: No space left on device; make room there"):
+            best(shapes, num_inference_steps=1)
 
     def test_a_seed_for_each_candidate(self, shapes):
         seeds = [50, 3, 9, 4]

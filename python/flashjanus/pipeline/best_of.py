@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -19,6 +20,7 @@ from . import options, text
 from .images import to_pil
 from .outputs import ImageOutput, of_type
 from .prompts import encode_chat
+from .shelf import Shelf
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,10 +38,9 @@ JUDGED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image as PIL or (3, H, W), about [-1, 1], the seed that draws it alone, and how well it shows its prompt (0 to
-    1)."""
+    """The place of an image on the shelf, the seed that draws it alone, and how well it shows its prompt (0 to 1)."""
 
-    image: Any
+    place: int
     seed: int
     score: float
 
@@ -96,15 +97,20 @@ class Choice:
         return cls(model, tokenizer, prompts, asked, images, candidates, enough)
 
     def best(self, draw: Draw, seeds: Sequence[int], output_type: str) -> Iterator[ImageOutput]:
-        """The images of each prompt, the best first, with the seconds spent. Candidate i of prompt p is drawn from
-        seeds[p candidates + i]; of a prompt no more are kept than will be returned."""
+        """The images of each prompt, the best first, in outputs of at most JUDGED_AT_ONCE, with the seconds spent.
+
+        Candidate i of prompt p is drawn from seeds[p candidates + i]; of a prompt no more are kept than will be
+        returned.
+        """
         spent: dict[str, float] = {}
+        shelf = Shelf()
         own: list[Candidate] = []
         if self.enough is None:
-            for n, one in enumerate(self._judged(draw, range(len(self.prompts)), seeds, output_type, spent), 1):
-                own = self._kept([*own, one])
+            judged = self._judged(draw, range(len(self.prompts)), seeds, shelf, output_type, spent)
+            for n, one in enumerate(judged, 1):
+                own = self._kept(own, one, shelf)
                 if n % self.candidates == 0:
-                    yield _output(own, spent, output_type)
+                    yield from _outputs(own, shelf, spent, output_type)
                     own = []
             return
         for p in range(len(self.prompts)):
@@ -112,15 +118,25 @@ class Choice:
             while drawn < self.candidates and sum(one.score >= self.enough for one in own) < self.images:
                 count = min(self.images, self.candidates - drawn)
                 first = p * self.candidates + drawn
-                own = self._kept([*own, *self._judged(draw, [p], seeds[first : first + count], output_type, spent)])
+                for one in self._judged(draw, [p], seeds[first : first + count], shelf, output_type, spent):
+                    own = self._kept(own, one, shelf)
                 drawn += count
-            yield _output(own, spent, output_type)
+            yield from _outputs(own, shelf, spent, output_type)
 
-    def _kept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        return sorted(candidates, key=lambda one: -one.score)[: self.images]
+    def _kept(self, best: Sequence[Candidate], one: Candidate, shelf: Shelf) -> list[Candidate]:
+        ranked = sorted([*best, one], key=lambda one: -one.score)
+        for beaten in ranked[self.images :]:
+            shelf.drop(beaten.place)
+        return ranked[: self.images]
 
     def _judged(
-        self, draw: Draw, prompts: Sequence[int], seeds: Sequence[int], output_type: str, spent: dict[str, float]
+        self,
+        draw: Draw,
+        prompts: Sequence[int],
+        seeds: Sequence[int],
+        shelf: Shelf,
+        output_type: str,
+        spent: dict[str, float],
     ) -> Iterator[Candidate]:
         """The candidates of these prompts, as many of each, a batch at a time; `spent` grows by the seconds."""
         each = len(seeds) // len(prompts)
@@ -141,21 +157,26 @@ class Choice:
                 ("judge", time.perf_counter() - decoded),
             ):
                 spent[part] = spent.get(part, 0.0) + seconds
-            # a row of the batch would keep the whole batch
-            kept: Sequence[Any] = shown if output_type == "pil" else [picture.clone() for picture in pictures]
+            kept = [torch.from_numpy(np.array(one)) for one in shown] if output_type == "pil" else list(pictures)
             assert out.seeds is not None
             for image, seed, score in zip(kept, out.seeds, scores, strict=True):
-                yield Candidate(image, seed, score)
+                yield Candidate(shelf.put(image), seed, score)
 
 
-def _output(chosen: Sequence[Candidate], spent: dict[str, float], output_type: str) -> ImageOutput:
-    """`spent` is empty afterwards: the next output's seconds are its own."""
-    pictures: Any = [one.image for one in chosen]
-    if output_type != "pil":
-        pictures = of_type(torch.stack(pictures), output_type)
-    timings = {part: spent.pop(part, 0.0) for part in ("prompt", "flow", "decode", "judge")}
-    timings["total"] = sum(timings.values())
-    return ImageOutput(pictures, [one.seed for one in chosen], timings, [one.score for one in chosen])
+def _outputs(
+    chosen: Sequence[Candidate], shelf: Shelf, spent: dict[str, float], output_type: str
+) -> Iterator[ImageOutput]:
+    """The first one has the seconds, and `spent` is empty afterwards: those of the next prompt are its own."""
+    for start in range(0, len(chosen), JUDGED_AT_ONCE):
+        part = chosen[start : start + JUDGED_AT_ONCE]
+        images = [shelf.take(one.place) for one in part]
+        if output_type == "pil":
+            pictures: Any = [Image.fromarray(image.numpy()) for image in images]
+        else:
+            pictures = of_type(torch.stack(images), output_type)
+        timings = {name: spent.pop(name, 0.0) for name in ("prompt", "flow", "decode", "judge")}
+        timings["total"] = sum(timings.values())
+        yield ImageOutput(pictures, [one.seed for one in part], timings, [one.score for one in part])
 
 
 def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:

@@ -71,8 +71,9 @@ class ImageRequest:
 def stream(
     model: JanusFlow, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageRequest
 ) -> Iterator[ImageOutput]:
-    """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of one for each
-    prompt. room: ids that a prompt may have. What is wrong with the request is said before: InputError."""
+    """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of those of
+    a prompt when all its candidates are judged. room: ids that a prompt may have. What is wrong with the request is
+    said before: InputError."""
     begun = time.perf_counter()
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or not prompts:

@@ -157,8 +157,8 @@ class JanusFlow(TensorModel):
     @entry
     def stream_images(self, prompt: str | Sequence[str], **options: Any) -> Iterator[ImageOutput]:
         """As `generate_image`, whose options these are, but batch by batch: outputs of at most ROWS_AT_ONCE images, in
-        order, each drawn when it is asked for. With best_of an output for each prompt. Memory does not grow with their
-        number. What is wrong with the options is said at once: InputError."""
+        order, each drawn when it is asked for; with best_of those of a prompt when all its candidates are judged.
+        Memory does not grow with their number. What is wrong with the options is said at once: InputError."""
         return self._drawn(prompt, drawing.ImageRequest(**options))
 
     def _drawn(self, prompt: str | Sequence[str], request: drawing.ImageRequest) -> Iterator[ImageOutput]:
