@@ -66,6 +66,12 @@ def test_ask_takes_what_others_call_greedy_and_all_tokens(cli, model, images: li
         assert model.calls.pop()[1][name] == int(value)
 
 
+def test_an_empty_stop_is_refused_before_the_model_loads(cli, model, images: list[str]) -> None:
+    result = cli("ask", images[0], "q", "--stop", "x", "--stop", "")
+    assert (result.code, "--stop is empty" in result.err) == (2, True)
+    assert model.calls == []
+
+
 def test_ask_do_sample_alone_keeps_the_models_defaults(cli, model, images: list[str]) -> None:
     assert cli("ask", images[0], "q", "--do-sample").code == 0
     called = model.called("chat")

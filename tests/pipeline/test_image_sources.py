@@ -147,13 +147,13 @@ class TestArrays:
 
     @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 1), (1, 30, 40)])
     @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
-    def test_grey(self, shape, make):
-        grey = LEVELS[:, :, 0]
-        for values in (grey, grey / 255):
+    def test_gray(self, shape, make):
+        gray = LEVELS[:, :, 0]
+        for values in (gray, gray / 255):
             image = load_image(make(values.reshape(shape)))
-            assert np.array_equal(np.asarray(image), np.dstack([grey] * 3))
-        bits = load_image(make((grey > 99).reshape(shape)))
-        assert np.array_equal(np.asarray(bits), np.dstack([(grey > 99) * 255] * 3))
+            assert np.array_equal(np.asarray(image), np.dstack([gray] * 3))
+        bits = load_image(make((gray > 99).reshape(shape)))
+        assert np.array_equal(np.asarray(bits), np.dstack([(gray > 99) * 255] * 3))
 
     def test_alpha_is_laid_on_white(self):
         values = np.zeros((1, 2, 4), np.float32)
@@ -245,7 +245,7 @@ def chunk(kind: bytes, data: bytes, wrong: int = 0) -> bytes:
 
 
 def with_chunk(data: bytes, added: bytes) -> bytes:
-    """A PNG with one more chunk behind its header."""
+    """A PNG with one more chunk after its header."""
     return data[:33] + added + data[33:]
 
 

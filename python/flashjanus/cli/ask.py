@@ -43,6 +43,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if not args.question.strip():
         raise InputError("QUESTION must not be empty, got only white space")
+    if "" in (args.stop or []):
+        raise InputError("--stop is empty: expected a text before which the answer is to end")
     names = [args.image, *args.more]
     images = [load_image(name) for name in names]
     model = load_model(args, console)

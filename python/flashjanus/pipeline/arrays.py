@@ -20,7 +20,7 @@ ROUNDING = 1e-3
 def image_of(array: npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     """RGB image of an array (H, W) or (H, W, C), or of a tensor (H, W) or (C, H, W).
 
-    C: 1, grey; 2, grey and alpha; 3, RGB; 4, RGBA, laid on white. Where the own order of axes is impossible, the other
+    C: 1, gray; 2, gray and alpha; 3, RGB; 4, RGBA, laid on white. Where the own order of axes is impossible, the other
     is taken. uint8 is 0 to 255, uint16 0 to 65535, bool black and white; floats are 0 to 1. Raises InputError.
     """
     is_tensor = isinstance(array, torch.Tensor)

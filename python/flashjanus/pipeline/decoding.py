@@ -198,7 +198,7 @@ def _without_comments(file: IO[bytes]) -> bytes | None:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Grey 0..65535 -> 0..255: round(v / 257). PIL's own conversion would clip at 255."""
+    """Gray 0..65535 -> 0..255: round(v / 257). PIL's own conversion would clip at 255."""
     return Image.fromarray(to_8_bits(np.asarray(image)))
 
 

@@ -36,7 +36,7 @@ def load_image(source: ImageSource) -> Image.Image:
     """RGB image of `source`: a path, a `data:` or `file:` URL, encoded bytes, a file open in binary, a PIL image, an
     array or a tensor.
 
-    The first frame of an animation, rotated as its EXIF data says; 16-bit grey is scaled to 8 bits. Transparent parts
+    The first frame of an animation, rotated as its EXIF data says; 16-bit gray is scaled to 8 bits. Transparent parts
     are laid on white, as viewers show them (the official code drops alpha and shows the colors hidden under it,
     often black; to get that, pass `image.convert("RGB")`). Arrays are (H, W) or (H, W, C) as in numpy, tensors (H, W)
     or (C, H, W) as in torchvision: uint8, or floats from 0 to 1 (see arrays.py). What is given stays as it is, and
