@@ -189,7 +189,7 @@ class TestChoice:
         assert [seed for part in parts for seed in part.seeds] == whole.seeds
         assert [score for part in parts for score in part.scores] == whole.scores
         assert [image.tobytes() for part in parts for image in part.images] == [i.tobytes() for i in whole.images]
-        options["num_images_per_prompt"] = 3
+        options |= dict(num_images_per_prompt=3, judge="Is there {prompt}?")
         every = shapes.generate_image(prompts, **options).scores
         for p, prompt in enumerate(prompts):
             alone = shapes.generate_image(prompt, **{**options, "seed": 3 + 3 * p}).scores
