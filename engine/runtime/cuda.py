@@ -152,7 +152,7 @@ class TorchDriver:
                 reasoned()
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # which a capture that cannot be ended leaves undone
-            raise (reasons[0] if reasons else error) from None
+            raise (reasons.pop() if reasons else error) from None  # kept, it would hold this frame and be held by it
         return graph.replay
 
     def synchronize(self) -> None:

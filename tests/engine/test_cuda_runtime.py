@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -333,6 +334,20 @@ def test_they_are_exact_where_all_of_torch_is_to_use_tf32(fake_cuda: SimpleNames
     finally:
         torch.backends.fp32_precision = "none"
         torch.backends.cudnn.allow_tf32 = True
+
+
+def test_a_failed_capture_keeps_nothing_of_what_it_ran(fake_cuda: SimpleNamespace) -> None:
+    def fails() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    gc.disable()
+    with suppress(RuntimeError):
+        TorchDriver(CUDA).capture(fails, "pool")
+    kept = weakref.ref(fails)
+    del fails
+    gone = kept() is None
+    gc.enable()
+    assert gone
 
 
 def test_a_failed_capture_gives_its_own_reason_and_the_stream_back(fake_cuda: SimpleNamespace) -> None:

@@ -27,8 +27,8 @@ def request(seed: int, length: int, steps: int, guidance: float) -> FlowRequest:
     return FlowRequest(tuple(prompt(seed, length)[:-1]), Sampler(steps, guidance), normal(seed, *LATENT))
 
 
-def join(session: FlowSession, row: int, wanted: FlowRequest) -> None:
-    prepared = Prepared(session.runner, 1, int(wanted.schedule.guided), 32, len(wanted.schedule))
+def join(model: JanusFlow, session: FlowSession, row: int, wanted: FlowRequest) -> None:
+    prepared = Prepared(model.runner, 1, int(wanted.schedule.guided), 32, len(wanted.schedule))
     prepared.run([wanted.timed_prompt])
     session.join(prepared, 0, row, wanted)
 
@@ -40,13 +40,13 @@ def alone(model: JanusFlow, wanted: FlowRequest) -> torch.Tensor:
 def test_rows_join_and_leave_between_steps(model):
     session = FlowSession(model.runner, rows=3, guided=2, prompt=48, steps=5)
     first, second, third = request(1, 30, 3, 2.0), request(2, 1, 4, 1.0), request(3, 7, 5, 3.0)
-    join(session, 0, first)
+    join(model, session, 0, first)
     session.step()
-    join(session, 2, second)
+    join(model, session, 2, second)
     session.step()
     session.step()
     assert relative_error(session.z[0], alone(model, first)) <= ALONE
-    join(session, 0, third)  # in the row that has become free; row 1 stays empty
+    join(model, session, 0, third)  # in the row that has become free; row 1 stays empty
     session.step()
     session.step()
     assert relative_error(session.z[2], alone(model, second)) <= ALONE
@@ -127,5 +127,5 @@ def test_idle_memory_changes_hands_under_the_lock(model, monkeypatch):
 def test_a_request_that_does_not_fit_a_row_is_refused(model, wanted, row, words):
     session = FlowSession(model.runner, rows=2, guided=1, prompt=16, steps=5)
     with pytest.raises(InputError) as error:
-        join(session, row, wanted)
+        join(model, session, row, wanted)
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -56,7 +56,7 @@ class FlowSession:
     def __init__(
         self, runner: Runner, rows: int, guided: int, prompt: int, steps: int, skips: bool = False, caches: bool = False
     ) -> None:
-        self.runner, self.prompt, self.steps = runner, prompt, steps
+        self.prompt, self.steps = prompt, steps
         self.rows, self.guided = rows, guided
         self._written = True
         self._joined: list[Schedule | None] = [None] * rows
@@ -176,8 +176,8 @@ class Prepared:
 
     @entry
     def __init__(self, runner: Runner, prompts: int, guided: int, capacity: int, steps: int) -> None:
-        self.runner, self.prompts, self.guided = runner, prompts, guided
-        self.capacity, self.steps = capacity, steps
+        self.prompts, self.guided, self.capacity, self.steps = prompts, guided, capacity, steps
+        self._latents = runner.policy.latents
         self.executor = runner.executor("flow_prepare", R=prompts, U=guided, P=capacity, K=steps)
         host, slots = self.executor.host, torch.arange(capacity)
         host["prompt_slots"].copy_(slots)
@@ -214,7 +214,7 @@ class Prepared:
     def _rounded(self, times: Sequence[float]) -> torch.Tensor:
         """1000 t, float32; in official numerics rounded to the latents' dtype first."""
         t = torch.tensor([t * 1000.0 for t in times[: self.steps]], dtype=torch.float32)
-        t = t.to(self.runner.policy.latents)
+        t = t.to(self._latents)
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))
 
 

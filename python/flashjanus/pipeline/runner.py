@@ -28,6 +28,8 @@ IDLE_BYTES = 2 * 2**30
 """Host memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
 IDLE_SHARE = 0.25
 """The same on a GPU, as a share of its memory."""
+IDLE_SESSIONS = 128
+"""Kept at most, of whatever size: the plans and calls of one are some megabytes of Python objects."""
 _LOCK = RLock()
 """Of all models' idle sessions: a forked child finds it free, and what it guards whole."""
 if hasattr(os, "register_at_fork"):
@@ -76,8 +78,9 @@ class Runner:
         self.implementations, self.avoided = _known(implementations or {}), avoided
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
+        self._idle_sum = 0
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
-        self._reserved = 0
+        self._reserved = (0, 0)
         self._process = os.getpid()
 
     def graph(self, program: str) -> Graph:
@@ -118,7 +121,7 @@ class Runner:
             with self.gpu.launching():  # what this request copies comes behind what others have launched
                 pass
         with _LOCK:
-            session = self._idle.pop(key, None)
+            session = self._take(key)
         if session is None:
             session = self._make(make, bucket)
         try:
@@ -126,9 +129,15 @@ class Runner:
         finally:
             dropped: list[Session] = []
             with _LOCK:
+                other = self._take(key)  # which another thread had at the same time
+                dropped += [] if other is None else [other]
                 self._idle[key] = session
-                while len(self._idle) > 1 and sum(s.nbytes for s in self._idle.values()) > self._idle_bytes:
-                    dropped.append(self._idle.popitem(last=False)[1])
+                self._idle_sum += session.nbytes
+                count, size = self._limits
+                while len(self._idle) > 1 and (len(self._idle) > count or self._idle_sum > size):
+                    oldest = self._take(next(iter(self._idle)))
+                    assert oldest is not None
+                    dropped.append(oldest)
             if dropped and self.gpu is not None:
                 self.gpu.driver.release()  # another stream than the one that gets their memory may still use it
 
@@ -141,15 +150,22 @@ class Runner:
                 with _LOCK:
                     idle = [*self._idle.values()]
                     self._idle.clear()
+                    self._idle_sum = 0
                 if not idle or self.gpu is None:
                     raise
             idle.clear()
             self.gpu.driver.release()
             return make(self, *bucket)
 
-    def reserve(self, nbytes: int) -> None:
-        """Keep at least so much memory of buckets for later requests."""
-        self._reserved = max(self._reserved, nbytes)
+    def _take(self, key: Hashable) -> Session | None:
+        session = self._idle.pop(key, None)
+        if session is not None:
+            self._idle_sum -= session.nbytes
+        return session
+
+    def reserve(self, sessions: int, nbytes: int) -> None:
+        """Keep at least so many sessions and so much memory of theirs for later requests."""
+        self._reserved = max(self._reserved[0], sessions), max(self._reserved[1], nbytes)
 
     def synchronize(self) -> None:
         """Wait for what was launched, where anything can be; for clocks."""
@@ -157,8 +173,10 @@ class Runner:
             self.gpu.driver.synchronize()
 
     @property
-    def _idle_bytes(self) -> int:
-        return max(self._reserved, IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes))
+    def _limits(self) -> tuple[int, int]:
+        """The most idle sessions, and bytes of theirs."""
+        size = IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes)
+        return max(self._reserved[0], IDLE_SESSIONS), max(self._reserved[1], size)
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,11 +62,15 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
 
 
 class TextSession:
-    """Memory of a bucket: B rows, prompts of up to N tokens, S key slots, F feature rows, K new tokens."""
+    """Memory of a bucket: B rows, prompts of up to N tokens, S key slots, F feature rows, K new tokens.
+
+    It does not keep the model, which keeps it while it is idle.
+    """
 
     @entry
     def __init__(self, runner: Runner, rows: int, prompt: int, slots: int, features: int, new: int) -> None:
-        self.runner, self.rows, self.prompt = runner, rows, prompt
+        self._runner, self.config, self.rows, self.prompt = weakref.ref(runner), runner.config, rows, prompt
+        self._begin_of_image = runner.weights["vit.begin"][0]
         self.states = allocate_states(runner.plan("decode_step", B=rows, S=slots, K=new), runner.gpu)
         self.prefill = runner.executor("prefill", self.states, B=rows, N=prompt, S=slots, F=features, K=new)
         self.decode = runner.executor("decode_step", self.states, self.prefill.inputs, B=rows, S=slots, K=new)
@@ -92,11 +97,11 @@ class TextSession:
     def write(self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None) -> None:
         """What the prefill of `start` reads, written and sent; images are encoded."""
         inputs, host = self.prefill.inputs, self.prefill.host
-        per_image = self.runner.config.num_understanding_tokens
+        per_image = self.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
-        inputs["features"][0].copy_(self.runner.weights["vit.begin"][0])
+        inputs["features"][0].copy_(self._begin_of_image)
         if pixels:
-            features = encode_images(self.runner, torch.cat(pixels))
+            features = encode_images(self._model(), torch.cat(pixels))
             inputs["features"][1 : 1 + features.shape[0] * per_image].copy_(features.flatten(0, 1))
         first = 1
         for row, request in enumerate(requests):
@@ -111,13 +116,13 @@ class TextSession:
             host["positions"][row].copy_((slots - start).clamp(min=0))
             host["kv_start"][row] = start
             host["kv_end"][row].copy_(slots + 1)
-            if self.runner.config.image_attention == "bidirectional":
+            if self.config.image_attention == "bidirectional":
                 host["kv_end"][row, start:].copy_(start + torch.tensor(block_end))
             self._settle(row, request.sampling)
         self.states["slot"].fill_(self.prompt)
         self.states["step"].zero_()
         self.states["seen"].zero_()
-        last = self.runner.config.language.max_position_embeddings - 1
+        last = self.config.language.max_position_embeddings - 1
         self.states["position"].zero_()
         self.states["position"][: len(requests)].copy_(torch.tensor([min(len(r.ids), last) for r in requests]))
         self.states["live"].fill_(1)
@@ -137,6 +142,12 @@ class TextSession:
             return self.states["token"].tolist
         fetched = self._staging.fetch(self.states["token"])
         return lambda: fetched().tolist()
+
+    def _model(self) -> Runner:
+        runner = self._runner()
+        if runner is None:
+            raise InputError("pixels: expected the model of this session to be there, which encodes images; it is gone")
+        return runner
 
     def _settle(self, row: int, sampling: Sampling) -> None:
         inputs = self.prefill.host

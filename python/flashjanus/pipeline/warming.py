@@ -51,4 +51,4 @@ def warm_up(
             make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
         if pictured and runner.vae_config is not None:
             make(pictures.Decoder, config.latent_size, config.latent_size)
-        runner.reserve(sum(session.nbytes for session in made))
+        runner.reserve(len(made), sum(session.nbytes for session in made))
