@@ -25,5 +25,9 @@ class OutOfMemoryError(DeviceError):
     """A device has not enough free memory: what needed how much, and what lowers it."""
 
 
+class CopyError(FlashJanusError, TypeError):
+    """What is bound to its process was to be copied, or sent to another one."""
+
+
 class NativeError(FlashJanusError, RuntimeError):
     """A native kernel refused its arguments, or the native module is not built."""

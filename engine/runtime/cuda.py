@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DeviceError, OutOfMemoryError
+from .bound import ProcessBound
 from .isolation import EXACT_GPU_CONVOLUTIONS
 
 MIN_CAPABILITY = (8, 0)
@@ -171,7 +172,7 @@ class TorchDriver:
         return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-class Gpu:
+class Gpu(ProcessBound):
     """One model's use of one GPU. Without `graphs` every run launches kernel by kernel."""
 
     def __init__(self, driver: Driver, graphs: bool = True) -> None:

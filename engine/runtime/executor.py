@@ -20,6 +20,7 @@ from ..ops import Implementation
 from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
 from . import native, profile
+from .bound import ProcessBound
 from .cuda import Gpu, Replay, Staging
 from .isolation import isolated
 
@@ -39,7 +40,7 @@ def allocate_states(plan: Plan, gpu: Gpu | None = None) -> dict[str, torch.Tenso
         return {name: allocate(spec, device) for name, spec in plan.states.items()}
 
 
-class Executor:
+class Executor(ProcessBound):
     """A plan bound to memory.
 
     `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device (PlanError otherwise, or where

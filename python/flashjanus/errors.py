@@ -1,6 +1,7 @@
 """The errors a user can meet. All derive from `FlashJanusError`; the CLI prints them without a traceback."""
 
 from flashjanus.engine.errors import (
+    CopyError,
     DeviceError,
     FlashJanusError,
     GraphError,
@@ -34,6 +35,7 @@ class OutputError(FlashJanusError, OSError):
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CopyError",
     "DeviceError",
     "FlashJanusError",
     "GraphError",

@@ -10,6 +10,7 @@ import torch
 
 from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.ops.step_cache import CacheLine
+from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
@@ -43,7 +44,7 @@ TimedPrompt = tuple[tuple[int, ...], tuple[float, ...]]
 """Prompt ids, and the times in [0, 1) of the evaluations."""
 
 
-class FlowSession:
+class FlowSession(ProcessBound):
     """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
 
     The contract for embedding: `join` rows, `step` all of them together, read `z`, `leave` early; a row may be joined
@@ -171,7 +172,7 @@ class FlowSession:
             self._staging.send(noise.view(torch.uint8).view(-1), self.z[row].view(torch.uint8).view(-1))
 
 
-class Prepared:
+class Prepared(ProcessBound):
     """`flow_prepare` for R prompts (the first U with an unconditional branch), capacity P, K steps."""
 
     @entry

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from flashjanus.engine.runtime.bound import ProcessBound
+
 from .runner import Runner
 
 
-class Decoder:
+class Decoder(ProcessBound):
     """Memory of a bucket of latents of one size."""
 
     def __init__(self, runner: Runner, height: int, width: int) -> None:

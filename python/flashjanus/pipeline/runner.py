@@ -17,6 +17,7 @@ from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout
 from flashjanus.engine.ir import Graph, TensorSpec
 from flashjanus.engine.ops import Avoided, all_ops
 from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
@@ -46,7 +47,7 @@ class Session(Protocol):
 T = TypeVar("T", bound=Session)
 
 
-class Runner:
+class Runner(ProcessBound):
     """Plans and executors of one model on one device.
 
     `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.

@@ -18,6 +18,7 @@ from flashjanus.checkpoint import (
 )
 from flashjanus.checkpoint.names import with_tied_head
 from flashjanus.engine.plan import Plan
+from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.errors import InputError
@@ -34,7 +35,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 
 
-class TensorModel:
+class TensorModel(ProcessBound):
     """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
 
     name, device, dtype, numerics, and why (the reasons for device and dtype in words) say what was resolved.
@@ -53,6 +54,12 @@ class TensorModel:
         self.config, self.device = runner.config, runner.device
         self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
         self.quantization = runner.policy.quantization
+
+    def __copy__(self) -> Self:
+        """Another name for the same model."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     @classmethod
     @entry

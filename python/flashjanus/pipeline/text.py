@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.executor import allocate_states
 from flashjanus.errors import InputError
@@ -38,7 +39,7 @@ class ImageTokens:
     image: int
 
 
-class Encoder:
+class Encoder(ProcessBound):
     """Memory of a bucket of images to read."""
 
     def __init__(self, runner: Runner, images: int) -> None:
@@ -61,7 +62,7 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat(features)
 
 
-class TextSession:
+class TextSession(ProcessBound):
     """Memory of a bucket: B rows, prompts of up to N tokens, S key slots, F feature rows, K new tokens.
 
     It does not keep the model, which keeps it while it is idle.
