@@ -242,6 +242,30 @@ def test_narrow_dtypes_round_matrices_only(model, dtype, limit):
     assert narrow.encode_images(PIXELS[0]).dtype is torch.float32
 
 
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantization": "int8"}])
+def test_a_row_of_a_batch_differs_from_the_same_alone_by_no_more_than_the_dtype_loses(model, options):
+    narrow, noise = build(**options), normal(1, 6, *LATENT)
+    prompts = [prompt(i, 4 + 3 * i) for i in range(6)]
+    ids, mask = torch.full((6, 20), 3), torch.zeros(6, 20)
+    for row, its in enumerate(prompts):
+        ids[row, -len(its) :], mask[row, -len(its) :] = torch.tensor(its), 1
+
+    def together(model: JanusFlow) -> list[torch.Tensor]:
+        latents = model.sample_latents(prompts, noise, num_inference_steps=4)
+        return [latents, model.next_token_logits(ids, mask.long())]
+
+    def alone(model: JanusFlow) -> list[torch.Tensor]:
+        latents = [
+            model.sample_latents([its], noise[row : row + 1], num_inference_steps=4) for row, its in enumerate(prompts)
+        ]
+        return [torch.cat(latents), torch.cat([model.next_token_logits(torch.tensor([its])) for its in prompts])]
+
+    exact = alone(model)
+    assert all(relative_error(*pair) <= 1e-5 for pair in zip(together(model), exact, strict=True))
+    for batch, single, right in zip(together(narrow), alone(narrow), exact, strict=True):
+        assert relative_error(batch, single) <= 2 * relative_error(single, right)
+
+
 def test_official_numerics_round_the_latents(model):
     official = build("bfloat16", numerics="official")
     noise = normal(1, 1, *LATENT)

@@ -225,7 +225,7 @@ def generate(
     on_step: Callable[[int, torch.Tensor], torch.Tensor | None] | None = None,
     trace: list[dict[str, Any]] | None = None,
 ) -> torch.Tensor:
-    """Latents (R, c, H, W) at t = 1 of all requests, float32, each as if it had run alone.
+    """Latents (R, c, H, W) at t = 1 of all requests, float32; no row sees another.
 
     `on_step(k, z)` runs after evaluation k on the latents in request order; what it returns, if anything, replaces
     them, and a solver that remembers an earlier evaluation keeps what it remembers. `trace` receives, per evaluation,

@@ -168,7 +168,7 @@ class TensorModel(ProcessBound):
         step_cache: int | Sequence[float] | Sequence[int | Sequence[float]] | None = None,
         preset: str | Sequence[str] = "exact",
     ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; every row as if alone.
+        """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; no row sees another.
 
         input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and what follows it: as in
         `JanusFlow.generate_image`, each one value or one per row. trace: also a list with, per evaluation of the
