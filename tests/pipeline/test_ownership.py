@@ -177,7 +177,8 @@ def test_what_is_kept_is_bounded_by_bytes_and_by_number(monkeypatch: pytest.Monk
     with runner.lease(Memory, 8) as one, runner.lease(Memory, 8) as another:
         assert one is not another
     assert sizes(runner) == [15, 18]
-    runner.reserve(5, 1000)
+    runner.reserve({(Memory, 25): 500})
+    runner.reserve({(Memory, number): 100 for number in (26, 27, 28, 29)})
     for number in range(20, 30):
         with runner.lease(Memory, number):
             pass
@@ -187,6 +188,16 @@ def test_what_is_kept_is_bounded_by_bytes_and_by_number(monkeypatch: pytest.Monk
             leases.enter_context(runner.lease(Memory, number))
         assert (sizes(runner), runner._idle_sum) == ([], 0)
     assert runner._idle_sum == sum(sizes(runner))
+
+
+def test_what_several_calls_have_warmed_up_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "IDLE_SESSIONS", 1)
+    monkeypatch.setattr(runner_module, "IDLE_BYTES", 1)
+    model, sizes = small(), dict(prompt_tokens=[16], steps=1, new_tokens=2)
+    model.warm_up(images=[1], conversations=[], **sizes)
+    drawing = set(map(id, model.runner._idle.values()))
+    model.warm_up(images=[], conversations=[1], **sizes)
+    assert drawing < set(map(id, model.runner._idle.values()))
 
 
 def test_sessions_beyond_the_bound_are_gone_at_once(no_collector: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,8 @@ class Runner(ProcessBound):
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._idle_sum = 0
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
-        self._reserved = (0, 0)
+        self._reserved: dict[Hashable, int] = {}
+        self._reserved_sum = 0
         self._process = os.getpid()
 
     def graph(self, program: str) -> Graph:
@@ -164,9 +165,10 @@ class Runner(ProcessBound):
             self._idle_sum -= session.nbytes
         return session
 
-    def reserve(self, sessions: int, nbytes: int) -> None:
-        """Keep at least so many sessions and so much memory of theirs for later requests."""
-        self._reserved = max(self._reserved[0], sessions), max(self._reserved[1], nbytes)
+    def reserve(self, buckets: Mapping[Hashable, int]) -> None:
+        """Keep at least as much as all buckets take that this was ever called with: bytes by (make, *bucket)."""
+        self._reserved.update(buckets)
+        self._reserved_sum = sum(self._reserved.values())
 
     def synchronize(self) -> None:
         """Wait for what was launched, where anything can be; for clocks."""
@@ -177,7 +179,7 @@ class Runner(ProcessBound):
     def _limits(self) -> tuple[int, int]:
         """The most idle sessions, and bytes of theirs."""
         size = IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes)
-        return max(self._reserved[0], IDLE_SESSIONS), max(self._reserved[1], size)
+        return max(len(self._reserved), IDLE_SESSIONS), max(self._reserved_sum, size)
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:

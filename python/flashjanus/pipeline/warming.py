@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 
 from . import flow, options, pictures, presets, text
@@ -33,10 +33,11 @@ def warm_up(
     schedule = presets.sampler(preset).schedule
     pictured, talked = sizes("images", images), sizes("conversations", conversations)
     with ExitStack() as leases:
-        made: list[Session] = []
+        made: dict[Hashable, int] = {}
 
         def make(kind: Callable[..., Session], *bucket: int) -> None:
-            made.append(leases.enter_context(runner.lease(kind, *bucket)))
+            session = leases.enter_context(runner.lease(kind, *bucket))
+            made.update({(kind, *bucket): session.nbytes})
 
         for rows in pictured:
             for capacity in capacities:
@@ -51,4 +52,4 @@ def warm_up(
             make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
         if pictured and runner.vae_config is not None:
             make(pictures.Decoder, config.latent_size, config.latent_size)
-        runner.reserve(len(made), sum(session.nbytes for session in made))
+        runner.reserve(made)
