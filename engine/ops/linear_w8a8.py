@@ -95,7 +95,7 @@ def _sums_exactly() -> bool:
 
 
 @cache
-def _scales_rows_on_cpu(dtype: torch.dtype) -> bool:
+def scales_rows_on_cpu(dtype: torch.dtype) -> bool:
     """True if this torch has _scaled_mm with a scale for each row, into `dtype`, on CPUs."""
     q, scale = torch.zeros(16, 16, dtype=torch.float8_e4m3fn), torch.ones(16, 1)
     try:
@@ -110,7 +110,7 @@ def _not_by_torch(device: torch.device, rows: int, n: int, k: int, of: torch.dty
     if device.type == "cpu" and of is torch.int8:
         return None if _sums_exactly() else "torch multiplies int8 fast and exactly on CPUs with VNNI alone"
     if device.type == "cpu":
-        return None if _scales_rows_on_cpu(to) else f"this torch scales no rows of e4m3 into {to} on a CPU"
+        return None if scales_rows_on_cpu(to) else f"this torch scales no rows of e4m3 into {to} on a CPU"
     if of is torch.int8:
         fits = rows > 16 and n % 8 == 0 and k % 8 == 0
         return None if fits else f"torch._int_mm takes over 16 rows and multiples of 8, not {rows} rows, {n} x {k}"

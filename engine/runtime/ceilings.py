@@ -9,6 +9,8 @@ from statistics import median
 
 import torch
 
+from ..ops.linear_w8a8 import scales_rows_on_cpu
+
 SECONDS = 0.4
 """Spent on one ceiling, beside its first run; at least MIN_SAMPLES runs, however slow."""
 MIN_SAMPLES = 3
@@ -51,7 +53,7 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
 
     The median, on torch's threads, with a weight stored as [out, in], as linears have it; float8_e4m3fn into
     bfloat16, with one scale for all on a GPU, which takes scales by row on some only, and by row on a CPU, where torch
-    is fast with those only.
+    is fast with those only (2.11 does not take them there).
     """
     device = torch.device(device)
     n = GEMM_SIZE[device.type]
@@ -60,7 +62,8 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
         product = torch.empty((n, n), dtype=torch.int32, device=device)
         seconds = _seconds(lambda: torch._int_mm(a, weight.t(), out=product), device)
     elif dtype == torch.float8_e4m3fn:
-        scale = torch.ones((n, 1) if device.type == "cpu" else (), device=device)
+        by_row = device.type == "cpu" and scales_rows_on_cpu(torch.bfloat16)
+        scale = torch.ones((n, 1) if by_row else (), device=device, dtype=torch.float32)
         seconds = _seconds(lambda: torch._scaled_mm(a, weight.t(), scale, scale.t(), out_dtype=torch.bfloat16), device)
     else:
         product = torch.empty((n, n), dtype=dtype, device=device)

@@ -125,6 +125,14 @@ class Entries:
         )
         return [plain.images, seen, best.images, best.scores]
 
+    def stream_images(self) -> Any:
+        seen = []
+        outputs = self.model.stream_images(
+            [PROMPT], num_images_per_prompt=9, num_inference_steps=1, seed=5, output_type="pt",
+            callback_on_step_end=lambda *step: seen.append(step[2]) or step[3],
+        )  # fmt: skip
+        return [[output.images for output in outputs], seen]
+
     def chat(self) -> Any:
         return [self.model.chat([ASK, ASK], **SAMPLED), list(self.model.chat(ASK, **SAMPLED, stream=True))]
 
@@ -153,18 +161,20 @@ class Entries:
     def flow_session(self) -> Any:
         runner = self.model.runner
         prepared, session = Prepared(runner, 1, 1, 16, STEPS), FlowSession(runner, 1, 1, 16, STEPS)
+        prepared.write([DRAWING.timed_prompt])
         prepared.run([DRAWING.timed_prompt])
         session.join(prepared, 0, 0, DRAWING)
         session.step()
         found = [session.needs_branch(0), session.z, *session.velocities()]
         session.leave(0)
-        return [*found, session.needs_branch(0)]
+        return [*prepared.executor.host.values(), *found, session.needs_branch(0)]
 
     def text_session(self) -> Any:
         session = TextSession(self.model.runner, 1, 8, 16, 1, 8)
+        session.write([TextRequest(tuple(PROMPTS[0]))], None, None)
         logits = session.start([TextRequest(tuple(PROMPTS[0]))], None)
         session.step()
-        return [logits, session.tokens()()]
+        return [*session.prefill.host.values(), logits, session.tokens()()]
 
     def image_processor(self) -> Any:
         processor = ImageProcessor.from_file(None, 64)
@@ -173,8 +183,8 @@ class Entries:
 
 SESSIONS = {
     FlowSession: ["join", "leave", "needs_branch", "step", "velocities"],
-    Prepared: ["run"],
-    TextSession: ["start", "step", "tokens"],
+    Prepared: ["run", "write"],
+    TextSession: ["start", "step", "tokens", "write"],
     ImageProcessor: ["from_file", "preprocess", "resize"],
 }
 

@@ -196,6 +196,7 @@ class Prepared(ProcessBound):
         self.write(prompts)
         self.executor.run()
 
+    @entry
     def write(self, prompts: Sequence[TimedPrompt]) -> None:
         """What `run` reads, written and sent."""
         host, capacity = self.executor.host, self.capacity

@@ -95,6 +95,7 @@ class TextSession(ProcessBound):
         self.prefill.run()
         return self.prefill.outputs["logits"][: len(requests)]
 
+    @entry
     def write(self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None) -> None:
         """What the prefill of `start` reads, written and sent; images are encoded."""
         inputs, host = self.prefill.inputs, self.prefill.host
