@@ -59,8 +59,8 @@ def test_rows_join_and_leave_between_steps(model):
 
 def test_a_branch_without_its_prompt_sees_the_first_token_at_the_same_positions(model):
     session = FlowSession(model.runner, rows=2, guided=2, prompt=32, steps=3)
-    join(session, 0, request(1, 8, 3, 2.0))
-    join(session, 1, request(2, 21, 3, 2.0))
+    join(model, session, 0, request(1, 8, 3, 2.0))
+    join(model, session, 1, request(2, 21, 3, 2.0))
     host = session.flow.host
     assert host["kv_start"].tolist() == [32 - 8, 32 - 21, 31, 31]
     assert host["positions"][:, 0].tolist() == [9, 22, 9, 22]
@@ -89,9 +89,10 @@ def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
         model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
     ((make, *bucket),) = model.runner._idle  # the last used stays, whatever its size
     assert (make, bucket[3]) == (FlowSession, 3)
-    monkeypatch.setattr(model.runner, "_reserved", 0)
-    for nbytes in (1 << 40, 1):  # the most that anybody asked for
-        model.runner.reserve(nbytes)
+    monkeypatch.setattr(model.runner, "_reserved", {})
+    monkeypatch.setattr(model.runner, "_reserved_sum", 0)
+    for nbytes in (1 << 40, 1):  # all that anybody asked for
+        model.runner.reserve({("bucket", nbytes): nbytes})
     for steps in (1, 2, 3):
         model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=steps)
     assert sum(made is FlowSession for made, *_ in model.runner._idle) == 3
@@ -102,14 +103,24 @@ def test_idle_memory_changes_hands_under_the_lock(model, monkeypatch):
 
     class Watched(OrderedDict):
         def __setitem__(self, *args):
-            held.append(model.runner._lock.locked())
+            held.append(runner._LOCK.held)
             super().__setitem__(*args)
 
         def pop(self, *args):
-            held.append(model.runner._lock.locked())
+            held.append(runner._LOCK.held)
             return super().pop(*args)
 
+    class Lock:
+        held = False
+
+        def __enter__(self):
+            self.held = True
+
+        def __exit__(self, *exception):
+            self.held = False
+
     held = []
+    monkeypatch.setattr(runner, "_LOCK", Lock())
     monkeypatch.setattr(model.runner, "_idle", Watched())
     model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=1)
     assert len(held) >= 4
