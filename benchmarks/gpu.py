@@ -21,10 +21,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpu_stages import faults, present, report
 from gpu_stages.book import Book, Found, read
 from gpu_stages.budget import CALLS, SECONDS, Notes, in_processes, run_stages, time_plan
+
+if TYPE_CHECKING:
+    from gpu_stages.workload import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "build/gpu"
@@ -82,7 +86,7 @@ def stage(args: argparse.Namespace) -> None:
         book.stages[name] = {"unusable": reason}
         book.save()
         return
-    setting = workload.dry_run() if args.dry_run else workload.on_gpu()
+    setting = stand_in() if args.dry_run else workload.on_gpu()
     if name == "machine":
         found = book.stages[name] = machine.facts(setting)
         book.save()
@@ -109,6 +113,14 @@ def stage(args: argparse.Namespace) -> None:
     }
     runs[name]()
     book.save()
+
+
+def stand_in() -> Setting:
+    """Until this process ends."""
+    import pytest
+    from gpu_stages import workload
+
+    return workload.dry_run(pytest.MonkeyPatch())
 
 
 def open_book(args: argparse.Namespace, gpu: str) -> Book:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
@@ -26,6 +26,9 @@ from flashjanus.pipeline.text import TextRequest, TextSession
 from full_size import CHAT_TOKENS, PROMPT_TOKENS, ROOT, config
 
 from .clock import Clock, CudaClock, HostClock
+
+if TYPE_CHECKING:
+    import pytest
 
 CUDA = torch.device("cuda", 0)
 VAE = {
@@ -110,13 +113,13 @@ def on_gpu() -> Setting:
     return Setting(CUDA, clock, FULL, config(), VAE, torch.bfloat16, partial(open_gpu, CUDA), PADDED, in_8_bits)
 
 
-def dry_run() -> Setting:
-    """The small model of the tests on their stand-in for CUDA, where torch's implementations serve."""
-    import pytest
+def dry_run(patch: pytest.MonkeyPatch) -> Setting:
+    """The small model of the tests on their stand-in for CUDA, which `patch` puts in force, where torch's
+    implementations serve."""
     from gpu_stand_in import stand_in
     from small_model import small_config
 
-    driver = stand_in(pytest.MonkeyPatch())
+    driver = stand_in(patch)
     vae = json.loads((ROOT / "tests/golden/vae_thin.config.json").read_text())
     gpu, clock = partial(Gpu, driver), HostClock()
     return Setting(driver.device, clock, SMALL, small_config(), vae, torch.float32, gpu, EXACT, ("fp8", "int8"))

@@ -258,7 +258,7 @@ def test_a_row_that_the_stage_s_end_cuts_off_is_no_failure(tmp_path):
 
 
 def test_a_reference_that_cannot_run_says_nothing_of_an_implementation(monkeypatch):
-    work = Workload(small())
+    work = Workload(small(monkeypatch))
     executor = work.encoder(work.runner(False))
     executor.run()
     node = next(node for node in executor.plan.nodes if node.op == "gelu")
@@ -290,12 +290,13 @@ def test_hangs(): time.sleep(600)
 """
 
 
-def test_files_of_tests_are_told_one_by_one_and_a_stopped_one_keeps_what_had_ended(tmp_path):
+def test_files_of_tests_are_told_one_by_one_and_a_stopped_one_keeps_what_had_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda name: name == "pytest" or None)  # without workers: it begins soon
     kept = book(tmp_path)
     for name, text in (("a", TESTS), ("b", TESTS.replace("time.sleep(600)", "pass"))):
         (tmp_path / f"test_{name}.py").write_text(text)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
-    checks.tests(tmp_path, tmp_path / "scratch", kept, time.time() + 25, {"test_a.py": 1, "test_b.py": 1})
+    checks.tests(tmp_path, tmp_path / "scratch", kept, time.time() + 14, {"test_a.py": 1, "test_b.py": 1})
     stopped, whole = kept.stages["tests"]["files"].values()
     assert (stopped["passed"], stopped["failed"], stopped["skipped"]) == (3, 1, 1)
     assert stopped["failed_to_run"].startswith("pytest ran out of time")
