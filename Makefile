@@ -63,7 +63,7 @@ gpu:
 	export PATH="$$bin:$$PATH:/usr/local/cuda/bin"; status=0; \
 	for call in $(CALL); do \
 		$$python benchmarks/gpu_stages/build.py $$architecture; \
-		PYTHONPATH="$(CURDIR)/build/gpu/lib:$$PYTHONPATH" $$python benchmarks/gpu.py \
+		PYTHONPATH="$(CURDIR)/build/gpu/lib$${PYTHONPATH:+:$$PYTHONPATH}" $$python benchmarks/gpu.py \
 			--call $$call --since $$since --out "$(RESULTS)" $(GPU_OPTIONS) || status=$$?; \
 		since=$$(date +%s); \
 	done; exit $$status

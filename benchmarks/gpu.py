@@ -97,8 +97,7 @@ def stage(args: argparse.Namespace) -> None:
         faults.plant(planted)
     lessons = book.data.get("learned", {})
     learned.put_in_force(lessons.get("tuned", {}))
-    avoided = chosen.faults_of(book.found("chosen"))
-    avoided.whole = learned.slower(lessons).whole | avoided.whole
+    avoided = learned.ended(lessons) if name == "chosen" else learned.faults(lessons, book.found("chosen"))
     limit = args.limit or next(s.limit for s in CALLS[book.data["call"]] if s.name == name)
     notes = Notes(book, name, args.until, limit, setting.clock.synchronize)
     found = book.found("machine")
@@ -181,7 +180,10 @@ def taught(args: argparse.Namespace, out: Path) -> Found:
     file = args.learned or learned.newest(out, ROOT / "benchmarks/results", SCRATCH)
     if file is None:
         return {"from": "no results of a first call are here: the plans' own choices"}
-    return {"from": file.name, **learned.lessons(read(file))}
+    try:
+        return {"from": file.name, **learned.lessons(read(file))}
+    except Exception as error:  # of a call that went wrong: this one is no worse for it
+        return {"from": f"{file.name} teaches nothing: {error!r}"}
 
 
 def commit() -> str:

@@ -41,7 +41,13 @@ class Book:
         """Without `page` the page stays as it was."""
         replace(self.path, json.dumps(self.data, indent=1, allow_nan=False) + "\n")
         if page:
-            replace(self.path.with_suffix(".md"), report.markdown(self.data))
+            replace(self.path.with_suffix(".md"), self._page())
+
+    def _page(self) -> str:
+        try:
+            return report.markdown(self.data)
+        except Exception as error:  # the findings are more than their page, and later ones are still to come
+            return f"This page could not be made: {error!r}. The findings are in {self.path.name}.\n"
 
 
 def read(path: Path) -> Found:

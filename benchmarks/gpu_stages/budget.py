@@ -29,8 +29,6 @@ LEAST = 8.0
 """Seconds below which no stage is begun: its process has torch to import."""
 GRACE = 3.0
 """Seconds that a stage's process may take to write its last row; a call keeps them back at its end."""
-FAULTS = (OSError, ValueError, SyntaxError)
-"""Of what a stage reads of others' output: files, JSON, XML."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,7 @@ class Notes:
         except Exception as error:  # whatever it is, it is this row's finding
             found = {"failed": f"{type(error).__name__}: {str(error).strip()[:400]}"}
             self.data["trying"]["says"] = found["failed"]
+            self.book.save(page=False)
             self.check()  # a device that is lost ends the process, and the next one goes on
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -187,7 +186,7 @@ def run_stages(
     """Run those stages that have work, in order, each until its seconds end.
 
     Seconds that a stage does not need are the later ones'; one that begins late has its own all the same, and the last
-    ones what is left. One that finds the GPU unusable is the last.
+    one all that are left. One that finds the GPU unusable is the last.
     """
     ends = begun + sum(stage.given for stage in stages) - GRACE
     due = begun
@@ -196,13 +195,14 @@ def run_stages(
         if stage.name not in work:
             continue
         start = time.time()
-        until = min(max(due, start + stage.given), ends)
+        last = not any(later.name in work for later in stages[stages.index(stage) + 1 :])
+        until = ends if last else min(max(due, start + stage.given), ends)
         if until - start < LEAST:
             book.stages[stage.name] = {"not_run": f"{max(until - start, 0):.0f} s are left for it of {stage.given:.0f}"}
         else:
             try:
                 work[stage.name](until)
-            except FAULTS as error:
+            except Exception as error:  # the stages after it run all the same
                 book.stages.setdefault(stage.name, {})["failed_to_run"] = f"{type(error).__name__}: {error}"
             book.found(stage.name)["seconds"] = round(time.time() - start, 1)
         if "unusable" in book.found(stage.name):

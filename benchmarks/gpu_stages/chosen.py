@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
+import torch
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.ops import Implementation, get_op
+from flashjanus.engine.ops import Avoided, Implementation, Op, get_op
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.runtime.isolation import EXACT_GPU_CONVOLUTIONS
@@ -77,6 +79,8 @@ def _walk(work: Workload, notes: Notes, only: Collection[tuple[str, str]] | None
         except OutOfTime:
             raise
         except Exception as error:  # it runs alone and not after the others: the next group may run all the same
+            if "trying" in notes.data:  # but for a device that is lost to this process
+                raise
             unfinished.append(f"{type(error).__name__}: {str(error)[:400]}")
 
 
@@ -100,26 +104,36 @@ def _serving(
         name = f"{form(node)} {chosen.name}"
         if only is None or (node.op, chosen.name) in only:
             about = dict(op=node.op, implementation=chosen.name, program=program, node=node.label, sizes=sizes(node))
-            notes.measure(name, lambda chosen=chosen: _checked(executor, node, chosen), about)
+            notes.measure(name, lambda chosen=chosen: _checked(work, executor, node, chosen), about)
         row = notes.rows.get(name, {})
         if "failed" not in row:
             break
         wrong[chosen.name] = row
-        try:
-            chosen, _ = op.choose(executor.plan.device, specs, node.attrs, avoided=avoided)
-        except PlanError:  # nothing right is left
+        following = _following(op, executor.plan.device, node, avoided)
+        if following is None:  # nothing right is left
             if notes.rows[f"{form(node)} {node.implementation.name}"]["failed"] == ENDED:
-                raise
+                raise PlanError(f"{node.label}: {node.op} by {chosen.name} ends the process, and nothing else serves")
             return None
+        chosen = following
     for implementation, row in wrong.items():
         row["successor"] = chosen.name
         work.faults.calls[node.op, implementation, call_form(node.op, specs, node.attrs)] = row["failed"]
     return None if chosen is node.implementation else chosen
 
 
-def _checked(executor: Executor, node: PlannedNode, chosen: Implementation) -> Found:
+def _following(op: Op, device: torch.device, node: PlannedNode, avoided: Avoided) -> Implementation | None:
+    """The next to serve, though it may yield: plans that are made again then keep a fused op's parts apart."""
+    with suppress(PlanError):
+        return op.choose(device, specs_of(node), node.attrs, avoided=avoided)[0]
+    with suppress(PlanError):
+        return op.choose(device, specs_of(node), node.attrs, tuple(op.implementations), avoided)[0]
+    return None
+
+
+def _checked(work: Workload, executor: Executor, node: PlannedNode, chosen: Implementation) -> Found:
     try:
         share, why = Arguments(executor, node).wrong(chosen)
     except NotChecked as error:
+        work.clock.synchronize()  # a device that is lost says so here, and not of every row that follows
         return {"skipped": f"not checked, the reference or torch fails: {error}"}
     return {"error": share} if why is None else {"failed": why}

@@ -11,6 +11,8 @@ from flashjanus.engine.ops import Tunable, all_ops
 
 from .alternatives import CLEAR, Choice
 from .book import Found
+from .budget import ENDED
+from .chosen import faults_of
 from .workload import Faults
 
 
@@ -22,18 +24,34 @@ def newest(*folders: Path) -> Path | None:
 
 
 def lessons(call: Found) -> Found:
-    """Of a first call's data. suspects: ops and implementations that were wrong, to be looked at again; tuned: settings
-    by "module:name" with their value and why; slower: implementations to be avoided since another takes less time."""
+    """Of a first call's data. calls and whole: what must not serve (see Faults); suspects: ops and implementations that
+    were wrong, to be looked at again, but for those that ended their process; tuned: settings by "module:name" with
+    their value and why; slower: implementations to be avoided since another takes less time."""
     stages = call["stages"]
     rows = [row for row in stages.get("alternatives", {}).get("rows", {}).values() if "choices" in row and "op" in row]
-    wrong = (row for row in stages.get("chosen", {}).get("rows", {}).values() if "failed" in row)
+    found = stages.get("chosen", {})
+    wrong = (row for row in found.get("rows", {}).values() if row.get("failed", ENDED) != ENDED)
     suspects = list(map(list, dict.fromkeys((row["op"], row["implementation"]) for row in wrong)))
-    return {"suspects": suspects, "tuned": dict(_tuned(rows)), "slower": _slower(rows)}
+    faults = faults_of(found)
+    told = {"calls": [[*key, why] for key, why in faults.calls.items()]}
+    told |= {"whole": [[*key, why] for key, why in faults.whole.items()]}
+    return told | {"suspects": suspects, "tuned": dict(_tuned(rows)), "slower": _slower(rows)}
 
 
-def slower(lessons: Found) -> Faults:
-    """As what must not serve."""
-    return Faults(whole={(op, name): why for op, name, why in lessons.get("slower", ())})
+def faults(lessons: Found, again: Found) -> Faults:
+    """What must not serve by these lessons; `again`: the stage that looked at the suspects once more."""
+    rows = again.get("rows", {})
+    right = {(row["op"], row["implementation"], name.split()[1]) for name, row in rows.items() if "error" in row}
+    told = {(op, name, call): why for op, name, call, why in lessons.get("calls", ())}
+    now, found = faults_of(again), Faults(calls={key: why for key, why in told.items() if key not in right})
+    for key in ("slower", "whole"):
+        found.whole |= {(op, name): why for op, name, why in lessons.get(key, ())}
+    return Faults(found.calls | now.calls, found.whole | now.whole)
+
+
+def ended(lessons: Found) -> Faults:
+    """What is not even to be looked at again."""
+    return Faults(whole={(op, name): why for op, name, why in lessons.get("whole", ())})
 
 
 def put_in_force(tuned: Found) -> None:

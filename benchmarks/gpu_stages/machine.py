@@ -57,7 +57,10 @@ def said(args: list[str]) -> str | None:
     """Output of a program, None where it is not installed."""
     if shutil.which(args[0]) is None:
         return None
-    done = subprocess.run(args, capture_output=True, text=True)
+    try:
+        done = subprocess.run(args, capture_output=True, text=True, timeout=5)
+    except subprocess.TimeoutExpired:
+        return f"{args[0]} does not answer"
     return (done.stdout or done.stderr).strip()
 
 

@@ -23,7 +23,7 @@ from gpu_stages.workload import dry_run as small
 
 ROOT = Path(gpu.__file__).parents[1]
 STAGE_NAMES = [stage.name for stage in budget.CALLS[1]]
-PLANTED = {"gelu": "wrong", "silu_mul": "crash", "layer_norm": "hang", "rms_norm": "raise"}
+PLANTED = {"gelu": "wrong", "silu_mul": "crash", "layer_norm": "hang", "rms_norm": "raise", "fused_linear": "raise"}
 
 
 def start(out: Path, *args: str) -> subprocess.Popen[str]:
@@ -121,7 +121,7 @@ def test_planted_faults_cost_their_own_rows_and_are_avoided(tmp_path):
     assert all("time" in row for row in headline.values()), "also where nothing right is left"
     without = {name: {why.partition(" ")[0] for why in row.get("without", ())} for name, row in headline.items()}
     assert without["SigLIP 1 graphs"] == {"gelu", "layer_norm"}
-    assert without["decode, sampled 1 eager"] == {"silu_mul", "rms_norm"}
+    assert without["decode, sampled 1 eager"] == {"silu_mul", "rms_norm", "fused_linear"}
     assert "without" not in headline["VAE 1 graphs"]
     page = next(tmp_path.glob("*.md")).read_text()
     assert "Measured without gelu planted: y is off by" in page
@@ -262,13 +262,13 @@ def test_a_reference_that_cannot_run_says_nothing_of_an_implementation(monkeypat
     executor = work.encoder(work.runner(False))
     executor.run()
     node = next(node for node in executor.plan.nodes if node.op == "gelu")
-    assert set(chosen._checked(executor, node, node.implementation)) == {"error"}
+    assert set(chosen._checked(work, executor, node, node.implementation)) == {"error"}
 
     def broken(*of: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(get_op("gelu"), "reference", broken)
-    found = chosen._checked(executor, node, node.implementation)
+    found = chosen._checked(work, executor, node, node.implementation)
     assert found == {"skipped": "not checked, the reference or torch fails: RuntimeError: CUDA out of memory"}
 
 

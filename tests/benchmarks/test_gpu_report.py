@@ -14,7 +14,9 @@ import pytest
 import torch
 from flashjanus.triton_kernels import scaled_matmul
 from gpu_stages import budget, learned, present, profile, report
+from gpu_stages.book import Book
 from gpu_stages.clock import CudaClock
+from gpu_stages.workload import Faults
 
 SAMPLE = json.loads(Path(__file__).with_name("gpu_sample.json").read_text())
 TEN_MINUTES, LEASE, START = 600, 900, 120
@@ -97,6 +99,7 @@ def test_success_is_all_that_was_asked_for(stages, good):
 def test_call_2_learns_what_was_wrong_and_what_was_faster():
     lessons = learned.lessons(SAMPLE)
     assert lessons["suspects"] == [["attention", "triton"]]
+    assert lessons["calls"] == [["attention", "triton", "01234567", "o is off by 2 of 3, allowed 0.1"]]
     name = "flashjanus.triton_kernels.scaled_matmul:GROUP"
     assert lessons["tuned"] == {name: {"value": 16, "why": "0.75 of the time of what is in force"}}
     assert lessons["slower"] == [["linear_w8a8", "triton", "torch takes 0.50 of its time"]]
@@ -110,6 +113,28 @@ def test_call_2_learns_what_was_wrong_and_what_was_faster():
     assert f"`{name}` = 16" in page
     assert "linear_w8a8 not by triton" in page
     assert "attention by triton was wrong: looked at again" in page
+
+
+def test_faults_of_call_1_hold_in_call_2_unless_they_are_gone():
+    call = ["attention", "triton", "01234567", "wrong"]
+    lessons = {"calls": [call], "whole": [["gelu", "cuda", "it ended"]], "slower": [["silu_mul", "triton", "slow"]]}
+    whole = {("gelu", "cuda"): "it ended", ("silu_mul", "triton"): "slow"}
+    assert learned.faults(lessons, {}) == Faults({tuple(call[:3]): "wrong"}, whole)
+    about = {"op": "attention", "implementation": "triton"}
+    right = {"rows": {"attention 01234567 triton": {**about, "error": 0.1}}}
+    assert learned.faults(lessons, right) == Faults({}, whole)
+    wrong = {"rows": {"attention 01234567 triton": {**about, "failed": "worse", "successor": "torch"}}}
+    assert learned.faults(lessons, wrong).calls == {tuple(call[:3]): "worse"}
+    assert learned.ended(lessons) == Faults({}, {("gelu", "cuda"): "it ended"})
+
+
+def test_a_page_that_cannot_be_made_costs_no_findings(tmp_path):
+    made = Book(tmp_path / "x.json", {"gpu": "none"})
+    made.save()
+    assert (
+        tmp_path / "x.md"
+    ).read_text() == "This page could not be made: KeyError('call'). The findings are in x.json.\n"
+    assert json.loads((tmp_path / "x.json").read_text())["gpu"] == "none"
 
 
 def test_an_alternative_that_failed_somewhere_or_was_not_timed_teaches_nothing():
