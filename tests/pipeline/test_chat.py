@@ -39,7 +39,7 @@ def assistant(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
-ASK = [user(picture("red"), "What colour is this?")]
+ASK = [user(picture("red"), "What color is this?")]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_image_may_come_as_others_have_it(untrained, tmp_path):
         {"type": "image_url", "image_url": url},
     ]
     expected = untrained.chat(ASK, max_new_tokens=6)
-    assert {untrained.chat([user(part, "What colour is this?")], max_new_tokens=6) for part in parts} == {expected}
+    assert {untrained.chat([user(part, "What color is this?")], max_new_tokens=6) for part in parts} == {expected}
     for part in ({"type": "image", "url": "https://x/a.png"}, {"type": "image_url", "image_url": {"url": "http://x"}}):
         with pytest.raises(InputError, match="not fetched from the network"):
             untrained.chat([user(part, "What?")])

@@ -11,18 +11,7 @@ import pytest
 from flashjanus.errors import InputError
 from flashjanus.pipeline.images import load_image
 from PIL import Image, PngImagePlugin
-
-LEVELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-IMAGE = Image.fromarray(LEVELS)
-
-
-def encoded(kind: str = "PNG", image: Image.Image = IMAGE, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-PNG = encoded()
+from sample_image import LEVELS, PNG, encoded
 
 
 def same(image: Image.Image) -> bool:

@@ -16,18 +16,8 @@ import torch
 from flashjanus.errors import InputError
 from flashjanus.pipeline.images import ImageProcessor, load_image
 from PIL import Image, features
+from sample_image import LEVELS, PNG, encoded
 
-LEVELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-IMAGE = Image.fromarray(LEVELS)
-
-
-def encoded(kind: str = "PNG", image: Image.Image = IMAGE, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-PNG = encoded()
 BASE64 = base64.b64encode(PNG).decode()
 
 

@@ -31,7 +31,7 @@ Progress = Callable[[int], None]
 
 
 def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
-    """Name -> target of each tensor that quantisation changes. CheckpointError, InputError where there is no way to."""
+    """Name -> target of each tensor that quantization changes. CheckpointError, InputError where there is no way to."""
     if checkpoint.config.quantization is not None:
         raise InputError(
             f"{checkpoint.source}: expected a checkpoint of floats, got one in {checkpoint.config.quantization}; "
@@ -136,7 +136,7 @@ class LinearError:
 def quantisation_errors(
     checkpoint: Checkpoint, progress: Progress = lambda done: None, method: str = "int8"
 ) -> list[LinearError]:
-    """Of every linear that quantisation changes, in the checkpoint's order. Raises as `quantisable` and `quantised`.
+    """Of every linear that quantization changes, in the checkpoint's order. Raises as `quantisable` and `quantised`.
 
     int4: of what few rows are decoded on; a linear that is not in 4 bits, such as the head, is in int8.
     """
