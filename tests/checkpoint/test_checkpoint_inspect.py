@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from flashjanus.checkpoint import Checkpoint, FileSource, describe, format_description
+from flashjanus.checkpoint.files import TEXT_FILES
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -124,10 +125,18 @@ def test_a_vae_on_the_hub_is_named_and_not_fetched(folder: Path, monkeypatch: py
     assert "stabilityai/sdxl-vae (fetched when first used)" in format_description(described)
 
 
-@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "["), ("processor_config.json", "1")])
+@pytest.mark.parametrize("content", ["[", "1"])
+@pytest.mark.parametrize("name", TEXT_FILES)
 def test_text_files_that_are_no_json(whole: Path, name: str, content: str) -> None:
     (whole / name).write_text(content)
-    assert any(name in problem for problem in describe(Checkpoint.open(whole))["problems"])
+    assert [name in problem for problem in describe(Checkpoint.open(whole))["problems"]] == [True]
+
+
+def test_a_tokenizer_that_is_no_json_without_a_processor(whole: Path) -> None:
+    (whole / "processor_config.json").unlink()
+    (whole / "tokenizer.json").write_text("[")
+    (problem,) = describe(Checkpoint.open(whole))["problems"]
+    assert "tokenizer.json: expected a JSON object" in problem
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     config_dict = _try(lambda: checkpoint.config_dict, problems)
     config = _try(lambda: checkpoint.config, problems) if config_dict is not None else None
     weights = _try(lambda: checkpoint.weights, problems)
+    texts = {name: _try(partial(read_json, path), problems) or {} for name, path in checkpoint.text_files.items()}
     described: dict[str, Any] = {
         "source": checkpoint.source,
         "folder": str(checkpoint.folder),
@@ -47,7 +49,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": _dtypes(weights.names()) if weights is not None else {},
         "files": [_file(path) for path in weights.paths] if weights is not None else [],
         "text_files": {name: name in checkpoint.text_files for name in TEXT_FILES},
-        "tags": _tags(checkpoint.text_files, problems),
+        "tags": _tags(texts),
         "vae": None,
     }
     if config is not None:
@@ -143,20 +145,15 @@ def _file(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size}
 
 
-def _tags(text_files: Mapping[str, Path], problems: list[str]) -> dict[str, dict[str, Any]]:
+def _tags(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The processor's tags, each with its text and whether tokenizer.json already holds it."""
-    if "processor_config.json" not in text_files:
-        return {}
-    processor = _try(lambda: read_json(text_files["processor_config.json"]), problems) or {}
-    known: set[str] = set()
-    if "tokenizer.json" in text_files:
-        tokenizer = _try(lambda: read_json(text_files["tokenizer.json"]), problems) or {}
-        added = tokenizer.get("added_tokens")
-        added = added if isinstance(added, list) else []
-        known |= {str(token.get("content")) for token in added if isinstance(token, dict)}
-        model = tokenizer.get("model")
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        known |= set(vocab) if isinstance(vocab, dict) else set()
+    processor, tokenizer = texts.get("processor_config.json", {}), texts.get("tokenizer.json", {})
+    added = tokenizer.get("added_tokens")
+    added = added if isinstance(added, list) else []
+    known = {str(token.get("content")) for token in added if isinstance(token, dict)}
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    known |= set(vocab) if isinstance(vocab, dict) else set()
     tags = {name: processor[name] for name in TAGS if isinstance(processor.get(name), str)}
     return {name: {"text": text, "in_tokenizer": text in known} for name, text in tags.items()}
 
