@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,44 @@ def test_a_vae_is_the_same_wherever_it_lies(
     assert models[0].runner.vae_weights["vae.conv_in.w"].dtype is expected
     for model in models[1:]:
         assert_same(model.runner.vae_weights, models[0].runner.vae_weights)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        partial(torch.device, "meta"),
+        torch.inference_mode,
+        partial(torch.autocast, "cpu", torch.float16),
+        partial(default_dtype, torch.float64),
+        partial(default_dtype, torch.float16),
+    ],
+    ids=["default device", "inference mode", "autocast", "float64", "float16"],
+)
+def test_the_callers_state_does_not_count(
+    tmp_path: Path, method: str, foreign: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    source = Checkpoint.open(written(tmp_path / "floats", *seeded(torch.float32)))
+    quantise_checkpoint(source, tmp_path / "plain", method)
+    errors, seen = quantisation_errors(source, method=method), []
+
+    def note(done: int) -> None:
+        seen.append((torch.empty(()).device, torch.empty(()).dtype))
+
+    with foreign():
+        own = torch.empty(()).device, torch.empty(()).dtype
+        quantise_checkpoint(source, tmp_path / "foreign", method, progress=note)
+        assert quantisation_errors(source, note, method) == errors
+    got, expected = (Checkpoint.open(tmp_path / name).weights.paths for name in ("foreign", "plain"))
+    assert [path.read_bytes() for path in got] == [path.read_bytes() for path in expected]
+    assert set(seen) == {own}

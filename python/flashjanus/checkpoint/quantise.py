@@ -24,6 +24,7 @@ from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
 from flashjanus.engine.ops import nibbles
+from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError
 
 Progress = Callable[[int], None]
@@ -45,6 +46,7 @@ def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
     return {name: target for name, target in parts if name is not None}
 
 
+@isolated()
 def quantise_checkpoint(
     checkpoint: Checkpoint,
     folder: Path,
@@ -76,7 +78,8 @@ def quantise_checkpoint(
                 tensor, scale = quantised(tensor, dtype, f"{source.label}: {name}")
                 shards.write(scale_name(name), scale)
             shards.write(name, tensor)
-            progress(done)
+            with callers_state():
+                progress(done)
         source.close()
         what = {"method": method, "bits": quantization.bits, "what": "linears of the language model, by row"}
         config = {**checkpoint.config_dict, "quantization_config": what}
@@ -99,7 +102,7 @@ def _copy(path: Path, to: Path) -> None:
 
 def quantised(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
     """q (N, K) and scale (N,) float32 of a weight, as when it is loaded. Raises as `quantize_rows`."""
-    q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight))
+    q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight), dtype=torch.float32)
     quantize_rows(weight, q, scale, label)
     return q, scale
 
@@ -133,6 +136,7 @@ class LinearError:
         return {"name": self.name, "kind": self.kind, "relative_error": self.relative, "cosine": self.cosine}
 
 
+@isolated()
 def quantisation_errors(
     checkpoint: Checkpoint, progress: Progress = lambda done: None, method: str = "int8"
 ) -> list[LinearError]:
@@ -144,7 +148,8 @@ def quantisation_errors(
     for done, (name, target) in enumerate(quantisable(checkpoint).items(), 1):
         in_4_bits = method == "int4" and target.in_4_bits
         found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method, in_4_bits))
-        progress(done)
+        with callers_state():
+            progress(done)
     checkpoint.weights.close()
     return found
 
