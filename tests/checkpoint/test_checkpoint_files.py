@@ -77,6 +77,21 @@ def test_model_safetensors_comes_before_other_files(folder: Path, state: State) 
     assert_loads(Checkpoint.open(folder), state)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pytorch_model.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+        SHARDS,
+    ],
+    ids=["bin", "bin shards", "shards"],
+)
+def test_weights_under_their_usual_names_come_before_other_files(folder: Path, state: State, names: list[str]) -> None:
+    shard(folder, state, names, "unrelated.json")
+    save_file({"junk": torch.zeros(1)}, folder / "optimizer.safetensors")
+    assert_loads(Checkpoint.open(folder), state)
+
+
 def test_text_files_are_listed(folder: Path) -> None:
     for name in ("tokenizer.json", "processor_config.json", "README.md"):
         (folder / name).write_text("{}")

@@ -1,7 +1,7 @@
 """Find the parts of a checkpoint: config.json, weights, tokenizer and processor files, and the VAE.
 
-Weights are model.safetensors, model.safetensors.index.json with shards, any *.safetensors, or pytorch_model.bin (one or
-sharded), in this order. Nothing in a folder is trusted: names in an index must be plain names of files in that folder.
+Weights are model.safetensors, model.safetensors.index.json with shards, pytorch_model.bin (one or sharded), or another
+*.safetensors, in this order. Nothing in a folder is trusted: names in an index must be plain names of files in it.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
     vae_weights = [f"vae/{_VAE}*.safetensors*"] if stem == _MODEL else []
     groups = [
         [f"{stem}.safetensors", f"{stem}-*.safetensors", f"{stem}.safetensors.index.json"],
-        ["*.safetensors"],
         [f"{torch_stem}.bin", f"{torch_stem}-*.bin", f"{torch_stem}.bin.index.json"],
+        ["*.safetensors"],
     ]
     return fetch_repository(source, revision, ["config.json", *more, *vae_weights], groups)
 
@@ -171,10 +171,11 @@ def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:
     for pattern in (
         f"{stem}.safetensors",
         f"{stem}.safetensors.index.json",
-        "*.safetensors",
+        f"{stem}-*-of-*.safetensors",
         f"{torch_stem}.bin",
         f"{torch_stem}.bin.index.json",
         f"{torch_stem}-*.bin",
+        "*.safetensors",  # last: an optimizer's or an adapter's may lie beside the weights
     ):
         found = [name for name in names if fnmatchcase(name, pattern) and is_file(folder / name)]
         if found and pattern.endswith(".json"):
