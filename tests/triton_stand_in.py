@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
 CHIP = 90
-DEVICE = 97
-"""Of no real GPU: what is compiled for it is found again under this number alone."""
+DEVICES = count(97)
+"""Of no real GPU, one for each driver: Triton keeps what it compiled, and its launcher, under this number."""
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 MOST_THREADS = 1024
 
@@ -47,6 +48,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
+        self.device = next(DEVICES)
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {
                 "max_shared_mem": SHARED_PER_BLOCK[CHIP],
@@ -60,7 +62,7 @@ class Driver:
         return GPUTarget("cuda", CHIP, 32)
 
     def get_current_device(self) -> int:
-        return DEVICE
+        return self.device
 
     def get_current_stream(self, device: int) -> int:
         return 0
