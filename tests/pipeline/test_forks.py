@@ -92,7 +92,6 @@ found["right"] = work()
 found["ran"] = in_child(work)
 found["grandchild"] = in_child(lambda: [work(), in_child(work)])
 found["forked by a thread"] = in_thread(lambda: [work(), in_child(work)])
-found["loaded in the child"] = in_child(lambda: work(0, JanusFlow.from_pretrained(folder, dtype="bfloat16")))
 with multiprocessing.get_context("fork").Pool(2) as pool:
     found["pool"] = pool.map(work, range(3))
 for name, lock in (("sessions", runner._LOCK), ("products", EXACT_PRODUCTS._lock)):
