@@ -3,7 +3,8 @@
 oneDNN cuts a product into omp_get_max_threads() parts and gives one to each thread of a team. Where the runtime makes a
 smaller team (a thread limit, dynamic adjustment, no active level left), the other parts are never computed: the product
 is wrong, and nothing says so. And a team of GNU's runtime does not outlive a fork: in the child its threads are waited
-for and never come.
+for and never come. Nor may a thread end during a fork: while it does, it holds every lock of MKL's allocator, and in
+the child nobody opens them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
+from collections import deque
 from contextlib import ExitStack
 from functools import cache
 
@@ -69,6 +72,8 @@ def hold_team(scope: ExitStack) -> None:
     if found.dynamic():
         found.set_dynamic(0)
         scope.callback(found.set_dynamic, 1)
+    if not found.survives_forks and threading.current_thread() is not threading.main_thread():
+        _ours.team = getattr(_ours, "team", None) or _ThreadTeam(found)
     threads = torch.get_num_threads()  # first: it hands a new thread the number that was set for the process
     team = found.team(threads)
     if team < threads:
@@ -84,7 +89,23 @@ def hold_team(scope: ExitStack) -> None:
 
 _teams_of = os.getpid()
 """The process in which teams that the first thread meets are its own."""
-_ended = threading.local()
+_ours = threading.local()
+"""What each thread has: `team`, and in one that forks whether it `ended` it."""
+_gone: deque[int] = deque(maxlen=256)
+"""Native ids of threads that made calls and have ended, or are about to."""
+LONGEST_END = 1.0
+"""Seconds that a fork waits for a thread to end: another one may have got its id."""
+
+
+class _ThreadTeam:
+    """The team of a thread other than the first, which ends before join() says that the thread has."""
+
+    def __init__(self, found: OpenMP) -> None:
+        self._found = found
+
+    def __del__(self) -> None:
+        self._found.end_team()
+        _gone.append(threading.get_native_id())
 
 
 def _left_behind(found: OpenMP) -> bool:
@@ -94,14 +115,19 @@ def _left_behind(found: OpenMP) -> bool:
 
 
 def _before_fork() -> None:
-    """Parent and child make a new team each."""
+    """Parent and child make a new team each; no thread that made calls is in the midst of its end."""
     found = runtime()
-    _ended.here = found is not None and not found.survives_forks and found.end_team()
+    _ours.ended = found is not None and not found.survives_forks and found.end_team()
+    latest = time.monotonic() + LONGEST_END
+    while _gone:
+        task = f"/proc/self/task/{_gone.popleft()}"
+        while os.path.exists(task) and time.monotonic() < latest:
+            time.sleep(1e-4)
 
 
 def _after_fork_in_child() -> None:
     global _teams_of
-    if _ended.here:
+    if _ours.ended:
         _teams_of = os.getpid()
 
 

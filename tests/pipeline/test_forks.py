@@ -92,6 +92,10 @@ found["right"] = work()
 found["ran"] = in_child(work)
 found["grandchild"] = in_child(lambda: [work(), in_child(work)])
 found["forked by a thread"] = in_thread(lambda: [work(), in_child(work)])
+for again in range(3):
+    in_thread(work)  # which ends while the next line forks
+    load = lambda: work(0, JanusFlow.from_pretrained(folder, dtype="bfloat16"))
+    found[f"loaded in the child {again}"] = in_child(load)
 with multiprocessing.get_context("fork").Pool(2) as pool:
     found["pool"] = pool.map(work, range(3))
 for name, lock in (("sessions", runner._LOCK), ("products", EXACT_PRODUCTS._lock)):
