@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from flashjanus import triton_kernels
+from flashjanus.api import tensor_model
 from flashjanus.engine.ops import shapes
 from flashjanus.engine.runtime import cuda, native
 from flashjanus.engine.runtime import device as device_module
-from flashjanus.pipeline import tensor_model
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 

@@ -9,8 +9,8 @@ from flashjanus.benchmarking.models import configs
 from flashjanus.checkpoint import JanusFlowConfig, VaeConfig
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu
+from flashjanus.execution.runner import Runner
 from flashjanus.model import Policy
-from flashjanus.pipeline.runner import Runner
 from gpu_stand_in import StandInDriver
 
 SIZES: list[tuple[str, dict[str, int]]] = [

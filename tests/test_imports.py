@@ -1,7 +1,8 @@
 """Imports go one way: each room may import those before it.
 
-_C, triton_kernels <- engine <- checkpoint <- model <- pipeline <- flashjanus <- evaluation, profiling, benchmarking <-
-quality <- cli; builtin <- pipeline.
+_C, triton_kernels <- engine <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus
+<- evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus imports one
+that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -24,6 +25,7 @@ SOURCES = {  # folder: dotted name that it installs as
     "python/flashjanus": PACKAGE,
 }
 # A room may import itself and what is named here; `root` is python/flashjanus/__init__.py, the public names.
+PACKAGES = {"errors", "engine", "checkpoint", "model", "builtin", "inputs", "sampling", "execution", "scheduling"}
 MAY_IMPORT = {
     "_C": set(),
     "triton_kernels": set(),
@@ -33,25 +35,17 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "engine"},
     "model": {"errors", "engine", "checkpoint"},
     "builtin": {"errors"},
-    "pipeline": {"errors", "engine", "checkpoint", "model", "builtin"},
-    "root": {"errors", "pipeline"},
-    "evaluation": {"errors", "engine", "checkpoint", "model", "builtin", "pipeline", "root"},
-    "profiling": {"errors", "engine", "model", "pipeline", "root"},
-    "benchmarking": {"errors", "engine", "checkpoint", "builtin", "pipeline"},
-    "quality": {"errors", "builtin", "pipeline", "evaluation", "benchmarking"},
-    "cli": {
-        "quality",
-        "benchmarking",
-        "profiling",
-        "errors",
-        "engine",
-        "checkpoint",
-        "model",
-        "builtin",
-        "pipeline",
-        "root",
-        "evaluation",
-    },
+    "inputs": {"errors", "engine", "checkpoint"},
+    "sampling": {"errors", "engine"},
+    "execution": {"errors", "engine", "checkpoint", "model", "inputs", "sampling"},
+    "scheduling": {"errors", "engine", "model", "inputs", "sampling", "execution"},
+    "api": PACKAGES,
+    "root": {"errors", "execution", "api"},
+    "evaluation": {*PACKAGES, "api", "root"},
+    "profiling": {*PACKAGES, "api", "root"},
+    "benchmarking": {*PACKAGES, "api"},
+    "quality": {*PACKAGES, "api", "evaluation", "benchmarking"},
+    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality"},
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.runtime.native"  # the one importer of flashjanus._C
@@ -144,14 +138,14 @@ def test_every_room_is_walked() -> None:
         ("flashjanus.engine.ops.silu", "def late():\n    from ...checkpoint.config import JanusFlowConfig"),
         ("flashjanus.engine.runtime.executor", "from flashjanus import _C"),
         ("flashjanus.engine.runtime.executor", "import flashjanus._C as module"),
-        ("flashjanus.pipeline.flow", "from .._C import build_info"),
+        ("flashjanus.execution.flow", "from .._C import build_info"),
         ("flashjanus.triton_kernels.silu", "from ..engine.ops import all_ops"),
         ("flashjanus.checkpoint.load", "from flashjanus.model import llama"),
-        ("flashjanus.model.llama", "from flashjanus.pipeline.flow import sample"),
+        ("flashjanus.model.llama", "from flashjanus.execution.flow import sample"),
         ("flashjanus.builtin", "from flashjanus.pipeline import images"),
-        ("flashjanus.pipeline.text", "from flashjanus.cli.console import Console"),
-        ("flashjanus.pipeline.text", "from flashjanus import JanusFlow"),
-        ("flashjanus.pipeline.text", "from flashjanus.evaluation import evaluate_shapes"),
+        ("flashjanus.execution.text", "from flashjanus.cli.console import Console"),
+        ("flashjanus.execution.text", "from flashjanus import JanusFlow"),
+        ("flashjanus.execution.text", "from flashjanus.evaluation import evaluate_shapes"),
         ("flashjanus.evaluation.shapes", "from flashjanus.cli.console import Console"),
         ("flashjanus.errors", "from flashjanus.engine.ir import Dim"),
         ("flashjanus.model.llama", "import transformers.models.llama"),
@@ -185,3 +179,24 @@ def test_the_command_starts_without_torch(module: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert PACKAGE in loaded
     assert not {"torch", "triton", "numpy", *BANNED} & set(loaded)
+
+
+def test_no_file_imports_one_that_imports_it() -> None:
+    """By a path of any length; the engine's are tied so far."""
+    imports = {
+        module: {name for _, name in imported(ast.parse(path.read_text()), module, path.name == "__init__.py")}
+        for path, module in FILES
+        if not module.startswith(f"{PACKAGE}.engine")
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " <- ".join((*path[path.index(module) :], module))
+        if module in done or module not in imports:
+            return
+        for name in sorted(imports[module]):
+            visit(name, (*path, module))
+        done.add(module)
+
+    for module in imports:
+        visit(module, ())

@@ -22,7 +22,7 @@ from flashjanus.engine.ops import Implementation, Tunable, get_op
 from flashjanus.engine.plan import Plan, PlannedNode
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.runtime.isolation import EXACT_GPU_CONVOLUTIONS
-from flashjanus.pipeline import flow
+from flashjanus.execution import flow
 
 from .book import Found
 from .budget import Notes

@@ -10,8 +10,8 @@ from functools import partial
 
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.pipeline import flow, text, warming
-from flashjanus.pipeline.runner import Runner
+from flashjanus.execution import flow, text, warming
+from flashjanus.execution.runner import Runner
 
 from .book import Found
 from .budget import Notes

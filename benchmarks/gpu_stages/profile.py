@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.pipeline import flow, text
-from flashjanus.pipeline.runner import Runner
+from flashjanus.execution import flow, text
+from flashjanus.execution.runner import Runner
 
 from .book import Found
 from .budget import Notes

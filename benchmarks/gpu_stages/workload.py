@@ -16,13 +16,13 @@ from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu, no_e4m3, open_gpu
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text import TextRequest, TextSession
 from flashjanus.model import Policy
-from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.options import Sampling
-from flashjanus.pipeline.runner import Runner
-from flashjanus.pipeline.schedule import Sampler
-from flashjanus.pipeline.text import TextRequest, TextSession
+from flashjanus.sampling.schedule import Sampler
+from flashjanus.sampling.tokens import Sampling
 from full_size import CHAT_TOKENS, PROMPT_TOKENS, ROOT, config
 
 from .clock import Clock, CudaClock, HostClock

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from flashjanus.evaluation import language, world
-from flashjanus.pipeline.prompts import encode_chat, encode_generation_prompt
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.prompts import encode_chat, encode_generation_prompt
+from flashjanus.inputs.tokenizer import Tokenizer
 from janusflow import Packed
 from loop import Draw
 from torch import Tensor

@@ -14,7 +14,7 @@ from configs import PREPROCESSOR, PROCESSOR
 from files import whole, write_text
 from flashjanus.evaluation import language, world
 from flashjanus.evaluation.prompts import ceiling_scenes
-from flashjanus.pipeline.prompts import DEFAULT_SYSTEM_PROMPT
+from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT
 from janusflow import JanusFlow
 from pictures import rendered
 from safetensors.torch import load_file, save

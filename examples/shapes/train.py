@@ -23,7 +23,7 @@ import torch.distributed
 from configs import model_config, vae_config
 from data import Encoder
 from files import write_text
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 from janusflow import JanusFlow
 from package import (
     TOKENIZER_FILES,

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from flashjanus.pipeline.janusflow import ImageOutput, JanusFlow
-    from flashjanus.pipeline.text import ImageTokens
+    from flashjanus.api.janusflow import ImageOutput, JanusFlow
+    from flashjanus.execution.text import ImageTokens
 
 __all__ = ["ImageOutput", "ImageTokens", "JanusFlow", "__version__"]
 
@@ -14,11 +14,11 @@ __all__ = ["ImageOutput", "ImageTokens", "JanusFlow", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import the model classes when they are first asked for: `flashjanus --help` must not wait for torch."""
     if name in ("ImageOutput", "JanusFlow"):
-        from flashjanus.pipeline import janusflow
+        from flashjanus.api import janusflow
 
         return getattr(janusflow, name)
     if name == "ImageTokens":
-        from flashjanus.pipeline.text import ImageTokens
+        from flashjanus.execution.text import ImageTokens
 
         return ImageTokens
     raise AttributeError(f"module 'flashjanus' has no attribute '{name}'")

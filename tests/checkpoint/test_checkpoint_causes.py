@@ -16,7 +16,7 @@ import pytest
 import torch
 from flashjanus.checkpoint import Checkpoint, describe
 from flashjanus.errors import CheckpointError, ConfigError
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -54,7 +54,7 @@ import flashjanus.builtin, flashjanus.cli.app, flashjanus.checkpoint.quantise
 from flashjanus.checkpoint import Checkpoint
 from flashjanus.cli import main
 from flashjanus.errors import FlashJanusError
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 Checkpoint.open(sys.argv[1])
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)

@@ -15,8 +15,8 @@ from flashjanus import JanusFlow
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, StateDictSource, TensorSource, weight_layout
 from flashjanus.checkpoint.quantise import quantisation_errors, quantise_checkpoint
 from flashjanus.engine.ops import nibbles, tiles
+from flashjanus.execution import loading
 from flashjanus.model import Policy
-from flashjanus.pipeline import loading
 from safetensors.torch import save_file
 from small_model import prompt, small_config, small_state
 

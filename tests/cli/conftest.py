@@ -15,10 +15,10 @@ from typing import Any
 
 import flashjanus
 import pytest
+from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.cli import main
 from flashjanus.errors import InputError
-from flashjanus.pipeline.buckets import EXACT, Buckets
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
+from flashjanus.execution.buckets import EXACT, Buckets
 from PIL import Image
 
 

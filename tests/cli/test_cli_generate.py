@@ -7,9 +7,9 @@ from pathlib import Path
 
 import flashjanus
 import pytest
+from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.cli.destination import Destination, slug
 from flashjanus.errors import InputError, OutputError
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 from PIL import Image
 
 

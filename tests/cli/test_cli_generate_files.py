@@ -12,8 +12,8 @@ from subprocess import PIPE
 from types import SimpleNamespace
 
 import pytest
+from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.errors import InputError
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
 from PIL import Image
 
 

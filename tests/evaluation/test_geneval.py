@@ -14,7 +14,7 @@ from flashjanus.evaluation.detectors import detect, load_detector, shapes_detect
 from flashjanus.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, faults, read_prompts, relations
 from flashjanus.evaluation.pictures import find_pictures, geneval_sheet, judge_pictures, load_pictures, write_picture
 from flashjanus.evaluation.prompts import prompt_set
-from flashjanus.pipeline.images import load_image
+from flashjanus.inputs.images import load_image
 from PIL import Image
 
 CUP = {"class": "cup", "count": 1}

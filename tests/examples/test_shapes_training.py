@@ -17,7 +17,7 @@ from faces import Faces, validation_question
 from flashjanus import JanusFlow
 from flashjanus.builtin import builtin_folder
 from flashjanus.evaluation import evaluate_shapes, world
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 from loop import Draw, averaged
 from package import TOKENIZER_FILES, read_model
 from pictures import pixels

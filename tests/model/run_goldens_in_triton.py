@@ -27,10 +27,10 @@ from flashjanus import JanusFlow
 from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import Implementation, Op, all_ops
 from flashjanus.engine.plan import Plan
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.runner import Runner
-from flashjanus.pipeline.schedule import Sampler
-from flashjanus.pipeline.text import ImageTokens
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text import ImageTokens
+from flashjanus.sampling.schedule import Sampler
 from flashjanus.triton_kernels import attention, decode_attention
 from model.conftest import golden, golden_json, thin_model, thin_vae_model
 from model.test_goldens import pixels

@@ -10,8 +10,8 @@ from flashjanus.engine.ir import Graph
 from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.execution.text import ImageTokens
 from flashjanus.model import Policy, uvit, weight_specs
-from flashjanus.pipeline.text import ImageTokens
 from small_model import relative_error
 
 FP32 = 2e-5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime import native
-from flashjanus.pipeline.text import ImageTokens
+from flashjanus.execution.text import ImageTokens
 from gpu_stand_in import stand_in
 from model.conftest import Golden, draw, golden_json
 from model.test_goldens import GREEDY, pixels

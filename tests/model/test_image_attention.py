@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.pipeline.text import ImageTokens
+from flashjanus.execution.text import ImageTokens
 from model_reference import Reference, attention_mask
 from small_model import (
     END,

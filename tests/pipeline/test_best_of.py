@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.api import best_of as choosing
+from flashjanus.api import drawing, shelf
+from flashjanus.api.best_of import QUESTION, checks_of, judge_images, spellings
+from flashjanus.api.outputs import joined
+from flashjanus.api.shelf import Shelf
 from flashjanus.builtin.checks import checks
 from flashjanus.errors import InputError, OutputError
 from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from flashjanus.evaluation.world import render
-from flashjanus.pipeline import best_of as choosing
-from flashjanus.pipeline import drawing, shelf
-from flashjanus.pipeline.best_of import QUESTION, checks_of, judge_images, spellings
-from flashjanus.pipeline.outputs import joined
-from flashjanus.pipeline.prompts import encode_chat
-from flashjanus.pipeline.shelf import Shelf
+from flashjanus.inputs.prompts import encode_chat
 from PIL import Image
 from small_model import small_config, small_state
 

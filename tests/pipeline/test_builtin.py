@@ -14,9 +14,9 @@ from flashjanus.builtin import FILES, NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, check_layout, vae_layout, weight_layout
 from flashjanus.errors import CheckpointError
 from flashjanus.evaluation import world
-from flashjanus.pipeline.images import ImageProcessor
-from flashjanus.pipeline.prompts import DEFAULT_SYSTEM_PROMPT, encode_chat, encode_generation_prompt
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.images import ImageProcessor
+from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT, encode_chat, encode_generation_prompt
+from flashjanus.inputs.tokenizer import Tokenizer
 from safetensors.torch import load_file
 
 WEIGHTS = [file for file in FILES if file.endswith(".safetensors")]

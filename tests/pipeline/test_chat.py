@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from flashjanus.api.answers import Answer
 from flashjanus.errors import FlashJanusError, InputError
-from flashjanus.pipeline.answers import Answer
-from flashjanus.pipeline.prompts import encode_chat
-from flashjanus.pipeline.text import TextSession
+from flashjanus.execution.text import TextSession
+from flashjanus.inputs.prompts import encode_chat
 from PIL import Image
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from flashjanus import ImageTokens, JanusFlow
 from flashjanus.errors import CopyError
-from flashjanus.pipeline.flow import FlowSession, Prepared
-from flashjanus.pipeline.images import ImageProcessor
-from flashjanus.pipeline.pictures import Decoder
-from flashjanus.pipeline.text import Encoder, TextSession
+from flashjanus.execution.flow import FlowSession, Prepared
+from flashjanus.execution.pictures import Decoder
+from flashjanus.execution.text import Encoder, TextSession
+from flashjanus.inputs.images import ImageProcessor
 
 PARTS: dict[str, Callable[[JanusFlow], Any]] = {
     "model": lambda model: model,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.api import drawing
+from flashjanus.api.janusflow import ROWS_AT_ONCE
+from flashjanus.api.outputs import ImageOutput, joined
 from flashjanus.errors import InputError
-from flashjanus.pipeline import drawing
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
-from flashjanus.pipeline.outputs import ImageOutput, joined
 from small_model import relative_error
 
 ALONE = 1e-5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from flashjanus.api import files
+from flashjanus.api.files import check_writable, save_new_png, save_png, write_new_file, write_text
 from flashjanus.errors import InputError, OutputError
-from flashjanus.pipeline import files
-from flashjanus.pipeline.files import check_writable, save_new_png, save_png, write_new_file, write_text
 from PIL import Image
 
 

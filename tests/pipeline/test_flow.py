@@ -9,9 +9,9 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.pipeline import runner
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.schedule import Sampler
+from flashjanus.execution import runner
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.sampling.schedule import Sampler
 from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
 
 ALONE = 1e-5

@@ -16,10 +16,10 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.images import ImageProcessor
-from flashjanus.pipeline.presets import sampler
-from flashjanus.pipeline.text import TextRequest, TextSession
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.text import TextRequest, TextSession
+from flashjanus.inputs.images import ImageProcessor
+from flashjanus.sampling.presets import sampler
 from PIL import Image
 from small_model import normal, prompt, small_config, small_state
 from torch.overrides import TorchFunctionMode

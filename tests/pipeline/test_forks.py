@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime.isolation import EXACT_PRODUCTS
-from flashjanus.pipeline import runner
+from flashjanus.execution import runner
 
 torch.set_num_threads(2)
 folder = sys.argv[1]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from flashjanus import ImageTokens, JanusFlow
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.schedule import Sampler
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.sampling.schedule import Sampler
 from small_model import normal, prompt, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

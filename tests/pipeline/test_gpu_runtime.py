@@ -9,9 +9,9 @@ from flashjanus import JanusFlow
 from flashjanus.engine.ops import all_ops
 from flashjanus.engine.runtime import device as device_module
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
-from flashjanus.pipeline import loading, runner
-from flashjanus.pipeline.buckets import EXACT, PADDED, Buckets, padded
-from flashjanus.pipeline.text import ImageTokens
+from flashjanus.execution import loading, runner
+from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.execution.text import ImageTokens
 from gpu_stand_in import stand_in
 from small_model import FEATURES, IMAGE, IMAGE_SIZE, LATENT, START, small_config, small_state
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from flashjanus.errors import InputError
-from flashjanus.pipeline.images import load_image
+from flashjanus.inputs.images import load_image
 from PIL import Image, PngImagePlugin
 from sample_image import LEVELS, PNG, encoded
 

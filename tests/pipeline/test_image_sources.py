@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flashjanus.errors import InputError
-from flashjanus.pipeline.images import ImageProcessor, load_image
+from flashjanus.inputs.images import ImageProcessor, load_image
 from PIL import Image, features
 from sample_image import LEVELS, PNG, encoded
 
@@ -198,7 +198,7 @@ def test_newer_formats_where_pillow_reads_them(kind, feature):
 
 
 def test_a_pillow_without_a_format_still_reads_the_others(monkeypatch):
-    from flashjanus.pipeline import decoding
+    from flashjanus.inputs import decoding
 
     monkeypatch.setattr(decoding, "FORMATS", ("PNG", "NEWER"))
     decoding.formats.cache_clear()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flashjanus.errors import CheckpointError, ConfigError, InputError
-from flashjanus.pipeline.images import ImageProcessor, load_image, to_pil
+from flashjanus.inputs.images import ImageProcessor, load_image, to_pil
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.builtin import builtin_folder
 from flashjanus.errors import CheckpointError, DeviceError, InputError
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
-from flashjanus.pipeline.prompts import encode_generation_prompt
+from flashjanus.inputs.prompts import encode_generation_prompt
 from PIL import Image
 from small_model import relative_error
 

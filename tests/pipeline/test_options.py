@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from flashjanus.errors import InputError
-from flashjanus.pipeline import options
+from flashjanus.sampling import checks, tokens
+from flashjanus.sampling.tokens import Sampling
 
 
 @pytest.mark.parametrize("value", [1, 1000, np.int64(7), np.uint8(7)])
 def test_integers(value):
-    got = options.integer("n", value, 1, 1000)
+    got = checks.integer("n", value, 1, 1000)
     assert type(got) is int
     assert got == value
 
@@ -21,12 +22,12 @@ def test_integers(value):
 @pytest.mark.parametrize("value", [0, 1001, -1, 10**400, True, False, 1.0, 1.5, "1", None, torch.tensor(1), math.nan])
 def test_what_is_no_integer(value):
     with pytest.raises(InputError, match=r"^n: expected an integer from 1 to 1000, got "):
-        options.integer("n", value, 1, 1000)
+        checks.integer("n", value, 1, 1000)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 7.5, 10, np.float32(0.5), np.float64(2), Fraction(1, 2)])
 def test_numbers(value):
-    got = options.number("x", value, 0.0, 10.0)
+    got = checks.number("x", value, 0.0, 10.0)
     assert type(got) is float
     assert got == value
 
@@ -51,23 +52,23 @@ def test_numbers(value):
 )
 def test_what_is_no_number(value):
     with pytest.raises(InputError, match=r"^x: expected a finite number from 0 to 10, got ") as error:
-        options.number("x", value, 0.0, 10.0)
+        checks.number("x", value, 0.0, 10.0)
     assert len(str(error.value)) < 150
 
 
 def test_choices():
-    assert options.choice("kind", "b", ("a", "b")) == "b"
+    assert checks.choice("kind", "b", ("a", "b")) == "b"
     for value in ("c", None, 1, ["a"]):
         with pytest.raises(InputError, match=r"^kind: expected one of 'a', 'b', got "):
-            options.choice("kind", value, ("a", "b"))
+            checks.choice("kind", value, ("a", "b"))
 
 
 def test_one_value_or_one_per_row():
-    assert options.per_row("g", 2.0, 3) == [2.0] * 3
-    assert options.per_row("g", [1, 2, 3], 3) == options.per_row("g", torch.tensor([1, 2, 3]), 3) == [1, 2, 3]
-    assert options.per_row("g", (4,), 1) == [4]
+    assert checks.per_row("g", 2.0, 3) == [2.0] * 3
+    assert checks.per_row("g", [1, 2, 3], 3) == checks.per_row("g", torch.tensor([1, 2, 3]), 3) == [1, 2, 3]
+    assert checks.per_row("g", (4,), 1) == [4]
     with pytest.raises(InputError, match=r"^g: expected one value or 3, one per row, got 2"):
-        options.per_row("g", [1, 2], 3)
+        checks.per_row("g", [1, 2], 3)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +83,18 @@ def test_one_value_or_one_per_row():
     ],
 )
 def test_dtypes(value, expected):
-    assert options.dtype(value, torch.bfloat16) is expected
+    assert checks.dtype(value, torch.bfloat16) is expected
 
 
 @pytest.mark.parametrize("value", ["float64", "", None, 16, torch.float64, ["float32"]])
 def test_what_is_no_dtype(value):
     with pytest.raises(InputError, match=r"^dtype: expected 'auto', 'float32', 'bfloat16' or 'float16', got "):
-        options.dtype(value, torch.float32)
+        checks.dtype(value, torch.float32)
 
 
 def test_tensors():
     x = torch.ones(2, 3, requires_grad=True)
-    got = options.tensor("x", x, (None, 3), (torch.float32,))
+    got = checks.tensor("x", x, (None, 3), (torch.float32,))
     assert torch.equal(got, x)
     assert not got.requires_grad
 
@@ -113,25 +114,25 @@ def test_tensors():
 )
 def test_what_is_no_such_tensor(value, words):
     with pytest.raises(InputError) as error:
-        options.tensor("x", value, (None, 3), (torch.float32,))
+        checks.tensor("x", value, (None, 3), (torch.float32,))
     assert str(error.value).startswith(f"x: {words}")
 
 
 def test_seeds():
-    assert options.first_seed(0, 5) == 0
-    assert options.first_seed(options.MAX_SEED - 5, 5) == options.MAX_SEED - 5
-    assert 0 <= options.first_seed(None, 1) < 2**32
-    assert len({options.first_seed(None, 1) for _ in range(4)}) > 1
-    torch.Generator().manual_seed(options.MAX_SEED)
-    for seed in (-1, options.MAX_SEED - 4, 2**64, 1.0, True, "1"):
+    assert checks.first_seed(0, 5) == 0
+    assert checks.first_seed(checks.MAX_SEED - 5, 5) == checks.MAX_SEED - 5
+    assert 0 <= checks.first_seed(None, 1) < 2**32
+    assert len({checks.first_seed(None, 1) for _ in range(4)}) > 1
+    torch.Generator().manual_seed(checks.MAX_SEED)
+    for seed in (-1, checks.MAX_SEED - 4, 2**64, 1.0, True, "1"):
         with pytest.raises(InputError, match=r"^seed: expected an integer from 0 to "):
-            options.first_seed(seed, 5)
+            checks.first_seed(seed, 5)
 
 
 def test_greedy_sampling_keeps_the_penalty_only():
-    sampling = options.Sampling.of(False, 0.7, 0.5, 3, 1.2, 9)
-    assert sampling == options.Sampling(temperature=0.0, repetition_penalty=1.2)
-    assert options.Sampling.of(True, 0.7, 0.5, 3, 1.2, 9) == options.Sampling(0.7, 3, 0.5, 1.2, 9)
+    sampling = Sampling.of(False, 0.7, 0.5, 3, 1.2, 9)
+    assert sampling == Sampling(temperature=0.0, repetition_penalty=1.2)
+    assert Sampling.of(True, 0.7, 0.5, 3, 1.2, 9) == Sampling(0.7, 3, 0.5, 1.2, 9)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +141,13 @@ def test_greedy_sampling_keeps_the_penalty_only():
         ((1.5, 0.9, 5), (1.5, 5, 0.9)),
         ((None, None, None), (1.0, 0, 1.0)),
         ((1, 1, -1), (1.0, 0, 1.0)),
-        ((1.0, 0, 0), (1.0, 0, options.LEAST_SHARE)),
+        ((1.0, 0, 0), (1.0, 0, tokens.LEAST_SHARE)),
         ((0, 0.5, 7), (0.0, 0, 1.0)),
         ((1e-5, 1.0, 0), (0.0, 0, 1.0)),
     ],
 )
 def test_how_the_next_token_is_chosen(given, expected):
-    sampling = options.Sampling.of(True, *given, 1.2, 3)
+    sampling = Sampling.of(True, *given, 1.2, 3)
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == expected
     assert sampling.repetition_penalty == 1.2
-    assert options.Sampling.of(False, *given, 1.2, 3) == options.Sampling(repetition_penalty=1.2)
+    assert Sampling.of(False, *given, 1.2, 3) == Sampling(repetition_penalty=1.2)

@@ -14,9 +14,9 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.ops import all_ops
 from flashjanus.errors import InputError, OutOfMemoryError
-from flashjanus.pipeline import runner as runner_module
-from flashjanus.pipeline.runner import Runner
-from flashjanus.pipeline.text import ImageTokens, TextRequest, TextSession
+from flashjanus.execution import runner as runner_module
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text import ImageTokens, TextRequest, TextSession
 from gpu_stand_in import stand_in
 from PIL import Image
 from small_model import IMAGE, IMAGE_SIZE, LATENT, START, normal, prompt, small_config, small_state

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from flashjanus.errors import InputError
-from flashjanus.pipeline.prompts import (
+from flashjanus.inputs.prompts import (
     DEFAULT_SYSTEM_PROMPT,
     Control,
     encode_chat,
@@ -17,7 +17,7 @@ from flashjanus.pipeline.prompts import (
     generation_segments,
     segments_text,
 )
-from flashjanus.pipeline.tokenizer import EOS, Tokenizer
+from flashjanus.inputs.tokenizer import EOS, Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,8 +15,8 @@ from flashjanus.engine.ops import nibbles, tiles
 from flashjanus.engine.ops.quantise import quantised
 from flashjanus.engine.runtime import native
 from flashjanus.errors import InputError
+from flashjanus.execution.text import TextRequest, TextSession
 from flashjanus.model import Policy
-from flashjanus.pipeline.text import TextRequest, TextSession
 from gpu_stand_in import stand_in
 
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))

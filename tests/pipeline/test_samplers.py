@@ -11,9 +11,9 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
-from flashjanus.pipeline import presets
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.schedule import Sampler
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.sampling import presets
+from flashjanus.sampling.schedule import Sampler
 from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
 
 ALONE = 1e-5

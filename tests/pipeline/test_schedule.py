@@ -11,8 +11,8 @@ import pytest
 import torch
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.errors import InputError
-from flashjanus.pipeline import presets
-from flashjanus.pipeline.schedule import SOLVERS, Sampler, Schedule, schedule
+from flashjanus.sampling import presets
+from flashjanus.sampling.schedule import SOLVERS, Sampler, Schedule, schedule
 
 ORDERS = {"euler": 0.9, "ab2": 1.8}
 """Observed at least, between 256 and 512 steps, where 1 and 2 are due."""

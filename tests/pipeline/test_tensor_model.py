@@ -10,8 +10,8 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import PlanError
+from flashjanus.execution.text import ImageTokens
 from flashjanus.model import FLOW_STEPS
-from flashjanus.pipeline.text import ImageTokens
 from small_model import (
     END,
     FEATURES,

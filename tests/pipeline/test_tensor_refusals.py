@@ -6,7 +6,7 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import CheckpointError, DeviceError, InputError
-from flashjanus.pipeline.text import ImageTokens
+from flashjanus.execution.text import ImageTokens
 from small_model import (
     END,
     FEATURES,

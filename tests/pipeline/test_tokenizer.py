@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from flashjanus.errors import CheckpointError, ConfigError, InputError
-from flashjanus.pipeline.tokenizer import BOS, EOS, StreamDecoder, Tokenizer
+from flashjanus.inputs.tokenizer import BOS, EOS, StreamDecoder, Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flashjanus import JanusFlow
 from flashjanus.builtin import builtin_folder
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 from small_model import small_config, small_state
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.pipeline.schedule import Sampler
 from flashjanus.quality.distance import distances
 from flashjanus.quality.prompts import noise, prompt_ids
 from flashjanus.quality.step_cache import best, errors, find_times
+from flashjanus.sampling.schedule import Sampler
 from small_model import relative_error
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
 from flashjanus.engine.ops import tiles
 from flashjanus.errors import InputError
-from flashjanus.pipeline.janusflow import JanusFlow
-from flashjanus.pipeline.runner import Runner
-from flashjanus.pipeline.tensor_model import TensorModel
+from flashjanus.execution.runner import Runner
 
 SIZES = ("full", "thin", "shapes")
 _UVIT = {"layers_in_middle": 2, "block_out_channels": [768], "hidden_size": 2048}

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.errors import InputError, PeerError
-from flashjanus.pipeline.tensor_model import TensorModel
 
 from .models import configs, sibling
 from .process import answer, check_python

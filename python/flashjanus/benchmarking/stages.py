@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.errors import InputError
-from flashjanus.pipeline import flow, text
-from flashjanus.pipeline.buckets import padded
-from flashjanus.pipeline.janusflow import JanusFlow
-from flashjanus.pipeline.schedule import Sampler
-from flashjanus.pipeline.tensor_model import TensorModel
+from flashjanus.execution import flow, text
+from flashjanus.execution.buckets import padded
+from flashjanus.sampling.schedule import Sampler
 
 from . import process
 from .models import sibling

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.checkpoint import VaeConfig, vae_layout
 from flashjanus.errors import InputError, PeerError
-from flashjanus.pipeline.tensor_model import TensorModel
 
 from .process import answer, check_python
 from .stages import Stages

@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.pipeline.images import load_image
+    from flashjanus.inputs.images import load_image
 
     if not args.question.strip():
         raise InputError("QUESTION must not be empty, got only white space")

@@ -28,7 +28,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.random_weights and (args.model != "shapes" or args.vae):
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
     _check_peers(args)
-    from flashjanus.pipeline.files import check_writable, write_text
+    from flashjanus.api.files import check_writable, write_text
 
     _check_plot(args.plot)
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
@@ -52,8 +52,8 @@ def _check_plot(path: str | None) -> None:
 
 
 def _plot(path: str | None, report: Report) -> None:
+    from flashjanus.api.files import write_text
     from flashjanus.benchmarking.chart import svg
-    from flashjanus.pipeline.files import write_text
 
     if path is not None:
         write_text(path, svg(report))

@@ -116,11 +116,11 @@ def _run_shapes(args: argparse.Namespace, console: Console) -> int:
 
 
 def _run_geneval(args: argparse.Namespace, console: Console) -> int:
+    from flashjanus.api.files import save_png
     from flashjanus.evaluation import pictures
     from flashjanus.evaluation.detectors import load_detector, no_detector
     from flashjanus.evaluation.geneval import read_prompts
     from flashjanus.evaluation.report import table
-    from flashjanus.pipeline.files import save_png
 
     begun = time.perf_counter()
     if args.images is not None and args.out is not None:

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     sampler = sampler_of(args)
     work = Work.of(args)
     model = load_model(args, console)
-    from flashjanus.pipeline.janusflow import ROWS_AT_ONCE
+    from flashjanus.api.janusflow import ROWS_AT_ONCE
 
     at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images, ROWS_AT_ONCE))
     batches = -(-work.drawn // at_once)
@@ -135,19 +135,19 @@ class Work:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Work:
         """Raises InputError."""
-        from flashjanus.pipeline import options
+        from flashjanus.sampling import checks
 
-        images = options.integer("--num-images", args.num_images, 1, 10_000)
+        images = checks.integer("--num-images", args.num_images, 1, 10_000)
         total = len(args.prompt) * images
         chosen = args.best_of is not None or args.accept_above is not None
         unit = images if chosen or args.numerics == "official" else 1
-        skipped = options.integer("--skip", args.skip, 0, total - 1)
+        skipped = checks.integer("--skip", args.skip, 0, total - 1)
         if skipped % unit:
             raise InputError(
                 f"--skip: expected a multiple of {unit}, as the images of a prompt belong together here, got {skipped}"
             )
         each = max(args.best_of or 1, 1)
-        first = options.first_seed(args.seed, total * each)
+        first = checks.first_seed(args.seed, total * each)
         if unit == 1:
             prompts = [prompt for prompt in args.prompt for _ in range(images)][skipped:]
             return cls(

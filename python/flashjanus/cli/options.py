@@ -13,8 +13,8 @@ from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
-    from flashjanus.pipeline.schedule import Sampler
-    from flashjanus.pipeline.tensor_model import TensorModel
+    from flashjanus.api.tensor_model import TensorModel
+    from flashjanus.sampling.schedule import Sampler
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def step_cache(text: str) -> int | tuple[float, ...]:
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
     """What the sampling options ask for. Raises InputError."""
-    from flashjanus.pipeline import presets
+    from flashjanus.sampling import presets
 
     return presets.sampler(
         args.preset,

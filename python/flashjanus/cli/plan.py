@@ -21,7 +21,7 @@ PROGRAMS = (
     "flow_step_recalling_conditional",
     "decode_latents",
 )
-"""Those that pipeline.runner builds, which is not read here: it imports torch."""
+"""Those that execution.runner builds, which is not read here: it imports torch."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -90,7 +90,7 @@ def run_generate(args: argparse.Namespace, console: Console) -> int:
 
 
 def run_chat(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.pipeline.images import load_image
+    from flashjanus.inputs.images import load_image
 
     if not args.question.strip():
         raise InputError("QUESTION must not be empty, got only white space")
@@ -112,7 +112,7 @@ def _check(args: argparse.Namespace) -> None:
     """What needs no model is refused before one is loaded."""
     if not 1 <= args.repeats <= MAX_REPEATS:
         raise InputError(f"--repeats must be 1 to {MAX_REPEATS}, got {args.repeats}")
-    from flashjanus.pipeline.files import check_writable
+    from flashjanus.api.files import check_writable
 
     for name in (args.trace, args.html):
         if name is not None:
@@ -134,7 +134,7 @@ def _profile(
     request: Callable[[], None],
     asked: dict[str, Any],
 ) -> int:
-    from flashjanus.pipeline.files import write_text
+    from flashjanus.api.files import write_text
     from flashjanus.profiling.html import page
     from flashjanus.profiling.measure import measure
     from flashjanus.profiling.table import report

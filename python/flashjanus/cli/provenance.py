@@ -14,7 +14,7 @@ from flashjanus.cli.machine import machine_facts
 from flashjanus.cli.options import model_facts
 
 if TYPE_CHECKING:
-    from flashjanus.pipeline.tensor_model import TensorModel
+    from flashjanus.api.tensor_model import TensorModel
 
 VERSIONS = ("torch", "numpy", "triton", "transformers")
 

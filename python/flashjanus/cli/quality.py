@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
-    from flashjanus.pipeline.files import check_writable, write_text
+    from flashjanus.api.files import check_writable, write_text
     from flashjanus.quality.distance import ENOUGH_PROMPTS
     from flashjanus.quality.modes import modes
     from flashjanus.quality.prompts import choose_prompts

@@ -42,15 +42,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.pipeline import options
     from flashjanus.quality.prompts import choose_prompts, noise, prompt_ids
     from flashjanus.quality.step_cache import find_times
+    from flashjanus.sampling import checks
 
     sampler = sampler_of(args)
     most = len(sampler.schedule) - 1
     if args.runs is not None and not 2 <= args.runs <= most:
         raise InputError(f"--runs: expected 2 to {most}, as there are {most + 1} evaluations, got {args.runs}")
-    options.integer("seed", args.seed, 0, 2**31)
+    checks.integer("seed", args.seed, 0, 2**31)
     model = load_model(args, console)
     prompts = choose_prompts(model, None if args.prompts is None else Path(args.prompts))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from PIL import Image
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.engine.ops import linear
 from flashjanus.evaluation import world
 from flashjanus.evaluation.drawing import Progress, silent
 from flashjanus.evaluation.prompts import Asked
 from flashjanus.evaluation.statistics import Share, shares_by_name
-from flashjanus.pipeline.janusflow import JanusFlow
 
 QUESTIONS_AT_ONCE = 16
 MAX_NEW_TOKENS = 8

@@ -12,13 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.evaluation.answers import ask, at_once
 from flashjanus.evaluation.drawing import Progress, silent
 from flashjanus.evaluation.records import Record, as_record, read_document
 from flashjanus.evaluation.statistics import Share, shares_by_name
-from flashjanus.pipeline.images import load_image
-from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.inputs.images import load_image
 
 LETTERS = "ABCDEFGH"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."

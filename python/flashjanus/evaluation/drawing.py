@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE, JanusFlow
+from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """progress(total, label) -> a context whose value takes the number of steps done so far."""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from flashjanus.api.files import save_new_png, write_text
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError, OutputError
 from flashjanus.evaluation.detectors import Detector, detect
 from flashjanus.evaluation.drawing import Progress, draw, silent
 from flashjanus.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, faults
 from flashjanus.evaluation.records import read_lines
 from flashjanus.evaluation.sheet import Picture, draw_sheet
-from flashjanus.pipeline import options
-from flashjanus.pipeline.files import save_new_png, write_text
-from flashjanus.pipeline.images import load_image
-from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.inputs.images import load_image
+from flashjanus.sampling import checks
 
 NumberedPicture = tuple[int, str, Image.Image]
 """The number of its prompt, its file's name, and the picture."""
@@ -80,7 +80,7 @@ def draw_pictures(
     progress: Progress = silent,
 ) -> Iterator[NumberedPicture]:
     """`samples` pictures of each prompt, number k of all from seed + k, named as in GenEval's layout."""
-    samples = options.integer("samples", samples, 1, 10_000)
+    samples = checks.integer("samples", samples, 1, 10_000)
     wanted = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     texts = [prompts[number].text for number, _ in wanted]
     drawn = draw(model, texts, seed=seed, progress=progress, num_inference_steps=steps, guidance_scale=guidance)

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from flashjanus.api.files import save_png
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.evaluation import frechet, judge, world
@@ -34,10 +36,8 @@ from flashjanus.evaluation.report import DrawReport, GroupedShares, ShapesReport
 from flashjanus.evaluation.sheet import Picture, draw_sheet
 from flashjanus.evaluation.statistics import shares_by_name
 from flashjanus.evaluation.verdict import Verdict, give_verdict
-from flashjanus.pipeline import options
-from flashjanus.pipeline.files import save_png
-from flashjanus.pipeline.images import to_pil
-from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.inputs.images import to_pil
+from flashjanus.sampling import checks
 
 MAX_COUNT = 10_000
 JUDGE_SCENES = 700
@@ -73,12 +73,12 @@ def evaluate_shapes(
     half. sheet: PNG file for some of the pictures. loading: options of `JanusFlow.from_pretrained`, where `model` is
     not loaded yet. Raises InputError, also for a model that draws another size.
     """
-    samples = options.integer("samples", samples, 1, MAX_COUNT)
-    questions = options.integer("questions", questions, 1, MAX_COUNT)
-    steps = options.integer("steps", steps, 1, options.MAX_STEPS)
-    guidance = options.number("guidance", guidance, 0.0, options.MAX_GUIDANCE)
-    seed = options.integer("seed", seed, 0, 2**31)
-    options.choice("only", only, (None, "draw", "answer"))  # type: ignore[arg-type]
+    samples = checks.integer("samples", samples, 1, MAX_COUNT)
+    questions = checks.integer("questions", questions, 1, MAX_COUNT)
+    steps = checks.integer("steps", steps, 1, checks.MAX_STEPS)
+    guidance = checks.number("guidance", guidance, 0.0, checks.MAX_GUIDANCE)
+    seed = checks.integer("seed", seed, 0, 2**31)
+    checks.choice("only", only, (None, "draw", "answer"))  # type: ignore[arg-type]
     if sheet is not None and only == "answer":
         raise InputError("sheet: a sheet shows drawn pictures, and only='answer' draws none; leave one of them out")
     loaded = JanusFlow.from_pretrained(model, **loading) if isinstance(model, str | os.PathLike) else model

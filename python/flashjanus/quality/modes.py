@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.pipeline.janusflow import JanusFlow
 
 EXACT = "exact"
 """The mode without any option: what all others are compared with."""

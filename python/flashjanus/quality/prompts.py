@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.builtin import NAMES
 from flashjanus.errors import InputError
 from flashjanus.evaluation.prompts import prompt_set
-from flashjanus.pipeline.janusflow import JanusFlow
-from flashjanus.pipeline.prompts import encode_generation_prompt
+from flashjanus.inputs.prompts import encode_generation_prompt
 
 GENERAL = (
     "a lighthouse at dusk",

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.benchmarking.timing import Record, measure
 from flashjanus.evaluation.answers import score_answers
 from flashjanus.evaluation.drawing import Progress, silent
 from flashjanus.evaluation.prompts import prompt_set, question_set
 from flashjanus.evaluation.shapes import draw_prompts
 from flashjanus.evaluation.statistics import Share, shares_by_name
-from flashjanus.pipeline import options
-from flashjanus.pipeline.janusflow import JanusFlow
+from flashjanus.sampling import checks
 
 from .distance import cosine, distances, psnr
 from .modes import EXACT, Mode
@@ -76,10 +76,10 @@ def measure_quality(
     progress: Progress = silent,
 ) -> list[Result]:
     """A result of each mode, the first of which is EXACT. Raises InputError before the long work where it can."""
-    steps = plan.converged_steps and options.integer(
-        "converged_steps", plan.converged_steps, LEAST_CONVERGED, options.MAX_STEPS
+    steps = plan.converged_steps and checks.integer(
+        "converged_steps", plan.converged_steps, LEAST_CONVERGED, checks.MAX_STEPS
     )
-    options.integer("seed", work.seed, 0, 2**31)
+    checks.integer("seed", work.seed, 0, 2**31)
     subjects = []
     for mode in modes:
         subjects.append(Subject(mode, load(**mode.loading), work))

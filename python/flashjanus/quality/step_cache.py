@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.pipeline.buckets import padded
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.pipeline.janusflow import JanusFlow
-from flashjanus.pipeline.options import MAX_STEPS
-from flashjanus.pipeline.schedule import Sampler, Schedule
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.sampling.checks import MAX_STEPS
+from flashjanus.sampling.schedule import Sampler, Schedule
 
 LEAST_EVALUATIONS = 3
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.benchmarking.timing import Case, Clock
 from flashjanus.errors import InputError
-from flashjanus.pipeline.janusflow import ROWS_AT_ONCE, JanusFlow
 
 from .modes import CHOOSING, Mode
 from .prompts import noise, prompt_ids

@@ -16,8 +16,7 @@ from urllib.request import url2pathname
 from PIL import Image
 
 from flashjanus.errors import InputError
-
-from .decoding import decode
+from flashjanus.inputs.decoding import decode
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _borrowed = threading.Lock()

@@ -17,13 +17,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFile
 
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
-from flashjanus.pipeline.entry import entry
-from flashjanus.pipeline.tokenizer import read_json_object
-
-from .arrays import image_of
-from .decoding import copy_of, decode
-from .sources import Readable, from_file, from_path, from_text
+from flashjanus.inputs.arrays import image_of
+from flashjanus.inputs.decoding import copy_of, decode
+from flashjanus.inputs.sources import Readable, from_file, from_path, from_text
+from flashjanus.inputs.tokenizer import read_json_object
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | Readable | Image.Image | npt.NDArray[np.generic] | torch.Tensor

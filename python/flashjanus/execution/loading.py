@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,3 +81,17 @@ def load(
             raise
         size = sum(math.prod(t.shape) for t in layout if not t.same_as) * policy.matrix.itemsize
         raise gpu.out_of_memory(name, {f"weights in {policy.matrix}": size}) from error
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of a model, as they were given."""
+
+    device: Any
+    dtype: Any
+    vae_dtype: Any
+    numerics: str
+    implementations: Mapping[str, str | Sequence[str]] | None
+    cuda_graphs: bool
+    buckets: Mapping[str, Sequence[int]] | None
+    quantization: str | None

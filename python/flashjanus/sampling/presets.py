@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from . import options
-from .schedule import Sampler, is_times
+from flashjanus.sampling import checks
+from flashjanus.sampling.schedule import Sampler, is_times
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
@@ -30,7 +30,7 @@ model; it finds them for another in the same way."""
 
 def sampler(preset: str = "exact", **given: Any) -> Sampler:
     """The options of a preset, but for those that are given (not None). Raises InputError."""
-    options.choice("preset", preset, list(PRESETS))
+    checks.choice("preset", preset, list(PRESETS))
     return Sampler.of(**{**PRESETS[preset], **{name: value for name, value in given.items() if value is not None}})
 
 
@@ -41,5 +41,5 @@ def samplers(rows: int, **given: Any) -> list[Sampler]:
         given["guidance_interval"] = [interval] * rows  # two times are one value
     if is_times(given.get("step_cache")):
         given["step_cache"] = [given["step_cache"]] * rows
-    columns = {name: options.per_row(name, value, rows) for name, value in given.items()}
+    columns = {name: checks.per_row(name, value, rows) for name, value in given.items()}
     return [sampler(**{name: values[row] for name, values in columns.items()}) for row in range(rows)]

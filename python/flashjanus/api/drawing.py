@@ -5,28 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from flashjanus.api import best_of as choosing
+from flashjanus.api.outputs import ImageOutput, of_type
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import InputError
-
-from . import best_of as choosing
-from . import flow, options, presets
-from .noise import Noise, Start, seeds_of
-from .outputs import ImageOutput, of_type
-from .prompts import encode_generation_prompt
-from .schedule import Sampler
-from .tensor_model import FLOATS
-from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from .janusflow import JanusFlow
+from flashjanus.execution import flow
+from flashjanus.inputs.prompts import encode_generation_prompt
+from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.sampling import checks, presets
+from flashjanus.sampling.noise import Noise, Start, seeds_of
+from flashjanus.sampling.schedule import Sampler
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
-Callback = Callable[["JanusFlow", int, float, dict[str, Any]], dict[str, Any]]
+Callback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,7 @@ class ImageRequest:
 
 
 def stream(
-    model: JanusFlow, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageRequest
+    model: TensorModel, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageRequest
 ) -> Iterator[ImageOutput]:
     """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of those of
     a prompt when all its candidates are judged. room: ids that a prompt may have. What is wrong with the request is
@@ -78,9 +75,9 @@ def stream(
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
-    images = options.integer("num_images_per_prompt", request.num_images_per_prompt, 1, 10_000)
+    images = checks.integer("num_images_per_prompt", request.num_images_per_prompt, 1, 10_000)
     sampler = request.sampler
-    options.choice("output_type", request.output_type, ("pil", "np", "pt", "latent"))
+    checks.choice("output_type", request.output_type, ("pil", "np", "pt", "latent"))
     ids = [tuple(encode_generation_prompt(p, tokenizer, room)[:-1]) for p in prompts]
     if request.best_of is not None or request.accept_above is not None:
         return _chosen(model, tokenizer, room, prompts, images, request)
@@ -92,7 +89,7 @@ def stream(
 
 
 def _drawn(
-    model: JanusFlow,
+    model: TensorModel,
     ids: Sequence[tuple[int, ...]],
     images: int,
     sampler: Sampler,
@@ -109,7 +106,7 @@ def _drawn(
         if not isinstance(returned, Mapping):
             raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
         # z itself counts too: it may have been changed in place
-        return options.tensor("latents", returned.get("latents", z), z.shape, FLOATS)
+        return checks.tensor("latents", returned.get("latents", z), z.shape, checks.FLOATS)
 
     total = len(ids) * images
     for first in range(0, total, ROWS_AT_ONCE):
@@ -131,7 +128,7 @@ def _drawn(
 
 
 def _chosen(
-    model: JanusFlow, tokenizer: Tokenizer, room: int, prompts: Sequence[str], images: int, request: ImageRequest
+    model: TensorModel, tokenizer: Tokenizer, room: int, prompts: Sequence[str], images: int, request: ImageRequest
 ) -> Iterator[ImageOutput]:
     if request.output_type == "latent":
         raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from flashjanus.engine.runtime.bound import ProcessBound
-
-from .runner import Runner
+from flashjanus.execution.runner import Runner
 
 
 class Decoder(ProcessBound):

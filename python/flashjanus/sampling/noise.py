@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from flashjanus.errors import InputError
-
-from . import options
-from .tensor_model import FLOATS
+from flashjanus.sampling import checks
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,13 @@ class Start:
         if len(given) > 1:
             raise InputError(f"{', '.join(given)}: each says what the images start from; expected one of them alone")
         if latents is not None:
-            tensor = options.tensor("latents", latents, (total, *self.shape), FLOATS).float()
+            tensor = checks.tensor("latents", latents, (total, *self.shape), checks.FLOATS).float()
             return Noise(lambda start, end: tensor[start:end], None)
         if generator is not None:
             drawn = self._generated(generator, total)
             return Noise(lambda start, end: drawn[start:end], None)
         if self.together and (seed is None or not _is_several(seed)):
-            first = options.first_seed(seed, total)
+            first = checks.first_seed(seed, total)
             return self._of_prompts([first + i for i in range(prompts)], images)
         seeds = seeds_of(seed, total)
         return Noise(lambda start, end: torch.cat([self._seeded(s, 1) for s in seeds[start:end]]), seeds)
@@ -98,9 +96,9 @@ def seeds_of(seed: Any, total: int) -> list[int]:
     Raises InputError.
     """
     if seed is None or not _is_several(seed):
-        first = options.first_seed(seed, total)
+        first = checks.first_seed(seed, total)
         return list(range(first, first + total))
     seeds = seed.tolist() if isinstance(seed, np.ndarray | torch.Tensor) else list(seed)
     if len(seeds) != total:
         raise InputError(f"seed: expected one, or {total}, one per image, got {len(seeds)}")
-    return [options.integer(f"seed[{i}]", one, 0, options.MAX_SEED) for i, one in enumerate(seeds)]
+    return [checks.integer(f"seed[{i}]", one, 0, checks.MAX_SEED) for i, one in enumerate(seeds)]

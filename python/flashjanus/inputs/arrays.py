@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from flashjanus.errors import InputError
-
-from .decoding import on_white, to_8_bits
+from flashjanus.inputs.decoding import on_white, to_8_bits
 
 ROUNDING = 1e-3
 """How far from 0 to 1 a float may lie, as resizing and half precision leave it."""

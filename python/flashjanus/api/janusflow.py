@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
+from flashjanus.api import answers, drawing
+from flashjanus.api import best_of as choosing
+from flashjanus.api.drawing import ROWS_AT_ONCE, Callback
+from flashjanus.api.outputs import ImageOutput, joined
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
-
-from . import answers, drawing, options, text
-from . import best_of as choosing
-from .drawing import ROWS_AT_ONCE, Callback
-from .entry import entry
-from .images import ImageProcessor, load_image
-from .outputs import ImageOutput, joined
-from .prompts import encode_chat
-from .tensor_model import TensorModel
-from .tokenizer import Tokenizer
+from flashjanus.execution import loading, text
+from flashjanus.inputs.images import ImageProcessor, load_image
+from flashjanus.inputs.prompts import encode_chat
+from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.sampling import checks
+from flashjanus.sampling.tokens import Sampling
 
 __all__ = ["ROWS_AT_ONCE", "ImageOutput", "JanusFlow"]
 Messages = Sequence[Mapping[str, Any]]
@@ -58,7 +60,7 @@ class JanusFlow(TensorModel):
         numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
         implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
         graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",
-        "prompt_tokens", "steps", "new_tokens" (see pipeline/buckets.py). Raises CheckpointError, ConfigError,
+        "prompt_tokens", "steps", "new_tokens" (see execution/buckets.py). Raises CheckpointError, ConfigError,
         DeviceError, InputError, OutOfMemoryError, PlanError.
         """
         folder = builtin_folder(str(source)) if source in NAMES else source
@@ -78,7 +80,7 @@ class JanusFlow(TensorModel):
             tokenizer,
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
             str(source),
-            options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
+            loading.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     @entry
@@ -200,12 +202,12 @@ class JanusFlow(TensorModel):
         conversations: list[Messages] = list(messages) if batched else [messages]  # type: ignore[arg-type, list-item]
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
-        first = options.first_seed(seed, len(conversations))
+        first = checks.first_seed(seed, len(conversations))
         stops = answers.stop_strings(stop=stop, stop_strings=stop_strings)
         limit = self.config.language.max_position_embeddings
         requests = []
         for i, conversation in enumerate(conversations):
-            sampling = options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + i)
+            sampling = Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + i)
             encoded = encode_chat(conversation, tokenizer, limit)
             pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
             stacked = torch.stack(pixels) if pixels else None

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flashjanus.errors import InputError
-
-from .tokenizer import StreamDecoder, Tokenizer
+from flashjanus.inputs.tokenizer import StreamDecoder, Tokenizer
 
 
 def stop_strings(**given: Any) -> tuple[str, ...]:

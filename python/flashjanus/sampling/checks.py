@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from flashjanus.errors import InputError
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32)
 MAX_STEPS = 1000
 """The flow's time runs over 1000 positions; more steps than that repeat them."""
 MAX_GUIDANCE = 1000.0
 """Far beyond any use, and far from what overflows in float32."""
-LEAST_TEMPERATURE = 1e-4
-"""What is colder takes the likeliest token: logits divided by less leave float32."""
-LEAST_SHARE = 1e-6
-"""Of top_p: a smaller one keeps the likeliest token as well."""
 MAX_SEED = 2**63 - 1
 DTYPES = {
     "float32": torch.float32,
@@ -89,52 +86,3 @@ def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[
 def first_seed(seed: Any, count: int) -> int:
     """`seed`, of which seed .. seed + count - 1 will be used, or a new one where it is None."""
     return secrets.randbits(32) if seed is None else integer("seed", seed, 0, MAX_SEED - count)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options of a model, as they were given."""
-
-    device: Any
-    dtype: Any
-    vae_dtype: Any
-    numerics: str
-    implementations: Mapping[str, str | Sequence[str]] | None
-    cuda_graphs: bool
-    buckets: Mapping[str, Sequence[int]] | None
-    quantization: str | None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    @staticmethod
-    def of(
-        do_sample: bool,
-        temperature: float | None,
-        top_p: float | None,
-        top_k: int | None,
-        repetition_penalty: float,
-        seed: int | None,
-    ) -> Sampling:
-        """Checked options; with `do_sample` False or temperature 0 only the penalty matters.
-
-        temperature below LEAST_TEMPERATURE is greedy; top_k -1 and 0 are all tokens; None is an option's default.
-        """
-        penalty = number("repetition_penalty", repetition_penalty, 1e-3, 1e3)
-        if not do_sample:
-            return Sampling(repetition_penalty=penalty)
-        heat = number("temperature", 1.0 if temperature is None else temperature, 0.0, 1e4)
-        most = integer("top_k", 0 if top_k is None else top_k, -1, 2**31 - 1)
-        share = number("top_p", 1.0 if top_p is None else top_p, 0.0, 1.0)
-        first = first_seed(seed, 1)
-        if heat < LEAST_TEMPERATURE:
-            return Sampling(repetition_penalty=penalty)
-        return Sampling(heat, max(most, 0), max(share, LEAST_SHARE), penalty, first)

@@ -21,18 +21,16 @@ from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.device import default_dtype, resolve_device
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
+from flashjanus.execution import flow, loading, pictures, text, warming
+from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.execution.runner import Runner
+from flashjanus.inputs.images import ImageProcessor
+from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.model import FLOW_STEPS, Policy
-
-from . import flow, loading, options, pictures, presets, text, warming
-from .buckets import EXACT, PADDED, Buckets, padded
-from .entry import entry
-from .images import ImageProcessor
-from .runner import Runner
-from .tokenizer import Tokenizer
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-INTEGERS = (torch.int64, torch.int32)
+from flashjanus.sampling import checks, presets
+from flashjanus.sampling.tokens import Sampling
 
 
 class TensorModel(ProcessBound):
@@ -96,7 +94,7 @@ class TensorModel(ProcessBound):
             tokenizer,
             ImageProcessor.from_file(None, parsed.understanding.image_size),
             "state_dict",
-            options.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
+            loading.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
 
     @classmethod
@@ -108,15 +106,15 @@ class TensorModel(ProcessBound):
         tokenizer: Tokenizer | None,
         processor: ImageProcessor,
         name: str,
-        choices: options.Choices,
+        choices: loading.Choices,
     ) -> Self:
         numerics = choices.numerics
         device, why_device = resolve_device(choices.device)
         automatic, why_dtype = default_dtype(device)
-        dtype = options.dtype(choices.dtype, automatic)
-        vae_dtype = options.dtype(choices.vae_dtype, dtype)
+        dtype = checks.dtype(choices.dtype, automatic)
+        vae_dtype = checks.dtype(choices.vae_dtype, dtype)
         buckets = Buckets.of(choices.buckets, EXACT if device.type == "cpu" else PADDED)
-        options.choice("numerics", numerics, ("exact", "official"))
+        checks.choice("numerics", numerics, ("exact", "official"))
         if numerics == "official" and dtype is torch.float16:
             raise InputError(
                 "numerics: 'official' reproduces bfloat16 or float32 runs; expected such a dtype, got float16"
@@ -176,13 +174,13 @@ class TensorModel(ProcessBound):
         do). Raises InputError.
         """
         if isinstance(input_ids, torch.Tensor):
-            input_ids = list(options.tensor("input_ids", input_ids, (None, None), INTEGERS))
+            input_ids = list(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
         if not isinstance(input_ids, Sequence) or not input_ids:
             raise InputError(
                 f"input_ids: expected a list of at least 1 prompt, each a list of ids, got {input_ids!r:.80}"
             )
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
-        z = options.tensor("noise", noise, (len(input_ids), channels, size, size), FLOATS).float()
+        z = checks.tensor("noise", noise, (len(input_ids), channels, size, size), checks.FLOATS).float()
         steps = dict[str, Any](num_inference_steps=num_inference_steps, solver=solver, timestep_shift=timestep_shift)
         guidance = dict[str, Any](guidance_interval=guidance_interval, guidance_rescale=guidance_rescale)
         guidance |= dict(guidance_scale=guidance_scale, uncond_every=uncond_every, step_cache=step_cache)
@@ -197,14 +195,14 @@ class TensorModel(ProcessBound):
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H s, W s), float32, about [-1, 1], of latents (B, c, H, W) as the flow leaves them."""
         vae = self._need_vae()
-        latents = options.tensor("latents", latents, (None, vae.latent_channels, None, None), FLOATS)
+        latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
         return pictures.decode(self.runner, latents)
 
     @entry
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
         size = self.config.understanding.image_size
-        pixels = options.tensor("pixel_values", pixel_values, (None, 3, size, size), FLOATS)
+        pixels = checks.tensor("pixel_values", pixel_values, (None, 3, size, size), checks.FLOATS)
         return text.encode_images(self.runner, pixels).float()
 
     @entry
@@ -221,7 +219,7 @@ class TensorModel(ProcessBound):
         (B, n, 3, S, S): row b uses as many of its images as its ids have image blocks. image_tokens: the ids of those
         blocks, where the model has no tokenizer. Raises InputError.
         """
-        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [options.Sampling()])
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [Sampling()])
         return text.next_token_logits(self.runner, requests, self._image_tokens(image_tokens))
 
     @entry
@@ -245,15 +243,14 @@ class TensorModel(ProcessBound):
         or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
         seed + b. Raises InputError.
         """
-        rows = len(options.tensor("input_ids", input_ids, (None, None), INTEGERS))
-        first = options.first_seed(seed, rows)
+        rows = len(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
+        first = checks.first_seed(seed, rows)
         sampling = [
-            options.Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b)
-            for b in range(rows)
+            Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b) for b in range(rows)
         ]
         eos = None if self.tokenizer is None else self.tokenizer.eos_id
         if eos_token_id is not None:
-            eos = options.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
+            eos = checks.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling)
         steps = text.generate(
             self.runner, requests, self._image_tokens(image_tokens), self._room(requests, max_new_tokens), eos
@@ -291,9 +288,9 @@ class TensorModel(ProcessBound):
         """The plan of the bucket in which a program runs `rows` rows (guided, for the flow) with a prompt of so many
         tokens, for a number of steps or new tokens. Raises InputError."""
         buckets, limit = self.runner.buckets, self.config.language.max_position_embeddings
-        rows = padded(options.integer("rows", rows, 1, 1024), buckets.rows)
-        prompt = padded(options.integer("prompt_tokens", prompt_tokens, 1, limit), buckets.prompt_tokens)
-        options.integer("steps", steps, 1, options.MAX_STEPS)
+        rows = padded(checks.integer("rows", rows, 1, 1024), buckets.rows)
+        prompt = padded(checks.integer("prompt_tokens", prompt_tokens, 1, limit), buckets.prompt_tokens)
+        checks.integer("steps", steps, 1, checks.MAX_STEPS)
         new, steps = padded(steps, buckets.new_tokens), padded(steps, buckets.steps)
         tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
         sizes = {
@@ -304,7 +301,7 @@ class TensorModel(ProcessBound):
             "encode_images": dict(I=rows),
             "decode_latents": dict(B=rows, H=latent, W=latent),
         }
-        options.choice("program", program, list(sizes))
+        checks.choice("program", program, list(sizes))
         if program == "decode_latents":
             self._need_vae()
         return self.runner.plan(program, **sizes[program])
@@ -315,7 +312,7 @@ class TensorModel(ProcessBound):
 
     def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> list[int]:
         """Tokens that each row may get: as many as wanted, fewer where its context ends."""
-        wanted = options.integer("max_new_tokens", wanted, 1, 2**31 - 1)
+        wanted = checks.integer("max_new_tokens", wanted, 1, 2**31 - 1)
         limit = self.config.language.max_position_embeddings + 1  # the last token is not read back
         return [min(wanted, limit - len(r.ids)) for r in requests]
 
@@ -327,7 +324,7 @@ class TensorModel(ProcessBound):
         if not low <= len(values) <= high:
             raise InputError(f"{name}: expected {low} to {high} tokens, got {len(values)}")
         for value in values:
-            options.integer(f"{name}: token id", value, 0, vocabulary - 1)
+            checks.integer(f"{name}: token id", value, 0, vocabulary - 1)
         return tuple(values)
 
     def _prompt(self, ids: Sequence[int] | torch.Tensor, row: int) -> tuple[int, ...]:
@@ -339,15 +336,15 @@ class TensorModel(ProcessBound):
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_tokens: text.ImageTokens | None,
-        sampling: Sequence[options.Sampling],
+        sampling: Sequence[Sampling],
     ) -> list[text.TextRequest]:
-        ids = options.tensor("input_ids", input_ids, (None, None), INTEGERS)
+        ids = checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS)
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-        mask = options.tensor("attention_mask", mask, ids.shape, (*INTEGERS, torch.bool)).bool()
+        mask = checks.tensor("attention_mask", mask, ids.shape, (*checks.INTEGERS, torch.bool)).bool()
         pixels, tokens = None, self._image_tokens(image_tokens)
         if pixel_values is not None:
             size = self.config.understanding.image_size
-            pixels = options.tensor("pixel_values", pixel_values, (len(ids), None, 3, size, size), FLOATS)
+            pixels = checks.tensor("pixel_values", pixel_values, (len(ids), None, 3, size, size), checks.FLOATS)
             if tokens is None:
                 raise InputError(
                     "image_tokens: expected the ids of image blocks, as this model has no tokenizer; got None"
@@ -371,7 +368,7 @@ class TensorModel(ProcessBound):
             raise InputError(f"image_tokens: expected ImageTokens(start, image), got {given!r:.80}")
         if given is not None:
             last = self.config.language.vocab_size - 1
-            ids = {options.integer("image_tokens", i, 0, last) for i in (given.start, given.image)}
+            ids = {checks.integer("image_tokens", i, 0, last) for i in (given.start, given.image)}
             if len(ids) < 2:
                 raise InputError(f"image_tokens: expected two different ids, got {given.start} twice")
         if given is not None or self.tokenizer is None:

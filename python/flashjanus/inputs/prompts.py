@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from flashjanus.errors import InputError
-from flashjanus.pipeline.tokenizer import Tokenizer
+from flashjanus.inputs.tokenizer import Tokenizer
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "

@@ -92,7 +92,7 @@ def _png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) 
         except ValueError as error:  # includes UnicodeEncodeError
             raise InputError(f"PNG text {key!r:.80} cannot be written: {error}") from error
     if not isinstance(image, Image.Image):  # torch is there already, and else it need not be
-        from .images import to_pil
+        from flashjanus.inputs.images import to_pil
 
         image = to_pil(image)
     return partial(image.save, format="PNG", pnginfo=text)

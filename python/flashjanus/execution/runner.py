@@ -21,9 +21,8 @@ from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
+from flashjanus.execution.buckets import EXACT, Buckets
 from flashjanus.model import Policy
-
-from .buckets import EXACT, Buckets
 
 IDLE_BYTES = 2 * 2**30
 """Host memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""

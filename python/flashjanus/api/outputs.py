@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .images import to_pil
+from flashjanus.inputs.images import to_pil
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
+from flashjanus.api.outputs import ImageOutput, of_type
+from flashjanus.api.shelf import Shelf
+from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import NAMES
 from flashjanus.builtin.checks import checks as builtin_checks
 from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import InputError
-
-from . import options, text
-from .images import to_pil
-from .outputs import ImageOutput, of_type
-from .prompts import encode_chat
-from .shelf import Shelf
-from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from .janusflow import JanusFlow
+from flashjanus.execution import text
+from flashjanus.inputs.images import to_pil
+from flashjanus.inputs.prompts import encode_chat
+from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.sampling import checks
 
 Check: TypeAlias = tuple[str, str, Sequence[str]]
 """A question about an image, the answer that speaks for it, and the answers against it."""
@@ -52,7 +50,7 @@ class Choice:
     With enough, a prompt's candidates are drawn `images` at a time until so many score at least that.
     """
 
-    model: JanusFlow
+    model: TensorModel
     tokenizer: Tokenizer
     prompts: Sequence[str]
     checks: Sequence[Sequence[Check]]
@@ -63,7 +61,7 @@ class Choice:
     @classmethod
     def of(
         cls,
-        model: JanusFlow,
+        model: TensorModel,
         tokenizer: Tokenizer,
         prompts: Sequence[str],
         images: int,
@@ -76,12 +74,12 @@ class Choice:
             raise InputError(
                 "best_of: expected the most candidates to draw, which accept_above needs beside it; got None"
             )
-        candidates = options.integer("best_of", best_of, 1, 10_000)
+        candidates = checks.integer("best_of", best_of, 1, 10_000)
         if candidates < images:
             raise InputError(
                 f"best_of: expected at least num_images_per_prompt = {images} candidates, got {candidates}"
             )
-        enough = None if accept_above is None else options.number("accept_above", accept_above, 0.0, 1.0)
+        enough = None if accept_above is None else checks.number("accept_above", accept_above, 0.0, 1.0)
         if model.numerics == "official":
             raise InputError(
                 "best_of: numerics='official' draws all images of a prompt from one seed, from which a chosen one "
@@ -89,7 +87,7 @@ class Choice:
             )
         asked = [checks_of(prompt, model.name, judge) for prompt in prompts]
         for question, answer, others in dict.fromkeys(
-            (question, answer, tuple(others)) for checks in asked for question, answer, others in checks
+            (question, answer, tuple(others)) for own in asked for question, answer, others in own
         ):  # what cannot be asked is said before anything is drawn
             question_ids(tokenizer, question, model.config.language.max_position_embeddings)
             for word in (answer, *others):
@@ -140,7 +138,7 @@ class Choice:
     ) -> Iterator[Candidate]:
         """The candidates of these prompts, as many of each, a batch at a time; `spent` grows by the seconds."""
         each = len(seeds) // len(prompts)
-        checks = [self.checks[p] for p in prompts for _ in range(each)]
+        asked = [self.checks[p] for p in prompts for _ in range(each)]
         done = 0
         for out in draw([self.prompts[p] for p in prompts], each, seeds):
             flowed = time.perf_counter()
@@ -148,7 +146,7 @@ class Choice:
             self.model.runner.synchronize()
             decoded = time.perf_counter()
             shown = [to_pil(picture) for picture in pictures]
-            scores = judge_images(self.model, self.tokenizer, shown, checks[done : done + len(shown)])
+            scores = judge_images(self.model, self.tokenizer, shown, asked[done : done + len(shown)])
             done += len(shown)
             for part, seconds in (
                 ("prompt", out.timings["prompt"]),
@@ -200,7 +198,7 @@ def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:
 
 
 def judge_images(
-    model: JanusFlow, tokenizer: Tokenizer, images: Sequence[Image.Image], asked: Sequence[Sequence[Check]]
+    model: TensorModel, tokenizer: Tokenizer, images: Sequence[Image.Image], asked: Sequence[Sequence[Check]]
 ) -> list[float]:
     """Of each image the product over its checks of P(answer) / (P(answer) + sum of P(others)), by the next token.
 
@@ -208,7 +206,7 @@ def judge_images(
     """
     limit = model.config.language.max_position_embeddings
     tags = text.ImageTokens(tokenizer.image_start_id, tokenizer.image_id)
-    every = [(n, check) for n, checks in enumerate(asked) for check in checks]
+    every = [(n, check) for n, own in enumerate(asked) for check in own]
     pixels = [model.processor.preprocess(image)[None] for image in images]
     scores = [1.0] * len(images)
     for start in range(0, len(every), JUDGED_AT_ONCE):

@@ -12,14 +12,13 @@ from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.ops.step_cache import CacheLine
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
-
-from .buckets import padded
-from .entry import entry
-from .options import MAX_STEPS
-from .runner import Runner
-from .schedule import Sampler, Schedule
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.runner import Runner
+from flashjanus.sampling.checks import MAX_STEPS
+from flashjanus.sampling.schedule import Sampler, Schedule
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.engine.ops.step_cache import CacheLine
 from flashjanus.errors import InputError
-
-from . import options
+from flashjanus.sampling import checks
 
 SOLVERS = ("euler", "ab2")
 
@@ -41,15 +40,15 @@ class Sampler:
         """Checked options, the defaults where they are not given. Raises InputError."""
         default = Sampler()
         value = {name: given.get(name, getattr(default, name)) for name in OPTIONS}
-        solver = options.choice("solver", value["solver"], SOLVERS)
+        solver = checks.choice("solver", value["solver"], SOLVERS)
         return Sampler(
-            options.integer("num_inference_steps", value["num_inference_steps"], 1, options.MAX_STEPS),
-            options.number("guidance_scale", value["guidance_scale"], 0.0, options.MAX_GUIDANCE),
+            checks.integer("num_inference_steps", value["num_inference_steps"], 1, checks.MAX_STEPS),
+            checks.number("guidance_scale", value["guidance_scale"], 0.0, checks.MAX_GUIDANCE),
             solver,
-            options.number("timestep_shift", value["timestep_shift"], 0.01, 100.0),
+            checks.number("timestep_shift", value["timestep_shift"], 0.01, 100.0),
             _interval(value["guidance_interval"]),
-            options.number("guidance_rescale", value["guidance_rescale"], 0.0, 1.0),
-            options.integer("uncond_every", value["uncond_every"], 1, options.MAX_STEPS),
+            checks.number("guidance_rescale", value["guidance_rescale"], 0.0, 1.0),
+            checks.integer("uncond_every", value["uncond_every"], 1, checks.MAX_STEPS),
             _step_cache(value["step_cache"]),
         )
 
@@ -65,7 +64,7 @@ def _interval(value: Any) -> tuple[float, float]:
     name = "guidance_interval"
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise InputError(f"{name}: expected two times (low, high) from 0 to 1, got {value!r:.80}")
-    low, high = (options.number(name, end, 0.0, 1.0) for end in value)
+    low, high = (checks.number(name, end, 0.0, 1.0) for end in value)
     if low > high:
         raise InputError(f"{name}: expected (low, high) with low <= high, got {value!r:.80}")
     return low, high
@@ -78,14 +77,14 @@ def is_times(value: Any) -> bool:
 
 
 def _step_cache(value: Any) -> int | tuple[float, ...]:
-    most = options.MAX_STEPS
+    most = checks.MAX_STEPS
     if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most:
         return int(value)
     if not is_times(value):
         raise InputError(
             f"step_cache: expected an integer from 1 to {most}, or times that begin with 0, got {value!r:.80}"
         )
-    times = tuple(options.number("step_cache", t, 0.0, 1.0) for t in value)
+    times = tuple(checks.number("step_cache", t, 0.0, 1.0) for t in value)
     if any(after <= t for t, after in pairwise((*times, 1.0))):
         raise InputError(f"step_cache: expected times that begin with 0, rise and stay below 1, got {value!r:.80}")
     return times

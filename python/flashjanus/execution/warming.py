@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 
-from . import flow, options, pictures, presets, text
-from .buckets import padded
-from .runner import Runner, Session
+from flashjanus.execution import flow, pictures, text
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.runner import Runner, Session
+from flashjanus.sampling import checks, presets
 
 
 def warm_up(
@@ -22,13 +23,13 @@ def warm_up(
     """`TensorModel.warm_up`: sessions of the buckets, the largest first, left idle and kept."""
     config, buckets = runner.config, runner.buckets
     limit = config.language.max_position_embeddings
-    lengths = [options.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
+    lengths = [checks.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
     capacities = sorted({padded(n, buckets.prompt_tokens) for n in lengths}, reverse=True)
-    steps = min(padded(options.integer("steps", steps, 1, options.MAX_STEPS), buckets.steps), options.MAX_STEPS)
-    new = padded(min(options.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
+    steps = min(padded(checks.integer("steps", steps, 1, checks.MAX_STEPS), buckets.steps), checks.MAX_STEPS)
+    new = padded(min(checks.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
 
     def sizes(name: str, counts: Sequence[int]) -> list[int]:
-        return sorted({padded(options.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
+        return sorted({padded(checks.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
 
     schedule = presets.sampler(preset).schedule
     pictured, talked = sizes("images", images), sizes("conversations", conversations)

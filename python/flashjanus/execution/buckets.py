@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from flashjanus.errors import InputError
-
-from . import options
+from flashjanus.sampling import checks
 
 LARGEST = 1 << 20
 
@@ -46,10 +45,10 @@ class Buckets:
         """`default` with the sizes that `given` has by name. Raises InputError."""
         sizes = {name: getattr(default, name) for name in Buckets.__dataclass_fields__}
         for name, values in (given or {}).items():
-            options.choice("buckets", name, list(sizes))
+            checks.choice("buckets", name, list(sizes))
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise InputError(f"buckets: expected a list of sizes for {name}, got {values!r:.80}")
-            sizes[name] = tuple(sorted({options.integer(f"buckets: {name}", v, 1, LARGEST) for v in values}))
+            sizes[name] = tuple(sorted({checks.integer(f"buckets: {name}", v, 1, LARGEST) for v in values}))
         return Buckets(**sizes)
 
 

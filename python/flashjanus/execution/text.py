@@ -10,13 +10,12 @@ import torch
 
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import allocate_states
 from flashjanus.errors import InputError
-
-from .buckets import padded
-from .entry import entry
-from .options import Sampling
-from .runner import Runner
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.runner import Runner
+from flashjanus.sampling.tokens import Sampling
 
 IMAGES_AT_ONCE = 4
 GREEDY = Sampling()

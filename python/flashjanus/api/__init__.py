@@ -1,0 +1,1 @@
+"""The model objects that users hold."""

@@ -1,0 +1,1 @@
+"""What comes in, made into tensors: text, prompts, conversations and images."""

@@ -1,1 +1,0 @@
-"""Requests: prompts, images and conversations in, images and answers out."""
