@@ -196,11 +196,13 @@ class Graph:
     """A program as an ordered list of nodes over named values.
 
     `weights` gives the spec of every tensor that `weight()` may ask for. `int4`: by the name of a weight in tiles, its
-    values in 4 bits and their scales (ops/nibbles.py), which serve instead of it where the rows are few.
+    values in 4 bits and their scales (ops/nibbles.py), which serve instead of it where the rows are few. `rows`: the
+    sizes that count rows; an axis of a state or an input that has such a size is its axis of rows.
     """
 
     name: str
     weights: Mapping[str, TensorSpec] = field(default_factory=dict)
+    rows: tuple[Size, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)

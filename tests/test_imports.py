@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "inputs": {"errors", "engine", "checkpoint"},
     "sampling": {"errors", "engine"},
     "execution": {"errors", "engine", "checkpoint", "model", "inputs", "sampling"},
-    "scheduling": {"errors", "engine", "model", "inputs", "sampling", "execution"},
+    "scheduling": {"errors", "engine", "checkpoint", "model", "inputs", "sampling", "execution"},
     "api": PACKAGES,
     "root": {"errors", "execution", "api"},
     "evaluation": {*PACKAGES, "api", "root"},

@@ -12,6 +12,11 @@ from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.execution import flow, text, warming
 from flashjanus.execution.runner import Runner
+from flashjanus.scheduling import calls
+from flashjanus.scheduling.policy import Limits
+from flashjanus.scheduling.requests import TextJob
+from flashjanus.scheduling.scheduler import Scheduler
+from flashjanus.scheduling.shared import SharedScheduler
 
 from .book import Found
 from .budget import Notes
@@ -101,10 +106,15 @@ def recalled_step(work: Workload, runner: Runner, rows: int) -> Measured:
         return {"time": summary(work.clock.spans(recall.run, work.sizes.steps))}, [recall.plan]
 
 
+UNKEPT = Limits(prefix_bytes=0)
+"""Every request prepares its prompt, as one that nobody has made before does."""
+
+
 def image(work: Workload, runner: Runner, rows: int) -> Measured:
     """Prompts prepared, all steps, latents read."""
     requests = work.flow_requests(rows)
-    waited = wall(work.clock, lambda: flow.generate(runner, requests).cpu(), IMAGES)
+    shared = SharedScheduler(partial(Scheduler, runner, UNKEPT))
+    waited = wall(work.clock, lambda: calls.draw(shared, requests).result.cpu(), IMAGES)
     with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, False) as session:
         return {"time": waited, "images_per_s": rows / waited["median_s"]}, [session.flow.plan]
 
@@ -140,9 +150,11 @@ def decode(how: str, work: Workload, runner: Runner, rows: int) -> Measured:
 def answer(work: Workload, runner: Runner, rows: int) -> Measured:
     """All new tokens of all rows, prefill included, each read by the host as it comes; time: a token of every row."""
     requests, new = work.chat_requests(rows, SAMPLING["sampled"]), work.sizes.new
+    jobs = [TextJob(request=request, room=new) for request in requests]
+    shared = SharedScheduler(partial(Scheduler, runner, UNKEPT))
 
     def run() -> None:
-        for _ in text.generate(runner, requests, None, [new] * rows, None):
+        for _ in calls.write(shared, jobs):
             pass
 
     waited = wall(work.clock, run, IMAGES)

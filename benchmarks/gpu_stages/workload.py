@@ -198,7 +198,7 @@ class Workload:
         return [FlowRequest(ids(self.sizes.prompt), Sampler(self.sizes.steps), z) for z in noise]
 
     def flow_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int]:
-        """Of FlowSession and Prepared, as flow.generate takes them for flow_requests(rows)."""
+        """Of FlowSession and Prepared, as the scheduler takes them for flow_requests(rows)."""
         buckets = runner.buckets
         return rows, rows, padded(self.sizes.prompt, buckets.prompt_tokens), padded(self.sizes.steps, buckets.steps)
 
@@ -215,14 +215,14 @@ class Workload:
 
     def join(self, session: FlowSession, prepared: Prepared) -> None:
         for row, request in enumerate(self.flow_requests(session.rows)):
-            session.join(prepared, 0, row, request)
+            session.join(prepared.prefix(0), row, request)
         session.flow.upload()
 
     def chat_requests(self, rows: int, sampling: Sampling) -> list[TextRequest]:
         return [TextRequest(ids(self.sizes.chat), None, sampling)] * rows
 
     def chat_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int, int]:
-        """Of TextSession, as text.generate takes it for chat_requests(rows)."""
+        """Of TextSession, for chat_requests(rows)."""
         buckets, new = runner.buckets, padded(self.sizes.new, runner.buckets.new_tokens)
         prompt = padded(self.sizes.chat, buckets.prompt_tokens)
         features = 1 + buckets.images(0, rows) * self.config.num_understanding_tokens

@@ -64,6 +64,7 @@ def lower(
         outputs={name: _concrete(value, sizes) for name, value in graph.outputs.items()},
         offsets=offsets,
         arena_bytes=arena,
+        row_axes=_row_axes(graph),
         unpacked_bytes=sum(life.nbytes for life in lifetimes),
     )
 
@@ -127,6 +128,12 @@ def _plan_node(
     return PlannedNode(
         node.label, node.op, implementation, reason, refused, inputs, outputs, attrs, op.flops(bound, attrs), moved
     )
+
+
+def _row_axes(graph: Graph) -> dict[str, int]:
+    roots = [v for v in graph.values.values() if v.base is None and v.kind in ("input", "state")]
+    axes = {v.name: [axis for axis, size in enumerate(v.shape) if size in graph.rows] for v in roots}
+    return {name: found[0] for name, found in axes.items() if found}
 
 
 def _lifetimes(graph: Graph, sizes: Mapping[str, int]) -> list[Lifetime]:

@@ -61,6 +61,8 @@ class Plan:
     outputs: Mapping[str, Ref]
     offsets: Mapping[str, int]
     arena_bytes: int
+    row_axes: Mapping[str, int] = field(default_factory=dict)
+    """By the name of a state or an input, which of its axes is that of the rows."""
     unpacked_bytes: int = field(default=0)
     """Bytes that the intermediates would take without sharing."""
 

@@ -24,6 +24,18 @@ class InputError(FlashJanusError, ValueError):
     """A request is outside what the model accepts: prompt, image, option or tensor."""
 
 
+class BusyError(FlashJanusError, RuntimeError):
+    """A queue has no room for another request: try again later."""
+
+
+class DeadlineError(FlashJanusError, TimeoutError):
+    """A request was not served before its deadline."""
+
+
+class NonFiniteError(FlashJanusError, ArithmeticError):
+    """A row's values left the range of its dtype: NaN or infinity."""
+
+
 class PeerError(FlashJanusError, RuntimeError):
     """Another implementation, which a benchmark was to time beside ours, is absent or failed."""
 
@@ -33,14 +45,17 @@ class OutputError(FlashJanusError, OSError):
 
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "CopyError",
+    "DeadlineError",
     "DeviceError",
     "FlashJanusError",
     "GraphError",
     "InputError",
     "NativeError",
+    "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
     "PeerError",

@@ -91,7 +91,7 @@ def flow_step(model: JanusFlow) -> dict[str, float]:
     request = FlowRequest(prompt, Sampler(case["steps"], case["cfg_weight"]), values["c.z0"][0])
     prepared.run([request.timed_prompt])
     session = FlowSession(model.runner, rows=1, prompt=16, **sizes)
-    session.join(prepared, 0, 0, request)
+    session.join(prepared.prefix(0), 0, request)
     session.step()
     v_cond, v_uncond = session.velocities()
     found = {"step0.v_cond": v_cond, "step0.v_uncond": v_uncond, "step1.z": session.z}

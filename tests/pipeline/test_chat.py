@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from flashjanus.api.answers import Answer
 from flashjanus.errors import FlashJanusError, InputError
-from flashjanus.execution.text import TextSession
+from flashjanus.execution.text_rows import DecodeSession
+from flashjanus.inputs.answers import Answer
 from flashjanus.inputs.prompts import encode_chat
 from PIL import Image
 
@@ -222,8 +222,8 @@ class TestStopStrings:
         assert expected[1] != full[1]
 
     def test_nothing_is_computed_after_the_last_has_ended(self, untrained, monkeypatch):
-        steps, step = [], TextSession.step
-        monkeypatch.setattr(TextSession, "step", lambda self: (steps.append(1), step(self))[1])
+        steps, step = [], DecodeSession.step
+        monkeypatch.setattr(DecodeSession, "step", lambda self: (steps.append(1), step(self))[1])
         full = untrained.chat(ASK, max_new_tokens=20)
         assert len(steps) == 19
         steps.clear()

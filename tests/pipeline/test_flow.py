@@ -10,7 +10,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.execution import runner
-from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.flow import FlowPrefix, FlowRequest, FlowSession, Prepared
 from flashjanus.sampling.schedule import Sampler
 from small_model import LATENT, normal, prompt, relative_error, small_config, small_state
 
@@ -27,10 +27,14 @@ def request(seed: int, length: int, steps: int, guidance: float) -> FlowRequest:
     return FlowRequest(tuple(prompt(seed, length)[:-1]), Sampler(steps, guidance), normal(seed, *LATENT))
 
 
-def join(model: JanusFlow, session: FlowSession, row: int, wanted: FlowRequest) -> None:
+def prefix_of(model: JanusFlow, wanted: FlowRequest) -> FlowPrefix:
     prepared = Prepared(model.runner, 1, int(wanted.schedule.guided), 32, len(wanted.schedule))
     prepared.run([wanted.timed_prompt])
-    session.join(prepared, 0, row, wanted)
+    return prepared.prefix(0)
+
+
+def join(model: JanusFlow, session: FlowSession, row: int, wanted: FlowRequest) -> None:
+    session.join(prefix_of(model, wanted), row, wanted)
 
 
 def alone(model: JanusFlow, wanted: FlowRequest) -> torch.Tensor:
@@ -70,17 +74,16 @@ def test_a_branch_without_its_prompt_sees_the_first_token_at_the_same_positions(
 
 def test_a_prompt_prepared_otherwise_than_its_row_is_refused(model):
     session = FlowSession(model.runner, rows=2, guided=1, prompt=32, steps=3)
-    unbranched = Prepared(model.runner, 1, 0, 32, 3)
     with pytest.raises(
-        InputError, match=r"row 0: expected .* with an unconditional branch; got prompt 0 of 1 \(0 with"
+        InputError, match=r"row 0: expected a prompt of 3 tokens .*, with an unconditional branch; .* without a branch"
     ):
-        session.join(unbranched, 0, 0, request(1, 3, 3, 2.0))
-    longer = Prepared(model.runner, 1, 1, 32, 4)
-    with pytest.raises(InputError, match=r"row 1: expected a prompt prepared for at most 3 steps.* for 4 steps"):
-        session.join(longer, 0, 1, request(1, 3, 3, 1.0))
-    fitting = Prepared(model.runner, 1, 1, 32, 3)
+        session.join(prefix_of(model, request(1, 3, 3, 1.0)), 0, request(1, 3, 3, 2.0))
+    with pytest.raises(InputError, match=r"row 0: expected a prompt of 4 tokens .* got one of 3 tokens for 3 steps"):
+        session.join(prefix_of(model, request(1, 3, 3, 2.0)), 0, request(1, 4, 3, 2.0))
+    with pytest.raises(InputError, match=r"row 0: .* prepared for at least 3 steps.*; got one of 3 tokens for 2 steps"):
+        session.join(prefix_of(model, request(1, 3, 2, 2.0)), 0, request(1, 3, 3, 2.0))
     with pytest.raises(InputError, match=r"row 0: expected a request of up to 32 prompt tokens and 3 steps, got 3 tok"):
-        session.join(fitting, 0, 0, request(1, 3, 4, 2.0))
+        session.join(prefix_of(model, request(1, 3, 4, 2.0)), 0, request(1, 3, 4, 2.0))
 
 
 def test_the_least_recently_used_memory_goes_first(model, monkeypatch):
@@ -122,6 +125,7 @@ def test_idle_memory_changes_hands_under_the_lock(model, monkeypatch):
     held = []
     monkeypatch.setattr(runner, "_LOCK", Lock())
     monkeypatch.setattr(model.runner, "_idle", Watched())
+    model.prefixes.clear()
     model.sample_latents([prompt(1, 4)], normal(1, 1, *LATENT), num_inference_steps=1)
     assert len(held) >= 4
     assert all(held)

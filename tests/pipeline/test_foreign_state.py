@@ -18,8 +18,11 @@ from flashjanus import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.text import TextRequest, TextSession
+from flashjanus.execution.text_rows import DecodeSession
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.sampling.presets import sampler
+from flashjanus.scheduling.requests import Finished, ImageJob, Progress, TextJob
+from flashjanus.scheduling.scheduler import Scheduler
 from PIL import Image
 from small_model import normal, prompt, small_config, small_state
 from torch.overrides import TorchFunctionMode
@@ -158,16 +161,46 @@ class Entries:
     def plan(self) -> Any:
         return str(self.model.plan("flow_step", rows=2))
 
+    def scheduler(self) -> Any:
+        made = self.model.scheduler()
+        image = made.submit(ImageJob(rows=(DRAWING,), decode=False, pauses=True))
+        answer = made.submit(TextJob(request=TextRequest(tuple(PROMPTS[0])), room=2))
+        gone = made.submit(TextJob(request=TextRequest(tuple(PROMPTS[0])), room=2))
+        cancelled, found = made.cancel(gone), []
+        while made.busy:
+            for event in made.step():
+                found.append(type(event).__name__)
+                if isinstance(event, Progress):
+                    found += [made.latents(image), *made.velocities(image)]
+                    made.resume(image)
+                if isinstance(event, Finished):
+                    found.append(event.result)
+        return [cancelled, image.ended, answer.ended, *found]
+
+    def decode_session(self) -> Any:
+        read = TextSession(self.model.runner, 1, 8, 9, 1, 1, False)
+        request = TextRequest(tuple(PROMPTS[0]))
+        length = len(request.ids)
+        read.read(request, [-1] * length, [*range(1, length + 1)], (0, length), None, None)
+        one, two = (DecodeSession(self.model.runner, rows, 16, 8) for rows in (1, 2))
+        one.join(0, request, read.prefix(request.ids), 1, None)
+        two.take_over(1, request, None, one, 0, length)
+        found = two.step()()
+        two.leave(0)
+        return [found[1], two.states["live"]]
+
     def flow_session(self) -> Any:
         runner = self.model.runner
         prepared, session = Prepared(runner, 1, 1, 16, STEPS), FlowSession(runner, 1, 1, 16, STEPS)
         prepared.write([DRAWING.timed_prompt])
         prepared.run([DRAWING.timed_prompt])
-        session.join(prepared, 0, 0, DRAWING)
+        session.join(prepared.prefix(0), 0, DRAWING)
         session.step()
         found = [session.needs_branch(0), session.z, *session.velocities()]
+        other = FlowSession(runner, 2, 2, 16, STEPS)
+        other.take_over(prepared.prefix(0), 1, DRAWING, session, 0)
         session.leave(0)
-        return [*prepared.executor.host.values(), *found, session.needs_branch(0)]
+        return [other.z, *prepared.executor.host.values(), *found, session.needs_branch(0)]
 
     def text_session(self) -> Any:
         session = TextSession(self.model.runner, 1, 8, 16, 1, 8)
@@ -182,9 +215,11 @@ class Entries:
 
 
 SESSIONS = {
-    FlowSession: ["join", "leave", "needs_branch", "step", "velocities"],
-    Prepared: ["run", "write"],
-    TextSession: ["start", "step", "tokens", "write"],
+    DecodeSession: ["join", "leave", "step", "take_over"],
+    FlowSession: ["join", "leave", "needs_branch", "step", "take_over", "velocities"],
+    Prepared: ["prefix", "run", "write"],
+    Scheduler: ["cancel", "latents", "resume", "step", "submit", "velocities"],
+    TextSession: ["prefix", "read", "start", "step", "tokens", "write"],
     ImageProcessor: ["from_file", "preprocess", "resize"],
 }
 
@@ -195,7 +230,9 @@ def public(kind: type) -> list[str]:
 
 def test_every_public_method_is_an_entry_of_the_sweep() -> None:
     """A new method has to be listed, in Entries or in SESSIONS, by what it gives in every state."""
-    assert sorted({*public(Entries)} - {"flow_session", "text_session", "image_processor"}) == public(JanusFlow)
+    assert sorted({*public(Entries)} - {"decode_session", "flow_session", "text_session", "image_processor"}) == public(
+        JanusFlow
+    )
     assert {kind: public(kind) for kind in SESSIONS} == SESSIONS
 
 

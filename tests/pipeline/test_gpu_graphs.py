@@ -136,7 +136,7 @@ def join_and_step(model: JanusFlow, joined: dict[int, int]) -> torch.Tensor:
     for step in range(2 * STEPS):
         for row, at in joined.items():
             if at == step:
-                session.join(prepared, row, row, requests[row])
+                session.join(prepared.prefix(row), row, requests[row])
         session.step()
     return session.z.cpu()
 

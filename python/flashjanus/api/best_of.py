@@ -23,6 +23,7 @@ from flashjanus.inputs.images import to_pil
 from flashjanus.inputs.prompts import encode_chat
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
+from flashjanus.scheduling import calls
 
 Check: TypeAlias = tuple[str, str, Sequence[str]]
 """A question about an image, the answer that speaks for it, and the answers against it."""
@@ -215,7 +216,7 @@ def judge_images(
         for n, (question, _, _) in part:
             ids = question_ids(tokenizer, question, limit)
             requests.append(text.TextRequest(tuple(ids), pixels[n]))
-        logits = text.next_token_logits(model.runner, requests, tags).cpu()
+        logits = calls.next_logits(model.shared, requests, tags).cpu()
         for (n, (_, answer, others)), row in zip(part, logits, strict=True):
             own = spellings(tokenizer, answer)
             rest = [i for other in others for i in spellings(tokenizer, other)]

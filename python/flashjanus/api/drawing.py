@@ -20,6 +20,7 @@ from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks, presets
 from flashjanus.sampling.noise import Noise, Start, seeds_of
 from flashjanus.sampling.schedule import Sampler
+from flashjanus.scheduling import calls
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
@@ -114,14 +115,11 @@ def _drawn(
         rows = range(first, min(first + ROWS_AT_ONCE, total))
         starts = noise.rows(rows.start, rows.stop)
         requests = [flow.FlowRequest(ids[i // images], sampler, z) for i, z in zip(rows, starts, strict=True)]
-        latents = flow.generate(model.runner, requests, None if callback is None else on_step)
+        decode = request.output_type != "latent"
+        drawn = calls.draw(model.shared, requests, decode, None if callback is None else on_step)
+        result = of_type(drawn.result, request.output_type) if decode else drawn.result
         model.runner.synchronize()
-        flowed = time.perf_counter()
-        result: Any = latents
-        if request.output_type != "latent":
-            result = of_type(model.decode_latents(latents), request.output_type)
-        model.runner.synchronize()
-        spent = {"prompt": encoding, "flow": flowed - begun, "decode": time.perf_counter() - flowed}
+        spent = {"prompt": encoding, "flow": drawn.flowed_at - begun, "decode": time.perf_counter() - drawn.flowed_at}
         encoding = 0.0
         seeds = None if noise.seeds is None else noise.seeds[rows.start : rows.stop]
         yield ImageOutput(result, seeds, {**spent, "total": sum(spent.values())})

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from flashjanus.api import answers, drawing
 from flashjanus.api import best_of as choosing
+from flashjanus.api import drawing
 from flashjanus.api.drawing import ROWS_AT_ONCE, Callback
 from flashjanus.api.outputs import ImageOutput, joined
 from flashjanus.api.tensor_model import TensorModel
@@ -19,11 +19,15 @@ from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
 from flashjanus.execution import loading, text
+from flashjanus.inputs.answers import Answer
+from flashjanus.inputs.answers import stop_strings as stops_of
 from flashjanus.inputs.images import ImageProcessor, load_image
 from flashjanus.inputs.prompts import encode_chat
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
 from flashjanus.sampling.tokens import Sampling
+from flashjanus.scheduling import calls
+from flashjanus.scheduling.requests import TextJob
 
 __all__ = ["ROWS_AT_ONCE", "ImageOutput", "JanusFlow"]
 Messages = Sequence[Mapping[str, Any]]
@@ -203,7 +207,7 @@ class JanusFlow(TensorModel):
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
         first = checks.first_seed(seed, len(conversations))
-        stops = answers.stop_strings(stop=stop, stop_strings=stop_strings)
+        stops = stops_of(stop=stop, stop_strings=stop_strings)
         limit = self.config.language.max_position_embeddings
         requests = []
         for i, conversation in enumerate(conversations):
@@ -212,14 +216,17 @@ class JanusFlow(TensorModel):
             pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
             stacked = torch.stack(pixels) if pixels else None
             requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
-        own = [answers.Answer(tokenizer, stops) for _ in requests]
-        room = self._room(requests, max_new_tokens)
-        steps = text.generate(
-            self.runner, requests, self._image_tokens(None), room, tokenizer.eos_id, lambda row: own[row].ended
-        )
+        common = dict[str, Any](eos=tokenizer.eos_id, image_tokens=self._image_tokens(None))
+        jobs = [
+            TextJob(request=request, room=room, answer=Answer(tokenizer, stops), **common)
+            for request, room in zip(requests, self._room(requests, max_new_tokens), strict=True)
+        ]
+        pieces = ((row, event.text) for row, event in calls.write(self.shared, jobs) if event.text)
         if stream:
-            return answers.streamed(steps, own[0])
-        texts = answers.written(steps, own)
+            return (piece for _, piece in pieces)
+        texts = [""] * len(jobs)
+        for row, piece in pieces:
+            texts[row] += piece
         return texts if batched else texts[0]
 
     def _need_tokenizer(self) -> Tokenizer:

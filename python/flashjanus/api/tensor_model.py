@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +26,18 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.execution import flow, loading, pictures, text, warming
 from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.execution.prefixes import PrefixStore
 from flashjanus.execution.runner import Runner
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.model import FLOW_STEPS, Policy
 from flashjanus.sampling import checks, presets
 from flashjanus.sampling.tokens import Sampling
+from flashjanus.scheduling import calls
+from flashjanus.scheduling.policy import Limits
+from flashjanus.scheduling.requests import Finished, TextJob
+from flashjanus.scheduling.scheduler import Scheduler
+from flashjanus.scheduling.shared import SharedScheduler
 
 
 class TensorModel(ProcessBound):
@@ -52,6 +59,7 @@ class TensorModel(ProcessBound):
         self.config, self.device = runner.config, runner.device
         self.dtype, self.numerics = runner.policy.matrix, runner.policy.numerics
         self.quantization = runner.policy.quantization
+        self.shared = SharedScheduler(partial(Scheduler, runner))
 
     def __copy__(self) -> Self:
         """Another name for the same model."""
@@ -188,7 +196,7 @@ class TensorModel(ProcessBound):
         rows = zip(input_ids, samplers, z, strict=True)
         requests = [flow.FlowRequest(self._prompt(ids, row), *its) for row, (ids, *its) in enumerate(rows)]
         steps_taken: list[dict[str, Any]] | None = [] if trace else None
-        z1 = flow.generate(self.runner, requests, trace=steps_taken)
+        z1 = calls.draw(self.shared, requests, trace=steps_taken).result
         return z1 if steps_taken is None else (z1, steps_taken)
 
     @entry
@@ -220,7 +228,7 @@ class TensorModel(ProcessBound):
         blocks, where the model has no tokenizer. Raises InputError.
         """
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [Sampling()])
-        return text.next_token_logits(self.runner, requests, self._image_tokens(image_tokens))
+        return calls.next_logits(self.shared, requests, self._image_tokens(image_tokens))
 
     @entry
     def generate_ids(
@@ -252,12 +260,16 @@ class TensorModel(ProcessBound):
         if eos_token_id is not None:
             eos = checks.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling)
-        steps = text.generate(
-            self.runner, requests, self._image_tokens(image_tokens), self._room(requests, max_new_tokens), eos
-        )
-        fill = 0 if eos is None else eos
-        columns = [[fill if token is None else token for token in row] for row in steps]
-        return torch.tensor(columns, dtype=torch.int64).T.contiguous()
+        tokens, rooms = self._image_tokens(image_tokens), self._room(requests, max_new_tokens)
+        jobs = [
+            TextJob(request=request, room=room, eos=eos, image_tokens=tokens)
+            for request, room in zip(requests, rooms, strict=True)
+        ]
+        found = {n: event.result for n, event in calls.write(self.shared, jobs) if isinstance(event, Finished)}
+        filled = torch.full((rows, max(map(len, found.values()))), 0 if eos is None else eos, dtype=torch.int64)
+        for row, ids in found.items():
+            filled[row, : len(ids)] = torch.tensor(ids)
+        return filled
 
     @entry
     def warm_up(
@@ -272,11 +284,23 @@ class TensorModel(ProcessBound):
         """Make the memory of these buckets, and on a GPU their graphs, before the first request needs them.
 
         images, conversations: at once; prompt_tokens: of the longest prompt among them. The largest buckets come first:
-        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. All of it is kept.
+        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. Where rows are padded,
+        buckets of fewer rows are made as well: rows move there as others end. All of it is kept.
         Images are those with guidance, drawn as by `preset`, but in at most `steps` evaluations; an empty sequence
         leaves a face out. Raises InputError, OutOfMemoryError.
         """
         warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens, preset)
+
+    @entry
+    def scheduler(self, limits: Limits | None = None) -> Scheduler:
+        """A new scheduler on this model's weights, for a program that drives it: a server, or another engine. It has
+        rows and prefixes of its own; the calls of this object share one that they drive themselves."""
+        return Scheduler(self.runner, limits)
+
+    @property
+    def prefixes(self) -> PrefixStore:
+        """What this object's calls have prepared and read, and how often it was of use again."""
+        return self.shared.scheduler.prefixes
 
     @property
     def buckets(self) -> Buckets:

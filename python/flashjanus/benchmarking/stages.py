@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from flashjanus.errors import InputError
 from flashjanus.execution import flow, text
 from flashjanus.execution.buckets import padded
 from flashjanus.sampling.schedule import Sampler
+from flashjanus.scheduling import calls
+from flashjanus.scheduling.policy import Limits
+from flashjanus.scheduling.scheduler import Scheduler
+from flashjanus.scheduling.shared import SharedScheduler
 
 from . import process
 from .models import sibling
@@ -119,6 +124,7 @@ class Stages:
         clock: Clock = time.perf_counter,
     ) -> None:
         self.model, self.runner, self.name, self.source, self.clock = model, model.runner, name, source, clock
+        self.shared = unkept(model)
 
     def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
         for case in cases:
@@ -160,14 +166,14 @@ class Stages:
                 "load": lambda: JanusFlow.from_pretrained(**source),
             }[stage]
         elif stage == "first image":
-            yield lambda: self._image(sibling(self.model), case)
+            yield lambda: self._image(unkept(sibling(self.model)), case)
         elif stage == "first token":
             asked = self._questions(case)
-            yield lambda: text.next_token_logits(sibling(self.model).runner, *asked)
+            yield lambda: calls.next_logits(unkept(sibling(self.model)), *asked)
         elif stage == "image":
-            yield lambda: self._image(self.model, case)
+            yield lambda: self._image(self.shared, case)
         elif stage == "latents":
-            yield lambda: flow.generate(runner, self.images(case))
+            yield lambda: calls.draw(self.shared, self.images(case))
         elif stage == "prepare":
             wanted = (self.ids(case["prompt_tokens"]), Sampler(case["steps"]).schedule.times)
             with self.preparing(case) as prepared:
@@ -210,7 +216,7 @@ class Stages:
             with self.preparing(case) as prepared:
                 prepared.run([requests[0].timed_prompt])
                 for row, request in enumerate(requests):
-                    session.join(prepared, 0, row, request)
+                    session.join(prepared.prefix(0), row, request)
             yield session
 
     @contextmanager
@@ -253,15 +259,20 @@ class Stages:
         return [text.TextRequest(ids, one[None]) for one in pixels], text.ImageTokens(3, 4)
 
     def _flow_bucket(self, rows: int, case: Case) -> tuple[int, int, int, int]:
-        """As flow.generate has it."""
+        """As the rows of a drawing have it."""
         buckets, sizes = self.runner.buckets, dict(case.sizes)
         padded_rows = padded(rows, buckets.rows)
         capacity = padded(case["prompt_tokens"], buckets.prompt_tokens)
         steps = padded(int(sizes.get("steps", STEPS)), buckets.steps)
         return padded_rows, buckets.branches(rows, padded_rows), capacity, steps
 
-    def _image(self, model: TensorModel, case: Case) -> torch.Tensor:
-        return model.decode_latents(flow.generate(model.runner, self.images(case)))
+    def _image(self, shared: SharedScheduler, case: Case) -> torch.Tensor:
+        return calls.draw(shared, self.images(case), decode=True).result
+
+
+def unkept(model: TensorModel) -> SharedScheduler:
+    """One that prepares and reads all of every request, as of one that nobody made before."""
+    return SharedScheduler(partial(Scheduler, model.runner, Limits(prefix_bytes=0)))
 
 
 def _mix(drawing: flow.FlowSession, chat: text.TextSession) -> None:

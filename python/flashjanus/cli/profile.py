@@ -78,6 +78,7 @@ def run_generate(args: argparse.Namespace, console: Console) -> int:
 
     def request() -> None:
         console.check_interrupt()
+        model.prefixes.clear()  # each request is one that nobody made before
         model.generate_image(
             args.prompt,
             num_images_per_prompt=args.num_images,
@@ -102,6 +103,7 @@ def run_chat(args: argparse.Namespace, console: Console) -> int:
 
     def request() -> None:
         console.check_interrupt()
+        model.prefixes.clear()
         model.chat([{"role": "user", "content": content}], max_new_tokens=args.max_new_tokens)
 
     asked = {name: getattr(args, name) for name in ("question", "image", "max_new_tokens")}

@@ -23,13 +23,18 @@ class Buckets:
     steps: tuple[int, ...] = (1,)
     new_tokens: tuple[int, ...] = (1,)
 
+    @property
+    def padded(self) -> bool:
+        """True where rows may be more than were asked for."""
+        return self.rows != (1,)
+
     def branches(self, guided: int, rows: int) -> int:
         """Unconditional branches of a bucket of `rows`: one for each guided row; where rows are padded, all or none."""
-        return guided if self.rows == (1,) or not guided else rows
+        return rows if self.padded and guided else guided
 
     def images(self, images: int, rows: int) -> int:
         """Images that a bucket of `rows` conversations has room for; where rows are padded, one each at least."""
-        return images if self.rows == (1,) else padded(max(images, rows), self.rows)
+        return padded(max(images, rows), self.rows) if self.padded else images
 
     def __str__(self) -> str:
         def words(sizes: tuple[int, ...]) -> str:

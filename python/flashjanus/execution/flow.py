@@ -1,10 +1,9 @@
-"""Text to latents: prepare the prompts once, then one `flow_step` per evaluation for all rows together."""
+"""Text to latents: prompts prepared once, then one `flow_step` per evaluation for all rows together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,9 +14,7 @@ from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
-from flashjanus.execution.buckets import padded
 from flashjanus.execution.runner import Runner
-from flashjanus.sampling.checks import MAX_STEPS
 from flashjanus.sampling.schedule import Sampler, Schedule
 
 
@@ -43,13 +40,50 @@ TimedPrompt = tuple[tuple[int, ...], tuple[float, ...]]
 """Prompt ids, and the times in [0, 1) of the evaluations."""
 
 
+@dataclass(frozen=True)
+class Branch:
+    """Keys and values that a branch of guidance sees: of its prefix (L, n, G, D), of the time tokens (L, K, G, D)."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_table: torch.Tensor
+    v_table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FlowPrefix:
+    """What a row needs of its prompt of `length` tokens and its K times.
+
+    branches: the conditional one and, where there is one, the unconditional. modulation: (K, E), or None where the
+    model has none.
+    """
+
+    length: int
+    branches: tuple[Branch, ...]
+    modulation: torch.Tensor | None
+
+    @property
+    def steps(self) -> int:
+        return self.branches[0].k_table.shape[1]
+
+    def kept(self) -> FlowPrefix:
+        """A copy in memory of its own."""
+        own = (Branch(*(t.clone() for t in (b.k, b.v, b.k_table, b.v_table))) for b in self.branches)
+        return FlowPrefix(self.length, tuple(own), None if self.modulation is None else self.modulation.clone())
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [t for b in self.branches for t in (b.k, b.v, b.k_table, b.v_table)]
+        return sum(t.nbytes for t in tensors) + (0 if self.modulation is None else self.modulation.nbytes)
+
+
 class FlowSession(ProcessBound):
     """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
 
-    The contract for embedding: `join` rows, `step` all of them together, read `z`, `leave` early; a row may be joined
-    anew between any two steps. On a GPU a step is the replay of one graph, and neither waits for the device. With
-    `skips` there are plans on the same memory without unconditional branches, which run when no row needs its own; with
-    `caches` such without the language model, which run when all rows recall what it adds.
+    `join` rows, `step` all of them together, read `z`, `leave` early. Between two steps a row may be joined anew, or
+    `take_over` one of another session. On a GPU a step is the replay of one graph, and nothing waits for the device.
+    With `skips` there are plans on the same memory without unconditional branches, which run when no row needs its own;
+    with `caches` such without the language model, which run when all rows recall what it adds.
     """
 
     @entry
@@ -124,44 +158,10 @@ class FlowSession(ProcessBound):
         return v[: self.rows].clone(), v[self.rows :].clone()
 
     @entry
-    def join(self, prepared: Prepared, source: int, row: int, request: FlowRequest) -> None:
-        """Put `request` in `row`; prompt number `source` of `prepared` is its prompt."""
-        flow, length, capacity = self.flow, len(request.prompt), self.prompt
-        schedule = request.schedule
-        if prepared.steps > self.steps or (row < self.guided and source >= prepared.guided):
-            raise InputError(
-                f"row {row}: expected a prompt prepared for at most {self.steps} steps"
-                f"{', with an unconditional branch' if row < self.guided else ''}; got prompt {source} of "
-                f"{prepared.prompts} ({prepared.guided} with a branch), prepared for {prepared.steps} steps"
-            )
-        if length > capacity or len(schedule) > self.steps or (schedule.guided and row >= self.guided):
-            raise InputError(
-                f"row {row}: expected a request of up to {capacity} prompt tokens and {self.steps} steps"
-                f"{'' if row < self.guided else ' without guidance'}, got {length} tokens, {len(schedule)} steps, "
-                f"guidance {request.sampler.guidance_scale}"
-            )
-        branches = [(row, source, length)]
-        if row < self.guided:
-            branches.append((self.rows + row, prepared.prompts + source, 1))
-        for to, at, prefix in branches:
-            for cache, table in (("k_cache", "k_table"), ("v_cache", "v_table")):
-                made = prepared.executor.states[cache][:, at]
-                end, steps = prepared.capacity, prepared.steps
-                flow.states[cache][:, to, capacity - prefix : capacity].copy_(made[:, end - prefix : end])
-                flow.inputs[table][:, to, :steps].copy_(made[:, end : end + steps])
-            flow.host["kv_start"][to] = capacity - prefix
-            positions = flow.host["positions"]
-            positions[to].copy_(length + 1 + torch.arange(positions.shape[1]))
-        if "modulation" in flow.inputs:
-            made = prepared.executor.outputs["modulation"][source]
-            flow.inputs["modulation"][row, : len(made)].copy_(made)
-        flow.host["steps"][row] = len(schedule)
-        flow.host["schedule"][row, : len(schedule)].copy_(torch.tensor(schedule.lines, dtype=torch.float32))
-        if "cache" in flow.host:
-            lines = torch.tensor(schedule.cache or [CacheLine()] * len(schedule), dtype=torch.float32)
-            flow.host["cache"][row, : len(schedule)].copy_(lines)
-        self._written = True
-        self._joined[row], self._taken[row] = schedule, 0
+    def join(self, prefix: FlowPrefix, row: int, request: FlowRequest) -> None:
+        """Put `request`, whose prompt and times are prepared as `prefix`, in `row`."""
+        self._place(prefix, row, request, 0)
+        flow = self.flow
         flow.states["step"][row] = 0
         flow.states["history"][row].zero_()  # a solver's first step takes none of it, but 0 * NaN is NaN
         noise = request.noise.to(self.z.dtype).contiguous()
@@ -169,6 +169,57 @@ class FlowSession(ProcessBound):
             self.z[row].copy_(noise)
         else:
             self._staging.send(noise.view(torch.uint8).view(-1), self.z[row].view(torch.uint8).view(-1))
+
+    @entry
+    def take_over(self, prefix: FlowPrefix, row: int, request: FlowRequest, other: FlowSession, other_row: int) -> None:
+        """Go on in `row` with what `other` has in `other_row`."""
+        self._place(prefix, row, request, other._taken[other_row])
+        for name, axis in self.flow.plan.row_axes.items():
+            if name in other.flow.states and name not in ("k_cache", "v_cache"):
+                to, made = self.flow.states[name], other.flow.states[name]
+                to.select(axis, row).copy_(made.select(axis, other_row))
+                if to.shape[axis] > self.rows > 0 and row < self.guided and other_row < other.guided:
+                    to.select(axis, self.rows + row).copy_(made.select(axis, other.rows + other_row))
+
+    def _place(self, prefix: FlowPrefix, row: int, request: FlowRequest, taken: int) -> None:
+        """All of a row but its latents and what goes with them."""
+        flow, length, capacity = self.flow, len(request.prompt), self.prompt
+        schedule = request.schedule
+        guided = schedule.guided
+        if prefix.length != length or prefix.steps < len(schedule) or len(prefix.branches) < 1 + guided:
+            raise InputError(
+                f"row {row}: expected a prompt of {length} tokens prepared for at least {len(schedule)} steps"
+                f"{', with an unconditional branch' if guided else ''}; got one of {prefix.length} tokens for "
+                f"{prefix.steps} steps{'' if len(prefix.branches) > 1 else ' without a branch'}"
+            )
+        if length > capacity or len(schedule) > self.steps or (guided and row >= self.guided):
+            raise InputError(
+                f"row {row}: expected a request of up to {capacity} prompt tokens and {self.steps} steps"
+                f"{'' if row < self.guided else ' without guidance'}, got {length} tokens, {len(schedule)} steps, "
+                f"guidance {request.sampler.guidance_scale}"
+            )
+        steps = min(prefix.steps, self.steps)
+        if row < self.guided:  # an unconditional branch that nobody needs sees its image tokens alone
+            flow.host["kv_start"][self.rows + row] = capacity + 1
+            flow.host["positions"][self.rows + row].zero_()
+        for to, made in zip((row, self.rows + row), prefix.branches[: 1 + guided], strict=False):
+            first = capacity - made.k.shape[1]
+            flow.states["k_cache"][:, to, first:capacity].copy_(made.k)
+            flow.states["v_cache"][:, to, first:capacity].copy_(made.v)
+            flow.inputs["k_table"][:, to, :steps].copy_(made.k_table[:, :steps])
+            flow.inputs["v_table"][:, to, :steps].copy_(made.v_table[:, :steps])
+            flow.host["kv_start"][to] = first
+            positions = flow.host["positions"]
+            positions[to].copy_(length + 1 + torch.arange(positions.shape[1]))
+        if "modulation" in flow.inputs and prefix.modulation is not None:
+            flow.inputs["modulation"][row, :steps].copy_(prefix.modulation[:steps])
+        flow.host["steps"][row] = len(schedule)
+        flow.host["schedule"][row, : len(schedule)].copy_(torch.tensor(schedule.lines, dtype=torch.float32))
+        if "cache" in flow.host:
+            lines = torch.tensor(schedule.cache or [CacheLine()] * len(schedule), dtype=torch.float32)
+            flow.host["cache"][row, : len(schedule)].copy_(lines)
+        self._written = True
+        self._joined[row], self._taken[row] = schedule, taken
 
 
 class Prepared(ProcessBound):
@@ -184,6 +235,7 @@ class Prepared(ProcessBound):
         host["prompt_kv_end"].copy_(slots + 1)
         host["time_slots"].copy_(capacity + torch.arange(steps))
         host["time_kv_end"].fill_(capacity)
+        self._lengths: list[int] = []
 
     @property
     def nbytes(self) -> int:
@@ -196,9 +248,23 @@ class Prepared(ProcessBound):
         self.executor.run()
 
     @entry
+    def prefix(self, prompt: int) -> FlowPrefix:
+        """Of prompt number `prompt` of the last run, in this session's memory."""
+        length, end, steps = self._lengths[prompt], self.capacity, self.steps
+        k, v = self.executor.states["k_cache"], self.executor.states["v_cache"]
+        branches = [(prompt, length)] + ([(self.prompts + prompt, 1)] if prompt < self.guided else [])
+        made = tuple(
+            Branch(*(t[:, row, end - n : end] for t in (k, v)), *(t[:, row, end : end + steps] for t in (k, v)))
+            for row, n in branches
+        )
+        modulation = self.executor.outputs.get("modulation")
+        return FlowPrefix(length, made, None if modulation is None else modulation[prompt])
+
+    @entry
     def write(self, prompts: Sequence[TimedPrompt]) -> None:
         """What `run` reads, written and sent."""
         host, capacity = self.executor.host, self.capacity
+        self._lengths = [len(ids) for ids, _ in prompts]
         for row, (ids, times) in enumerate(prompts):
             start = capacity - len(ids)
             host["ids"][row].zero_()
@@ -217,63 +283,3 @@ class Prepared(ProcessBound):
         t = torch.tensor([t * 1000.0 for t in times[: self.steps]], dtype=torch.float32)
         t = t.to(self._latents)
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))
-
-
-def generate(
-    runner: Runner,
-    requests: Sequence[FlowRequest],
-    on_step: Callable[[int, torch.Tensor], torch.Tensor | None] | None = None,
-    trace: list[dict[str, Any]] | None = None,
-) -> torch.Tensor:
-    """Latents (R, c, H, W) at t = 1 of all requests, float32; no row sees another.
-
-    `on_step(k, z)` runs after evaluation k on the latents in request order; what it returns, if anything, replaces
-    them, and a solver that remembers an earlier evaluation keeps what it remembers. `trace` receives, per evaluation,
-    `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose unconditional branch it did not need,
-    None if no row has one).
-    """
-    order = sorted(range(len(requests)), key=lambda i: not requests[i].schedule.guided)
-    buckets, keys = runner.buckets, [r.timed_prompt for r in requests]
-    rows = padded(len(requests), buckets.rows)
-    guided = sum(r.schedule.guided for r in requests)
-    branches = buckets.branches(guided, rows)
-    capacity = padded(max(len(r.prompt) for r in requests), buckets.prompt_tokens)
-    longest = max(len(r.schedule) for r in requests)
-    steps = min(padded(longest, buckets.steps), MAX_STEPS)
-    timed = list(dict.fromkeys(keys[i] for i in order))
-    prompts = padded(len(timed), buckets.rows)
-    with_branch = buckets.branches(len({keys[i] for i in order[:branches]}), prompts)
-    skips, caches = (any(getattr(r.schedule, name) for r in requests) for name in ("skips", "caches"))
-    with runner.lease(FlowSession, rows, branches, capacity, steps, skips, caches) as session:
-        with runner.lease(Prepared, prompts, with_branch, capacity, steps) as prepared:
-            prepared.run(timed)
-            for row, i in enumerate(order):
-                session.join(prepared, timed.index(keys[i]), row, requests[i])
-        for row in range(len(order), rows):  # of an earlier request that was given up
-            session.leave(row)
-        return _integrate(session, order, guided, longest, on_step, trace)
-
-
-def _integrate(
-    session: FlowSession,
-    order: Sequence[int],
-    guided: int,
-    steps: int,
-    on_step: Callable[[int, torch.Tensor], torch.Tensor | None] | None,
-    trace: list[dict[str, Any]] | None,
-) -> torch.Tensor:
-    back = torch.tensor(order).argsort().to(session.z.device)
-    for k in range(steps):
-        before = session.z[back].float() if trace is not None else None
-        fresh = [row for row in range(guided) if session.needs_branch(row)]
-        session.step()
-        if trace is not None:
-            cond, uncond = session.velocities()
-            others = torch.full_like(cond, torch.nan)
-            others[fresh] = uncond[fresh]
-            trace.append({"z": before, "v_cond": cond[back], "v_uncond": others[back] if guided else None})
-        if on_step is not None:
-            replaced = on_step(k, session.z[back].float())
-            if replaced is not None:
-                session.z[: len(order)].copy_(replaced[back.argsort()])
-    return session.z[back].float()

@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session(Protocol):
-    """The memory of a bucket, leased to one request at a time."""
+    """The memory of a bucket, which one has at a time."""
 
     @property
     def nbytes(self) -> int: ...
@@ -79,6 +79,7 @@ class Runner(ProcessBound):
         self._graphs: dict[str, Graph] = {}
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._idle_sum = 0
+        self._leased = 0
         self._gpu_bytes = None if gpu is None else gpu.driver.free_memory()[1]
         self._reserved: dict[Hashable, int] = {}
         self._reserved_sum = 0
@@ -111,36 +112,60 @@ class Runner(ProcessBound):
 
     @contextmanager
     def lease(self, make: Callable[..., T], *bucket: Hashable) -> Iterator[T]:
-        """make(self, *bucket), or one that an earlier request left behind; nobody else has it meanwhile."""
-        key = (make, *bucket)
+        """`take`, and `give` in the end."""
+        session = self.take(make, *bucket)
+        try:
+            yield session
+        finally:
+            self.give(session, make, *bucket)
+
+    def take(self, make: Callable[..., T], *bucket: Hashable) -> T:
+        """make(self, *bucket), or one that was given back; nobody else has it meanwhile."""
         if self.gpu is not None and self._process != os.getpid():
             raise DeviceError(
                 f"expected a call in the process that loaded the model on {self.device}, got one in a process forked "
                 "from it, where CUDA does not run: load the model in the child, started by 'spawn'"
             )
         if self.gpu is not None:
-            with self.gpu.launching():  # what this request copies comes behind what others have launched
+            with self.gpu.launching():  # what is copied into it comes after what others have launched
                 pass
         with _LOCK:
-            session = self._take(key)
-        if session is None:
-            session = self._make(make, bucket)
-        try:
-            yield session  # type: ignore[misc]
-        finally:
-            dropped: list[Session] = []
-            with _LOCK:
-                other = self._take(key)  # which another thread had at the same time
-                dropped += [] if other is None else [other]
-                self._idle[key] = session
-                self._idle_sum += session.nbytes
-                count, size = self._limits
-                while len(self._idle) > 1 and (len(self._idle) > count or self._idle_sum > size):
-                    oldest = self._take(next(iter(self._idle)))
-                    assert oldest is not None
-                    dropped.append(oldest)
-            if dropped and self.gpu is not None:
-                self.gpu.driver.release()  # another stream than the one that gets their memory may still use it
+            session = self._take((make, *bucket))
+            if session is not None:
+                self._leased += 1
+                return session  # type: ignore[return-value]
+        made = self._make(make, bucket)
+        with _LOCK:
+            self._leased += 1
+        return made
+
+    def give(self, session: Session, make: Callable[..., Session], *bucket: Hashable) -> None:
+        """Give back what was taken; it is kept for the next that needs it."""
+        key = (make, *bucket)
+        dropped: list[Session] = []
+        with _LOCK:
+            self._leased -= 1
+            other = self._take(key)  # which somebody else had at the same time
+            dropped += [] if other is None else [other]
+            self._idle[key] = session
+            self._idle_sum += session.nbytes
+            count, size = self._limits
+            while len(self._idle) > 1 and (len(self._idle) > count or self._idle_sum > size):
+                oldest = self._take(next(iter(self._idle)))
+                assert oldest is not None
+                dropped.append(oldest)
+        if dropped and self.gpu is not None:
+            self.gpu.driver.release()  # another stream than the one that gets their memory may still use it
+
+    @property
+    def leased(self) -> int:
+        """Sessions that somebody has."""
+        return self._leased
+
+    def dropped(self) -> None:
+        """A session that was taken is not given back: what it holds cannot be used again."""
+        with _LOCK:
+            self._leased -= 1
 
     def _make(self, make: Callable[..., T], bucket: tuple[Hashable, ...]) -> T:
         """A new session; where memory runs out, the idle ones go first."""

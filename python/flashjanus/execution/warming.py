@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from flashjanus.execution import flow, pictures, text
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.runner import Runner, Session
+from flashjanus.execution.text_rows import DecodeSession
 from flashjanus.sampling import checks, presets
 
 
@@ -28,8 +29,14 @@ def warm_up(
     steps = min(padded(checks.integer("steps", steps, 1, checks.MAX_STEPS), buckets.steps), checks.MAX_STEPS)
     new = padded(min(checks.integer("new_tokens", new_tokens, 1, 2**31 - 1), limit), buckets.new_tokens)
 
+    one = padded(1, buckets.rows)
+
     def sizes(name: str, counts: Sequence[int]) -> list[int]:
-        return sorted({padded(checks.integer(name, n, 1, 1024), buckets.rows) for n in counts}, reverse=True)
+        asked = {padded(checks.integer(name, n, 1, 1024), buckets.rows) for n in counts}
+        fewer = {
+            n for n in buckets.rows if buckets.padded and asked and n < max(asked)
+        }  # which rows move to as others end
+        return sorted(asked | fewer, reverse=True)
 
     schedule = presets.sampler(preset).schedule
     pictured, talked = sizes("images", images), sizes("conversations", conversations)
@@ -43,14 +50,17 @@ def warm_up(
         for rows in pictured:
             for capacity in capacities:
                 make(flow.FlowSession, rows, rows, capacity, steps, schedule.skips, schedule.caches)
-                for prompts in {rows, padded(1, buckets.rows)}:  # each image its own, or all the same
-                    make(flow.Prepared, prompts, prompts, capacity, steps)
+        for capacity in capacities if pictured else []:
+            make(flow.Prepared, one, one, capacity, steps)
         for rows in talked:
             for capacity in capacities:
-                features = 1 + buckets.images(rows, rows) * config.num_understanding_tokens
-                make(text.TextSession, rows, capacity, capacity + new, features, new)
+                make(DecodeSession, rows, capacity + new, new)
+        for capacity in capacities if talked else []:
+            for count in (0, 1):
+                features = 1 + buckets.images(count, one) * config.num_understanding_tokens
+                make(text.TextSession, one, capacity, capacity + 1, features, 1, False)
         if talked:
-            make(text.Encoder, min(padded(1, buckets.rows), text.IMAGES_AT_ONCE))
+            make(text.Encoder, min(one, text.IMAGES_AT_ONCE))
         if pictured and runner.vae_config is not None:
             make(pictures.Decoder, config.latent_size, config.latent_size)
         runner.reserve(made)

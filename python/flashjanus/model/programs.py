@@ -75,7 +75,7 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     `index` (B, N) picks a row of `features` where >= 0: 0 is the begin-of-image embedding, the others image features.
     """
     language = config.language
-    g = Graph("prefill", weights)
+    g = Graph("prefill", weights, rows=(B,))
     ids, index = g.input("ids", (B, N), I32), g.input("index", (B, N), I32)
     features = g.input("features", (F, language.hidden_size), policy.matrix, on_device=True)
     k, v = llama.caches(g, language, policy, B, S)
@@ -95,7 +95,7 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     A row that met its `eos` is no longer `live`: it runs on with the others, but does not move.
     """
     language = config.language
-    g = Graph("decode_step", weights)
+    g = Graph("decode_step", weights, rows=(B,))
     for name in weights:
         if f"{name}.int4" in weights:
             g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
@@ -123,7 +123,7 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     key, its prompt's first token, in slot P-1. A time token sees its prefix and itself.
     """
     language = config.language
-    g = Graph("flow_prepare", weights)
+    g = Graph("flow_prepare", weights, rows=(R, R + U))
     rows = R + U
     k, v = llama.caches(g, language, policy, rows, P + K)
     ids, t = g.input("ids", (R, P), I32), g.input("t", (R, K), F32)
@@ -171,7 +171,7 @@ def flow_step(
     """
     cache, branches = FLOW_STEPS[name]
     language, enc = config.language, config.gen_encoder
-    g = Graph(name, weights)
+    g = Graph(name, weights, rows=(R, R + U))
     tokens = config.num_image_tokens
     size = config.latent_size
     z, history = (g.state(name, (R, enc.input_channels, size, size), policy.latents) for name in ("z", "history"))

@@ -34,7 +34,7 @@ GAPS = {
     ("prefill", None): "tokens to text",
     ("decode_step", None): "tokens to text",
 }
-"""What the pipeline does between the end of one program (None: the request's beginning) and the start of the next."""
+"""What the host does between the end of one program (None: the request's beginning) and the start of the next."""
 
 
 @dataclass(frozen=True)

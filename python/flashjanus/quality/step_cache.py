@@ -70,7 +70,7 @@ def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, tor
     with runner.lease(FlowSession, 1, guided, prompt, steps, False, True) as session:
         with runner.lease(Prepared, 1, guided, prompt, steps) as prepared:
             prepared.run([request.timed_prompt])
-            session.join(prepared, 0, 0, request)
+            session.join(prepared.prefix(0), 0, request)
         for line in request.schedule.cache:
             session.step()
             added = session.flow.states[f"slot_{int(line.slot)}"].float().flatten(1)

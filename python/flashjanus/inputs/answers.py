@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flashjanus.errors import InputError
@@ -31,10 +31,9 @@ class Answer:
         self._decoder, self._stops = StreamDecoder(tokenizer), stops
         self._held = ""
 
-    def push(self, token: int | None) -> str:
-        """What a token adds to the text, as far as no stop string can begin in it; None, of a row at its end, adds
-        nothing."""
-        return "" if token is None else self._passed(self._decoder.push(token))
+    def push(self, token: int) -> str:
+        """What a token adds to the text, as far as no stop string can begin in it."""
+        return self._passed(self._decoder.push(token))
 
     def finish(self) -> str:
         """What was held back."""
@@ -58,21 +57,3 @@ class Answer:
 def _begun(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def streamed(steps: Iterator[list[int | None]], answer: Answer) -> Iterator[str]:
-    """The pieces of one conversation's answer, none of them empty."""
-    for (token,) in steps:
-        if piece := answer.push(token):
-            yield piece
-    if rest := answer.finish():
-        yield rest
-
-
-def written(steps: Iterator[list[int | None]], answers: Sequence[Answer]) -> list[str]:
-    """The text of every conversation's answer."""
-    pieces: list[list[str]] = [[] for _ in answers]
-    for tokens in steps:
-        for own, answer, token in zip(pieces, answers, tokens, strict=True):
-            own.append(answer.push(token))
-    return ["".join(own) + answer.finish() for own, answer in zip(pieces, answers, strict=True)]

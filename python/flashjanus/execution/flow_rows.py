@@ -1,0 +1,85 @@
+"""The images that are being drawn, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.flow import FlowPrefix, FlowRequest, FlowSession
+from flashjanus.execution.rows import Rows
+from flashjanus.sampling.checks import MAX_STEPS
+
+
+@dataclass(eq=False)
+class FlowRow:
+    """An image that is being drawn. taken: its evaluations so far."""
+
+    request: FlowRequest
+    prefix: FlowPrefix
+    taken: int = 0
+    place: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.taken >= len(self.request.schedule)
+
+
+class FlowRows(Rows[FlowRow, FlowSession]):
+    """Rows of images in a FlowSession; those with guidance come first."""
+
+    counts = 2
+    make = FlowSession
+
+    def bucket(self, rows: Iterable[FlowRow]) -> tuple[int, ...]:
+        buckets, requests = self.runner.buckets, [row.request for row in rows]
+        count = padded(len(requests), buckets.rows)
+        guided = sum(r.schedule.guided for r in requests)
+        capacity = padded(max(len(r.prompt) for r in requests), buckets.prompt_tokens)
+        steps = min(padded(max(len(r.schedule) for r in requests), buckets.steps), MAX_STEPS)
+        skips, caches = (any(getattr(r.schedule, name) for r in requests) for name in ("skips", "caches"))
+        return count, buckets.branches(guided, count), capacity, steps, skips, caches
+
+    def first_place(self, row: FlowRow) -> int:
+        return 0 if row.request.schedule.guided else -1
+
+    def join(self, session: FlowSession, place: int, row: FlowRow) -> None:
+        session.join(row.prefix, place, row.request)
+
+    def move(self, session: FlowSession, place: int, row: FlowRow, before: FlowSession) -> None:
+        assert row.place is not None
+        session.take_over(row.prefix, place, row.request, before, row.place)
+
+    def step(self) -> None:
+        """One evaluation of every row. Raises OutOfMemoryError, after which the rows are as before."""
+        self.settled().step()
+        for row in self.rows:
+            row.taken += 1
+
+    def z(self, row: FlowRow) -> torch.Tensor:
+        """Latents (c, H, W) of a row, float32, in memory of their own."""
+        if self.session is None or row.place is None:
+            return row.request.noise.to(torch.float32, copy=True)
+        return self.session.z[row.place].to(torch.float32, copy=True)
+
+    def write_z(self, row: FlowRow, z: torch.Tensor) -> None:
+        """Other latents (c, H, W) for a row between two evaluations; what its solver remembers is kept."""
+        if self.session is None or row.place is None:
+            row.request = replace(row.request, noise=z)
+        else:
+            self.session.z[row.place].copy_(z)
+
+    def velocities(self) -> Callable[[FlowRow], tuple[torch.Tensor, torch.Tensor]]:
+        """Of the last evaluation: by row its conditional and unconditional one (c, H, W), before guidance; NaN for an
+        unconditional one that the row did not need."""
+        assert self.session is not None
+        cond, uncond = self.session.velocities()
+
+        def of(row: FlowRow) -> tuple[torch.Tensor, torch.Tensor]:
+            assert row.place is not None
+            fresh = row.request.schedule.needs_branch(row.taken - 1)
+            return cond[row.place], uncond[row.place] if fresh else torch.full_like(cond[row.place], torch.nan)
+
+        return of

@@ -1,0 +1,120 @@
+"""What has been prepared or read once, kept for the next request that begins the same way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from flashjanus.engine.runtime.bound import ProcessBound
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.flow import FlowPrefix, FlowRequest, Prepared
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text import TextPrefix
+from flashjanus.sampling.checks import MAX_STEPS
+
+
+class Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Sized)
+
+
+@dataclass
+class Uses:
+    """How often something was there, and was not."""
+
+    hits: int = 0
+    misses: int = 0
+
+    @property
+    def rate(self) -> float:
+        """0 to 1; 0 where nothing was asked for."""
+        return self.hits / max(1, self.hits + self.misses)
+
+
+class PrefixStore(ProcessBound):
+    """At most `limit` bytes: prompts of images with their time tokens, images' features, and conversations' keys and
+    values. What was used least recently goes first.
+
+    prompts, images, conversations: how often each kind was found. evicted: how many had to go.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.nbytes, self.evicted = limit, 0, 0
+        self.prompts, self.images, self.conversations = Uses(), Uses(), Uses()
+        self._kept: OrderedDict[Hashable, Sized] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, kind: type[T], key: Hashable, uses: Uses) -> T | None:
+        """What `key` was put as, and counted."""
+        found = self._kept.get(key)
+        if not isinstance(found, kind):
+            uses.misses += 1
+            return None
+        uses.hits += 1
+        self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, value: Sized) -> None:
+        """Keep it, unless it alone is larger than the store."""
+        self._drop(key)
+        if value.nbytes > self.limit:
+            return
+        self._kept[key] = value
+        self.nbytes += value.nbytes
+        while self.nbytes > self.limit:
+            self._drop(next(iter(self._kept)))
+            self.evicted += 1
+
+    def longest(self, names: Sequence[Hashable]) -> tuple[TextPrefix | None, int]:
+        """The conversation that begins with the most of these tokens, and how many that are; counted."""
+        best, length = None, 0
+        for kept in self._kept.values():
+            if isinstance(kept, TextPrefix) and (common := kept.common(names)) > length:
+                best, length = kept, common
+        if best is None:
+            self.conversations.misses += 1
+            return None, 0
+        self.conversations.hits += 1
+        self._kept.move_to_end(best.names)
+        return best, length
+
+    def put_conversation(self, read: TextPrefix) -> None:
+        """Keep it instead of those that it goes on with."""
+        begun = [p for p in self._kept.values() if isinstance(p, TextPrefix) and p.common(read.names) == len(p.names)]
+        for shorter in begun:
+            self._drop(shorter.names)
+        self.put(read.names, read)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.nbytes = 0
+
+    def _drop(self, key: Hashable) -> None:
+        if key in self._kept:
+            self.nbytes -= self._kept.pop(key).nbytes
+
+
+def prepared(runner: Runner, store: PrefixStore, request: FlowRequest) -> FlowPrefix:
+    """The prefix of an image's prompt and times, out of the store or prepared alone: its bits depend on nobody else."""
+    prompt, times = request.timed_prompt
+    buckets = runner.buckets
+    rows = padded(1, buckets.rows)
+    guided = request.schedule.guided or buckets.padded  # then one plan prepares for both kinds
+    key = ("prompt", prompt, times, guided)
+    found = store.get(FlowPrefix, key, store.prompts)
+    if found is not None:
+        return found
+    capacity = padded(len(prompt), buckets.prompt_tokens)
+    steps = min(padded(len(times), buckets.steps), MAX_STEPS)
+    with runner.lease(Prepared, rows, buckets.branches(int(guided), rows), capacity, steps) as session:
+        session.run([(prompt, times)])
+        prefix = session.prefix(0).kept()
+    store.put(key, prefix)
+    return prefix

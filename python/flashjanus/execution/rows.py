@@ -1,0 +1,142 @@
+"""Rows that come and go between two steps, in one session of the bucket that they need."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from flashjanus.engine.runtime.bound import ProcessBound
+from flashjanus.errors import OutOfMemoryError
+from flashjanus.execution.runner import Runner
+
+
+class Row(Protocol):
+    """place: its row in the session, if it has one."""
+
+    place: int | None
+
+
+class Session(Protocol):
+    """Memory of some rows."""
+
+    rows: int
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def leave(self, row: int) -> None: ...
+
+
+R = TypeVar("R", bound=Row)
+S = TypeVar("S", bound=Session)
+
+
+class Rows(ProcessBound, Generic[R, S]):
+    """Before a step all rows move to another session where theirs has too many rows for them, or too little room.
+
+    The idle rows of a bucket are no more than padding asks for. A row that comes takes a free place.
+    """
+
+    make: ClassVar[Callable[..., Any]]
+    """make(runner, *bucket): a session."""
+    counts: ClassVar[int]
+    """Of a bucket's sizes, how many (the first) count rows: those are as needed, the others at least that."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.rows: list[R] = []
+        self.session: S | None = None
+        self._bucket: tuple[Any, ...] = ()
+        self._places: list[R | None] = []
+        self._without_memory: list[R] = []
+
+    @abstractmethod
+    def bucket(self, rows: Iterable[R]) -> tuple[int, ...]:
+        """The smallest that holds `rows`."""
+
+    @abstractmethod
+    def join(self, session: S, place: int, row: R) -> None:
+        """Begin a row there."""
+
+    @abstractmethod
+    def move(self, session: S, place: int, row: R, before: S) -> None:
+        """Go on there with a row that `before` has."""
+
+    def first_place(self, row: R) -> int:
+        """Which of the free places a row takes: 0 the first, -1 the last."""
+        return 0
+
+    def add(self, row: R) -> None:
+        self.rows.append(row)
+
+    def remove(self, row: R) -> None:
+        """Let a row go; with the last one the memory is given back. Rows that there was no memory for are back."""
+        self.rows += self._without_memory
+        self._without_memory = []
+        self.rows.remove(row)
+        if row.place is not None and self.session is not None:
+            self.session.leave(row.place)
+            self._places[row.place] = None
+        row.place = None
+        if not self.rows:
+            self._release()
+
+    def forget(self) -> None:
+        """Let all rows go, and the memory as well: after a step that failed it is not to be used again."""
+        if self.session is not None:
+            self.runner.dropped()
+        self.session, self._bucket, self._places, self.rows = None, (), [], []
+
+    def settled(self) -> S:
+        """The session, with the rows in it.
+
+        Where there is no memory for all of them, those that came last are left aside until another goes. Raises
+        OutOfMemoryError where there is none for a single one.
+        """
+        while not self._fits(needed := self.bucket(self.rows)):
+            try:
+                self._move(needed)
+            except OutOfMemoryError:
+                unplaced = [row for row in self.rows if row.place is None]
+                if not unplaced:  # all have a place, in more memory than they need
+                    break
+                if len(self.rows) == 1:
+                    raise
+                self.rows.remove(unplaced[-1])
+                self._without_memory.append(unplaced[-1])
+        assert self.session is not None
+        free = [place for place, row in enumerate(self._places) if row is None]
+        for row in self.rows:
+            if row.place is None:
+                place = free.pop(self.first_place(row))
+                self.join(self.session, place, row)
+                self._places[place], row.place = row, place
+        return self.session
+
+    def _fits(self, needed: tuple[int, ...]) -> bool:
+        held = self._bucket
+        same = bool(held) and held[: self.counts] == needed[: self.counts]
+        return same and all(h >= n for h, n in zip(held, needed, strict=True))
+
+    def _move(self, needed: tuple[int, ...]) -> None:
+        session: S = self.runner.take(self.make, *needed)
+        places: list[R | None] = [None] * session.rows
+        for place in range(session.rows):  # rows of somebody who had it before
+            session.leave(place)
+        free = list(range(session.rows))
+        for row in self.rows:
+            if self.session is not None and row.place is not None:
+                place = free.pop(self.first_place(row))
+                self.move(session, place, row, self.session)
+                places[place] = row
+        self._release()
+        self.session, self._bucket, self._places = session, needed, places
+        for place, moved in enumerate(places):
+            if moved is not None:
+                moved.place = place
+
+    def _release(self) -> None:
+        if self.session is not None:
+            self.runner.give(self.session, self.make, *self._bucket)
+        self.session, self._bucket, self._places = None, (), []

@@ -1,0 +1,135 @@
+"""The answers that are being written, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from flashjanus.engine.runtime.bound import ProcessBound
+from flashjanus.engine.runtime.cuda import Staging
+from flashjanus.engine.runtime.entry import entry
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.rows import Rows
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text import TextPrefix, TextRequest, fetch_tokens, write_sampling
+
+
+class DecodeSession(ProcessBound):
+    """Memory of a bucket: B rows, S key slots, K new tokens. A row's keys begin in slot 0."""
+
+    @entry
+    def __init__(self, runner: Runner, rows: int, slots: int, new: int) -> None:
+        self.executor = runner.executor("decode_step", B=rows, S=slots, K=new)
+        self.states, self.rows = self.executor.states, rows
+        self._last = runner.config.language.max_position_embeddings - 1
+        self._written = True
+        self._staging = None if runner.gpu is None else Staging(runner.gpu, self.states["token"].nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        return self.executor.nbytes
+
+    @entry
+    def join(self, row: int, request: TextRequest, prefix: TextPrefix, token: int, eos: int | None) -> None:
+        """Put a request in `row`, of which all tokens have been read, and `token` comes next."""
+        states, length = self.states, prefix.k.shape[1]
+        states["k_cache"][:, row, :length].copy_(prefix.k)
+        states["v_cache"][:, row, :length].copy_(prefix.v)
+        states["seen"][row].zero_()
+        states["seen"][row, token] = 1
+        numbers = dict(token=token, position=min(length, self._last), slot=length, step=1, live=1)
+        for name, value in numbers.items():
+            states[name][row] = value
+        self._settle(row, request, eos)
+
+    @entry
+    def take_over(
+        self, row: int, request: TextRequest, eos: int | None, other: DecodeSession, other_row: int, used: int
+    ) -> None:
+        """Go on in `row` with what `other` has in `other_row`, whose first `used` slots hold keys."""
+        for name, axis in self.executor.plan.row_axes.items():
+            if name in self.states:
+                to, made = self.states[name].select(axis, row), other.states[name].select(axis, other_row)
+                if name in ("k_cache", "v_cache"):
+                    to, made = to[:, :used], made[:, :used]
+                to.copy_(made)
+        self._settle(row, request, eos)
+
+    @entry
+    def leave(self, row: int) -> None:
+        """Nobody waits for `row` any more: it moves no further."""
+        self.states["live"][row] = 0
+
+    @entry
+    def step(self) -> Callable[[], list[int]]:
+        """Decode one token of every row; the result gives the tokens (B,), and waits for them. Call it before the next
+        step but one."""
+        if self._written:
+            self.executor.upload()
+            self._written = False
+        self.executor.run()
+        return fetch_tokens(self.states["token"], self._staging)
+
+    def _settle(self, row: int, request: TextRequest, eos: int | None) -> None:
+        host = self.executor.host
+        host["kv_start"][row] = 0
+        host["eos"][row] = -1 if eos is None else eos
+        write_sampling(self.executor, row, request.sampling)
+        self._written = True
+
+
+@dataclass(eq=False)
+class TextRow:
+    """An answer that is being written: tokens of it so far, `room` at most."""
+
+    request: TextRequest
+    prefix: TextPrefix
+    room: int
+    eos: int | None
+    tokens: list[int] = field(default_factory=list)
+    place: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return len(self.tokens) >= self.room or self.tokens[-1] == self.eos
+
+
+class TextRows(Rows[TextRow, DecodeSession]):
+    """Rows of answers in a DecodeSession."""
+
+    counts = 1
+    make = DecodeSession
+
+    def bucket(self, rows: Iterable[TextRow]) -> tuple[int, ...]:
+        buckets, sizes = self.runner.buckets, [(row.prefix.k.shape[1], row.room) for row in rows]
+        new = padded(max(room for _, room in sizes), buckets.new_tokens)
+        slots = max(padded(length, buckets.prompt_tokens) + padded(room, buckets.new_tokens) for length, room in sizes)
+        return padded(len(sizes), buckets.rows), slots, new
+
+    def join(self, session: DecodeSession, place: int, row: TextRow) -> None:
+        session.join(place, row.request, row.prefix, row.tokens[-1], row.eos)
+
+    def move(self, session: DecodeSession, place: int, row: TextRow, before: DecodeSession) -> None:
+        assert row.place is not None
+        used = row.prefix.k.shape[1] + len(row.tokens)  # and a token more where the device is a step ahead
+        session.take_over(place, row.request, row.eos, before, row.place, used)
+
+    def step(self) -> Callable[[], list[tuple[TextRow, int]]]:
+        """One token of every row; the result gives them, and waits for them. Raises OutOfMemoryError, after which the
+        rows are as before."""
+        fetched = self.settled().step()
+        placed = [(row, row.place) for row in self.rows]
+
+        def result() -> list[tuple[TextRow, int]]:
+            tokens = fetched()
+            return [(row, tokens[place]) for row, place in placed if place is not None]
+
+        return result
+
+    def read(self, row: TextRow) -> TextPrefix:
+        """What a row has read and written, but for its last token, in memory of its own."""
+        if row.place is None or self.session is None:
+            return row.prefix
+        names = (*row.prefix.names, *row.tokens[:-1])
+        k, v = (self.session.states[name][:, row.place, : len(names)].clone() for name in ("k_cache", "v_cache"))
+        return TextPrefix(names, k, v)

@@ -1,0 +1,95 @@
+"""What has been admitted, what is to be told of it, and how it ends."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from flashjanus.errors import DeviceError, FlashJanusError, OutOfMemoryError
+from flashjanus.scheduling.requests import Event, Failed, Handle
+
+Piece: TypeAlias = Generator[None, None, None]
+"""Work of one job that stands between steps, and pauses where others may go first."""
+
+
+@dataclass(eq=False)
+class Work:
+    """A job that has been admitted. size: its rows of images and of answers; nbytes: of their keys and values.
+
+    withdraw: takes its rows out, wherever they are.
+    """
+
+    handle: Handle
+    size: tuple[int, int]
+    nbytes: int
+    withdraw: Callable[[], None]
+
+
+class Book:
+    """Jobs that wait, works in progress with their pieces, and events that nobody has read yet."""
+
+    def __init__(self) -> None:
+        self.queue: list[Handle] = []
+        self.works: dict[Handle, Work] = {}
+        self.pieces: deque[tuple[Work, Piece]] = deque()
+        self.events: list[Event] = []
+
+    def wait(self, handle: Handle) -> None:
+        """Let a job wait: the smaller its priority, and the longer it has waited, the earlier it begins."""
+        self.queue.append(handle)
+        self.queue.sort(key=lambda h: (h.priority, h.order))
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
+
+    def end(self, handle: Handle, event: Event) -> None:
+        """A job is over: its rows and pieces go, and `event` tells it."""
+        if handle.ended:
+            return
+        handle.ended = True
+        if handle in self.queue:
+            self.queue.remove(handle)
+        if handle in self.works:
+            self._withdraw(self.works.pop(handle))
+        self.tell(event)
+
+    def next_piece(self) -> None:
+        """The first piece up to its next pause. What it fails of is told."""
+        work, piece = self.pieces.popleft()  # out of reach of whatever ends the job meanwhile
+        try:
+            next(piece)
+        except StopIteration:
+            return
+        except OutOfMemoryError as error:
+            self.out_of_memory(work, error)
+        except FlashJanusError as error:
+            self.end(work.handle, Failed(work.handle, error))
+        except BaseException as error:
+            self.end(work.handle, Failed(work.handle, cut_short(error)))
+            raise
+        else:
+            self.pieces.appendleft((work, piece))
+
+    def out_of_memory(self, work: Work, error: OutOfMemoryError) -> None:
+        """The job that there was no memory for waits until another ends; where there is no other, it fails."""
+        if len(self.works) == 1:
+            self.end(work.handle, Failed(work.handle, error))
+            return
+        self._withdraw(self.works.pop(work.handle))
+        self.wait(work.handle)
+
+    def _withdraw(self, work: Work) -> None:
+        own = [piece for other, piece in self.pieces if other is work]
+        self.pieces = deque((other, piece) for other, piece in self.pieces if other is not work)
+        for piece in own:
+            piece.close()
+        work.withdraw()
+
+
+def cut_short(error: BaseException) -> FlashJanusError:
+    """What the jobs are told that were in a step or a piece that `error` ended: their rows are lost."""
+    return DeviceError(
+        f"expected the work on this job to end, but {type(error).__name__} cut it short; submit it again"
+    )

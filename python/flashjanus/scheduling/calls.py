@@ -1,0 +1,77 @@
+"""What a caller who waits wants of the scheduler: latents, pictures, tokens, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashjanus.execution.flow import FlowRequest
+from flashjanus.execution.text import ImageTokens, TextRequest
+from flashjanus.scheduling.requests import Finished, ImageJob, Progress, TextJob, Token
+from flashjanus.scheduling.shared import SharedScheduler
+
+OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """result: latents (R, c, H, W) or pixels (R, 3, H, W), float32. flowed_at: time.perf_counter() when all latents
+    were there."""
+
+    result: torch.Tensor
+    flowed_at: float
+
+
+def draw(
+    shared: SharedScheduler,
+    requests: Sequence[FlowRequest],
+    decode: bool = False,
+    on_step: OnStep | None = None,
+    trace: list[dict[str, Any]] | None = None,
+) -> Drawn:
+    """Images of all requests, which begin together.
+
+    `on_step(k, z)` runs after evaluation k on the latents in request order; what it returns, if anything, replaces
+    them, and a solver that remembers an earlier evaluation keeps what it remembers. `trace` receives, per evaluation,
+    `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose unconditional branch it did not need,
+    None if no row has one).
+    """
+    pauses = on_step is not None or trace is not None
+    guided = any(request.schedule.guided for request in requests)
+    dtype = shared.scheduler.runner.policy.latents
+    before = torch.stack([request.noise.to(dtype).float() for request in requests])
+    job = ImageJob(rows=tuple(requests), decode=decode, pauses=pauses)
+    with closing(shared.serve([job])) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                assert event.handle.flowed_at is not None
+                return Drawn(event.result, event.handle.flowed_at)
+            if not (pauses and isinstance(event, Progress)):
+                continue
+            latents, velocities = shared.paused(event.handle)
+            if trace is not None:
+                trace.append({"z": before, "v_cond": velocities[0], "v_uncond": velocities[1] if guided else None})
+            replaced = None if on_step is None else on_step(event.step - 1, latents)
+            before = latents if replaced is None else replaced.float()
+            shared.resume(event.handle, replaced)
+    raise AssertionError("a job that ends has finished, or failed")
+
+
+def write(shared: SharedScheduler, jobs: Sequence[TextJob]) -> Iterator[tuple[int, Token | Finished]]:
+    """Tokens and results of answers as they come, with the number of their job."""
+    numbers = {id(job): n for n, job in enumerate(jobs)}
+    with closing(shared.serve(jobs)) as events:
+        for event in events:
+            if isinstance(event, Token | Finished):
+                yield numbers[id(event.handle.job)], event
+
+
+def next_logits(shared: SharedScheduler, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
+    """Logits (B, V), float32, of the token after each request."""
+    jobs = [TextJob(request=request, room=0, image_tokens=tokens) for request in requests]
+    found = {n: event.result for n, event in write(shared, jobs) if isinstance(event, Finished)}
+    return torch.stack([found[n] for n in range(len(requests))])

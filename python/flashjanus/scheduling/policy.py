@@ -1,0 +1,105 @@
+"""Who goes next. All times are seconds that were measured while serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flashjanus.checkpoint import LanguageConfig
+from flashjanus.execution.runner import Runner
+from flashjanus.scheduling.requests import ImageJob, Job, TextJob
+
+FREE_SHARE = 0.5
+"""Of the memory that is free when the scheduler is made, what rows may take: weights stay, plans need the rest."""
+PREFIX_SHARE = 0.1
+"""Of the same, what prefixes may take."""
+WITHOUT_NUMBER = 8 * 2**30
+"""Bytes taken to be free where the system does not say."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Live rows at most, bytes of their keys and values, bytes of prefixes, and jobs that wait (None: any number).
+
+    A job that alone has more is served alone.
+    """
+
+    images: int = 32
+    answers: int = 64
+    row_bytes: int | None = None
+    prefix_bytes: int | None = None
+    queued: int | None = None
+
+    def of(self, runner: Runner) -> tuple[int, int]:
+        """Bytes of rows and of prefixes on a model's device."""
+        free = available(runner)
+        rows = int(FREE_SHARE * free) if self.row_bytes is None else self.row_bytes
+        return rows, int(PREFIX_SHARE * free) if self.prefix_bytes is None else self.prefix_bytes
+
+
+def available(runner: Runner) -> int:
+    """Bytes that can still be had on a model's device."""
+    if runner.gpu is not None:
+        return runner.gpu.driver.free_memory()[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return WITHOUT_NUMBER
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def row_bytes(job: Job, language: LanguageConfig, image_tokens: int, itemsize: int) -> int:
+    """Bytes of the keys and values of a job's rows."""
+    slot = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim * itemsize
+    if isinstance(job, TextJob):
+        return slot * (len(job.request.ids) + job.room)
+    return sum(
+        (1 + row.schedule.guided) * slot * (len(row.prompt) + 1 + image_tokens + len(row.schedule)) for row in job.rows
+    )
+
+
+def size(job: Job) -> tuple[int, int]:
+    """Rows of images and of answers."""
+    return (len(job.rows), 0) if isinstance(job, ImageJob) else (0, 1)
+
+
+class Turns:
+    """Three kinds of work share the device: tokens, evaluations of images, and pieces of all else (prompts prepared,
+    images encoded, conversations read, pictures decoded), none of which takes much longer than an evaluation.
+
+    Tokens come between any two others, so that a streamed answer waits for one of them at most. They get up to ANSWERS
+    of the time that it took: an answer is read while it is written, and one token for each evaluation of sixteen images
+    would be slower than anybody reads. Pieces get as much time as evaluations do: what waits to begin
+    and what has begun go on alike. But no image goes on before those that were admitted with it are prepared: rows that
+    run together cost less than rows that follow each other.
+    """
+
+    ANSWERS = 0.25
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._evaluation = self._pieces = self._tokens = self._other = 0.0
+        self._due = True
+
+    def piece_next(self, pieces: bool, images: bool, begun: bool) -> bool:
+        """Whether a piece goes before an evaluation. begun: some image has been evaluated already."""
+        if not (pieces and images):
+            return pieces
+        return not begun or self._pieces < self._evaluation
+
+    def tokens_next(self) -> bool:
+        """Whether another token goes before a piece or an evaluation."""
+        return self._due or self._tokens < self.ANSWERS * self._other
+
+    def took(self, kind: str, began: float) -> None:
+        """`kind` ("piece", "evaluation" or "tokens") has run since `began`."""
+        spent = self._clock() - began
+        if kind == "tokens":
+            self._tokens, self._due = self._tokens + spent, False
+            return
+        self._tokens, self._other, self._due = 0.0, spent, True
+        if kind == "piece":
+            self._pieces += spent
+        else:
+            self._evaluation, self._pieces = spent, 0.0

@@ -1,0 +1,92 @@
+"""Text jobs: conversations read, then a token of all answers at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flashjanus.errors import OutOfMemoryError
+from flashjanus.execution.prefixes import PrefixStore
+from flashjanus.execution.reading import reading
+from flashjanus.execution.runner import Runner
+from flashjanus.execution.text_rows import TextRow, TextRows
+from flashjanus.scheduling.book import Book, Piece, Work, cut_short
+from flashjanus.scheduling.requests import Failed, Finished, Handle, TextJob, Token
+
+
+@dataclass(eq=False)
+class Written:
+    """A text job's row."""
+
+    work: Work
+    job: TextJob
+    row: TextRow
+
+
+class Writing:
+    """The text jobs of a scheduler."""
+
+    def __init__(self, runner: Runner, prefixes: PrefixStore, book: Book) -> None:
+        self._runner, self._prefixes, self._book = runner, prefixes, book
+        self._rows = TextRows(runner)
+        self._owners: dict[TextRow, Written] = {}
+        self._ahead: Callable[[], list[tuple[TextRow, int]]] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """True where an answer waits for its next token."""
+        return bool(self._rows.rows)
+
+    def begin(self, work: Work, job: TextJob) -> Piece:
+        """Read a job's conversation, then let its row join."""
+        read = yield from reading(self._runner, self._prefixes, job.request, job.image_tokens)
+        if job.room == 0:
+            self._book.end(work.handle, Finished(work.handle, read.logits))
+            return
+        row = TextRow(job.request, read.prefix, job.room, job.eos)
+        written = self._owners[row] = Written(work, job, row)
+        self._rows.add(row)
+        self._token(written, read.token)
+
+    def withdraw(self, handle: Handle) -> None:
+        for row in [row for row, written in self._owners.items() if written.work.handle is handle]:
+            del self._owners[row]
+            self._rows.remove(row)
+        if not self._rows.rows:
+            self._ahead = None
+
+    def step(self) -> None:
+        """One token of every answer. A GPU is given the next ones before the host has read these."""
+        try:
+            launched = self._rows.step()
+            before, self._ahead = self._ahead, launched if self._runner.gpu is not None else None
+            found = launched() if self._ahead is None else [] if before is None else before()
+        except OutOfMemoryError as error:  # and no other answer is there
+            handle = self._owners[self._rows.rows[-1]].work.handle
+            self._book.end(handle, Failed(handle, error))
+            return
+        except BaseException as error:
+            self._lose(error)
+            raise
+        for row, token in found:
+            if row in self._owners:  # its job may have ended since
+                self._token(self._owners[row], token)
+
+    def _token(self, written: Written, token: int) -> None:
+        handle, job, row = written.work.handle, written.job, written.row
+        row.tokens.append(token)
+        self._book.tell(Token(handle, token, "" if job.answer is None else job.answer.push(token)))
+        if row.finished or (job.answer is not None and job.answer.ended):
+            if row.place is not None:
+                self._prefixes.put_conversation(self._rows.read(row))
+            rest = "" if job.answer is None else job.answer.finish()
+            self._book.end(handle, Finished(handle, [*row.tokens], rest))
+
+    def _lose(self, error: BaseException) -> None:
+        """A step was cut short, and what its rows hold is not to be used: their jobs end."""
+        lost = [written.work.handle for written in self._owners.values()]
+        self._owners.clear()
+        self._rows.forget()
+        self._ahead = None
+        for handle in lost:
+            self._book.end(handle, Failed(handle, cut_short(error)))
