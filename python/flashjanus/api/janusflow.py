@@ -18,7 +18,7 @@ from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
-from flashjanus.execution import loading, text
+from flashjanus.execution import latent_map, loading, text
 from flashjanus.inputs.answers import Answer
 from flashjanus.inputs.answers import stop_strings as stops_of
 from flashjanus.inputs.images import ImageProcessor, load_image
@@ -77,7 +77,7 @@ class JanusFlow(TensorModel):
             _check_fits(tokenizer, checkpoint.config)
         image_size = checkpoint.config.understanding.image_size
         vae_files = checkpoint.vae
-        return cls._build(
+        model = cls._build(
             checkpoint.config,
             checkpoint.weights,
             None if vae_files is None else (vae_files.config, vae_files.weights),
@@ -86,6 +86,11 @@ class JanusFlow(TensorModel):
             str(source),
             loading.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
         )
+        if vae_files is not None:
+            channels = vae_files.config.latent_channels
+            kept = latent_map.LatentMap.read(vae_files.folder / latent_map.FILE, channels)
+            model.runner.previews = latent_map.Previews(kept, channels)
+        return model
 
     @entry
     def generate_image(

@@ -19,6 +19,7 @@ FILES = (
     "preprocessor_config.json",
     "evaluation.safetensors",
     "vae/config.json",
+    "vae/preview.json",
     "vae/diffusion_pytorch_model.safetensors",
 )
 """What every built-in model consists of."""

@@ -22,6 +22,7 @@ from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
 from flashjanus.execution.buckets import EXACT, Buckets
+from flashjanus.execution.latent_map import Previews
 from flashjanus.model import Policy
 
 IDLE_BYTES = 2 * 2**30
@@ -84,6 +85,7 @@ class Runner(ProcessBound):
         self._reserved: dict[Hashable, int] = {}
         self._reserved_sum = 0
         self._process = os.getpid()
+        self.previews = Previews(None, config.gen_encoder.input_channels)
 
     def graph(self, program: str) -> Graph:
         """The graph of a program, built on first use."""

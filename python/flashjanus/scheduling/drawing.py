@@ -14,23 +14,32 @@ from flashjanus.execution.pictures import decode
 from flashjanus.execution.prefixes import PrefixStore, prepared
 from flashjanus.execution.runner import Runner
 from flashjanus.scheduling.book import Book, Piece, Work, cut_short
-from flashjanus.scheduling.requests import Failed, Finished, Handle, ImageJob, Progress
+from flashjanus.scheduling.requests import Failed, Finished, Handle, ImageJob, Preview, Progress
 
 
 @dataclass(eq=False)
 class Drawn:
-    """An image job's rows, and the latents of those that are finished."""
+    """An image job's rows, the latents of those that are finished, and, for a preview, of all before an evaluation."""
 
     work: Work
     job: ImageJob
     rows: list[FlowRow] = field(default_factory=list)
     latents: dict[FlowRow, torch.Tensor] = field(default_factory=dict)
+    before: list[torch.Tensor] = field(default_factory=list)
     paused: bool = False
 
     @property
     def progress(self) -> tuple[int, int]:
         """Evaluations so far, and all of them."""
         return max(row.taken for row in self.rows), max(len(row.schedule) for row in self.job.rows)
+
+    @property
+    def preview_due(self) -> bool:
+        """True where the next evaluation is followed by a preview; the last is followed by the picture."""
+        if not (self.rows and self.job.preview_every):
+            return False
+        step, steps = self.progress
+        return (step + 1) % self.job.preview_every == 0 and step + 1 < steps
 
     @property
     def finished(self) -> bool:
@@ -81,6 +90,9 @@ class Drawing:
 
     def evaluate(self) -> None:
         """One evaluation of all images; pictures of those that are finished are decoded in pieces."""
+        for drawn in self._jobs.values():
+            if drawn.preview_due:
+                drawn.before = self._all_latents(drawn)
         try:
             self._rows.step()
         except OutOfMemoryError as error:  # and no other image is there
@@ -92,6 +104,8 @@ class Drawing:
         for drawn in dict.fromkeys(self._owners[row] for row in self._rows.rows):
             drawn.paused = drawn.job.pauses
             self._book.tell(Progress(drawn.work.handle, *drawn.progress))
+            if drawn.before:
+                self._preview(drawn)
             if not drawn.paused:
                 self._finish(drawn)
 
@@ -135,12 +149,39 @@ class Drawing:
             else:
                 self._book.end(handle, Finished(handle, torch.stack(latents)))
 
+    def _preview(self, drawn: Drawn) -> None:
+        """Straight on from the last evaluation's step to t = 1."""
+        heading = []
+        for row, z, before in zip(drawn.rows, self._all_latents(drawn), drawn.before, strict=True):
+            times = (*row.request.schedule.times, 1.0)
+            at = min(row.taken, len(times) - 1)
+            heading.append(z + (z - before) * (1 - times[at]) / (times[at] - times[at - 1]))
+        drawn.before = []
+        shown = self._show_preview(drawn.work.handle, drawn.progress[0], torch.stack(heading), drawn.job.full_previews)
+        self._book.pieces.append((drawn.work, shown))
+
+    def _all_latents(self, drawn: Drawn) -> list[torch.Tensor]:
+        return [drawn.latents[row] if row in drawn.latents else self._rows.z(row) for row in drawn.rows]
+
+    def _show_preview(self, handle: Handle, step: int, latents: torch.Tensor, full: bool) -> Piece:
+        linear = self._runner.previews.map
+        if linear is not None and not full:
+            self._book.tell(Preview(handle, step, linear.show(latents)))
+            return
+        pictures = []
+        for n, z in enumerate(latents):
+            if n:
+                yield
+            pictures.append(decode(self._runner, z[None]))
+        self._book.tell(Preview(handle, step, (torch.cat(pictures).clamp(-1, 1) + 1) / 2))
+
     def _show(self, handle: Handle, latents: Sequence[torch.Tensor]) -> Piece:
         pictures = []
         for n, z in enumerate(latents):
             if n:
                 yield
             pictures.append(decode(self._runner, z[None]))
+            self._runner.previews.learn(z[None], pictures[-1])
         self._book.end(handle, Finished(handle, torch.cat(pictures)))
 
     def _let_go(self, rows: Iterable[FlowRow]) -> None:

@@ -21,13 +21,16 @@ class ImageJob:
     """Images that begin together. Result: pixels (R, 3, H, W), about [-1, 1], or, without `decode`, latents
     (R, c, H, W); float32, in order.
 
-    preview_every: a Preview after every so many evaluations, 0 for none. pauses: after each evaluation the images wait
-    for `Scheduler.resume`, and so do all others.
+    preview_every: a Preview after every so many evaluations, 0 for none, of where the latents are heading: by a linear
+    map to small pictures, or by the VAE, which costs as much as a picture, with full_previews and as long as there is
+    no map (see latent_map.py). pauses: after each
+    evaluation the images wait for `Scheduler.resume`, and so do all others.
     """
 
     rows: tuple[FlowRequest, ...]
     decode: bool = True
     preview_every: int = 0
+    full_previews: bool = False
     pauses: bool = False
 
 
@@ -80,7 +83,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """What an image job's latents show after evaluation `step`: images (R, 3, h, w) in [0, 1], float32."""
+    """Where an image job's latents are heading after evaluation `step`: images (R, 3, h, w) in [0, 1], float32."""
 
     handle: Handle
     step: int
