@@ -7,7 +7,7 @@ from functools import wraps
 from types import GeneratorType
 from typing import ParamSpec, TypeVar, cast
 
-from flashjanus.engine.runtime.isolation import isolated
+from .isolation import isolated, within
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,6 +20,8 @@ def entry(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+        if within():  # a caller of ours: a step of the scheduler is some of these deep
+            return method(*args, **kwargs)
         with isolated():
             result = method(*args, **kwargs)
         return cast(R, _stepwise(result)) if isinstance(result, GeneratorType) else result

@@ -22,10 +22,15 @@ _here = threading.local()
 """`scope`: what this thread has put aside, or None."""
 
 
+def within() -> bool:
+    """True within `isolated`."""
+    return getattr(_here, "scope", None) is not None
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """Within it the caller's state does not count; within another one it does nothing. Raises DeviceError."""
-    if getattr(_here, "scope", None) is not None:
+    if within():
         yield
         return
     with ExitStack() as scope:

@@ -50,6 +50,7 @@ class Rows(ProcessBound, Generic[R, S]):
         self._bucket: tuple[Any, ...] = ()
         self._places: list[R | None] = []
         self._without_memory: list[R] = []
+        self._settled = False
 
     @abstractmethod
     def bucket(self, rows: Iterable[R]) -> tuple[int, ...]:
@@ -69,11 +70,13 @@ class Rows(ProcessBound, Generic[R, S]):
 
     def add(self, row: R) -> None:
         self.rows.append(row)
+        self._settled = False
 
     def remove(self, row: R) -> None:
         """Let a row go; with the last one the memory is given back. Rows that there was no memory for are back."""
         self.rows += self._without_memory
         self._without_memory = []
+        self._settled = False
         self.rows.remove(row)
         if row.place is not None and self.session is not None:
             self.session.leave(row.place)
@@ -87,6 +90,7 @@ class Rows(ProcessBound, Generic[R, S]):
         if self.session is not None:
             self.runner.dropped()
         self.session, self._bucket, self._places, self.rows = None, (), [], []
+        self._settled = False
 
     def settled(self) -> S:
         """The session, with the rows in it.
@@ -94,6 +98,8 @@ class Rows(ProcessBound, Generic[R, S]):
         Where there is no memory for all of them, those that came last are left aside until another goes. Raises
         OutOfMemoryError where there is none for a single one.
         """
+        if self._settled and self.session is not None:
+            return self.session
         while not self._fits(needed := self.bucket(self.rows)):
             try:
                 self._move(needed)
@@ -112,6 +118,7 @@ class Rows(ProcessBound, Generic[R, S]):
                 place = free.pop(self.first_place(row))
                 self.join(self.session, place, row)
                 self._places[place], row.place = row, place
+        self._settled = True
         return self.session
 
     def _fits(self, needed: tuple[int, ...]) -> bool:

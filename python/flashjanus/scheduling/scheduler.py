@@ -133,6 +133,8 @@ class Scheduler(ProcessBound):
     def _admissible(self) -> Handle | None:
         """The first that waits and has room. One that waits for memory lets nobody pass, or it might wait for ever; one
         that waits for rows of its kind lets the other kind pass."""
+        if not self._book.queue:
+            return None
         live, most = self.live, (self.limits.images, self.limits.answers)
         held = sum(work.nbytes for work in self._book.works.values())
         for handle in self._book.queue:
