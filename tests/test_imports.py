@@ -172,7 +172,9 @@ def test_an_import_along_the_order_is_accepted(module: str, source: str) -> None
     assert faults(source, module) == []
 
 
-@pytest.mark.parametrize("module", ["flashjanus", "flashjanus.cli.app", "flashjanus.errors"])
+@pytest.mark.parametrize(
+    "module", ["flashjanus", "flashjanus.cli.app", "flashjanus.errors", "flashjanus.sampling.options"]
+)
 def test_the_command_starts_without_torch(module: str) -> None:
     """`flashjanus --help` and usage errors answer at once; torch alone takes seconds."""
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

@@ -20,6 +20,7 @@ from flashjanus.evaluation.prompts import prompt_set
 from flashjanus.evaluation.verdict import give_verdict
 from flashjanus.evaluation.world import render
 from flashjanus.inputs.prompts import encode_chat
+from flashjanus.sampling.options import ImageOptions
 from PIL import Image
 from small_model import small_config, small_state
 
@@ -168,7 +169,7 @@ class TestChoice:
             "accept_above",
             "judge",
         }
-        assert set(options) == {field.name for field in fields(drawing.ImageRequest)} - own
+        assert set(options) == {field.name for field in fields(ImageOptions)} - own
         assert {name: getattr(seen[0], name) for name in options} == options
         assert (seen[0].seed, seen[0].best_of) == ([3, 4, 5, 6], None)
 

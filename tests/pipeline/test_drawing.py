@@ -15,6 +15,7 @@ from flashjanus.api import drawing
 from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.api.outputs import ImageOutput, joined
 from flashjanus.errors import InputError
+from flashjanus.sampling.options import ImageOptions
 from small_model import relative_error
 
 ALONE = 1e-5
@@ -191,7 +192,7 @@ def test_the_options_are_those_of_generate_image(untrained, monkeypatch):
     """With the same defaults, and each handed on."""
     parameters = {n: p.default for n, p in inspect.signature(untrained.generate_image).parameters.items()}
     assert parameters.pop("prompt") is inspect.Parameter.empty
-    assert parameters == {field.name: field.default for field in fields(drawing.ImageRequest)}
+    assert parameters == {field.name: field.default for field in fields(ImageOptions)}
     given = {name: f"of {name}" for name in parameters}
     seen = []
 
@@ -202,4 +203,4 @@ def test_the_options_are_those_of_generate_image(untrained, monkeypatch):
     monkeypatch.setattr(drawing, "stream", stream)
     assert untrained.generate_image(PROMPT, **given).images == [1]
     assert next(untrained.stream_images(PROMPT, **given)).images == [1]
-    assert seen == [(PROMPT, drawing.ImageRequest(**given))] * 2
+    assert seen == [(PROMPT, ImageOptions(**given))] * 2

@@ -9,7 +9,8 @@ import pytest
 import torch
 from flashjanus.errors import InputError
 from flashjanus.sampling import checks, tokens
-from flashjanus.sampling.tokens import Sampling
+from flashjanus.sampling.options import TokenOptions
+from flashjanus.sampling.tokens import Sampling, samplings
 
 
 @pytest.mark.parametrize("value", [1, 1000, np.int64(7), np.uint8(7)])
@@ -129,10 +130,15 @@ def test_seeds():
             checks.first_seed(seed, 5)
 
 
+def sampling_of(do_sample: bool, temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0, seed=None) -> Sampling:
+    (only,) = samplings(TokenOptions.of(locals()).checked(), 1)
+    return only
+
+
 def test_greedy_sampling_keeps_the_penalty_only():
-    sampling = Sampling.of(False, 0.7, 0.5, 3, 1.2, 9)
+    sampling = sampling_of(False, 0.7, 0.5, 3, 1.2, 9)
     assert sampling == Sampling(temperature=0.0, repetition_penalty=1.2)
-    assert Sampling.of(True, 0.7, 0.5, 3, 1.2, 9) == Sampling(0.7, 3, 0.5, 1.2, 9)
+    assert sampling_of(True, 0.7, 0.5, 3, 1.2, 9) == Sampling(0.7, 3, 0.5, 1.2, 9)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_greedy_sampling_keeps_the_penalty_only():
     ],
 )
 def test_how_the_next_token_is_chosen(given, expected):
-    sampling = Sampling.of(True, *given, 1.2, 3)
+    sampling = sampling_of(True, *given, 1.2, 3)
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == expected
     assert sampling.repetition_penalty == 1.2
-    assert Sampling.of(False, *given, 1.2, 3) == Sampling(repetition_penalty=1.2)
+    assert sampling_of(False, *given, 1.2, 3) == Sampling(repetition_penalty=1.2)

@@ -12,7 +12,8 @@ import torch
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.errors import InputError
 from flashjanus.sampling import presets
-from flashjanus.sampling.schedule import SOLVERS, Sampler, Schedule, schedule
+from flashjanus.sampling.options import SOLVERS, ImageOptions
+from flashjanus.sampling.schedule import Sampler, Schedule, schedule
 
 ORDERS = {"euler": 0.9, "ab2": 1.8}
 """Observed at least, between 256 and 512 steps, where 1 and 2 are due."""
@@ -115,7 +116,7 @@ def test_a_straight_flow_is_followed_exactly(solver: str) -> None:
 
 
 def guidance_of(**options: object) -> list[tuple[float, float, float]]:
-    plan = Sampler.of(num_inference_steps=8, guidance_scale=3.0, **options).schedule
+    plan = presets.sampler(num_inference_steps=8, guidance_scale=3.0, **options).schedule
     return [(e.guidance, e.recall, e.keep) for e in plan.lines]
 
 
@@ -124,7 +125,7 @@ def test_guidance_holds_within_its_interval() -> None:
     assert guidance_of() == [full] * 8
     assert guidance_of(guidance_interval=(0.25, 0.5)) == [none] * 2 + [full] * 3 + [none] * 3
     assert guidance_of(guidance_interval=[0.9, 1]) == [none] * 8
-    assert not Sampler.of(guidance_interval=(0.999, 1)).schedule.guided
+    assert not presets.sampler(guidance_interval=(0.999, 1)).schedule.guided
 
 
 def test_unconditional_velocities_serve_until_the_next() -> None:
@@ -135,7 +136,7 @@ def test_unconditional_velocities_serve_until_the_next() -> None:
 
 
 def test_a_schedule_says_when_the_branch_is_needed() -> None:
-    plan = Sampler.of(num_inference_steps=5, uncond_every=2, guidance_interval=(0.0, 0.7)).schedule
+    plan = presets.sampler(num_inference_steps=5, uncond_every=2, guidance_interval=(0.0, 0.7)).schedule
     assert [plan.needs_branch(k) for k in range(7)] == [True, False, True, False, False, False, False]
     assert plan.skips
     assert not Sampler().schedule.skips
@@ -144,7 +145,7 @@ def test_a_schedule_says_when_the_branch_is_needed() -> None:
 
 def test_the_language_model_runs_every_so_often_or_from_given_times_on() -> None:
     def ran(steps: int, **options: object) -> list[int]:
-        plan = Sampler.of(num_inference_steps=steps, guidance_scale=3.0, **options).schedule
+        plan = presets.sampler(num_inference_steps=steps, guidance_scale=3.0, **options).schedule
         return [k for k in range(steps + 2) if plan.needs_model(k)]
 
     assert ran(5) == [0, 1, 2, 3, 4]
@@ -194,4 +195,5 @@ def test_what_is_given_wins_over_a_preset() -> None:
     fast = presets.sampler("fast")
     assert len(fast.schedule) < len(presets.sampler("balanced").schedule) < 30
     assert presets.sampler("fast", num_inference_steps=7, solver=None) == replace(fast, num_inference_steps=7)
-    assert all(presets.sampler(name) for name in presets.PRESETS), "every preset holds valid options"
+    for options in presets.PRESETS.values():
+        assert ImageOptions(**options).checked() == ImageOptions(**options), "every preset holds valid options"

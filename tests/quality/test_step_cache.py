@@ -12,6 +12,7 @@ from flashjanus.errors import InputError
 from flashjanus.quality.distance import distances
 from flashjanus.quality.prompts import noise, prompt_ids
 from flashjanus.quality.step_cache import best, errors, find_times
+from flashjanus.sampling import presets
 from flashjanus.sampling.schedule import Sampler
 from small_model import relative_error
 
@@ -60,7 +61,7 @@ def test_found_times_beat_even_ones_on_the_built_in_model() -> None:
     model = JanusFlow.from_pretrained("shapes", device="cpu", dtype="float32")
     steps, runs = 16, 10
     options = dict(num_inference_steps=steps, solver="ab2", timestep_shift=0.7)
-    sampler = Sampler.of(**options)
+    sampler = presets.sampler(**options)
     texts = ["a red circle", "a blue square left of a green triangle", "two squares", "a circle above a yellow square"]
     prompts = prompt_ids(model, texts)
     found = find_times(model, prompts[:2], noise(model, range(2)), sampler)
@@ -70,7 +71,7 @@ def test_found_times_beat_even_ones_on_the_built_in_model() -> None:
     full = model.sample_latents(prompts, z0, **options)
 
     def away(times: tuple[float, ...]) -> float:
-        schedule = Sampler.of(step_cache=times, **options).schedule
+        schedule = presets.sampler(step_cache=times, **options).schedule
         assert sum(schedule.needs_model(k) for k in range(steps)) == runs
         return sum(distances(model.sample_latents(prompts, z0, step_cache=times, **options), full))
 

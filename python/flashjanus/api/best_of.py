@@ -22,13 +22,9 @@ from flashjanus.execution import text
 from flashjanus.inputs.images import to_pil
 from flashjanus.inputs.prompts import encode_chat
 from flashjanus.inputs.tokenizer import Tokenizer
-from flashjanus.sampling import checks
+from flashjanus.sampling.options import Check, ImageOptions, Judge
 from flashjanus.scheduling import calls
 
-Check: TypeAlias = tuple[str, str, Sequence[str]]
-"""A question about an image, the answer that speaks for it, and the answers against it."""
-Judge: TypeAlias = str | Callable[[str], Sequence[Check]]
-"""What a prompt's images are asked: the wording of a yes/no question, or the checks of a prompt."""
 Draw: TypeAlias = Callable[[Sequence[str], int, Sequence[int]], Iterator[ImageOutput]]
 """draw(prompts, images of each, seeds): latents, a batch at a time."""
 QUESTION = "Does this image show: {prompt}?"
@@ -65,35 +61,31 @@ class Choice:
         model: TensorModel,
         tokenizer: Tokenizer,
         prompts: Sequence[str],
-        images: int,
-        best_of: int | None,
-        accept_above: float | None,
-        judge: Judge | None,
+        request: ImageOptions,
     ) -> Choice:
-        """Checked options. Raises InputError."""
-        if best_of is None:
+        """Of a request whose options are checked. Raises InputError."""
+        images, candidates = request.num_images_per_prompt, request.best_of
+        if candidates is None:
             raise InputError(
                 "best_of: expected the most candidates to draw, which accept_above needs beside it; got None"
             )
-        candidates = checks.integer("best_of", best_of, 1, 10_000)
         if candidates < images:
             raise InputError(
                 f"best_of: expected at least num_images_per_prompt = {images} candidates, got {candidates}"
             )
-        enough = None if accept_above is None else checks.number("accept_above", accept_above, 0.0, 1.0)
         if model.numerics == "official":
             raise InputError(
                 "best_of: numerics='official' draws all images of a prompt from one seed, from which a chosen one "
                 "cannot be drawn again; expected a model with numerics='exact'"
             )
-        asked = [checks_of(prompt, model.name, judge) for prompt in prompts]
+        asked = [checks_of(prompt, model.name, request.judge) for prompt in prompts]
         for question, answer, others in dict.fromkeys(
             (question, answer, tuple(others)) for own in asked for question, answer, others in own
         ):  # what cannot be asked is said before anything is drawn
             question_ids(tokenizer, question, model.config.language.max_position_embeddings)
             for word in (answer, *others):
                 spellings(tokenizer, word)
-        return cls(model, tokenizer, prompts, asked, images, candidates, enough)
+        return cls(model, tokenizer, prompts, asked, images, candidates, request.accept_above)
 
     def best(self, draw: Draw, seeds: Sequence[int], output_type: str) -> Iterator[ImageOutput]:
         """The images of each prompt, the best first, in outputs of at most JUDGED_AT_ONCE, with the seconds spent.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,57 +16,19 @@ from flashjanus.errors import InputError
 from flashjanus.execution import flow
 from flashjanus.inputs.prompts import encode_generation_prompt
 from flashjanus.inputs.tokenizer import Tokenizer
-from flashjanus.sampling import checks, presets
+from flashjanus.sampling import checks
 from flashjanus.sampling.noise import Noise, Start, seeds_of
+from flashjanus.sampling.options import ImageOptions
+from flashjanus.sampling.presets import sampler_of
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.scheduling import calls
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
-Callback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageRequest:
-    """The options of `JanusFlow.generate_image`, which describes them."""
-
-    num_images_per_prompt: int = 1
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int | Sequence[int] | None = None
-    generator: torch.Generator | Sequence[torch.Generator] | None = None
-    latents: torch.Tensor | None = None
-    output_type: str = "pil"
-    callback_on_step_end: Callback | None = None
-    preset: str = "exact"
-    solver: str | None = None
-    timestep_shift: float | None = None
-    guidance_interval: tuple[float, float] | None = None
-    guidance_rescale: float | None = None
-    uncond_every: int | None = None
-    step_cache: int | Sequence[float] | None = None
-    best_of: int | None = None
-    accept_above: float | None = None
-    judge: choosing.Judge | None = None
-
-    @property
-    def sampler(self) -> Sampler:
-        """Raises InputError."""
-        return presets.sampler(
-            self.preset,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            solver=self.solver,
-            timestep_shift=self.timestep_shift,
-            guidance_interval=self.guidance_interval,
-            guidance_rescale=self.guidance_rescale,
-            uncond_every=self.uncond_every,
-            step_cache=self.step_cache,
-        )
 
 
 def stream(
-    model: TensorModel, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageRequest
+    model: TensorModel, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageOptions
 ) -> Iterator[ImageOutput]:
     """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of those of
     a prompt when all its candidates are judged. room: ids that a prompt may have. What is wrong with the request is
@@ -76,12 +37,11 @@ def stream(
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
-    images = checks.integer("num_images_per_prompt", request.num_images_per_prompt, 1, 10_000)
-    sampler = request.sampler
-    checks.choice("output_type", request.output_type, ("pil", "np", "pt", "latent"))
+    request = request.checked()
+    images, sampler = request.num_images_per_prompt, sampler_of(request)
     ids = [tuple(encode_generation_prompt(p, tokenizer, room)[:-1]) for p in prompts]
     if request.best_of is not None or request.accept_above is not None:
-        return _chosen(model, tokenizer, room, prompts, images, request)
+        return _chosen(model, tokenizer, room, prompts, request)
     config = model.config
     shape = (config.gen_encoder.input_channels, config.latent_size, config.latent_size)
     start = Start(shape, model.runner.policy.latents, model.numerics == "official")
@@ -95,7 +55,7 @@ def _drawn(
     images: int,
     sampler: Sampler,
     noise: Noise,
-    request: ImageRequest,
+    request: ImageOptions,
     encoding: float,
 ) -> Iterator[ImageOutput]:
     callback = request.callback_on_step_end
@@ -126,7 +86,7 @@ def _drawn(
 
 
 def _chosen(
-    model: TensorModel, tokenizer: Tokenizer, room: int, prompts: Sequence[str], images: int, request: ImageRequest
+    model: TensorModel, tokenizer: Tokenizer, room: int, prompts: Sequence[str], request: ImageOptions
 ) -> Iterator[ImageOutput]:
     if request.output_type == "latent":
         raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
@@ -138,6 +98,6 @@ def _chosen(
     def draw(prompts: Sequence[str], images: int, seeds: Sequence[int]) -> Iterator[ImageOutput]:
         return stream(model, tokenizer, room, prompts, replace(plain, num_images_per_prompt=images, seed=seeds))
 
-    asked = choosing.Choice.of(model, tokenizer, prompts, images, request.best_of, request.accept_above, request.judge)
+    asked = choosing.Choice.of(model, tokenizer, prompts, request)
     seeds = seeds_of(request.seed, len(prompts) * asked.candidates)
     return asked.best(draw, seeds, request.output_type)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from flashjanus.api import best_of as choosing
 from flashjanus.api import drawing
-from flashjanus.api.drawing import ROWS_AT_ONCE, Callback
+from flashjanus.api.drawing import ROWS_AT_ONCE
 from flashjanus.api.outputs import ImageOutput, joined
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import NAMES, builtin_folder
@@ -20,12 +19,11 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
 from flashjanus.execution import latent_map, loading, text
 from flashjanus.inputs.answers import Answer
-from flashjanus.inputs.answers import stop_strings as stops_of
 from flashjanus.inputs.images import ImageProcessor, load_image
 from flashjanus.inputs.prompts import encode_chat
 from flashjanus.inputs.tokenizer import Tokenizer
-from flashjanus.sampling import checks
-from flashjanus.sampling.tokens import Sampling
+from flashjanus.sampling.options import Callback, ImageOptions, Judge, TokenOptions
+from flashjanus.sampling.tokens import samplings
 from flashjanus.scheduling import calls
 from flashjanus.scheduling.requests import TextJob
 
@@ -114,7 +112,7 @@ class JanusFlow(TensorModel):
         step_cache: int | Sequence[float] | None = None,
         best_of: int | None = None,
         accept_above: float | None = None,
-        judge: choosing.Judge | None = None,
+        judge: Judge | None = None,
     ) -> ImageOutput:
         """Images of a prompt or of several, `num_images_per_prompt` each, in order.
 
@@ -127,7 +125,7 @@ class JanusFlow(TensorModel):
         returned are used. It is called after every evaluation of the network, at its t in [0, 1000), and sees at most
         ROWS_AT_ONCE images; for more, the steps start again.
 
-        preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see presets.py).
+        preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see options.py).
         Options that are given win over it. solver: "euler"; "ab2", of second order at one evaluation a step (euler).
         timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma). guidance_interval (low,
         high) of t in [0, 1] (0, 1): no guidance outside. guidance_rescale, 0 to 1 (0): draws the guided velocity
@@ -143,39 +141,19 @@ class JanusFlow(TensorModel):
         questions that it was trained on. accept_above: draw no more images of a prompt once enough of them score at
         least that (0 to 1). Raises InputError.
         """
-        request = drawing.ImageRequest(
-            num_images_per_prompt=num_images_per_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            preset=preset,
-            solver=solver,
-            timestep_shift=timestep_shift,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            uncond_every=uncond_every,
-            step_cache=step_cache,
-            best_of=best_of,
-            accept_above=accept_above,
-            judge=judge,
-        )
-        return joined(self._drawn(prompt, request))
+        return joined(self._drawn(prompt, ImageOptions.of(locals())))
 
     @entry
     def stream_images(self, prompt: str | Sequence[str], **options: Any) -> Iterator[ImageOutput]:
         """As `generate_image`, whose options these are, but batch by batch: outputs of at most ROWS_AT_ONCE images, in
         order, each drawn when it is asked for; with best_of those of a prompt when all its candidates are judged.
         Memory does not grow with their number. What is wrong with the options is said at once: InputError."""
-        return self._drawn(prompt, drawing.ImageRequest(**options))
+        return self._drawn(prompt, ImageOptions(**options))
 
-    def _drawn(self, prompt: str | Sequence[str], request: drawing.ImageRequest) -> Iterator[ImageOutput]:
-        if request.output_type != "latent":
+    def _drawn(self, prompt: str | Sequence[str], options: ImageOptions) -> Iterator[ImageOutput]:
+        if options.output_type != "latent":
             self._need_vae()
-        return drawing.stream(self, self._need_tokenizer(), self._prompt_room() + 1, prompt, request)
+        return drawing.stream(self, self._need_tokenizer(), self._prompt_room() + 1, prompt, options)
 
     @entry
     def chat(
@@ -198,10 +176,11 @@ class JanusFlow(TensorModel):
         messages: [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}, ...],
         any number of images and turns; what an image may be says `images.load_image`, and which parts there are
         `prompts.encode_chat`. At most max_new_tokens, fewer where the model's context ends. do_sample: as temperature
-        (0 is greedy), top_p and top_k (0 or -1 are all tokens) say. repetition_penalty applies to generated tokens.
-        stop, or stop_strings: a string or several; an answer ends before the first of them. stream: an iterator of text
-        pieces, for one conversation. Raises InputError.
+        (0 is greedy), top_p and top_k (0 or -1 are all tokens) say; conversation i samples from seed + i.
+        repetition_penalty applies to generated tokens. stop, or stop_strings: a string or several; an answer ends
+        before the first of them. stream: an iterator of text pieces, for one conversation. Raises InputError.
         """
+        options = TokenOptions.of(locals()).checked()
         tokenizer = self._need_tokenizer()
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise InputError(
@@ -211,20 +190,17 @@ class JanusFlow(TensorModel):
         conversations: list[Messages] = list(messages) if batched else [messages]  # type: ignore[arg-type, list-item]
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
-        first = checks.first_seed(seed, len(conversations))
-        stops = stops_of(stop=stop, stop_strings=stop_strings)
         limit = self.config.language.max_position_embeddings
         requests = []
-        for i, conversation in enumerate(conversations):
-            sampling = Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + i)
+        for conversation, sampling in zip(conversations, samplings(options, len(conversations)), strict=True):
             encoded = encode_chat(conversation, tokenizer, limit)
             pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
             stacked = torch.stack(pixels) if pixels else None
             requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
         common = dict[str, Any](eos=tokenizer.eos_id, image_tokens=self._image_tokens(None))
         jobs = [
-            TextJob(request=request, room=room, answer=Answer(tokenizer, stops), **common)
-            for request, room in zip(requests, self._room(requests, max_new_tokens), strict=True)
+            TextJob(request=request, room=room, answer=Answer(tokenizer, options.stops), **common)
+            for request, room in zip(requests, self._room(requests, options.max_new_tokens), strict=True)
         ]
         pieces = ((row, event.text) for row, event in calls.write(self.shared, jobs) if event.text)
         if stream:

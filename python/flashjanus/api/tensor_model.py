@@ -32,7 +32,8 @@ from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.model import FLOW_STEPS, Policy
 from flashjanus.sampling import checks, presets
-from flashjanus.sampling.tokens import Sampling
+from flashjanus.sampling.options import SAMPLING, TokenOptions
+from flashjanus.sampling.tokens import Sampling, samplings
 from flashjanus.scheduling import calls
 from flashjanus.scheduling.policy import Limits
 from flashjanus.scheduling.requests import Finished, TextJob
@@ -181,6 +182,7 @@ class TensorModel(ProcessBound):
         network, `z` before it, `v_cond` and `v_uncond` (NaN in rows that do without it there, None if all rows always
         do). Raises InputError.
         """
+        asked = {name: value for name, value in locals().items() if name in SAMPLING}
         if isinstance(input_ids, torch.Tensor):
             input_ids = list(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
         if not isinstance(input_ids, Sequence) or not input_ids:
@@ -189,10 +191,7 @@ class TensorModel(ProcessBound):
             )
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         z = checks.tensor("noise", noise, (len(input_ids), channels, size, size), checks.FLOATS).float()
-        steps = dict[str, Any](num_inference_steps=num_inference_steps, solver=solver, timestep_shift=timestep_shift)
-        guidance = dict[str, Any](guidance_interval=guidance_interval, guidance_rescale=guidance_rescale)
-        guidance |= dict(guidance_scale=guidance_scale, uncond_every=uncond_every, step_cache=step_cache)
-        samplers = presets.samplers(len(z), preset=preset, **steps, **guidance)
+        samplers = presets.samplers(len(z), **asked)
         rows = zip(input_ids, samplers, z, strict=True)
         requests = [flow.FlowRequest(self._prompt(ids, row), *its) for row, (ids, *its) in enumerate(rows)]
         steps_taken: list[dict[str, Any]] | None = [] if trace else None
@@ -251,25 +250,20 @@ class TensorModel(ProcessBound):
         or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
         seed + b. Raises InputError.
         """
+        options = TokenOptions.of(locals()).checked()
         rows = len(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
-        first = checks.first_seed(seed, rows)
-        sampling = [
-            Sampling.of(do_sample, temperature, top_p, top_k, repetition_penalty, first + b) for b in range(rows)
-        ]
         eos = None if self.tokenizer is None else self.tokenizer.eos_id
         if eos_token_id is not None:
             eos = checks.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
-        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling)
-        tokens, rooms = self._image_tokens(image_tokens), self._room(requests, max_new_tokens)
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, samplings(options, rows))
+        tokens, rooms = self._image_tokens(image_tokens), self._room(requests, options.max_new_tokens)
         jobs = [
             TextJob(request=request, room=room, eos=eos, image_tokens=tokens)
             for request, room in zip(requests, rooms, strict=True)
         ]
         found = {n: event.result for n, event in calls.write(self.shared, jobs) if isinstance(event, Finished)}
-        filled = torch.full((rows, max(map(len, found.values()))), 0 if eos is None else eos, dtype=torch.int64)
-        for row, ids in found.items():
-            filled[row, : len(ids)] = torch.tensor(ids)
-        return filled
+        ids = [torch.tensor(found[row]) for row in range(rows)]
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=eos or 0)
 
     @entry
     def warm_up(
@@ -335,10 +329,8 @@ class TensorModel(ProcessBound):
         return self.config.language.max_position_embeddings - 1 - self.config.num_image_tokens
 
     def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> list[int]:
-        """Tokens that each row may get: as many as wanted, fewer where its context ends."""
-        wanted = checks.integer("max_new_tokens", wanted, 1, 2**31 - 1)
-        limit = self.config.language.max_position_embeddings + 1  # the last token is not read back
-        return [min(wanted, limit - len(r.ids)) for r in requests]
+        """Tokens that each row may get: as many as wanted, fewer where its context ends; the last is not read back."""
+        return [min(wanted, self.config.language.max_position_embeddings + 1 - len(r.ids)) for r in requests]
 
     def _ids(self, name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int) -> tuple[int, ...]:
         if not isinstance(ids, (Sequence, torch.Tensor)) or (isinstance(ids, torch.Tensor) and ids.dim() != 1):

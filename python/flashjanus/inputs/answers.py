@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from flashjanus.errors import InputError
 from flashjanus.inputs.tokenizer import StreamDecoder, Tokenizer
-
-
-def stop_strings(**given: Any) -> tuple[str, ...]:
-    """The strings of all options, each a string, several of them, or None. Raises InputError."""
-    stops: list[str] = []
-    for name, value in given.items():
-        values = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(values, Sequence) or not all(isinstance(stop, str) and stop for stop in values):
-            raise InputError(f"{name}: expected a string that is not empty, or a list of such, got {value!r:.80}")
-        stops += values
-    return tuple(dict.fromkeys(stops))
 
 
 class Answer:

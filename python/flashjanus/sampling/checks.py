@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +9,25 @@ from typing import Any
 import torch
 
 from flashjanus.errors import InputError
+from flashjanus.sampling.values import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, choice, integer, number
+
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "MAX_GUIDANCE",
+    "MAX_SEED",
+    "MAX_STEPS",
+    "choice",
+    "dtype",
+    "first_seed",
+    "integer",
+    "number",
+    "per_row",
+    "tensor",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
-MAX_STEPS = 1000
-"""The flow's time runs over 1000 positions; more steps than that repeat them."""
-MAX_GUIDANCE = 1000.0
-"""Far beyond any use, and far from what overflows in float32."""
-MAX_SEED = 2**63 - 1
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -26,25 +36,6 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
-
-
-def integer(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
-        raise InputError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
-    return int(value)
-
-
-def number(name: str, value: Any, low: float, high: float) -> float:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high):  # false for NaN; integers too large for a float compare exactly
-        raise InputError(f"{name}: expected a finite number from {low:g} to {high:g}, got {value!r:.80}")
-    return float(value)
-
-
-def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise InputError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return str(value)
 
 
 def per_row(name: str, value: Any, rows: int) -> list[Any]:

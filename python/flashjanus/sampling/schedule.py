@@ -11,83 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from numbers import Integral, Real
 from typing import Any
+
+from typing_extensions import Never
 
 from flashjanus.engine.ops.flow_update import Evaluation
 from flashjanus.engine.ops.step_cache import CacheLine
-from flashjanus.errors import InputError
-from flashjanus.sampling import checks
-
-SOLVERS = ("euler", "ab2")
+from flashjanus.sampling.options import USUAL, FlowOptions
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """How one image is drawn; `JanusFlow.generate_image` describes the options, `Sampler.of` checks them."""
+@dataclass(frozen=True, init=False)
+class Sampler(FlowOptions[Never]):
+    """How one image is drawn: the options of its flow, in their order or by name. Those that are not given are the
+    official ones; `presets.sampler` checks them and knows presets."""
 
-    num_inference_steps: int = 30
-    guidance_scale: float = 2.0
-    solver: str = "euler"
-    timestep_shift: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    uncond_every: int = 1
-    step_cache: int | tuple[float, ...] = 1
-
-    @staticmethod
-    def of(**given: Any) -> Sampler:
-        """Checked options, the defaults where they are not given. Raises InputError."""
-        default = Sampler()
-        value = {name: given.get(name, getattr(default, name)) for name in OPTIONS}
-        solver = checks.choice("solver", value["solver"], SOLVERS)
-        return Sampler(
-            checks.integer("num_inference_steps", value["num_inference_steps"], 1, checks.MAX_STEPS),
-            checks.number("guidance_scale", value["guidance_scale"], 0.0, checks.MAX_GUIDANCE),
-            solver,
-            checks.number("timestep_shift", value["timestep_shift"], 0.01, 100.0),
-            _interval(value["guidance_interval"]),
-            checks.number("guidance_rescale", value["guidance_rescale"], 0.0, 1.0),
-            checks.integer("uncond_every", value["uncond_every"], 1, checks.MAX_STEPS),
-            _step_cache(value["step_cache"]),
-        )
+    def __init__(self, *ordered: Any, **named: Any) -> None:
+        given = zip([*USUAL][: len(ordered)], ordered, strict=True)
+        super().__init__(**{**USUAL, **dict(given), **named})
 
     @property
     def schedule(self) -> Schedule:
         return schedule(self)
-
-
-OPTIONS = tuple(Sampler.__dataclass_fields__)
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    name = "guidance_interval"
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise InputError(f"{name}: expected two times (low, high) from 0 to 1, got {value!r:.80}")
-    low, high = (checks.number(name, end, 0.0, 1.0) for end in value)
-    if low > high:
-        raise InputError(f"{name}: expected (low, high) with low <= high, got {value!r:.80}")
-    return low, high
-
-
-def is_times(value: Any) -> bool:
-    """True for times of a step cache, which begin with 0, as no number of evaluations does."""
-    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return listed and isinstance(value[0], Real) and value[0] == 0
-
-
-def _step_cache(value: Any) -> int | tuple[float, ...]:
-    most = checks.MAX_STEPS
-    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most:
-        return int(value)
-    if not is_times(value):
-        raise InputError(
-            f"step_cache: expected an integer from 1 to {most}, or times that begin with 0, got {value!r:.80}"
-        )
-    times = tuple(checks.number("step_cache", t, 0.0, 1.0) for t in value)
-    if any(after <= t for t, after in pairwise((*times, 1.0))):
-        raise InputError(f"step_cache: expected times that begin with 0, rise and stay below 1, got {value!r:.80}")
-    return times
 
 
 @dataclass(frozen=True)
@@ -145,7 +89,7 @@ def schedule(sampler: Sampler) -> Schedule:
     return plain if sampler.step_cache == 1 else replace(plain, cache=cached(plain, sampler.step_cache))
 
 
-def cached(plain: Schedule, due: int | tuple[float, ...]) -> tuple[CacheLine, ...]:
+def cached(plain: Schedule, due: int | Sequence[float]) -> tuple[CacheLine, ...]:
     """Which evaluations run the language model, and what the others recall: its last two runs, as a line through them.
 
     due n: it runs in the first two evaluations and in every n-th; times: in the first evaluation at or after each. It

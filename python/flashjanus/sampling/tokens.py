@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flashjanus.sampling import checks
+from flashjanus.sampling.options import TokenOptions
 
 LEAST_TEMPERATURE = 1e-4
 """What is colder takes the likeliest token: logits divided by less leave float32."""
@@ -22,26 +23,15 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
-    @staticmethod
-    def of(
-        do_sample: bool,
-        temperature: float | None,
-        top_p: float | None,
-        top_k: int | None,
-        repetition_penalty: float,
-        seed: int | None,
-    ) -> Sampling:
-        """Checked options; with `do_sample` False or temperature 0 only the penalty matters.
 
-        temperature below LEAST_TEMPERATURE is greedy; top_k -1 and 0 are all tokens; None is an option's default.
-        """
-        penalty = checks.number("repetition_penalty", repetition_penalty, 1e-3, 1e3)
-        if not do_sample:
-            return Sampling(repetition_penalty=penalty)
-        heat = checks.number("temperature", 1.0 if temperature is None else temperature, 0.0, 1e4)
-        most = checks.integer("top_k", 0 if top_k is None else top_k, -1, 2**31 - 1)
-        share = checks.number("top_p", 1.0 if top_p is None else top_p, 0.0, 1.0)
-        first = checks.first_seed(seed, 1)
-        if heat < LEAST_TEMPERATURE:
-            return Sampling(repetition_penalty=penalty)
-        return Sampling(heat, max(most, 0), max(share, LEAST_SHARE), penalty, first)
+def samplings(options: TokenOptions, rows: int) -> list[Sampling]:
+    """Of each row, which samples from seed + its number; of checked options. Raises InputError for a seed.
+
+    Without do_sample or with temperature 0 only the penalty matters. A temperature below LEAST_TEMPERATURE is greedy;
+    top_k -1 and 0 are all tokens.
+    """
+    first, penalty = checks.first_seed(options.seed, rows), options.repetition_penalty
+    heat, share, most = options.given("temperature"), options.given("top_p"), options.given("top_k")
+    if not options.do_sample or heat < LEAST_TEMPERATURE:
+        return [Sampling(repetition_penalty=penalty)] * rows
+    return [Sampling(heat, max(most, 0), max(share, LEAST_SHARE), penalty, first + row) for row in range(rows)]
