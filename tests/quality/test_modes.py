@@ -69,6 +69,7 @@ def test_values(text: str, value: object) -> None:
         ("a: seed=3", "got 'seed'"),
         ("a: output_type=pt", "got 'output_type'"),
         ("a: state_dict=3", "got 'state_dict'"),
+        ("a: generator=3", "got 'generator'"),
     ],
 )
 def test_what_is_no_mode(text: str, words: str) -> None:

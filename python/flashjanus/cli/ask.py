@@ -7,8 +7,19 @@ import time
 from typing import Any
 
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.cli.options import (
+    add_model_options,
+    add_options,
+    add_output_options,
+    given,
+    load_model,
+    model_facts,
+)
 from flashjanus.errors import InputError
+from flashjanus.sampling.options import TokenOptions
+
+SAMPLED = ("temperature", "top_p", "top_k")
+"""Who gives one of these wants to sample."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,17 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--image", action="append", default=[], dest="more", metavar="IMAGE", help="one more image; repeatable"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
-    group = parser.add_argument_group(
-        "sampling", "Greedy unless one of --do-sample, --temperature, --top-p, --top-k is given."
-    )
-    group.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest token")
-    group.add_argument("--temperature", type=float, metavar="T", help="default: 1; 0 is greedy")
-    group.add_argument("--top-p", type=float, metavar="P", help="default: 1, all tokens")
-    group.add_argument("--top-k", type=int, metavar="K", help="default: 0, all tokens, as is -1")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="default: 1, none")
-    group.add_argument("--seed", type=int, metavar="S", help="default: a new one each time")
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in ("do_sample", *SAMPLED))
+    add_options(parser, TokenOptions, about=f"Greedy unless one of {flags} is given.")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -50,20 +52,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     model = load_model(args, console)
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     content.append({"type": "text", "text": args.question})
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    given = {name: value for name, value in sampling.items() if value is not None}
+    options = given(args, TokenOptions)
+    options["do_sample"] |= not options.keys().isdisjoint(SAMPLED)
     started = time.perf_counter()
     pieces = []
-    for piece in model.chat(
-        [{"role": "user", "content": content}],
-        max_new_tokens=args.max_new_tokens,
-        do_sample=args.do_sample or bool(given),
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=args.stop,
-        stream=True,
-        **given,
-    ):
+    for piece in model.chat([{"role": "user", "content": content}], stream=True, **options):
         console.check_interrupt()
         pieces.append(piece)
         console.text(piece, end="")

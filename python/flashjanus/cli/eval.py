@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
-from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.cli.options import add_model_options, add_option, add_output_options, load_model, model_facts
 from flashjanus.cli.progress import progress_of
 from flashjanus.errors import InputError, OutputError
+from flashjanus.sampling.options import USUAL, ImageOptions
 
 if TYPE_CHECKING:
     from flashjanus.evaluation.geneval import GenevalPrompt
@@ -86,11 +87,9 @@ def _add_choices(suites: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
-    parser.add_argument(
-        "--guidance", type=float, default=2.0, metavar="G", help="guidance scale; 1 = none (default: 2)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first picture (default: 0)")
+    add_option(parser, ImageOptions, "num_inference_steps", USUAL["num_inference_steps"])
+    add_option(parser, ImageOptions, "guidance_scale", USUAL["guidance_scale"])
+    add_option(parser, ImageOptions, "seed", 0)
     parser.add_argument("--sheet", metavar="FILE.png", help="write some pictures with prompts, verdicts and scores")
 
 
@@ -103,8 +102,8 @@ def _run_shapes(args: argparse.Namespace, console: Console) -> int:
         model,
         samples=args.samples,
         questions=args.questions,
-        steps=args.steps,
-        guidance=args.guidance,
+        steps=args.num_inference_steps,
+        guidance=args.guidance_scale,
         seed=args.seed,
         only=args.only,
         sheet=args.sheet,
@@ -138,13 +137,18 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
         shown = pictures.load_pictures(pictures.find_pictures(prompts, Path(args.images)), progress_of(console))
     else:
         model = load_model(args, console)
-        facts |= {**model_facts(model), "steps": args.steps, "guidance": args.guidance, "seed": args.seed}
+        facts |= {
+            **model_facts(model),
+            "steps": args.num_inference_steps,
+            "guidance": args.guidance_scale,
+            "seed": args.seed,
+        }
         shown = pictures.draw_pictures(
             model,
             prompts,
             samples=args.samples,
-            steps=args.steps,
-            guidance=args.guidance,
+            steps=args.num_inference_steps,
+            guidance=args.guidance_scale,
             seed=args.seed,
             progress=progress_of(console),
         )

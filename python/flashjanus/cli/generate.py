@@ -14,14 +14,15 @@ from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
 from flashjanus.cli.options import (
     add_model_options,
+    add_options,
     add_output_options,
-    add_sampling_options,
     load_model,
     model_facts,
     recipe,
     sampler_of,
 )
 from flashjanus.errors import InputError
+from flashjanus.sampling.options import ImageOptions, options_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -40,17 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "prompt of its own.",
     )
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
-    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image (default: a new one each time)")
-    parser.add_argument(
-        "--best-of", type=int, metavar="N", help="draw N candidates per prompt and keep those that the model finds best"
-    )
-    parser.add_argument(
-        "--accept-above",
-        type=float,
-        metavar="P",
-        help="with --best-of: draw no more once enough images score P (0 to 1)",
-    )
+    add_options(parser, ImageOptions)
     parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
     parser.add_argument(
         "--skip",
@@ -63,7 +54,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
     )
-    add_sampling_options(parser)
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -72,13 +62,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace, console: Console) -> int:
     if not 1 <= args.enlarge <= MAX_ENLARGE:
         raise InputError(f"--enlarge must be 1 to {MAX_ENLARGE}, got {args.enlarge}")
-    destination = Destination(args.out, len(args.prompt) * args.num_images, args.overwrite)
+    destination = Destination(args.out, len(args.prompt) * args.num_images_per_prompt, args.overwrite)
     sampler = sampler_of(args)
     work = Work.of(args)
     model = load_model(args, console)
     from flashjanus.api.janusflow import ROWS_AT_ONCE
 
-    at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images, ROWS_AT_ONCE))
+    at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images_per_prompt, ROWS_AT_ONCE))
     batches = -(-work.drawn // at_once)
     done = itertools.count(1)
     facts = {**recipe(sampler), **model_facts(model)}
@@ -137,7 +127,7 @@ class Work:
         """Raises InputError."""
         from flashjanus.sampling import checks
 
-        images = checks.integer("--num-images", args.num_images, 1, 10_000)
+        images = options_of(ImageOptions)["num_images_per_prompt"].check("--num-images", args.num_images_per_prompt)
         total = len(args.prompt) * images
         chosen = args.best_of is not None or args.accept_above is not None
         unit = images if chosen or args.numerics == "official" else 1

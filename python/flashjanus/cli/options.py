@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.errors import InputError
+from flashjanus.sampling.fields import Options
+from flashjanus.sampling.options import ImageOptions, options_of
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
@@ -58,59 +60,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--preset", default="exact", help="exact, balanced or fast: options below, unless given (default: exact)"
-    )
-    group.add_argument("--steps", type=int, metavar="K", help="steps of the solver (exact: 30)")
-    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none (exact: 2)")
-    group.add_argument("--solver", help="euler, or ab2, of second order (exact: euler)")
-    group.add_argument(
-        "--timestep-shift", type=float, metavar="S", help="more steps near the noise (> 1) or the image (exact: 1)"
-    )
-    group.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="times from 0 (noise) to 1 (image) between which there is guidance (exact: 0 1)",
-    )
-    group.add_argument(
-        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: against too much contrast (exact: 0)"
-    )
-    group.add_argument(
-        "--uncond-every", type=int, metavar="N", help="compute the unconditional branch every N-th time (exact: 1)"
-    )
-    group.add_argument(
-        "--step-cache",
-        type=step_cache,
-        metavar="N | 0,T,...",
-        help="run the language model every N-th time, or from these times (0 noise, 1 image) on, else extrapolate "
-        "(exact: 1); `flashjanus schedule` finds times",
+def add_options(
+    parser: argparse.ArgumentParser, options: type[Options], group: str | None = None, about: str | None = None
+) -> None:
+    """A flag for each option, or for those of a group; those of "sampling" stand under a heading, with `about`."""
+    headed: argparse._ActionsContainer | None = None
+    for name, option in options_of(options, group).items():
+        if option.flag is None:
+            continue
+        if option.group == "sampling" and headed is None:
+            headed = parser.add_argument_group("sampling", about)
+        add_option(headed if option.group == "sampling" and headed else parser, options, name)
+
+
+def add_option(parser: argparse._ActionsContainer, options: type[Options], name: str, default: Any = None) -> None:
+    """The flag of one option. Of the options of sampling, and where it is None, a default is left to the model."""
+    option = options_of(options)[name]
+    shown = option.default if default is None else default
+    facts: dict[str, Any] = {"dest": name, "help": option.help(name, shown)}
+    if option.kind is bool:
+        parser.add_argument(option.spelled(name), action="store_true", **facts)
+        return
+    if option.several and option.kind is str:
+        facts |= {"action": "append", "help": f"{facts['help']}; repeatable"}
+    parser.add_argument(
+        option.spelled(name),
+        type=option.parse or option.kind,
+        nargs=option.length,
+        metavar=option.metavar,
+        default=None if default is None and option.group == "sampling" else shown,
+        **facts,
     )
 
 
-def step_cache(text: str) -> int | tuple[float, ...]:
-    """N, or times between commas."""
-    return tuple(map(float, text.split(","))) if "," in text else int(text)
+def given(args: argparse.Namespace, options: type[Options], group: str | None = None) -> dict[str, Any]:
+    """The options that have a value on this command line."""
+    values = {name: getattr(args, name, None) for name in options_of(options, group)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
     """What the sampling options ask for. Raises InputError."""
     from flashjanus.sampling import presets
 
-    return presets.sampler(
-        args.preset,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        solver=args.solver,
-        timestep_shift=args.timestep_shift,
-        guidance_interval=args.guidance_interval,
-        guidance_rescale=args.guidance_rescale,
-        uncond_every=args.uncond_every,
-        step_cache=args.step_cache,
-    )
+    return presets.sampler(**given(args, ImageOptions, "sampling"))
 
 
 def recipe(sampler: Sampler) -> dict[str, Any]:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import (
     add_model_options,
+    add_option,
+    add_options,
     add_output_options,
-    add_sampling_options,
     load_model,
     model_facts,
     recipe,
     sampler_of,
 )
 from flashjanus.errors import DeviceError, InputError
+from flashjanus.sampling.options import ImageOptions, TokenOptions
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
@@ -38,16 +40,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "generate", help="draw images from prompts", description="Profile the drawing of images; none is written."
     )
     generate.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
-    generate.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
-    generate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first image (default: 0)")
-    add_sampling_options(generate)
+    add_option(generate, ImageOptions, "num_images_per_prompt")
+    add_option(generate, ImageOptions, "seed", default=0)
+    add_options(generate, ImageOptions, "sampling")
     generate.set_defaults(run=run_generate)
     chat = kinds.add_parser(
         "chat", help="answer a question", description="Profile a greedy answer, about images or about none."
     )
     chat.add_argument("question", metavar="QUESTION", help="what to ask")
     chat.add_argument("--image", action="append", default=[], metavar="IMAGE", help="image file; repeatable")
-    chat.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    add_option(chat, TokenOptions, "max_new_tokens", default=64)
     chat.set_defaults(run=run_chat)
     for kind in (generate, chat):
         _add_profile_options(kind)
@@ -81,12 +83,12 @@ def run_generate(args: argparse.Namespace, console: Console) -> int:
         model.prefixes.clear()  # each request is one that nobody made before
         model.generate_image(
             args.prompt,
-            num_images_per_prompt=args.num_images,
+            num_images_per_prompt=args.num_images_per_prompt,
             **asdict(sampler),
             seed=args.seed,
         )
 
-    asked = {name: getattr(args, name) for name in ("prompt", "num_images", "seed")} | recipe(sampler)
+    asked = {"prompt": args.prompt, "num_images": args.num_images_per_prompt, "seed": args.seed} | recipe(sampler)
     return _profile(args, console, model, request, asked)
 
 

@@ -10,14 +10,15 @@ from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import (
     add_model_options,
+    add_options,
     add_output_options,
-    add_sampling_options,
     load_model,
     model_facts,
     recipe,
     sampler_of,
 )
 from flashjanus.errors import InputError
+from flashjanus.sampling.options import ImageOptions
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--seed", type=int, default=0, metavar="S", help="seed of the first prompt's noise (default: 0)"
     )
     parser.add_argument("--runs", type=count, metavar="N", help="print this number of runs only")
-    add_sampling_options(parser)
+    add_options(parser, ImageOptions, "sampling")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)

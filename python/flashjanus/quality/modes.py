@@ -10,6 +10,7 @@ from typing import Any
 
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
+from flashjanus.sampling.options import SAMPLING, ImageOptions, options_of
 
 EXACT = "exact"
 """The mode without any option: what all others are compared with."""
@@ -33,10 +34,7 @@ REGISTRY: Mapping[str, Mapping[str, Any]] = {
     "fast-best-of-4": {"preset": "fast", "best_of": 4},
 }
 """Modes by name: options of `JanusFlow.from_pretrained` and of `JanusFlow.generate_image`."""
-CHOOSING = ("best_of", "accept_above", "judge")
-"""Options that choose among images and change none: latents are compared without them."""
 _NAME = re.compile(r"[\w.+-]+")
-_OF_THE_RUN = {"self", "prompt", "num_images_per_prompt", "seed", "output_type", "callback_on_step_end"}
 _OF_THE_MODEL = {"config", "state_dict", "vae_config", "vae_state_dict", "tokenizer", "device"}
 
 
@@ -52,7 +50,7 @@ class Mode:
     def of(name: str, options: Mapping[str, Any]) -> Mode:
         """Raises InputError for an option that neither loading nor drawing knows."""
         loading = set(inspect.signature(JanusFlow.from_state_dict).parameters) - _OF_THE_MODEL
-        sampling = set(inspect.signature(JanusFlow.generate_image).parameters) - _OF_THE_RUN
+        sampling = {*SAMPLING, *options_of(ImageOptions, "choosing")}
         for option in options:
             if option not in loading | sampling:
                 raise InputError(
@@ -67,8 +65,9 @@ class Mode:
 
     @property
     def flowing(self) -> dict[str, Any]:
-        """`sampling` for `sample_latents`."""
-        return {option: value for option, value in self.sampling.items() if option not in CHOOSING}
+        """`sampling` for `sample_latents`: what chooses among images changes none."""
+        choosing = options_of(ImageOptions, "choosing")
+        return {option: value for option, value in self.sampling.items() if option not in choosing}
 
     def __str__(self) -> str:
         return ", ".join(f"{option}={value}" for option, value in {**self.loading, **self.sampling}.items())

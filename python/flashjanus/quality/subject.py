@@ -14,7 +14,7 @@ from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.benchmarking.timing import Case, Clock
 from flashjanus.errors import InputError
 
-from .modes import CHOOSING, Mode
+from .modes import Mode
 from .prompts import noise, prompt_ids
 
 IMAGE = Case("image")
@@ -41,7 +41,7 @@ class Subject:
         for option in self.flowing:
             if option not in known:
                 raise InputError(f"mode {mode.name}: expected options that sample_latents knows, got {option!r}")
-        chosen = sorted(set(mode.sampling) & set(CHOOSING))
+        chosen = sorted(mode.sampling.keys() - mode.flowing.keys())
         if chosen and (model.tokenizer is None or model.runner.vae_config is None):
             raise InputError(f"mode {mode.name}: {chosen[0]} needs a tokenizer and a VAE, which {model.name} has not")
 
