@@ -9,6 +9,8 @@ from typing import Any
 from PIL import Image
 
 from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
+from flashjanus.sampling import presets
+from flashjanus.sampling.options import SAMPLING
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """progress(total, label) -> a context whose value takes the number of steps done so far."""
@@ -34,7 +36,8 @@ def draw(
     """
     batches = range(0, len(prompts), ROWS_AT_ONCE)
     candidates = sampling.get("best_of") or 1
-    with progress(len(batches) * candidates * sampling.get("num_inference_steps", 30), "drawing") as show:
+    evaluations = len(presets.sampler(**{name: sampling[name] for name in SAMPLING if name in sampling}).schedule)
+    with progress(len(batches) * candidates * evaluations, "drawing") as show:
         done = 0
 
         def step_done(_model: JanusFlow, _step: int, _time: float, state: dict[str, Any]) -> dict[str, Any]:
