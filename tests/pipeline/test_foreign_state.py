@@ -177,6 +177,14 @@ class Entries:
                     found.append(event.result)
         return [cancelled, image.ended, answer.ended, *found]
 
+    def image_job(self) -> Any:
+        job = self.model.image_job("a red circle", num_images_per_prompt=2, seed=3, num_inference_steps=STEPS)
+        return [row.noise for row in job.rows]
+
+    def text_job(self) -> Any:
+        job = self.model.text_job(ASK, **SAMPLED)
+        return [job.request.pixels, list(job.request.ids), job.room]
+
     def decode_session(self) -> Any:
         read = TextSession(self.model.runner, 1, 8, 9, 1, 1, False)
         request = TextRequest(tuple(PROMPTS[0]))

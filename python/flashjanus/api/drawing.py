@@ -22,6 +22,7 @@ from flashjanus.sampling.options import ImageOptions
 from flashjanus.sampling.presets import sampler_of
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.scheduling import calls
+from flashjanus.scheduling.requests import ImageJob
 
 ROWS_AT_ONCE = 8
 """Images drawn together; more are drawn in several batches of this size, which bounds the memory of their caches."""
@@ -42,11 +43,39 @@ def stream(
     ids = [tuple(encode_generation_prompt(p, tokenizer, room)[:-1]) for p in prompts]
     if request.best_of is not None or request.accept_above is not None:
         return _chosen(model, tokenizer, room, prompts, request)
+    noise = _noise(model, len(prompts), request)
+    return _drawn(model, ids, images, sampler, noise, request, time.perf_counter() - begun)
+
+
+def job(
+    model: TensorModel,
+    tokenizer: Tokenizer,
+    room: int,
+    prompt: str,
+    request: ImageOptions,
+    preview_every: int,
+    full_previews: bool,
+) -> ImageJob:
+    """All images of a prompt as one job. Raises InputError, also for what only a call can do."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt: expected a string, as a job has one prompt, got {prompt!r:.80}")
+    request = request.checked()
+    for name in ("callback_on_step_end", "best_of", "accept_above", "judge"):
+        if getattr(request, name) is not None:
+            raise InputError(f"{name}: expected it left out of a job; generate_image has it, and a job has events")
+    every = checks.integer("preview_every", preview_every, 0, checks.MAX_STEPS)
+    ids, sampler = tuple(encode_generation_prompt(prompt, tokenizer, room)[:-1]), sampler_of(request)
+    starts = _noise(model, 1, request).rows(0, request.num_images_per_prompt)
+    rows = tuple(flow.FlowRequest(ids, sampler, z) for z in starts)
+    decode = request.output_type != "latent"
+    return ImageJob(rows=rows, decode=decode, preview_every=every, full_previews=full_previews)
+
+
+def _noise(model: TensorModel, prompts: int, request: ImageOptions) -> Noise:
     config = model.config
     shape = (config.gen_encoder.input_channels, config.latent_size, config.latent_size)
     start = Start(shape, model.runner.policy.latents, model.numerics == "official")
-    noise = start.noise(len(prompts), images, request.seed, request.generator, request.latents)
-    return _drawn(model, ids, images, sampler, noise, request, time.perf_counter() - begun)
+    return start.noise(prompts, request.num_images_per_prompt, request.seed, request.generator, request.latents)
 
 
 def _drawn(

@@ -25,7 +25,7 @@ from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling.options import Callback, ImageOptions, Judge, TokenOptions
 from flashjanus.sampling.tokens import samplings
 from flashjanus.scheduling import calls
-from flashjanus.scheduling.requests import TextJob
+from flashjanus.scheduling.requests import ImageJob, TextJob
 
 __all__ = ["ROWS_AT_ONCE", "ImageOutput", "JanusFlow"]
 Messages = Sequence[Mapping[str, Any]]
@@ -181,7 +181,6 @@ class JanusFlow(TensorModel):
         before the first of them. stream: an iterator of text pieces, for one conversation. Raises InputError.
         """
         options = TokenOptions.of(locals()).checked()
-        tokenizer = self._need_tokenizer()
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise InputError(
                 f"messages: expected a list of {{'role', 'content'}}, or of such lists, got {messages!r:.80}"
@@ -190,18 +189,7 @@ class JanusFlow(TensorModel):
         conversations: list[Messages] = list(messages) if batched else [messages]  # type: ignore[arg-type, list-item]
         if stream and batched:
             raise InputError("stream: expected one conversation, got a list of them; stream them one by one")
-        limit = self.config.language.max_position_embeddings
-        requests = []
-        for conversation, sampling in zip(conversations, samplings(options, len(conversations)), strict=True):
-            encoded = encode_chat(conversation, tokenizer, limit)
-            pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
-            stacked = torch.stack(pixels) if pixels else None
-            requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
-        common = dict[str, Any](eos=tokenizer.eos_id, image_tokens=self._image_tokens(None))
-        jobs = [
-            TextJob(request=request, room=room, answer=Answer(tokenizer, options.stops), **common)
-            for request, room in zip(requests, self._room(requests, options.max_new_tokens), strict=True)
-        ]
+        jobs = self._text_jobs(conversations, options)
         pieces = ((row, event.text) for row, event in calls.write(self.shared, jobs) if event.text)
         if stream:
             return (piece for _, piece in pieces)
@@ -209,6 +197,37 @@ class JanusFlow(TensorModel):
         for row, piece in pieces:
             texts[row] += piece
         return texts if batched else texts[0]
+
+    @entry
+    def image_job(
+        self, prompt: str, *, preview_every: int = 0, full_previews: bool = False, **options: Any
+    ) -> ImageJob:
+        """A prompt's images as a job for `scheduler()`: options as in `generate_image`, but for best_of, judge and the
+        callback; previews as in `ImageJob`. Without a seed it draws a new one. Raises InputError."""
+        asked = ImageOptions(**options)
+        if asked.output_type != "latent":
+            self._need_vae()
+        room = self._prompt_room() + 1
+        return drawing.job(self, self._need_tokenizer(), room, prompt, asked, preview_every, full_previews)
+
+    @entry
+    def text_job(self, messages: Messages, **options: Any) -> TextJob:
+        """The answer to a conversation as a job for `scheduler()`: options as in `chat`. Raises InputError."""
+        return self._text_jobs([messages], TokenOptions(**options).checked())[0]
+
+    def _text_jobs(self, conversations: Sequence[Messages], options: TokenOptions) -> list[TextJob]:
+        tokenizer, limit = self._need_tokenizer(), self.config.language.max_position_embeddings
+        requests = []
+        for conversation, sampling in zip(conversations, samplings(options, len(conversations)), strict=True):
+            encoded = encode_chat(conversation, tokenizer, limit)
+            pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
+            stacked = torch.stack(pixels) if pixels else None
+            requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
+        common = dict[str, Any](eos=tokenizer.eos_id, image_tokens=self._image_tokens(None))
+        return [
+            TextJob(request=request, room=room, answer=Answer(tokenizer, options.stops), **common)
+            for request, room in zip(requests, self._room(requests, options.max_new_tokens), strict=True)
+        ]
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
