@@ -73,13 +73,15 @@ class FlowRows(Rows[FlowRow, FlowSession]):
 
     def velocities(self) -> Callable[[FlowRow], tuple[torch.Tensor, torch.Tensor]]:
         """Of the last evaluation: by row its conditional and unconditional one (c, H, W), before guidance; NaN for an
-        unconditional one that the row did not need."""
+        unconditional one that the row did not need, and for a row that waits for memory."""
         assert self.session is not None
         cond, uncond = self.session.velocities()
 
         def of(row: FlowRow) -> tuple[torch.Tensor, torch.Tensor]:
-            assert row.place is not None
+            none = torch.full_like(cond[0], torch.nan)
+            if row.place is None:
+                return none, none
             fresh = row.request.schedule.needs_branch(row.taken - 1)
-            return cond[row.place], uncond[row.place] if fresh else torch.full_like(cond[row.place], torch.nan)
+            return cond[row.place], uncond[row.place] if fresh else none
 
         return of

@@ -69,7 +69,8 @@ class Rows(ProcessBound, Generic[R, S]):
         return 0
 
     def add(self, row: R) -> None:
-        self.rows.append(row)
+        """A row that comes; where others wait for memory already, it waits as well."""
+        (self._without_memory or self.rows).append(row)
         self._settled = False
 
     def remove(self, row: R) -> None:
@@ -86,10 +87,12 @@ class Rows(ProcessBound, Generic[R, S]):
             self._release()
 
     def forget(self) -> None:
-        """Let all rows go, and the memory as well: after a step that failed it is not to be used again."""
+        """Let the rows of a step that failed go, and the memory as well, which is not to be used again. Rows that there
+        was no memory for were not in it, and are back."""
         if self.session is not None:
             self.runner.dropped()
-        self.session, self._bucket, self._places, self.rows = None, (), [], []
+        self.session, self._bucket, self._places = None, (), []
+        self.rows, self._without_memory = self._without_memory, []
         self._settled = False
 
     def settled(self) -> S:
@@ -110,7 +113,7 @@ class Rows(ProcessBound, Generic[R, S]):
                 if len(self.rows) == 1:
                     raise
                 self.rows.remove(unplaced[-1])
-                self._without_memory.append(unplaced[-1])
+                self._without_memory.insert(0, unplaced[-1])
         assert self.session is not None
         free = [place for place, row in enumerate(self._places) if row is None]
         for row in self.rows:
@@ -128,6 +131,19 @@ class Rows(ProcessBound, Generic[R, S]):
 
     def _move(self, needed: tuple[int, ...]) -> None:
         session: S = self.runner.take(self.make, *needed)
+        try:
+            places = self._moved(session)
+        except BaseException:
+            self.runner.dropped()
+            raise
+        self._release()
+        self.session, self._bucket, self._places = session, needed, places
+        for place, moved in enumerate(places):
+            if moved is not None:
+                moved.place = place
+
+    def _moved(self, session: S) -> list[R | None]:
+        """The places there of all rows that have one here."""
         places: list[R | None] = [None] * session.rows
         for place in range(session.rows):  # rows of somebody who had it before
             session.leave(place)
@@ -137,11 +153,7 @@ class Rows(ProcessBound, Generic[R, S]):
                 place = free.pop(self.first_place(row))
                 self.move(session, place, row, self.session)
                 places[place] = row
-        self._release()
-        self.session, self._bucket, self._places = session, needed, places
-        for place, moved in enumerate(places):
-            if moved is not None:
-                moved.place = place
+        return places
 
     def _release(self) -> None:
         if self.session is not None:

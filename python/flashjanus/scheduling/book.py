@@ -18,22 +18,29 @@ Piece: TypeAlias = Generator[None, None, None]
 class Work:
     """A job that has been admitted. size: its rows of images and of answers; nbytes: of their keys and values.
 
-    withdraw: takes its rows out, wherever they are.
+    withdraw: takes its rows out, wherever they are. again: a piece as one that failed for want of memory; without it
+    the job begins anew.
     """
 
     handle: Handle
     size: tuple[int, int]
     nbytes: int
     withdraw: Callable[[], None]
+    again: Callable[[], Piece] | None = None
 
 
 class Book:
-    """Jobs that wait, works in progress with their pieces, and events that nobody has read yet."""
+    """Jobs that wait, works in progress with their pieces, and events that nobody has read yet.
+
+    full: there was no memory for a work in progress; nobody is to be admitted before one has ended.
+    """
 
     def __init__(self) -> None:
         self.queue: list[Handle] = []
         self.works: dict[Handle, Work] = {}
         self.pieces: deque[tuple[Work, Piece]] = deque()
+        self.full = False
+        self._without_memory: list[tuple[Work, Piece]] = []
         self.events: list[Event] = []
 
     def wait(self, handle: Handle) -> None:
@@ -53,6 +60,8 @@ class Book:
             self.queue.remove(handle)
         if handle in self.works:
             self._withdraw(self.works.pop(handle))
+            self.pieces.extend(self._without_memory)
+            self._without_memory, self.full = [], False
         self.tell(event)
 
     def next_piece(self) -> None:
@@ -73,23 +82,31 @@ class Book:
             self.pieces.appendleft((work, piece))
 
     def out_of_memory(self, work: Work, error: OutOfMemoryError) -> None:
-        """The job that there was no memory for waits until another ends; where there is no other, it fails."""
-        if len(self.works) == 1:
+        """The job that there was no memory for waits until another ends; where no other goes on, it fails."""
+        if len(self.works) - len(self._without_memory) == 1:
             self.end(work.handle, Failed(work.handle, error))
+            return
+        self.full = True
+        if work.again is not None:
+            self._without_memory.append((work, work.again()))
             return
         self._withdraw(self.works.pop(work.handle))
         self.wait(work.handle)
 
     def _withdraw(self, work: Work) -> None:
-        own = [piece for other, piece in self.pieces if other is work]
+        own = [piece for other, piece in (*self.pieces, *self._without_memory) if other is work]
         self.pieces = deque((other, piece) for other, piece in self.pieces if other is not work)
+        self._without_memory = [(other, piece) for other, piece in self._without_memory if other is not work]
         for piece in own:
             piece.close()
+        work.again = None  # it holds the work
         work.withdraw()
 
 
 def cut_short(error: BaseException) -> FlashJanusError:
     """What the jobs are told that were in a step or a piece that `error` ended: their rows are lost."""
-    return DeviceError(
+    told = DeviceError(
         f"expected the work on this job to end, but {type(error).__name__} cut it short; submit it again"
     )
+    told.__cause__ = error
+    return told

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from flashjanus.errors import InputError, NonFiniteError, OutOfMemoryError
+from flashjanus.execution.flow import FlowPrefix, TimedPrompt
 from flashjanus.execution.flow_rows import FlowRow, FlowRows
 from flashjanus.execution.pictures import decode
 from flashjanus.execution.prefixes import PrefixStore, prepared
 from flashjanus.execution.runner import Runner
+from flashjanus.sampling import checks
 from flashjanus.scheduling.book import Book, Piece, Work, cut_short
 from flashjanus.scheduling.requests import Failed, Finished, Handle, ImageJob, Preview, Progress
 
 
 @dataclass(eq=False)
 class Drawn:
-    """An image job's rows, the latents of those that are finished, and, for a preview, of all before an evaluation."""
+    """An image job's rows, once its prompts are prepared, and the latents and pictures of those that are finished,
+    and, for a preview, all latents before an evaluation.
+
+    among: the rows that they are evaluated with.
+    """
 
     work: Work
     job: ImageJob
+    among: FlowRows
     rows: list[FlowRow] = field(default_factory=list)
     latents: dict[FlowRow, torch.Tensor] = field(default_factory=dict)
+    pictures: list[torch.Tensor] = field(default_factory=list)
     before: list[torch.Tensor] = field(default_factory=list)
     paused: bool = False
 
@@ -47,61 +57,77 @@ class Drawn:
 
 
 class Drawing:
-    """The image jobs of a scheduler."""
+    """The image jobs of a scheduler. All rows are evaluated together, but those of a job that pauses by themselves."""
 
     def __init__(self, runner: Runner, prefixes: PrefixStore, book: Book) -> None:
         self._runner, self._prefixes, self._book = runner, prefixes, book
-        self._rows = FlowRows(runner)
+        self._together = FlowRows(runner)
+        self._groups = deque([self._together])
         self._jobs: dict[Handle, Drawn] = {}
         self._owners: dict[FlowRow, Drawn] = {}
 
     @property
-    def halted(self) -> bool:
+    def paused(self) -> bool:
         """True while a job pauses."""
         return any(drawn.paused for drawn in self._jobs.values())
 
     @property
     def ready(self) -> bool:
         """True where an evaluation has something to do."""
-        return bool(self._rows.rows) and not self.halted
+        return any(map(self._ready, self._groups))
+
+    def _ready(self, group: FlowRows) -> bool:
+        return bool(group.rows) and not self._owners[group.rows[0]].paused
 
     @property
-    def begun(self) -> bool:
-        """True where an image has been evaluated."""
-        return any(row.taken for row in self._rows.rows)
+    def gathering(self) -> bool:
+        """True where no image has been evaluated, and some that it will be evaluated with are being prepared."""
+        begun = any(row.taken for row in self._together.rows)
+        return not begun and any(not drawn.rows for drawn in self._jobs.values() if drawn.among is self._together)
 
     def begin(self, work: Work, job: ImageJob) -> Piece:
         """Prepare a job's prompts, then let its rows join."""
-        drawn = self._jobs[work.handle] = Drawn(work, job)
-        made = []
-        for n, request in enumerate(job.rows):
-            if n and request.timed_prompt != job.rows[n - 1].timed_prompt:
-                yield
-            made.append(FlowRow(request, prepared(self._runner, self._prefixes, request)))
-        drawn.rows = made
-        for row in made:
+        among = FlowRows(self._runner) if job.pauses else self._together
+        drawn = self._jobs[work.handle] = Drawn(work, job, among)
+        found: dict[tuple[TimedPrompt, bool], FlowPrefix] = {}
+        for request in job.rows:
+            key = request.timed_prompt, request.schedule.guided
+            if key not in found:
+                if found:
+                    yield
+                found[key] = prepared(self._runner, self._prefixes, request)
+        drawn.rows = [FlowRow(r, found[r.timed_prompt, r.schedule.guided]) for r in job.rows]
+        if job.pauses:
+            self._groups.append(among)
+        for row in drawn.rows:
             self._owners[row] = drawn
-            self._rows.add(row)
+            among.add(row)
 
     def withdraw(self, handle: Handle) -> None:
         drawn = self._jobs.pop(handle, None)
         if drawn is not None:
-            self._let_go(drawn.rows)
+            self._let_go(drawn, drawn.rows)
+            if drawn.among is not self._together and drawn.rows:
+                self._groups.remove(drawn.among)
 
     def evaluate(self) -> None:
-        """One evaluation of all images; pictures of those that are finished are decoded in pieces."""
-        for drawn in self._jobs.values():
+        """One evaluation of the images that are next; pictures of those that are finished are decoded in pieces."""
+        while not self._ready(self._groups[0]):
+            self._groups.rotate(-1)
+        group = self._groups[0]
+        self._groups.rotate(-1)
+        for drawn in dict.fromkeys(self._owners[row] for row in group.rows):
             if drawn.preview_due:
                 drawn.before = self._all_latents(drawn)
         try:
-            self._rows.step()
+            group.step()
         except OutOfMemoryError as error:  # and no other image is there
-            self._book.out_of_memory(self._owners[self._rows.rows[-1]].work, error)
+            self._book.out_of_memory(self._owners[group.rows[-1]].work, error)
             return
         except BaseException as error:
-            self._lose(error)
+            self._lose(group, error)
             raise
-        for drawn in dict.fromkeys(self._owners[row] for row in self._rows.rows):
+        for drawn in dict.fromkeys(self._owners[row] for row in group.rows):
             drawn.paused = drawn.job.pauses
             self._book.tell(Progress(drawn.work.handle, *drawn.progress))
             if drawn.before:
@@ -112,18 +138,20 @@ class Drawing:
     def resume(self, handle: Handle, latents: torch.Tensor | None) -> None:
         drawn = self._paused(handle)
         if latents is not None:
-            for row, z in zip(drawn.rows, latents, strict=True):
-                self._rows.write_z(row, z)
+            shape = len(drawn.rows), *drawn.rows[0].request.noise.shape
+            for row, z in zip(drawn.rows, checks.tensor("latents", latents, shape, checks.FLOATS), strict=True):
+                drawn.among.write_z(row, z)
         drawn.paused = False
         if drawn.finished:
             self._finish(drawn)
 
     def latents(self, handle: Handle) -> torch.Tensor:
-        return torch.stack([self._rows.z(row) for row in self._paused(handle).rows])
+        drawn = self._paused(handle)
+        return torch.stack([drawn.among.z(row) for row in drawn.rows])
 
     def velocities(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
-        of = self._rows.velocities()
-        conditional, unconditional = zip(*(of(row) for row in self._paused(handle).rows), strict=True)
+        drawn = self._paused(handle)
+        conditional, unconditional = zip(*map(drawn.among.velocities(), drawn.rows), strict=True)
         return torch.stack(conditional), torch.stack(unconditional)
 
     def _finish(self, drawn: Drawn) -> None:
@@ -132,7 +160,7 @@ class Drawing:
         for row in drawn.rows:
             if not row.finished or row in drawn.latents:
                 continue
-            z = drawn.latents[row] = self._rows.z(row)
+            z = drawn.latents[row] = drawn.among.z(row)
             if not bool(z.isfinite().all()):
                 error = NonFiniteError(
                     f"an image of {len(row.request.prompt)} prompt tokens left the range of its dtype: expected finite "
@@ -140,14 +168,15 @@ class Drawing:
                 )
                 self._book.end(handle, Failed(handle, error))
                 return
-            self._let_go([row])
+            self._let_go(drawn, [row])
         if drawn.finished:
             handle.flowed_at = time.perf_counter()
-            latents = [drawn.latents[row] for row in drawn.rows]
             if drawn.job.decode:
-                self._book.pieces.append((drawn.work, self._show(handle, latents)))
+                drawn.work.again = partial(self._show, drawn)
+                self._book.pieces.append((drawn.work, self._show(drawn)))
             else:
-                self._book.end(handle, Finished(handle, torch.stack(latents)))
+                latents = torch.stack([drawn.latents[row] for row in drawn.rows])
+                self._book.end(handle, Finished(handle, latents))
 
     def _preview(self, drawn: Drawn) -> None:
         """Straight on from the last evaluation's step to t = 1."""
@@ -161,7 +190,7 @@ class Drawing:
         self._book.pieces.append((drawn.work, shown))
 
     def _all_latents(self, drawn: Drawn) -> list[torch.Tensor]:
-        return [drawn.latents[row] if row in drawn.latents else self._rows.z(row) for row in drawn.rows]
+        return [drawn.latents[row] if row in drawn.latents else drawn.among.z(row) for row in drawn.rows]
 
     def _show_preview(self, handle: Handle, step: int, latents: torch.Tensor, full: bool) -> Piece:
         linear = self._runner.previews.map
@@ -175,19 +204,20 @@ class Drawing:
             pictures.append(decode(self._runner, z[None]))
         self._book.tell(Preview(handle, step, (torch.cat(pictures).clamp(-1, 1) + 1) / 2))
 
-    def _show(self, handle: Handle, latents: Sequence[torch.Tensor]) -> Piece:
-        pictures = []
-        for n, z in enumerate(latents):
-            if n:
+    def _show(self, drawn: Drawn) -> Piece:
+        """Decode the pictures that are not there yet."""
+        for row in drawn.rows[len(drawn.pictures) :]:
+            drawn.pictures.append(decode(self._runner, drawn.latents[row][None]))
+            self._runner.previews.learn(drawn.latents[row][None], drawn.pictures[-1])
+            if len(drawn.pictures) < len(drawn.rows):
                 yield
-            pictures.append(decode(self._runner, z[None]))
-            self._runner.previews.learn(z[None], pictures[-1])
-        self._book.end(handle, Finished(handle, torch.cat(pictures)))
+        handle = drawn.work.handle
+        self._book.end(handle, Finished(handle, torch.cat(drawn.pictures)))
 
-    def _let_go(self, rows: Iterable[FlowRow]) -> None:
+    def _let_go(self, drawn: Drawn, rows: Iterable[FlowRow]) -> None:
         for row in rows:
             if self._owners.pop(row, None) is not None:
-                self._rows.remove(row)
+                drawn.among.remove(row)
 
     def _paused(self, handle: Handle) -> Drawn:
         drawn = self._jobs.get(handle)
@@ -196,10 +226,9 @@ class Drawing:
             raise InputError(f"handle: expected a job that paused, got one that {state}")
         return drawn
 
-    def _lose(self, error: BaseException) -> None:
+    def _lose(self, group: FlowRows, error: BaseException) -> None:
         """An evaluation was cut short, and what its rows hold is not to be used: their jobs end."""
-        lost = dict.fromkeys(self._owners[row] for row in self._rows.rows)
-        self._owners.clear()
-        self._rows.forget()
+        lost = dict.fromkeys(self._owners.pop(row) for row in group.rows)
+        group.forget()
         for drawn in lost:
             self._book.end(drawn.work.handle, Failed(drawn.work.handle, cut_short(error)))

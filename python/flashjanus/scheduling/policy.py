@@ -71,7 +71,7 @@ class Turns:
     Tokens come between any two others, so that a streamed answer waits for one of them at most. They get up to ANSWERS
     of the time that it took: an answer is read while it is written, and one token for each evaluation of sixteen images
     would be slower than anybody reads. Pieces get as much time as evaluations do: what waits to begin
-    and what has begun go on alike. But no image goes on before those that were admitted with it are prepared: rows that
+    and what has begun go on alike. But no image begins before those that were admitted with it are prepared: rows that
     run together cost less than rows that follow each other.
     """
 
@@ -82,11 +82,11 @@ class Turns:
         self._evaluation = self._pieces = self._tokens = self._other = 0.0
         self._due = True
 
-    def piece_next(self, pieces: bool, images: bool, begun: bool) -> bool:
-        """Whether a piece goes before an evaluation. begun: some image has been evaluated already."""
+    def piece_next(self, pieces: bool, images: bool, gathering: bool) -> bool:
+        """Whether a piece goes before an evaluation. gathering: no image has begun, and some are being prepared."""
         if not (pieces and images):
             return pieces
-        return not begun or self._pieces < self._evaluation
+        return gathering or self._pieces < self._evaluation
 
     def tokens_next(self) -> bool:
         """Whether another token goes before a piece or an evaluation."""

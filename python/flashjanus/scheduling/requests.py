@@ -23,8 +23,8 @@ class ImageJob:
 
     preview_every: a Preview after every so many evaluations, 0 for none, of where the latents are heading: by a linear
     map to small pictures, or by the VAE, which costs as much as a picture, with full_previews and as long as there is
-    no map (see latent_map.py). pauses: after each
-    evaluation the images wait for `Scheduler.resume`, and so do all others.
+    no map (see latent_map.py). pauses: after each evaluation the images wait for `Scheduler.resume`; they are evaluated
+    by themselves, so that nobody else waits with them.
     """
 
     rows: tuple[FlowRequest, ...]
@@ -61,6 +61,7 @@ class Handle:
     priority: int = 0
     deadline: float | None = None
     order: int = field(default_factory=lambda: next(_ORDER))
+    started: bool = False
     ended: bool = False
     flowed_at: float | None = None
 

@@ -89,8 +89,12 @@ class Scheduler(ProcessBound):
     @property
     def waits(self) -> bool:
         """True where a step can do nothing before somebody resumes or cancels a job that paused."""
-        works = self._book.events or self._book.pieces or self._answers.ready or self._admissible()
-        return self._images.halted and not works
+        works = self._book.events or self._book.pieces or self._images.ready or self._answers.ready
+        return self._images.paused and not (works or self._admissible())
+
+    def told(self, error: BaseException) -> bool:
+        """True where the next step tells jobs that `error`, which a step has raised, cut them short."""
+        return any(isinstance(event, Failed) and event.error.__cause__ is error for event in self._book.events)
 
     @property
     def queued(self) -> int:
@@ -114,7 +118,7 @@ class Scheduler(ProcessBound):
         if answers and (self._turns.tokens_next() or not (pieces or images)):
             self._answers.step()
             self._turns.took("tokens", began)
-        elif self._turns.piece_next(pieces, images, self._images.begun):
+        elif self._turns.piece_next(pieces, images, self._images.gathering):
             self._book.next_piece()
             self._turns.took("piece", began)
         elif images:
@@ -133,13 +137,16 @@ class Scheduler(ProcessBound):
     def _admissible(self) -> Handle | None:
         """The first that waits and has room. One that waits for memory lets nobody pass, or it might wait for ever; one
         that waits for rows of its kind lets the other kind pass."""
-        if not self._book.queue:
+        if self._book.full or not self._book.queue:
             return None
         live, most = self.live, (self.limits.images, self.limits.answers)
         held = sum(work.nbytes for work in self._book.works.values())
+        waits: set[type[Job]] = set()
         for handle in self._book.queue:
-            wanted = size(handle.job)
+            wanted, kind = size(handle.job), type(handle.job)
             if any(want and have and have + want > limit for want, have, limit in zip(wanted, live, most, strict=True)):
+                waits.add(kind)
+            if kind in waits:
                 continue
             return None if held and held + self._bytes(handle.job) > self._row_bytes else handle
         return None
@@ -155,4 +162,6 @@ class Scheduler(ProcessBound):
         self._book.works[handle] = work
         piece = self._images.begin(work, job) if isinstance(job, ImageJob) else self._answers.begin(work, job)
         self._book.pieces.append((work, piece))
-        self._book.tell(Started(handle))
+        if not handle.started:
+            handle.started = True
+            self._book.tell(Started(handle))

@@ -84,8 +84,7 @@ class Writing:
 
     def _lose(self, error: BaseException) -> None:
         """A step was cut short, and what its rows hold is not to be used: their jobs end."""
-        lost = [written.work.handle for written in self._owners.values()]
-        self._owners.clear()
+        lost = [self._owners.pop(row).work.handle for row in self._rows.rows]
         self._rows.forget()
         self._ahead = None
         for handle in lost:
