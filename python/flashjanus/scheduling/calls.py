@@ -52,9 +52,10 @@ def draw(
                 return Drawn(event.result, event.handle.flowed_at)
             if not (pauses and isinstance(event, Progress)):
                 continue
-            latents, velocities = shared.paused(event.handle)
+            latents = shared.latents(event.handle)
             if trace is not None:
-                trace.append({"z": before, "v_cond": velocities[0], "v_uncond": velocities[1] if guided else None})
+                conditional, unconditional = shared.velocities(event.handle)
+                trace.append({"z": before, "v_cond": conditional, "v_uncond": unconditional if guided else None})
             replaced = None if on_step is None else on_step(event.step - 1, latents)
             before = latents if replaced is None else replaced.float()
             shared.resume(event.handle, replaced)

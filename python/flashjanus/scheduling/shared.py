@@ -16,9 +16,16 @@ from flashjanus.errors import DeviceError
 from flashjanus.scheduling.requests import Cancelled, Event, Failed, Finished, Handle, Job
 from flashjanus.scheduling.scheduler import Scheduler
 
+DROPPED = 0.1
+"""Seconds, after which a thread that waits looks for jobs that were dropped: not all who drop one can wake it."""
+
 
 class SharedScheduler(ProcessBound):
-    """make(): the scheduler, when it is first needed, and again in a forked child."""
+    """make(): the scheduler, when it is first needed, and again in a forked child.
+
+    A stream may be dropped anywhere: by the garbage collector in the midst of a step, or of what has the lock. So its
+    jobs are only noted there, without waiting, and cancelled by whoever has the turn.
+    """
 
     def __init__(self, make: Callable[[], Scheduler]) -> None:
         self._make = make
@@ -27,16 +34,19 @@ class SharedScheduler(ProcessBound):
         _ALL.add(self)
 
     def _began_anew(self) -> None:
-        self._turn = threading.Condition()
+        self._making = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
         self._driven = False
         self._waiting = 0
         self._events: dict[Handle, deque[Event]] = {}
+        self._dropped: deque[Handle] = deque()
 
     @property
     def scheduler(self) -> Scheduler:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        with self._making:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
 
     def serve(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
         """Submit jobs and give their events as they come, in order, until all have ended; those that are left when
@@ -56,12 +66,18 @@ class SharedScheduler(ProcessBound):
                     left.discard(event.handle)
                 yield event
         finally:
-            self._forget(handles)
+            self._dropped.extend(handles)
+            self._clear()
 
-    def paused(self, handle: Handle) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """`Scheduler.latents` and `Scheduler.velocities`."""
+    def latents(self, handle: Handle) -> torch.Tensor:
+        """`Scheduler.latents`."""
         with self._alone() as scheduler:
-            return scheduler.latents(handle), scheduler.velocities(handle)
+            return scheduler.latents(handle)
+
+    def velocities(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Scheduler.velocities`."""
+        with self._alone() as scheduler:
+            return scheduler.velocities(handle)
 
     def resume(self, handle: Handle, latents: torch.Tensor | None = None) -> None:
         """`Scheduler.resume`."""
@@ -70,44 +86,71 @@ class SharedScheduler(ProcessBound):
 
     @contextmanager
     def _alone(self) -> Iterator[Scheduler]:
-        with self._turn:
-            self._waiting += 1
-            while self._driven:
-                self._turn.wait()
-            self._waiting -= 1
-            yield self.scheduler
-            self._turn.notify_all()
+        try:
+            with self._turn:
+                self._waiting += 1
+                try:
+                    while self._driven:
+                        self._turn.wait()
+                finally:
+                    self._waiting -= 1
+                    self._turn.notify_all()  # when the lock is free
+                yield self.scheduler
+        finally:
+            self._clear()
 
     def _wait(self, events: deque[Event]) -> None:
         """Until there is an event; meanwhile this thread drives the scheduler, unless another does."""
         while not events:
-            with self._turn:
-                while not events and (self._driven or self._waiting or self.scheduler.waits):
-                    self._turn.wait()
-                if events:
-                    return
-                if not self.scheduler.busy:
-                    raise DeviceError(
-                        "expected the job to be served, but its process was forked in the midst of it: make the call "
-                        "again in the child"
-                    )
-                self._driven = True
-            told: list[Event] = []
+            driving, told = False, list[Event]()
             try:
-                told = self.scheduler.step()
-            finally:
                 with self._turn:
-                    self._driven = False
-                    for event in told:
-                        if event.handle in self._events:
-                            self._events[event.handle].append(event)
-                    self._turn.notify_all()
+                    while not events and (self._driven or self._waiting or self._waits()):
+                        self._turn.wait(DROPPED)
+                    if events:
+                        return
+                    if not self.scheduler.busy:
+                        raise DeviceError(
+                            "expected the job to be served, but its process was forked in the midst of it: make the "
+                            "call again in the child"
+                        )
+                    driving = True
+                    self._driven = True
+                told = self.scheduler.step()
+            except Exception as error:
+                if not self.scheduler.told(error):  # those that are told raise it, which this thread may not be among
+                    raise
+            finally:
+                if driving:
+                    with self._turn:
+                        self._driven = False
+                        for event in told:
+                            if event.handle in self._events:
+                                self._events[event.handle].append(event)
+                        self._turn.notify_all()
+                self._clear()
 
-    def _forget(self, handles: Sequence[Handle]) -> None:
-        with self._alone() as scheduler:
-            for handle in handles:
-                scheduler.cancel(handle)
-                self._events.pop(handle, None)
+    def _waits(self) -> bool:
+        self._cancel()
+        return self.scheduler.waits
+
+    def _cancel(self) -> None:
+        """What was dropped; with the lock, and while nobody drives."""
+        while self._dropped:
+            handle = self._dropped.popleft()
+            self._events.pop(handle, None)
+            if self._made is not None:
+                self._made.cancel(handle)
+
+    def _clear(self) -> None:
+        """`_cancel`, unless another thread has the turn, or this one, which does so when it ends."""
+        while self._dropped and not self._driven and self._turn.acquire(blocking=False):
+            try:
+                if not self._driven:
+                    self._cancel()
+                    self._turn.notify_all()
+            finally:
+                self._turn.release()
 
     def forked(self) -> None:
         """In a child: the threads that drove the scheduler, and may have been in the midst of a step, are not here."""
