@@ -86,10 +86,15 @@ class PrefixStore(ProcessBound):
         return best, length
 
     def put_conversation(self, read: TextPrefix) -> None:
-        """Keep it instead of those that it goes on with."""
-        begun = [p for p in self._kept.values() if isinstance(p, TextPrefix) and p.common(read.names) == len(p.names)]
-        for shorter in begun:
-            self._drop(shorter.names)
+        """Keep it instead of those that it goes on with, unless one that is kept goes on with it."""
+        kept = [(p, p.common(read.names)) for p in self._kept.values() if isinstance(p, TextPrefix)]
+        longer = next((p for p, common in kept if common == len(read.names)), None)
+        if longer is not None:
+            self._kept.move_to_end(longer.names)
+            return
+        for shorter, common in kept:
+            if common == len(shorter.names):
+                self._drop(shorter.names)
         self.put(read.names, read)
 
     def clear(self) -> None:

@@ -52,12 +52,13 @@ def reading(
 
 
 def names_of(request: TextRequest, index: Sequence[int], per_image: int) -> tuple[Hashable, ...]:
-    """What each token is: its id, or which image's which feature."""
+    """What each token is: its id, None where an image begins, or which image's which feature."""
     digests = request.digests
-    return tuple(
-        token if at < 1 else (digests[(at - 1) // per_image], (at - 1) % per_image)
-        for token, at in zip(request.ids, index, strict=True)
-    )
+
+    def name(token: int, at: int) -> Hashable:
+        return token if at < 0 else None if at == 0 else (digests[(at - 1) // per_image], (at - 1) % per_image)
+
+    return tuple(map(name, request.ids, index))
 
 
 def _pieces(runner: Runner, block_end: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
