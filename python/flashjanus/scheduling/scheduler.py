@@ -10,14 +10,18 @@ import torch
 
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.entry import entry
-from flashjanus.errors import BusyError, DeadlineError, InputError
+from flashjanus.errors import BusyError, DeadlineError
 from flashjanus.execution.prefixes import PrefixStore
 from flashjanus.execution.runner import Runner
+from flashjanus.sampling import checks
 from flashjanus.scheduling.book import Book, Work
+from flashjanus.scheduling.checking import check
 from flashjanus.scheduling.drawing import Drawing
 from flashjanus.scheduling.policy import Limits, Turns, row_bytes, size
-from flashjanus.scheduling.requests import Cancelled, Event, Failed, Handle, ImageJob, Job, Started, TextJob
+from flashjanus.scheduling.requests import Cancelled, Event, Failed, Handle, ImageJob, Job, Started
 from flashjanus.scheduling.writing import Writing
+
+MOST = 2**31 - 1
 
 
 class Scheduler(ProcessBound):
@@ -43,13 +47,13 @@ class Scheduler(ProcessBound):
     def submit(self, job: Job, *, priority: int = 0, deadline: float | None = None) -> Handle:
         """Let a job wait for its turn: the smaller its priority, and the longer it has waited, the earlier it begins.
 
-        deadline: seconds from now, after which it fails with DeadlineError. Raises BusyError where too many wait
-        already, InputError.
+        deadline: seconds from now, 0 or more, after which it fails with DeadlineError. Raises BusyError where too many
+        wait already, InputError.
         """
-        if not isinstance(job, (ImageJob, TextJob)) or (isinstance(job, ImageJob) and not job.rows):
-            raise InputError(f"job: expected an ImageJob with at least 1 row or a TextJob, got {job!r:.80}")
-        if isinstance(job, ImageJob) and job.decode and self.runner.vae_config is None:
-            raise InputError("job: expected decode=False, as this model has no VAE, got decode=True")
+        check(job, self.runner)
+        checks.integer("priority", priority, -MOST, MOST)
+        if deadline is not None:
+            checks.number("deadline", deadline, 0.0, MOST)
         limit = self.limits.queued
         if limit is not None and self.queued >= limit:
             raise BusyError(f"expected at most {limit} jobs to wait, and {self.queued} do; try again later")
