@@ -96,10 +96,6 @@ class Scheduler(ProcessBound):
         works = self._book.events or self._book.pieces or self._images.ready or self._answers.ready
         return self._images.paused and not (works or self._admissible())
 
-    def told(self, error: BaseException) -> bool:
-        """True where the next step tells jobs that `error`, which a step has raised, cut them short."""
-        return any(isinstance(event, Failed) and event.error.__cause__ is error for event in self._book.events)
-
     @property
     def queued(self) -> int:
         """Jobs that have not begun."""
@@ -169,3 +165,8 @@ class Scheduler(ProcessBound):
         if not handle.started:
             handle.started = True
             self._book.tell(Started(handle))
+
+
+def is_told(scheduler: Scheduler, error: BaseException) -> bool:
+    """True where the next step tells jobs that `error`, which a step has raised, cut them short."""
+    return any(isinstance(event, Failed) and event.error.__cause__ is error for event in scheduler._book.events)

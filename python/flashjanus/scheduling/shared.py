@@ -14,7 +14,7 @@ import torch
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.errors import DeviceError
 from flashjanus.scheduling.requests import Cancelled, Event, Failed, Finished, Handle, Job
-from flashjanus.scheduling.scheduler import Scheduler
+from flashjanus.scheduling.scheduler import Scheduler, is_told
 
 DROPPED = 0.1
 """Seconds, after which a thread that waits looks for jobs that were dropped: not all who drop one can wake it."""
@@ -118,7 +118,9 @@ class SharedScheduler(ProcessBound):
                     self._driven = True
                 told = self.scheduler.step()
             except Exception as error:
-                if not self.scheduler.told(error):  # those that are told raise it, which this thread may not be among
+                if not is_told(
+                    self.scheduler, error
+                ):  # those that are told raise it, which this thread may not be among
                     raise
             finally:
                 if driving:
