@@ -37,9 +37,9 @@ def prompt(seed: int, length: int) -> list[int]:
     return torch.randint(1, 70, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def small(dtype: str = "float32", **options: Any) -> JanusFlow:
+def small(dtype: str = "float32", device: str = "cpu", **options: Any) -> JanusFlow:
     config = small_config()
-    return JanusFlow.from_state_dict(config, small_state(config), device="cpu", dtype=dtype, **options)
+    return JanusFlow.from_state_dict(config, small_state(config), device=device, dtype=dtype, **options)
 
 
 def image(sampler: Sampler, seed: int, length: int) -> FlowRequest:

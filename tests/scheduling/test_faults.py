@@ -266,8 +266,8 @@ def test_a_piece_that_is_cut_short_ends_its_job(
     assert type(error).__name__ in str(told[failing][-1].error)
 
 
-def test_noise_that_is_not_finite_fails_alone(model: JanusFlow, expected: dict[Job, Any]) -> None:
-    bad = replace(GUIDED[1].rows[0], noise=torch.full_like(GUIDED[1].rows[0].noise, torch.nan))
+def test_an_image_that_is_not_finite_fails_alone(model: JanusFlow, expected: dict[Job, Any]) -> None:
+    bad = replace(GUIDED[1].rows[0], noise=torch.full_like(GUIDED[1].rows[0].noise, 3e38))
     scheduler = model.scheduler()
     neighbors = [scheduler.submit(GUIDED[0])]
     handle = scheduler.submit(ImageJob(rows=(bad,), decode=False))

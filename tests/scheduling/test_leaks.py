@@ -12,7 +12,7 @@ from flashjanus.scheduling.policy import Limits
 from flashjanus.scheduling.requests import Handle, ImageJob, TextJob
 from small_jobs import TOKENS, image, small, text
 
-REQUESTS, SETTLED = 1000, 200
+REQUESTS, SETTLED = 600, 200
 """All, and those after which memory is taken to be what serving needs: sessions of all buckets are there by then."""
 GROWTH = 0.02
 PREFIXES = 100_000

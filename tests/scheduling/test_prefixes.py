@@ -204,7 +204,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(ACTIONS, max_size=40), st.integers(0, 100))
 def test_the_store_keeps_what_was_used_last_within_its_limit(actions: list[tuple[str, int, int]], limit: int) -> None:
     store, kept = PrefixStore(limit), OrderedDict[int, Sized]()
@@ -235,7 +235,7 @@ def test_the_store_keeps_what_was_used_last_within_its_limit(actions: list[tuple
 CONVERSATIONS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=7).map(tuple), max_size=25)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(CONVERSATIONS, CONVERSATIONS, st.sampled_from([40, 200, 10_000]))
 def test_the_longest_beginning_is_found(put: Any, asked: Any, limit: int) -> None:
     store = PrefixStore(limit)
