@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,3 +338,53 @@ def test_calls_and_abandoned_calls_of_many_threads_all_end(model: JanusFlow) -> 
                     model.shared.resume(event.handle, model.shared.latents(event.handle))
 
     assert at_once([lambda n=n: run(n) for n in range(8)]) == [None] * 8
+
+
+def test_of_jobs_that_are_refused_together_none_stays(model: JanusFlow) -> None:
+    good = TextJob(request=text(1, 4, 0, False), room=5, image_tokens=TOKENS)
+    with pytest.raises(InputError, match=r"job\.room"):
+        next(model.shared.serve([good, TextJob(request=good.request, room=-1)]))
+    assert model.shared.scheduler.queued == 0
+    assert not model.shared._events
+
+
+FORKS = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+import torch
+from flashjanus.execution.flow import FlowSession
+from small_jobs import SAMPLERS, image, small
+
+model = small()
+ids, noise = [[1, 2, 3, 76]], torch.ones(1, 4, 8, 8)
+due = model.sample_latents(ids, noise, num_inference_steps=2)
+inside, forked, step = threading.Event(), threading.Event(), FlowSession.step
+
+def stops(self):
+    inside.set()
+    assert forked.wait(60)
+    step(self)
+
+FlowSession.step = stops
+thread = threading.Thread(target=lambda: model.sample_latents(ids, noise * 2, num_inference_steps=2))
+thread.start()
+assert inside.wait(60)
+child = os.fork()
+FlowSession.step = step
+if child == 0:
+    signal.alarm(60)
+    same = torch.equal(model.sample_latents(ids, noise, num_inference_steps=2), due)
+    os._exit(0 if same and model.shared.scheduler.live == (0, 0) else 1)
+assert os.waitpid(child, 0)[1] == 0, "the child"
+forked.set()
+assert torch.equal(model.sample_latents(ids, noise, num_inference_steps=2), due)
+thread.join()
+print("both")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_while_another_thread_drives_serves_its_own_calls() -> None:
+    command = [sys.executable, "-c", FORKS, str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "both\n", done.stderr

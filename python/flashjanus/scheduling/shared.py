@@ -52,11 +52,13 @@ class SharedScheduler(ProcessBound):
         """Submit jobs and give their events as they come, in order, until all have ended; those that are left when
         nobody asks for more events are cancelled. Raises what a job fails of."""
         events: deque[Event] = deque()
-        with self._alone() as scheduler:
-            handles = [scheduler.submit(job) for job in jobs]
-            self._events.update(dict.fromkeys(handles, events))
-        left = set(handles)
+        handles: list[Handle] = []
         try:
+            with self._alone() as scheduler:
+                for job in jobs:
+                    handles.append(scheduler.submit(job))
+                    self._events[handles[-1]] = events
+            left = set(handles)
             while left:
                 self._wait(events)
                 event = events.popleft()
@@ -118,9 +120,7 @@ class SharedScheduler(ProcessBound):
                     self._driven = True
                 told = self.scheduler.step()
             except Exception as error:
-                if not is_told(
-                    self.scheduler, error
-                ):  # those that are told raise it, which this thread may not be among
+                if not is_told(self.scheduler, error):  # those that are told raise it: this call may go on
                     raise
             finally:
                 if driving:
