@@ -7,7 +7,8 @@ import re
 import pytest
 from flashjanus.cli.app import build_parser
 from flashjanus.cli.options import given
-from flashjanus.sampling.options import SAMPLING, ImageOptions, TokenOptions, options_of
+from flashjanus.sampling.fields import options_of
+from flashjanus.sampling.options import SAMPLING, ImageOptions, TokenOptions
 
 ALL = {
     ImageOptions: [name for name, option in options_of(ImageOptions).items() if option.flag is not None],

@@ -11,16 +11,8 @@ from dataclasses import FrozenInstanceError, asdict, fields
 import pytest
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.sampling.options import (
-    PRESETS,
-    SAMPLING,
-    USUAL,
-    FlowOptions,
-    ImageOptions,
-    TokenOptions,
-    json_schema,
-    options_of,
-)
+from flashjanus.sampling.fields import json_schema, options_of
+from flashjanus.sampling.options import PRESETS, SAMPLING, USUAL, FlowOptions, ImageOptions, TokenOptions
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.sampling.tokens import Sampling, samplings
 

@@ -22,7 +22,8 @@ from flashjanus.cli.options import (
     sampler_of,
 )
 from flashjanus.errors import InputError
-from flashjanus.sampling.options import ImageOptions, options_of
+from flashjanus.sampling.fields import options_of
+from flashjanus.sampling.options import ImageOptions
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.errors import InputError
-from flashjanus.sampling.fields import Options
-from flashjanus.sampling.options import ImageOptions, options_of
+from flashjanus.sampling.fields import Options, options_of
+from flashjanus.sampling.options import ImageOptions
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow

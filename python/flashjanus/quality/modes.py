@@ -10,7 +10,8 @@ from typing import Any
 
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.sampling.options import SAMPLING, ImageOptions, options_of
+from flashjanus.sampling.fields import options_of
+from flashjanus.sampling.options import SAMPLING, ImageOptions
 
 EXACT = "exact"
 """The mode without any option: what all others are compared with."""

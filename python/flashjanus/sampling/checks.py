@@ -9,22 +9,12 @@ from typing import Any
 import torch
 
 from flashjanus.errors import InputError
-from flashjanus.sampling.values import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, choice, integer, number
-
-__all__ = [
-    "FLOATS",
-    "INTEGERS",
-    "MAX_GUIDANCE",
-    "MAX_SEED",
-    "MAX_STEPS",
-    "choice",
-    "dtype",
-    "first_seed",
-    "integer",
-    "number",
-    "per_row",
-    "tensor",
-]
+from flashjanus.sampling.values import MAX_GUIDANCE as MAX_GUIDANCE
+from flashjanus.sampling.values import MAX_SEED as MAX_SEED
+from flashjanus.sampling.values import MAX_STEPS as MAX_STEPS
+from flashjanus.sampling.values import choice as choice
+from flashjanus.sampling.values import integer as integer
+from flashjanus.sampling.values import number as number
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)

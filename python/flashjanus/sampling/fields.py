@@ -41,7 +41,7 @@ class Option:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     shown: str = ""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    group: str = "request"
+    group: str = "sampling"
     flag: str | None = ""
     metavar: str | tuple[str, ...] | None = None
     parse: Callable[[str], Any] | None = None
@@ -80,10 +80,9 @@ class Option:
     def ends(self, name: str, default: Any) -> str:
         """The default as it is shown: "default: 512", or what each preset has, "exact: euler; fast: ab2"."""
         if default is None and self.presets:
-            given = {preset: options.get(name) for preset, options in self.presets.items()}
-            first = next(iter(given))
-            given[first] = self.usual
-            return "; ".join(f"{preset}: {self._shown(value)}" for preset, value in given.items() if value is not None)
+            differing = {preset: options[name] for preset, options in self.presets.items() if name in options}
+            shown = {next(iter(self.presets)): self.usual, **differing}
+            return "; ".join(f"{preset}: {self._shown(value)}" for preset, value in shown.items())
         words = self.shown if default is None else self._shown(default)
         return f"default: {words}" if words and default is not False else ""
 

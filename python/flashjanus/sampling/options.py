@@ -12,22 +12,11 @@ from typing_extensions import Self
 
 from flashjanus.errors import InputError
 from flashjanus.sampling import values
-from flashjanus.sampling.fields import Options, json_schema, option, options_of
+from flashjanus.sampling.fields import Options, option, options_of
+from flashjanus.sampling.values import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "PRESETS",
-    "SAMPLING",
-    "SOLVERS",
-    "USUAL",
-    "FlowOptions",
-    "ImageOptions",
-    "TokenOptions",
-    "json_schema",
-    "options_of",
-]
 
 SOLVERS = ("euler", "ab2")
 MAX_IMAGES = 10_000
@@ -74,11 +63,11 @@ def is_times(value: Any) -> bool:
 
 
 def every_or_times(name: str, value: Any) -> int | tuple[float, ...]:
-    most = values.MAX_STEPS
-    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= MAX_STEPS:
         return int(value)
     if not is_times(value):
-        raise InputError(f"{name}: expected {values.integers(1, most)}, or times that begin with 0, got {value!r:.80}")
+        expected = f"{values.integers(1, MAX_STEPS)}, or times that begin with 0"
+        raise InputError(f"{name}: expected {expected}, got {value!r:.80}")
     times = tuple(values.number(name, t, 0.0, 1.0) for t in value)
     if any(after <= t for t, after in pairwise((*times, 1.0))):
         raise InputError(f"{name}: expected times that begin with 0, rise and stay below 1, got {value!r:.80}")
@@ -98,7 +87,17 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-_FLOW: dict[str, Any] = dict(group="sampling", presets=PRESETS)
+_UNIT = (0.0, 1.0)
+_EVERY = (1, MAX_STEPS)
+_TEXTS: dict[str, Any] = dict(
+    kind=str,
+    several=True,
+    rule=texts,
+    allowed="a string that is not empty, or a list of such",
+    schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
+    group="request",
+)
+_SEED: dict[str, Any] = dict(low=0, high=values.MAX_SEED, late=True, shown="a new one each time", metavar="S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,47 +105,47 @@ class FlowOptions(Options, Generic[Absent]):
     """How the flow of one image is integrated and guided; `JanusFlow.generate_image` describes it in full."""
 
     num_inference_steps: int | Absent = option(
-        None, "steps of the solver", 1, values.MAX_STEPS, usual=30, flag="steps", metavar="K", **_FLOW
+        None, "steps of the solver", 1, MAX_STEPS, usual=30, flag="steps", metavar="K", presets=PRESETS
     )
     guidance_scale: float | Absent = option(
-        None, "guidance scale; 1 = none", 0.0, values.MAX_GUIDANCE, usual=2.0, flag="guidance", metavar="G", **_FLOW
+        None, "guidance scale; 1 = none", 0.0, MAX_GUIDANCE, usual=2.0, flag="guidance", metavar="G", presets=PRESETS
     )
-    solver: str | Absent = option(None, "euler, or ab2, of second order", usual="euler", choices=SOLVERS, **_FLOW)
+    solver: str | Absent = option(
+        None, "euler, or ab2, of second order", usual="euler", choices=SOLVERS, presets=PRESETS
+    )
     timestep_shift: float | Absent = option(
-        None, "more steps near the noise (> 1) or the image", 0.01, 100.0, usual=1.0, metavar="S", **_FLOW
+        None, "more steps near the noise (> 1) or the image", 0.01, 100.0, usual=1.0, metavar="S", presets=PRESETS
     )
     guidance_interval: tuple[float, float] | Absent = option(
         None,
         "times from 0 (noise) to 1 (image) between which there is guidance",
-        0.0,
-        1.0,
-        usual=(0.0, 1.0),
+        *_UNIT,
+        usual=_UNIT,
         length=2,
         rule=interval,
         allowed="two times (low, high)",
         metavar=("LOW", "HIGH"),
-        **_FLOW,
+        presets=PRESETS,
     )
     guidance_rescale: float | Absent = option(
-        None, "0 to 1: against too much contrast", 0.0, 1.0, usual=0.0, metavar="PHI", **_FLOW
+        None, "0 to 1: against too much contrast", *_UNIT, usual=0.0, metavar="PHI", presets=PRESETS
     )
     uncond_every: int | Absent = option(
-        None, "compute the unconditional branch every N-th time", 1, values.MAX_STEPS, usual=1, metavar="N", **_FLOW
+        None, "compute the unconditional branch every N-th time", *_EVERY, usual=1, metavar="N", presets=PRESETS
     )
     step_cache: int | Sequence[float] | Absent = option(
         None,
         "run the language model every N-th time, or from these times (0 noise, 1 image) on, else extrapolate; "
         "`flashjanus schedule` finds times",
-        1,
-        values.MAX_STEPS,
+        *_EVERY,
         usual=1,
         several=True,
         rule=every_or_times,
-        allowed=f"{values.integers(1, values.MAX_STEPS)}, or times that begin with 0, rise and stay below 1",
+        allowed=f"{values.integers(1, MAX_STEPS)}, or times that begin with 0, rise and stay below 1",
         schema={"items": {"type": "number", "minimum": 0.0, "exclusiveMaximum": 1.0}, "minItems": 1},
         metavar="N | 0,T,...",
         parse=step_cache,
-        **_FLOW,
+        presets=PRESETS,
     )
 
 
@@ -158,102 +157,62 @@ USUAL: Mapping[str, Any] = {name: one.usual for name, one in options_of(FlowOpti
 class ImageOptions(FlowOptions[None]):
     """The options of `JanusFlow.generate_image`, which describes them in full. Of the flow's, None is the preset's."""
 
-    preset: str = option(
-        "exact",
-        "exact, balanced or fast: options below, unless given",
-        choices=tuple(PRESETS),
-        group="sampling",
+    preset: str = option("exact", "exact, balanced or fast: options below, unless given", choices=tuple(PRESETS))
+    num_images_per_prompt: int = option(
+        1, "images per prompt", 1, MAX_IMAGES, flag="num_images", metavar="N", group="request"
     )
-    num_images_per_prompt: int = option(1, "images per prompt", 1, MAX_IMAGES, flag="num_images", metavar="N")
     seed: int | Sequence[int] | None = option(
-        None,
-        "seed of the first image",
-        0,
-        values.MAX_SEED,
-        several=True,
-        late=True,
-        allowed="an integer, or one for each image",
-        shown="a new one each time",
-        metavar="S",
+        None, "seed of the first image", several=True, allowed="one, or one for each image", group="request", **_SEED
     )
     generator: torch.Generator | Sequence[torch.Generator] | None = option(
-        None, "draws the noise of all images instead of a seed, or one for each image", flag=None
+        None, "draws the noise of all images instead of a seed, or one for each image", flag=None, group="request"
     )
-    latents: torch.Tensor | None = option(None, "the noise itself, (B, c, H, W), instead of a seed", flag=None)
-    output_type: str = option("pil", "what the images are", choices=("pil", "np", "pt", "latent"), flag=None)
-    callback_on_step_end: Callback | None = option(None, "is called after every evaluation of the network", flag=None)
+    latents: torch.Tensor | None = option(None, "the noise itself, instead of a seed", flag=None, group="request")
+    output_type: str = option(
+        "pil", "what the images are", choices=("pil", "np", "pt", "latent"), flag=None, group="request"
+    )
+    callback_on_step_end: Callback | None = option(
+        None, "is called after every evaluation of the network", flag=None, group="request"
+    )
     best_of: int | None = option(
         None,
-        "draw so many candidates per prompt and keep those that the model finds best",
+        "draw N candidates per prompt, keep what the model finds best",
         1,
         MAX_IMAGES,
         metavar="N",
         group="choosing",
     )
     accept_above: float | None = option(
-        None,
-        "of the candidates, draw no more once enough images score this (0 to 1)",
-        0.0,
-        1.0,
-        group="choosing",
-        metavar="P",
+        None, "draw no more candidates once enough score P (0 to 1)", *_UNIT, metavar="P", group="choosing"
     )
     judge: Judge | None = option(
-        None, 'what the candidates are asked, with "{prompt}" in it', kind=str, late=True, group="choosing", flag=None
+        None, 'what candidates are asked, with "{prompt}" in it', kind=str, late=True, flag=None, group="choosing"
     )
 
 
 SAMPLING = tuple(options_of(ImageOptions, "sampling"))
 """The preset and what it gives: what `sample_latents` takes as well."""
-_TEXTS: dict[str, Any] = dict(
-    kind=str,
-    several=True,
-    rule=texts,
-    allowed="a string that is not empty, or a list of such",
-    schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions(Options):
     """The options of `JanusFlow.chat`, which describes them in full, and of `generate_ids`."""
 
-    max_new_tokens: int = option(512, "longest answer", 1, values.MAX_COUNT, metavar="N")
-    do_sample: bool = option(False, "sample instead of taking the likeliest token", kind=bool, group="sampling")
+    max_new_tokens: int = option(512, "longest answer", 1, MAX_COUNT, metavar="N", group="request")
+    do_sample: bool = option(False, "sample instead of taking the likeliest token", kind=bool)
     temperature: float | None = option(
-        1.0, "0 is greedy; above 1 evens the probabilities out", 0.0, 1e4, usual=1.0, metavar="T", group="sampling"
+        1.0, "0 is greedy; above 1 evens the probabilities out", 0.0, 1e4, usual=1.0, metavar="T"
     )
     top_p: float | None = option(
-        1.0,
-        "choose among the likeliest tokens that have this share of the probability; 1: all",
-        0.0,
-        1.0,
-        usual=1.0,
-        metavar="P",
-        group="sampling",
+        1.0, "sample of the likeliest tokens with this share of the probability; 1: all", *_UNIT, usual=1.0, metavar="P"
     )
     top_k: int | None = option(
-        0,
-        "choose among so many of the likeliest tokens; 0 and -1: all",
-        -1,
-        values.MAX_COUNT,
-        usual=0,
-        metavar="K",
-        group="sampling",
+        0, "sample of so many of the likeliest tokens; 0 and -1: all", -1, MAX_COUNT, usual=0, metavar="K"
     )
     repetition_penalty: float = option(
-        1.0, "makes tokens that the answer has already less likely; 1: none", 1e-3, 1e3, metavar="R", group="sampling"
+        1.0, "makes tokens that the answer has already less likely; 1: none", 1e-3, 1e3, metavar="R"
     )
-    seed: int | None = option(
-        None,
-        "of the first answer's tokens",
-        0,
-        values.MAX_SEED,
-        late=True,
-        shown="a new one each time",
-        metavar="S",
-        group="sampling",
-    )
+    seed: int | None = option(None, "of the first answer's tokens", **_SEED)
     stop: str | Sequence[str] | None = option(None, "end the answer before this text", metavar="TEXT", **_TEXTS)
     stop_strings: str | Sequence[str] | None = option(None, "the same under another name", flag=None, **_TEXTS)
 

@@ -7,10 +7,9 @@ from numbers import Real
 from typing import Any
 
 from flashjanus.sampling import checks
-from flashjanus.sampling.options import PRESETS, USUAL, ImageOptions, is_times
+from flashjanus.sampling.options import PRESETS as PRESETS
+from flashjanus.sampling.options import USUAL, ImageOptions, is_times
 from flashjanus.sampling.schedule import Sampler
-
-__all__ = ["PRESETS", "sampler", "sampler_of", "samplers"]
 
 
 def sampler_of(options: ImageOptions) -> Sampler:
