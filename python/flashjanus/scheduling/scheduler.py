@@ -87,7 +87,7 @@ class Scheduler(ProcessBound):
 
     @property
     def busy(self) -> bool:
-        """True while a step has something to do or to tell."""
+        """True while a job has not ended, or an event has not been told; see `waits` for jobs that pause."""
         return bool(self._book.queue or self._book.works or self._book.events)
 
     @property
