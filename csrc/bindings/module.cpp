@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "cpu/cpu.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 
@@ -88,6 +89,20 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Kernels on raw addresses. Sizes and alignment are checked; what the addresses point at is not.";
     module.def("build_info", &build_info, "Compiler, CUDA version (None in a CPU-only build) and instruction sets.");
+    const auto pressed = [](int32_t threads) {
+        py::gil_scoped_release release;
+        return cpu::pressed(threads);
+    };
+    module.def("pressed", pressed, "Whether other work presses on the cores of this thread's team of so many threads.");
+    module.def(
+        "team_for",
+        [](int32_t threads, int64_t count, double nanoseconds) {
+            const cpu::Team team = cpu::team_for(threads, count, nanoseconds);
+            return std::pair(team.threads, team.shared);
+        },
+        "How many threads a loop takes, and whether they share its parts.");
+    module.def("force_teams", &cpu::force_teams, py::arg("press") = -1, py::arg("worth") = -1.0,
+               "For tests: pressed() from now on, and the nanoseconds that are worth another thread; -1: as ever.");
 #define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, #kernel "_bound", &cpu::kernel);
     FLASHJANUS_CPU_KERNELS(FLASHJANUS_BIND)
     FLASHJANUS_AMX_KERNELS(FLASHJANUS_BIND)

@@ -8,6 +8,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 constexpr int32_t kBlock = 64;
 constexpr int32_t kPair = 2 * kLanes;
 constexpr int32_t kMaxVectors = kMaxHead / kLanes;
@@ -146,11 +148,11 @@ void heads(const DecodeAttentionParams& p) {
     const int32_t wanted = (p.threads + queries - 1) / queries;  // parts of a query's heads that keep all threads busy
     const int32_t fewest = (p.heads + kTogether - 1) / kTogether;
     const int32_t parts = wanted < fewest ? fewest : wanted < p.heads ? wanted : p.heads;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < queries * parts; ++i) {
-        const int32_t part = i % parts;
-        some_heads<kPairs, T>(p, i / parts, p.heads * part / parts, p.heads * (part + 1) / parts);
-    }
+    const double work = 0.5 * queries * p.keys * p.heads * p.head;
+    parallel_for(p.threads, int64_t{queries} * parts, work, [&](int64_t i) {
+        const auto query = static_cast<int32_t>(i / parts), part = static_cast<int32_t>(i % parts);
+        some_heads<kPairs, T>(p, query, p.heads * part / parts, p.heads * (part + 1) / parts);
+    });
 }
 
 template <class T>

@@ -7,6 +7,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 constexpr int32_t kTaps = 7;
 constexpr int32_t kPadding = 3;
 
@@ -129,11 +131,11 @@ template <class X, class W>
 void tiles(const DepthwiseNormParams& p) {
     const int32_t down = (p.height + kTall - 1) / kTall, across = (p.width + kWide - 1) / kWide;
     const int64_t count = int64_t{p.batch} * down * across;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t i = 0; i < count; ++i) {
+    const double work = 2.5 * p.batch * p.height * p.width * p.channels;
+    parallel_for(p.threads, count, work, [&](int64_t i) {
         const int32_t row = static_cast<int32_t>(i / across);
         tile_at<X, W>(p, row / down, row % down * kTall, static_cast<int32_t>(i % across) * kWide);
-    }
+    });
 }
 
 }  // namespace

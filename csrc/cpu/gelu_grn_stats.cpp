@@ -8,6 +8,8 @@ namespace {
 #include "cpu/slices.h"
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 constexpr int32_t kRun = 32;  // positions that are summed by themselves, so that no small term meets a large sum
 
 // Channels first .. first + count - 1 of one image.
@@ -34,8 +36,11 @@ INLINE void slice(const GeluGrnStatsParams& p, int32_t b, int32_t first, int32_t
 template <class T>
 void slices(const GeluGrnStatsParams& p) {
     const Slices cut(p.batch, p.channels, p.threads);
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < cut.count; ++i) slice<T>(p, cut.image(i), cut.first(i), cut.width(i));
+    const double work = 1.1 * p.batch * p.positions * p.channels;
+    parallel_for(p.threads, cut.count, work, [&](int64_t item) {
+        const auto i = static_cast<int32_t>(item);
+        slice<T>(p, cut.image(i), cut.first(i), cut.width(i));
+    });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/norm.h"
+#include "cpu/parallel.h"
 
 // Fetched so many bytes before it is needed, across the ends of rows: a row is often a page, at whose end the
 // hardware's own prefetch stops. Several rows at once, fetched that far ahead, keep more of the memory busy than one.
@@ -98,8 +99,9 @@ template <int kRows, class T, class W>
 void rows(const GemvParams& p) {
     constexpr int kOut = kRows <= 2 ? 4 : 2;  // rows of w at once: as many as leave sums in registers
     const int32_t step = p.gated ? kOut / 2 : kOut;
-#pragma omp parallel num_threads(p.threads)
-    {
+    const double work = 0.1 * (p.gated ? 2 : 1) * p.out * p.columns;  // for the reading of w
+    const int64_t items = (int64_t{p.out} + step - 1) / step;
+    parallel_parts(p.threads, items, work, [&](int64_t from, int64_t to) {
         T normed[kRows * kMaxNormChannels];  // by every thread for itself: cheaper than to wait for another
         const T* x = p.norm ? normed : static_cast<const T*>(p.x);
         for (int r = 0; p.norm && r < kRows; ++r) {
@@ -109,8 +111,8 @@ void rows(const GemvParams& p) {
                 scale_by_rms(from, squares, p.norm, p.eps, p.columns, normed + r * p.columns);
             });
         }
-#pragma omp for schedule(static)
-        for (int32_t first = 0; first < p.out; first += step) {
+        for (int64_t item = from; item < to; ++item) {
+            const auto first = static_cast<int32_t>(item * step);
             if (first + step <= p.out) {
                 p.gated ? gated_outputs<kRows, kOut / 2, T, W>(p, x, first) : outputs<kRows, kOut, T, W>(p, x, first);
             } else {
@@ -119,7 +121,7 @@ void rows(const GemvParams& p) {
                 }
             }
         }
-    }
+    });
 }
 
 template <class T, class W>

@@ -8,6 +8,8 @@ namespace {
 #include "cpu/slices.h"
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 INLINE float mean_root(const float* sums, int32_t channels) {
     F32 total{};
     for (int32_t c = 0; c < channels; c += kLanes) total += sqrt(load(sums + c, channels - c));
@@ -38,8 +40,11 @@ INLINE void slice(const GrnApplyParams& p, int32_t b, int32_t first, int32_t cou
 template <class T>
 void slices(const GrnApplyParams& p) {
     const Slices cut(p.batch, p.channels, p.threads);
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < cut.count; ++i) slice<T>(p, cut.image(i), cut.first(i), cut.width(i));
+    const double work = 0.3 * p.batch * p.positions * p.channels;
+    parallel_for(p.threads, cut.count, work, [&](int64_t item) {
+        const auto i = static_cast<int32_t>(item);
+        slice<T>(p, cut.image(i), cut.first(i), cut.width(i));
+    });
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 // Positions are cut into as many parts whatever the number of threads, so the statistics always have the same bits.
 constexpr int32_t kParts = 32;
 constexpr int32_t kSamples = 16;
@@ -75,11 +77,11 @@ void image(const GroupNormSiluParams& p, const T* x, T* y) {
     Sums parts[kParts][kMaxNormGroups];
     const int32_t length = (p.positions + kParts - 1) / kParts;
     const int32_t count = (p.positions + length - 1) / length;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < count; ++i) {
-        const int32_t first = i * length;
+    const double work = 0.4 * p.positions * p.channels;
+    parallel_for(p.threads, count, work, [&](int64_t i) {
+        const auto first = static_cast<int32_t>(i * length);
         part(p, x, pivots, first, p.positions - first < length ? p.positions : first + length, parts[i]);
-    }
+    });
     const int32_t width = p.channels / p.groups;
     const double elements = static_cast<double>(p.positions) * width;
     for (int32_t g = 0; g < p.groups; ++g) {
@@ -96,10 +98,8 @@ void image(const GroupNormSiluParams& p, const T* x, T* y) {
             scales[c] = scale * p.weight[c];
         }
     }
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t i = 0; i < p.positions; ++i) {
-        finish(p, x + int64_t{i} * p.channels, means, scales, y + int64_t{i} * p.channels);
-    }
+    parallel_for(p.threads, p.positions, p.silu ? 2.5 * work : work,
+                 [&](int64_t i) { finish(p, x + i * p.channels, means, scales, y + i * p.channels); });
 }
 
 template <class T>

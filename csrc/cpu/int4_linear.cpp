@@ -116,8 +116,11 @@ template <int kRows>
 void rows(const Int4LinearParams& p) {
     const int32_t wide = kPanel * (p.gated ? kPanels / 2 : kPanels), items = (p.out + wide - 1) / wide;
     Row x[kRows];
-#pragma omp parallel num_threads(p.threads)
+    const double work = 0.04 * (p.gated ? 2 : 1) * p.out * p.columns;  // for the reading of w
+    const Team team = team_for(p.threads, items, work);
+#pragma omp parallel num_threads(team.threads)
     {
+        join_team();
 #pragma omp for schedule(static)
         for (int32_t r = 0; r < kRows; ++r) place(p, r, x[r]);
 #pragma omp for schedule(static)

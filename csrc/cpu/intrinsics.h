@@ -7,4 +7,5 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/threads.h"
 #include "params.h"

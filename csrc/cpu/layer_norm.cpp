@@ -7,6 +7,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 // `total` is read back by the later passes, rounded as it is stored.
 template <class X, class D, class Y>
 void row(const LayerNormParams& p, const X* x, const D* delta, X* total, Y* y) {
@@ -37,12 +39,11 @@ void row(const LayerNormParams& p, const X* x, const D* delta, X* total, Y* y) {
 
 template <class X, class D, class Y>
 void rows(const LayerNormParams& p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t r = 0; r < p.rows; ++r) {
-        const int64_t at = int64_t{r} * p.channels;
+    parallel_for(p.threads, p.rows, 0.6 * p.rows * p.channels, [&](int64_t r) {
+        const int64_t at = r * p.channels;
         row(p, static_cast<const X*>(p.x) + at, p.delta ? static_cast<const D*>(p.delta) + at : nullptr,
             p.total ? static_cast<X*>(p.total) + at : nullptr, static_cast<Y*>(p.y) + at);
-    }
+    });
 }
 
 }  // namespace

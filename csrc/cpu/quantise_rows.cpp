@@ -6,18 +6,19 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
 #include "cpu/quantise.h"
 
 template <class T>
 void rows(const QuantiseRowsParams& p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t r = 0; r < p.rows; ++r) {
-        const int64_t at = int64_t{r} * p.channels;
+    parallel_for(p.threads, p.rows, 0.5 * p.rows * p.channels, [&](int64_t row) {
+        const auto r = static_cast<int32_t>(row);
+        const int64_t at = row * p.channels;
         const T* x = static_cast<const T*>(p.x) + at;
         write(p, r, static_cast<int8_t*>(p.q) + at, [&](float* to) {
             for (int32_t c = 0; c < p.channels; c += kLanes) store(to + c, load(x + c, p.channels - c), p.channels - c);
         });
-    }
+    });
 }
 
 }  // namespace

@@ -7,11 +7,12 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 template <class Y, class X, class O>
 void rows(const ResidualModulateParams& p) {
     const int64_t count = int64_t{p.batch} * p.positions;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t i = 0; i < count; ++i) {
+    parallel_for(p.threads, count, 0.3 * count * p.channels, [&](int64_t i) {
         const int32_t b = static_cast<int32_t>(i / p.positions);
         const int32_t image = b < p.images ? b : b - p.images;
         const int32_t step = p.step[image] < p.steps ? p.step[image] : p.steps - 1;
@@ -25,7 +26,7 @@ void rows(const ResidualModulateParams& p) {
             const F32 total = load(x + c, left) + load(y + c, left);
             store(o + c, total * (1.0f + load(scale + c, left)) + load(shift + c, left), left);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/norm.h"
+#include "cpu/parallel.h"
 #include "cpu/quantise.h"
 
 // total = x + delta, rounded as it is stored; the sum of its squares.
@@ -25,9 +26,9 @@ float add(const X* x, const D* delta, X* total, int32_t channels) {
 
 template <class X, class D, class Y>
 void rows(const RmsNormParams& p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t r = 0; r < p.rows; ++r) {
-        const int64_t at = int64_t{r} * p.channels;
+    parallel_for(p.threads, p.rows, (p.scale ? 0.8 : 0.4) * p.rows * p.channels, [&](int64_t row) {
+        const auto r = static_cast<int32_t>(row);
+        const int64_t at = row * p.channels;
         const X* x = static_cast<const X*>(p.x) + at;
         Y* y = static_cast<Y*>(p.y) + r * p.y_stride;
         if (p.delta) {
@@ -38,7 +39,7 @@ void rows(const RmsNormParams& p) {
             const float squares = sum_of_squares(x, p.channels);
             write(p, r, y, [&](auto* to) { scale_by_rms(x, squares, p.weight, p.eps, p.channels, to); });
         }
-    }
+    });
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 // [a, b] -> [a cos - b sin, b cos + a sin] over the halves of one head.
 template <class T>
 INLINE void rotate(const T* from, T* to, const float* cos, const float* sin, int32_t half) {
@@ -24,8 +26,7 @@ void tokens(const RopeKvWriteParams& p) {
     const int64_t head = 2 * int64_t{p.half};
     const int64_t width = (p.heads + 2 * int64_t{p.kv_heads}) * head;
     const int64_t count = int64_t{p.batch} * p.tokens;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t t = 0; t < count; ++t) {
+    parallel_for(p.threads, count, 0.3 * count * width, [&](int64_t t) {
         const T* from = static_cast<const T*>(p.qkv) + t * width;
         const float* cos = p.table + p.positions[t] * head;
         const float* sin = cos + p.half;
@@ -38,7 +39,7 @@ void tokens(const RopeKvWriteParams& p) {
         const T* values = keys + p.kv_heads * head;
         for (int32_t g = 0; g < p.kv_heads; ++g) rotate(keys + g * head, k + g * head, cos, sin, p.half);
         __builtin_memcpy(v, values, p.kv_heads * head * sizeof(T));
-    }
+    });
 }
 
 }  // namespace

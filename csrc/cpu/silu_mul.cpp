@@ -6,13 +6,14 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
 #include "cpu/quantise.h"
 
 template <class T, class Y>
 void rows(const SiluMulParams& p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int32_t r = 0; r < p.rows; ++r) {
-        const T* gate = static_cast<const T*>(p.x) + int64_t{r} * 2 * p.channels;
+    parallel_for(p.threads, p.rows, 0.5 * p.rows * p.channels, [&](int64_t row) {
+        const auto r = static_cast<int32_t>(row);
+        const T* gate = static_cast<const T*>(p.x) + row * 2 * p.channels;
         const T* up = gate + p.channels;
         Y* y = static_cast<Y*>(p.y) + int64_t{r} * p.channels;
         write(p, r, y, [&](auto* to) {
@@ -21,7 +22,7 @@ void rows(const SiluMulParams& p) {
                 store(to + c, silu(load(gate + c, count)) * load(up + c, count), count);
             }
         });
-    }
+    });
 }
 
 }  // namespace

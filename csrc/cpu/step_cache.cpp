@@ -6,6 +6,8 @@ namespace {
 
 #include "cpu/vector.h"
 
+#include "cpu/parallel.h"
+
 template <class S>
 F32 weighted(F32 sum, float weight, const S* slot, int32_t left) {
     return weight == 0.0f ? sum : sum + load(slot, left) * weight;
@@ -14,8 +16,7 @@ F32 weighted(F32 sum, float weight, const S* slot, int32_t left) {
 template <class X, class S>
 void rows(const StepCacheParams& p) {
     const int64_t count = int64_t{p.batch} * p.positions;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t i = 0; i < count; ++i) {
+    parallel_for(p.threads, count, 0.3 * count * p.channels, [&](int64_t i) {
         const int64_t b = i / p.positions, image = b < p.images ? b : b - p.images;
         const int32_t step = p.step[image] < p.evaluations ? p.step[image] : p.evaluations - 1;
         const StepCacheLine& line = p.lines[image * p.evaluations + step];
@@ -37,7 +38,7 @@ void rows(const StepCacheParams& p) {
             store(y + c, after, left);
             if (kept) store(kept + c, after - before, left);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -334,8 +334,11 @@ Status tiled_attention(const DecodeAttentionParams& p) {
     const int64_t wanted = heads >= 4 * p.threads ? 1 : (4 * p.threads + heads - 1) / heads;
     const int64_t chunks = wanted < (blocks + 3) / 4 ? wanted : (blocks + 3) / 4;
     bool failed = false;
-#pragma omp parallel num_threads(p.threads)
+    const double work = 0.015 * p.batch * p.queries * p.keys * p.heads * p.head;
+    const Team team = team_for(p.threads, heads * chunks, work);
+#pragma omp parallel num_threads(team.threads)
     {
+        join_team();
         thread_local Scratch scratch;
         configure_tiles();
 #pragma omp for schedule(dynamic)

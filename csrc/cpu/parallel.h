@@ -1,0 +1,36 @@
+// Loops over independent items: the bits of what they write do not depend on the threads. Included inside an anonymous
+// namespace, behind vector.h.
+
+// Not inline: a kernel's loop exists once, whoever runs it.
+template <class F>
+__attribute__((noinline)) void run_part(const F& f, int64_t count, int64_t part, int64_t parts) {
+    f(count * part / parts, count * (part + 1) / parts);
+}
+
+// f(first, last) for parts of 0 .. count - 1, on as many of `threads` as the work is worth: `nanoseconds` is what all
+// of it takes on one thread, roughly.
+template <class F>
+INLINE void parallel_parts(int32_t threads, int64_t count, double nanoseconds, const F& f) {
+    const Team team = team_for(threads, count, nanoseconds);
+    if (team.threads == 1) return run_part(f, count, 0, 1);
+    const int64_t wanted = int64_t{team.threads} * (team.shared ? 8 : 1), parts = wanted < count ? wanted : count;
+#pragma omp parallel num_threads(team.threads)
+    {
+        join_team();
+        if (team.shared) {
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t part = 0; part < parts; ++part) run_part(f, count, part, parts);
+        } else {
+#pragma omp for schedule(static) nowait
+            for (int64_t part = 0; part < parts; ++part) run_part(f, count, part, parts);
+        }
+    }
+}
+
+// f(i) for i = 0 .. count - 1, likewise.
+template <class F>
+INLINE void parallel_for(int32_t threads, int64_t count, double nanoseconds, const F& f) {
+    parallel_parts(threads, count, nanoseconds, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) f(i);
+    });
+}

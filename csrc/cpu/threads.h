@@ -1,0 +1,30 @@
+// How many threads a kernel takes, and how its loops are spread over them. Declarations only: what kernels inline is in
+// parallel.h.
+#pragma once
+
+#include <cstdint>
+
+namespace flashjanus::cpu {
+
+// How a loop is spread. `shared`: its threads take parts as they come to them, many to each, for some may be waiting
+// for their cores; else each has one part of its own.
+struct Team {
+    int32_t threads;
+    bool shared;
+};
+
+// The team for a loop of `count` independent items that would keep one thread busy for `nanoseconds`, roughly.
+Team team_for(int32_t threads, int64_t count, double nanoseconds);
+
+// Says that the calling thread is one of a team: how long it waits for its core counts. First in every parallel region.
+void join_team();
+
+// True while other work presses on the cores that the teams of up to `threads` threads of this thread run on. Then a
+// thread that waits gives up its core at once, and a loop is worth more threads only where it takes milliseconds.
+bool pressed(int32_t threads);
+
+// For tests: from now on pressed() is `press` (0 or 1), and `worth` nanoseconds of work are worth another thread. -1:
+// as measured, and as ever.
+void force_teams(int32_t press, double worth);
+
+}  // namespace flashjanus::cpu
