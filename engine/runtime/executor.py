@@ -23,6 +23,8 @@ from . import native, profile
 from .bound import ProcessBound
 from .cuda import Gpu, Replay, Staging
 from .isolation import isolated
+from .openmp import end_team
+from .turns import TURNS
 
 ALIGNMENT = 256
 """Of every input in the host's block, as torch aligns tensors on a GPU."""
@@ -124,13 +126,15 @@ class Executor(ProcessBound):
                 call()
 
     def _alone(self) -> AbstractContextManager[Any]:
-        """On the plan's device, outside of the caller's state."""
-        scope = ExitStack()
-        scope.enter_context(isolated())
-        if self.gpu is not None:
-            scope.enter_context(self.gpu.launching())
-            scope.enter_context(self.gpu.driver.current())
-        return scope
+        """On the plan's device, outside of the caller's state; on a CPU, when it is this thread's turn at the cores."""
+        with ExitStack() as scope:
+            scope.enter_context(isolated())
+            if self.gpu is None:
+                scope.enter_context(TURNS.turn(torch.get_num_threads(), end_team))
+            else:
+                scope.enter_context(self.gpu.launching())
+                scope.enter_context(self.gpu.driver.current())
+            return scope.pop_all()
 
     def _named_walk(self) -> None:
         """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""

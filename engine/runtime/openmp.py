@@ -20,6 +20,7 @@ from functools import cache
 import torch
 
 from ..errors import DeviceError
+from .turns import TURNS
 
 SOFT = 1
 """omp_pause_soft of omp.h."""
@@ -47,6 +48,13 @@ class OpenMP:
         return self._pause is not None and self._pause(SOFT) == 0
 
 
+def end_team() -> None:
+    """End the threads of this thread's team: another thread's come in their place."""
+    found = runtime()
+    if found is not None and not found.survives_forks:
+        found.end_team()
+
+
 @cache
 def runtime() -> OpenMP | None:
     """The one that this process's torch uses, or None where there is none.
@@ -69,6 +77,9 @@ def hold_team(scope: ExitStack) -> None:
     found = runtime()
     if found is None:
         return
+    if TURNS.several and not found.survives_forks:
+        # threads that wait for this one's next call would count: the runtime lets the others' spin no more then
+        scope.callback(found.end_team)
     if found.dynamic():
         found.set_dynamic(0)
         scope.callback(found.set_dynamic, 1)

@@ -1,0 +1,82 @@
+"""Turns at the cores: threads that run plans on a CPU at once have together no more threads than there are cores.
+
+With GNU's OpenMP runtime every thread that calls has a team of its own, so N callers would bring N times as many
+threads as one. Here they come one after another, in the order in which they asked, plan by plan.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """`cores` to share out. In a forked child nobody has any of them."""
+
+    def __init__(self, cores: int) -> None:
+        self._reset(cores)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=lambda: self._reset(cores))
+
+    def _reset(self, cores: int) -> None:
+        self.cores, self._free = cores, cores
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self._here = threading.local()
+        self._first: int | None = None
+        self.several = False
+        """Whether more than one thread ever had a turn."""
+
+    @contextmanager
+    def turn(self, threads: int, handing_over: Callable[[], object]) -> Iterator[None]:
+        """Within it, this thread may keep `threads` cores at work, or as many as there are. Within another turn of
+        the same thread it does nothing. `handing_over` is called at the end where others wait."""
+        if getattr(self._here, "has", False):
+            yield
+            return
+        wanted = max(1, min(threads, self.cores))
+        self._take(wanted)
+        self._here.has = True
+        try:
+            yield
+        finally:
+            self._here.has = False
+            if self._waiting:
+                handing_over()
+            self._give(wanted)
+
+    def _take(self, wanted: int) -> None:
+        with self._lock:
+            ident = threading.get_ident()
+            self._first = self._first or ident
+            self.several = self.several or ident != self._first
+            if not self._waiting and self._free >= wanted:
+                self._free -= wanted
+                return
+            given = threading.Lock()
+            given.acquire()
+            self._waiting.append((wanted, given))
+        try:
+            given.acquire()
+        except BaseException:  # e.g. KeyboardInterrupt: the turn goes to the next one
+            with self._lock:
+                was_given = (wanted, given) not in self._waiting
+                if not was_given:
+                    self._waiting.remove((wanted, given))
+            self._give(wanted if was_given else 0)
+            raise
+
+    def _give(self, cores: int) -> None:
+        with self._lock:
+            self._free += cores
+            while self._waiting and self._free >= self._waiting[0][0]:
+                wanted, given = self._waiting.popleft()
+                self._free -= wanted
+                given.release()
+
+
+TURNS = Turns(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""Of this process."""
