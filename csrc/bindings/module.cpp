@@ -98,9 +98,9 @@ PYBIND11_MODULE(_C, module) {
         "team_for",
         [](int32_t threads, int64_t count, double nanoseconds) {
             const cpu::Team team = cpu::team_for(threads, count, nanoseconds);
-            return std::pair(team.threads, team.shared);
+            return std::tuple(team.threads, team.parts, team.shared);
         },
-        "How many threads a loop takes, and whether they share its parts.");
+        "The threads of a loop, its parts, and whether threads take them as they come.");
     module.def("force_teams", &cpu::force_teams, py::arg("press") = -1, py::arg("worth") = -1.0,
                "For tests: pressed() from now on, and the nanoseconds that are worth another thread; -1: as ever.");
 #define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, #kernel "_bound", &cpu::kernel);

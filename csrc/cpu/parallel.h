@@ -13,7 +13,7 @@ template <class F>
 INLINE void parallel_parts(int32_t threads, int64_t count, double nanoseconds, const F& f) {
     const Team team = team_for(threads, count, nanoseconds);
     if (team.threads == 1) return run_part(f, count, 0, 1);
-    const int64_t wanted = int64_t{team.threads} * (team.shared ? 8 : 1), parts = wanted < count ? wanted : count;
+    const int64_t parts = team.parts;
 #pragma omp parallel num_threads(team.threads)
     {
         join_team();

@@ -265,9 +265,11 @@ void force_teams(int32_t, double worth) {
 Team team_for(int32_t threads, int64_t count, double nanoseconds) {
     const bool shared = pressed(threads);
     const double worth = forced_worth >= 0.0 ? forced_worth.load() : shared ? kWorthPressed : kWorth;
-    int32_t team = count < threads ? static_cast<int32_t>(count) : threads;
-    if (nanoseconds < worth * team) team = static_cast<int32_t>(nanoseconds / worth);
-    return {team > 1 ? team : 1, shared};
+    int64_t parts = threads < count ? threads : count;
+    if (nanoseconds < worth * parts) parts = static_cast<int64_t>(nanoseconds / worth);
+    if (parts < 2) return {1, 1, shared};
+    if (shared) parts = 8 * parts < count ? 8 * parts : count;
+    return {threads, parts, shared};
 }
 
 }  // namespace flashjanus::cpu

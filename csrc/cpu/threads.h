@@ -6,11 +6,13 @@
 
 namespace flashjanus::cpu {
 
-// How a loop is spread. `shared`: its threads take parts as they come to them, many to each, for some may be waiting
-// for their cores; else each has one part of its own.
+// How a loop is spread: over the calling thread alone, or over all threads that it may have, though there be fewer
+// parts than threads. Trap: GNU's runtime ends the threads that a smaller team does not need, and makes new ones for
+// the next.
 struct Team {
     int32_t threads;
-    bool shared;
+    int64_t parts;
+    bool shared;  // threads take parts as they come to them, many to each, for some may be waiting for their cores
 };
 
 // The team for a loop of `count` independent items that would keep one thread busy for `nanoseconds`, roughly.

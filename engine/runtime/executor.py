@@ -8,7 +8,7 @@ temporaries inside torch. On a GPU the walk is captured once, and a run replays 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -129,9 +129,8 @@ class Executor(ProcessBound):
         """On the plan's device, outside of the caller's state; on a CPU, when it is this thread's turn at the cores."""
         with ExitStack() as scope:
             scope.enter_context(isolated())
-            if self.gpu is None:
-                scope.enter_context(TURNS.turn(torch.get_num_threads(), end_team))
-            else:
+            scope.enter_context(_turn(self.gpu))
+            if self.gpu is not None:
                 scope.enter_context(self.gpu.launching())
                 scope.enter_context(self.gpu.driver.current())
             return scope.pop_all()
@@ -227,11 +226,16 @@ def _block(specs: Mapping[str, TensorSpec], device: torch.device) -> tuple[torch
     return block, {name: placed(name, spec) for name, spec in specs.items()}
 
 
+def _turn(gpu: Gpu | None) -> AbstractContextManager[None]:
+    return nullcontext() if gpu is not None else TURNS.turn(torch.get_num_threads(), end_team)
+
+
 @contextmanager
 def _memory(plan: Plan, gpu: Gpu | None, parts: dict[str, int | None]) -> Iterator[None]:
-    """Memory that the device does not have becomes an error that says what it was for."""
+    """Memory that the device does not have becomes an error that says what it was for. On a CPU, all cores clear it."""
     try:
-        yield
+        with _turn(gpu):
+            yield
     except torch.OutOfMemoryError as error:
         if gpu is None:
             raise

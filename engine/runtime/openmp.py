@@ -55,6 +55,13 @@ def end_team() -> None:
         found.end_team()
 
 
+def _make_room() -> None:
+    """After a call, where several threads make calls: a team that waits for the next one counts as threads that the
+    runtime manages, and where they are more than the cores it puts others' to sleep between any two loops."""
+    if TURNS.several:
+        end_team()
+
+
 @cache
 def runtime() -> OpenMP | None:
     """The one that this process's torch uses, or None where there is none.
@@ -77,9 +84,8 @@ def hold_team(scope: ExitStack) -> None:
     found = runtime()
     if found is None:
         return
-    if TURNS.several and not found.survives_forks:
-        # threads that wait for this one's next call would count: the runtime lets the others' spin no more then
-        scope.callback(found.end_team)
+    scope.callback(_make_room)
+    scope.enter_context(TURNS.call())
     if found.dynamic():
         found.set_dynamic(0)
         scope.callback(found.set_dynamic, 1)

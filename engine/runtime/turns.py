@@ -26,33 +26,43 @@ class Turns:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
         self._here = threading.local()
-        self._first: int | None = None
+        self._callers = 0
         self.several = False
-        """Whether more than one thread ever had a turn."""
+        """Whether calls of several threads were ever under way at once."""
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Within it, this thread makes a call, which has turns."""
+        with self._lock:
+            self._callers += 1
+            self.several = self.several or self._callers > 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers = max(0, self._callers - 1)  # a forked child began at 0 within this call
 
     @contextmanager
     def turn(self, threads: int, handing_over: Callable[[], object]) -> Iterator[None]:
         """Within it, this thread may keep `threads` cores at work, or as many as there are. Within another turn of
-        the same thread it does nothing. `handing_over` is called at the end where others wait."""
+        the same thread it does nothing. `handing_over` is called before it waits, and at the end where other threads
+        make calls, too."""
         if getattr(self._here, "has", False):
             yield
             return
         wanted = max(1, min(threads, self.cores))
-        self._take(wanted)
+        self._take(wanted, handing_over)
         self._here.has = True
         try:
             yield
         finally:
             self._here.has = False
-            if self._waiting:
+            if self._callers > 1:
                 handing_over()
             self._give(wanted)
 
-    def _take(self, wanted: int) -> None:
+    def _take(self, wanted: int, waits: Callable[[], object]) -> None:
         with self._lock:
-            ident = threading.get_ident()
-            self._first = self._first or ident
-            self.several = self.several or ident != self._first
             if not self._waiting and self._free >= wanted:
                 self._free -= wanted
                 return
@@ -60,6 +70,7 @@ class Turns:
             given.acquire()
             self._waiting.append((wanted, given))
         try:
+            waits()
             given.acquire()
         except BaseException:  # e.g. KeyboardInterrupt: the turn goes to the next one
             with self._lock:

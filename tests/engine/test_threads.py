@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,24 +52,26 @@ def test_the_bits_do_not_depend_on_the_threads(op: Op, name: str, teams: Callabl
 
 @LINUX
 @pytest.mark.parametrize(
-    ("press", "count", "nanoseconds", "expected"),
+    ("press", "count", "nanoseconds", "threads", "parts"),
     [
-        (0, 100, 100, 1),
-        (0, 100, 9e3, 2),
-        (0, 100, 1e6, 4),
-        (0, 3, 1e6, 3),
-        (0, 1, 1e9, 1),
-        (0, 0, 0, 1),
-        (1, 100, 1e6, 1),
-        (1, 100, 1e9, 4),
+        (0, 100, 100, 1, 1),
+        (0, 100, 9e3, 4, 2),
+        (0, 100, 1e6, 4, 4),
+        (0, 3, 1e6, 4, 3),
+        (0, 1, 1e9, 1, 1),
+        (0, 0, 0, 1, 1),
+        (1, 100, 1e6, 1, 1),
+        (1, 100, 1e9, 4, 32),
+        (1, 5, 1e9, 4, 5),
     ],
 )
-def test_a_loop_takes_as_many_threads_as_its_work_is_worth(
-    press: int, count: int, nanoseconds: float, expected: int, teams: Callable[..., None]
+def test_a_loop_takes_all_threads_or_one_and_parts_by_its_work(
+    press: int, count: int, nanoseconds: float, threads: int, parts: int, teams: Callable[..., None]
 ) -> None:
+    """No other number of threads: the runtime would end the rest of them and make new ones for the next loop."""
     teams(press=press)
-    assert native._module().team_for(4, count, nanoseconds) == (expected, bool(press))
-    assert native._module().team_for(1, count, nanoseconds) == (1, False)
+    assert native._module().team_for(4, count, nanoseconds) == (threads, parts, bool(press))
+    assert native._module().team_for(1, count, nanoseconds) == (1, 1, False)
 
 
 @pytest.mark.parametrize("press", [0, 1])
@@ -82,3 +85,44 @@ def test_several_callers_at_once(press: int, teams: Callable[..., None]) -> None
     with ThreadPoolExecutor(4) as pool:
         for _ in range(20):
             assert list(pool.map(lambda call: bits(op, "native", call), calls)) == alone
+
+
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import torch, flashjanus._C as native
+from flashjanus.engine.ops import all_ops
+torch.set_num_threads(2)
+native.force_teams(worth=0.0)
+x, y = torch.ones(64, 512), torch.ones(64, 256)
+while not native.pressed(2):
+    all_ops()["silu_mul"].implementations["native"].run(x, y)
+assert native.team_for(2, 64, 1e5) == (2, 16, True), "all work was said to be worth a thread"
+native.force_teams()
+"""
+FORKED = """
+import os, sys, torch, flashjanus._C as native
+from flashjanus.engine.ops import all_ops
+from flashjanus.engine.runtime import openmp
+torch.set_num_threads(3)
+x, y = torch.randn(64, 512), torch.ones(64, 256)
+def run():
+    native.force_teams(press=int(sys.argv[1]), worth=0.0)
+    all_ops()["silu_mul"].implementations["native"].run(x, y)
+    return y.numpy().tobytes()
+right = run()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        pressed = native.pressed(3)
+        os._exit(0 if not pressed and run() == right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run() == right
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("script", [[ON_ONE_CORE], [FORKED, "0"], [FORKED, "1"]], ids=["one core", "fork", "pressed"])
+def test_in_a_process_of_its_own(script: list[str]) -> None:
+    """Two threads on one core press on each other, which is noticed; a forked child starts with nobody watched."""
+    subprocess.run([sys.executable, "-c", *script], check=True, timeout=120)
