@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .bound import ProcessBound
 from .cuda import Gpu, Replay, Staging
 from .isolation import isolated
 from .openmp import end_team
+from .solo import solo
 from .turns import TURNS
 
 ALIGNMENT = 256
@@ -122,8 +123,17 @@ class Executor(ProcessBound):
             self._replay()
             return
         with self._alone():
-            for call in self.calls:
+            for call in self._beside_others if native.pressed() else self.calls:
                 call()
+
+    @cached_property
+    def _beside_others(self) -> list[Callable[[], None]]:
+        """The calls where other work presses on the cores."""
+        calls = []
+        for node, call in zip(self.plan.nodes, self.calls, strict=True):
+            inputs = [self.tensor(ref) for ref in node.inputs if ref is not None]
+            calls.append(solo(node, call, inputs, [self.tensor(ref) for ref in node.outputs]))
+        return calls
 
     def _alone(self) -> AbstractContextManager[Any]:
         """On the plan's device, outside of the caller's state; on a CPU, when it is this thread's turn at the cores."""

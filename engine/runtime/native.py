@@ -36,6 +36,12 @@ def available() -> str | None:
     return module if isinstance(module, str) else None
 
 
+def pressed() -> bool:
+    """Whether other work presses on the cores that this thread's team runs on, as far as kernels have noticed."""
+    module = _load()
+    return not isinstance(module, str) and bool(module.pressed(torch.get_num_threads()))
+
+
 def cuda_available() -> str | None:
     """None where the native module has CUDA kernels (a GPU is not looked for), else the reason in words."""
     module = _load()

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 
@@ -53,6 +54,19 @@ def end_team() -> None:
     found = runtime()
     if found is not None and not found.survives_forks:
         found.end_team()
+
+
+def on_one_thread(call: Callable[[], None]) -> None:
+    """What torch computes in `call` stays on the calling thread."""
+    found, threads = runtime(), torch.get_num_threads()
+    if found is None:
+        call()
+        return
+    found.set_num_threads(1)
+    try:
+        call()
+    finally:
+        found.set_num_threads(threads)
 
 
 def _make_room() -> None:
