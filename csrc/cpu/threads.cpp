@@ -28,7 +28,7 @@ namespace {
 
 // The work that is worth another thread, in nanoseconds: where threads spin for each other, and where one may have to
 // wait for a time slice of the scheduler's.
-constexpr double kWorth = 4e3, kWorthPressed = 8e6;
+constexpr double kWorth = 2e3, kWorthPressed = 8e6;
 std::atomic<double> forced_worth{-1.0};
 
 }  // namespace
@@ -37,11 +37,12 @@ std::atomic<double> forced_worth{-1.0};
 namespace {
 
 constexpr int64_t kMillisecond = 1000000;
-constexpr int64_t kBetween = kMillisecond;             // looks at the scheduler's counters
-constexpr int64_t kWindow = 20 * kMillisecond;         // over which they are compared
-constexpr double kShare = 0.2;                         // of the window that threads wait for cores: others press
-constexpr int64_t kHold = 25 * kMillisecond;           // pressed for so long, then tried again
-constexpr int64_t kLongestHold = 1600 * kMillisecond;  // twice as long each time that the trial fails
+constexpr int64_t kBetween = kMillisecond;      // looks at the scheduler's counters
+constexpr int64_t kWindow = 40 * kMillisecond;  // over which they are compared
+constexpr double kShare = 0.4;  // of the window that threads wait for cores: less costs less than doing without threads
+constexpr int64_t kHold = 200 * kMillisecond;          // pressed for so long, then tried again
+constexpr int64_t kLongestHold = 3200 * kMillisecond;  // twice as long each time that the trial fails
+constexpr int64_t kGrace = 40 * kMillisecond;          // of a trial, until the scheduler has spread woken threads
 constexpr size_t kMostMembers = 32;                    // threads that are watched
 
 int64_t now() {
@@ -122,8 +123,11 @@ struct Watch {
             pressed = false;
             released = at;
             ballast->release();
-            return begin_window(at);
+            next = at + kGrace;
+            start = 0;
+            return;
         }
+        if (start == 0) return begin_window(at);
         const int64_t passed = at - start, more = waiting() - waited;
         if (more >= kShare * (passed > kWindow ? passed : kWindow)) {
             const int64_t twice = 2 * held < kLongestHold ? 2 * held : kLongestHold;

@@ -55,7 +55,7 @@ def test_the_bits_do_not_depend_on_the_threads(op: Op, name: str, teams: Callabl
     ("press", "count", "nanoseconds", "threads", "parts"),
     [
         (0, 100, 100, 1, 1),
-        (0, 100, 9e3, 4, 2),
+        (0, 100, 5e3, 4, 2),
         (0, 100, 1e6, 4, 4),
         (0, 3, 1e6, 4, 3),
         (0, 1, 1e9, 1, 1),
