@@ -37,13 +37,13 @@ std::atomic<double> forced_worth{-1.0};
 namespace {
 
 constexpr int64_t kMillisecond = 1000000;
-constexpr int64_t kBetween = kMillisecond;      // looks at the scheduler's counters
+constexpr int64_t kBetween = 4 * kMillisecond;  // looks at the scheduler's counters
 constexpr int64_t kWindow = 40 * kMillisecond;  // over which they are compared
 constexpr double kShare = 0.4;  // of the window that threads wait for cores: less costs less than doing without threads
 constexpr int64_t kHold = 200 * kMillisecond;          // pressed for so long, then tried again
 constexpr int64_t kLongestHold = 3200 * kMillisecond;  // twice as long each time that the trial fails
 constexpr int64_t kGrace = 40 * kMillisecond;          // of a trial, until the scheduler has spread woken threads
-constexpr size_t kMostMembers = 32;                    // threads that are watched
+constexpr size_t kMostMembers = 16;  // threads that are watched: each look costs a microsecond or two for each
 
 int64_t now() {
     timespec time;
