@@ -107,14 +107,15 @@ def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs
     return native.refuses_amx(device)
 
 
-FEW_PRODUCTS = 1 << 21
-"""Of queries with keys, by channel: below, torch's attention takes longer to begin than a query at a time does."""
+FEW_PRODUCTS = 1 << 20
+"""Of a row's queries with as many keys, by channel: below, torch's attention, which begins anew with every row, takes
+longer to begin than a query at a time does. Neither the batch nor the slots decide, which a row's neighbors do."""
 
 
 def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
-        queries, keys = static(product(specs[0].shape)), static(specs[1].shape[1])
-        if static(specs[0].shape[1]) > 1 and queries * keys > FEW_PRODUCTS:
+    if specs and specs[0] is not None:
+        queries = static(specs[0].shape[1])
+        if queries > 1 and queries * static(product(specs[0].shape[1:])) > FEW_PRODUCTS:
             return "takes a query at a time; others are faster for so many"
     return None
 
