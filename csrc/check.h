@@ -52,7 +52,6 @@ inline bool valid(Dtype dtype) {
 
 inline Status check(const GemvParams& p) {
     if (p.rows < 1 || p.columns < 1 || p.out < 1) return Status::bad_sizes;
-    if (p.rows > kMaxGemvRows) return Status::too_many_rows;
     if (p.norm && p.columns > kMaxNormChannels) return Status::too_many_channels;
     if (!valid(p.dtype) || !valid(p.x_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) return Status::bad_dtype;
     if (p.x_dtype != p.dtype && !(p.norm && p.x_dtype == Dtype::f32)) return Status::bad_x_dtype;

@@ -80,7 +80,8 @@ struct FlowUpdateParams {
     int32_t threads;
 };
 
-// The most rows that the matrix-vector kernels take at once, and the most channels of an attention head.
+// The most rows that the matrix-vector kernels of a GPU and of weights in 4 bits take, and the most channels of an
+// attention head.
 inline constexpr int32_t kMaxGemvRows = 4;
 inline constexpr int32_t kMaxHead = 256;
 

@@ -164,6 +164,7 @@ Status any_weight(const GemvParams& p, void* stream) {
 Status gemv(const GemvParams& params, void* stream) {
     const Status status = check(params);
     if (status != Status::ok) return status;
+    if (params.rows > kMaxGemvRows) return Status::too_many_rows;
     if (params.x_dtype == Dtype::f32) return any_weight<float>(params, stream);
     return any_weight<bf16>(params, stream);
 }

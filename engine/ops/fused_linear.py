@@ -1,4 +1,4 @@
-"""y = act(rms_norm(x) W^T * scale) + residual: a linear of a few rows with what stands in front of it and behind it.
+"""y = act(rms_norm(x) W^T * scale) + residual: a linear of few tokens with what stands in front of it and behind it.
 
 act(gate, up) = silu(gate) * up where `gated`, over the first and the last half of W's rows. The plan puts it in the
 place of the parts (plan/fuse.py) where a kernel of its own serves: decoding launches half as many kernels.
@@ -16,7 +16,7 @@ from ..ir import Size, TensorSpec, static
 from ..runtime import native
 from . import activations, rms_norm
 from .base import Bound, Call, Op, Schema, normal, quiet, register
-from .linear import flops, gemv_arguments, too_many_rows
+from .linear import flops, gemv_arguments, many_tokens, too_many_rows
 from .refusals import MAX_NORM_CHANNELS, floats
 from .shapes import outputs_of_row
 
@@ -109,7 +109,7 @@ OP = register(
 
 
 def refuses(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    """Why a matrix-vector kernel cannot take this call, or None."""
+    """Why a matrix-vector kernel cannot take this call, however few its rows are, or None."""
     if not specs:
         return None
     x, norm, weight, scale, _ = specs
@@ -121,15 +121,17 @@ def refuses(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str
         return "takes a scale with int8 weights, and with those only"
     if scale is None and x.dtype is not weight.dtype and (norm is None or x.dtype is not torch.float32):
         return f"multiplies {x.dtype} by {weight.dtype} only behind a norm of float32"
-    return too_many_rows(x)
+    return None
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return refuses(specs, attrs) or native.refuses(device, *floats(specs, attrs))
+    many = many_tokens(specs[0]) if specs else None
+    return refuses(specs, attrs) or many or native.refuses(device, *floats(specs, attrs))
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return refuses(specs, attrs) or native.refuses_cuda(device, *floats(specs, attrs))
+    many = too_many_rows(specs[0]) if specs else None
+    return refuses(specs, attrs) or many or native.refuses_cuda(device, *floats(specs, attrs))
 
 
 def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

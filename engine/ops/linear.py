@@ -61,29 +61,46 @@ OP = register(
 
 MAX_ROWS = 4
 """kMaxGemvRows of csrc/params.h."""
+FEW_TOKENS = 4
+"""Of a row, above which it is no longer the weight that a CPU waits for."""
+
+
+def many_tokens(x: TensorSpec | None) -> str | None:
+    """Why x is not for a matrix-vector kernel of a CPU, or None.
+
+    By the tokens of one row, x (B, ..., K): sums then have the same order whoever else is in the batch.
+    """
+    if x is not None and static(product(x.shape[1:-1])) > FEW_TOKENS:
+        return f"a matrix-vector kernel, for at most {FEW_TOKENS} tokens a row"
+    return None
 
 
 def too_many_rows(x: TensorSpec | None) -> str | None:
-    """Why a matrix-vector kernel cannot take x, or None."""
+    """Why a matrix-vector kernel of a GPU, or of weights in 4 bits, cannot take x, or None."""
     if x is not None and static(product(x.shape[:-1])) > MAX_ROWS:
         return f"a matrix-vector kernel, for at most {MAX_ROWS} rows"
     return None
 
 
-def _refuses_gemv(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if attrs.get("split_bias"):
-        return "adds the bias before it rounds"
-    return too_many_rows(specs[0]) if specs else None
+def few_to_decode(x: TensorSpec) -> bool:
+    """True for few rows of one token, x (B, ..., K): never for images and prompts, however many are in the batch."""
+    return static(product(x.shape[1:-1])) == 1 and too_many_rows(x) is None
+
+
+def _adds_the_bias_first(attrs: Mapping[str, Any]) -> str | None:
+    return "adds the bias before it rounds" if attrs.get("split_bias") else None
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     dtypes = [spec.dtype for spec in specs if spec is not None]
-    return _refuses_gemv(specs, attrs) or native.refuses(device, *dtypes)
+    many = many_tokens(specs[0]) if specs else None
+    return _adds_the_bias_first(attrs) or many or native.refuses(device, *dtypes)
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     dtypes = [spec.dtype for spec in specs if spec is not None]
-    return _refuses_gemv(specs, attrs) or native.refuses_cuda(device, *dtypes)
+    many = too_many_rows(specs[0]) if specs else None
+    return _adds_the_bias_first(attrs) or many or native.refuses_cuda(device, *dtypes)
 
 
 @OP.implementation("native", _refuses_native)

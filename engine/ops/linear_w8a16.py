@@ -1,6 +1,6 @@
 """y = (x W^T) * scale + b, W in int8 or float8_e4m3fn and a scale for each output (W8A16): half of bfloat16's bytes.
 
-For decoding, which waits for weights: W is widened in registers, x stays as it is, sums are float32. For more rows, and
+For decoding, which waits for weights: W is widened in registers, x stays as it is, sums are float32. For more, and
 in e4m3, which only torch widens, the plan takes `linear_w8a8` where that serves (plan/w8a8.py).
 """
 
@@ -16,7 +16,7 @@ from ..ir import Size, TensorSpec, dtype_name
 from ..runtime import native
 from . import quantise
 from .base import Bound, Call, Op, Schema, normal, register
-from .linear import flops, gemv_arguments, too_many_rows
+from .linear import flops, gemv_arguments, many_tokens, too_many_rows
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
@@ -80,21 +80,21 @@ OP = register(
 )
 
 
-def _refuses_gemv(specs: Sequence[TensorSpec | None]) -> str | None:
-    if not specs:
+def _refuses_dtype(specs: Sequence[TensorSpec | None]) -> str | None:
+    weight = specs[1] if specs else None
+    if weight is None or weight.dtype is torch.int8:
         return None
-    x, weight, *_ = specs
-    assert weight is not None
-    of_dtype = None if weight.dtype is torch.int8 else f"widens weights in int8, not in {weight.dtype}"
-    return of_dtype or too_many_rows(x)
+    return f"widens weights in int8, not in {weight.dtype}"
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _refuses_gemv(specs) or native.refuses(device, *_dtype(specs))
+    many = many_tokens(specs[0]) if specs else None
+    return _refuses_dtype(specs) or many or native.refuses(device, *_dtype(specs))
 
 
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _refuses_gemv(specs) or native.refuses_cuda(device, *_dtype(specs))
+    many = too_many_rows(specs[0]) if specs else None
+    return _refuses_dtype(specs) or many or native.refuses_cuda(device, *_dtype(specs))
 
 
 def _dtype(specs: Sequence[TensorSpec | None]) -> list[torch.dtype]:

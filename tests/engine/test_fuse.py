@@ -28,10 +28,10 @@ WEIGHTS = {
 }
 
 
-def layer() -> tuple[Graph, Value, Value]:
+def layer(tokens: int = 1) -> tuple[Graph, Value, Value]:
     """norm, linear, residual add and norm, gated linear, linear, residual add and norm: the graph, and what it adds."""
     g = Graph("layer", WEIGHTS)
-    h = g.add("cast", g.input("h", (R, 1, 8), F32), dtype=F32, label="h32")
+    h = g.add("cast", g.input("h", (R, tokens, 8), F32), dtype=F32, label="h32")
     o = g.add("linear", norm(g, h), g.weight("w"), None, label="o")
     x, normed = g.add("add_rms_norm", h, o, g.weight("norm2"), eps=1e-6, dtype=F32, label="add")
     gate_up = g.add("linear", normed, g.weight("gate_up"), None, label="gate_up.out")
@@ -65,7 +65,7 @@ def outputs(plan: Plan, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {name: t.clone() for name, t in executor.outputs.items()}
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [1, 4, 19])
 def test_a_layer_becomes_one_node_a_linear(rows: int) -> None:
     graph = layer()[0]
     plan, parts = lower(graph, {"R": rows}), lower(graph, {"R": rows}, fused=False)
@@ -78,9 +78,10 @@ def test_a_layer_becomes_one_node_a_linear(rows: int) -> None:
         torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-5)
 
 
-def test_more_rows_than_a_kernel_takes_keep_the_parts_and_the_reason() -> None:
-    graph = layer()[0]
-    plan = lower(graph, {"R": 5})
+@pytest.mark.parametrize("rows", [1, 3])
+def test_more_tokens_than_a_kernel_is_for_keep_the_parts_and_the_reason(rows: int) -> None:
+    graph = layer(tokens=5)[0]
+    plan = lower(graph, {"R": rows})
     assert ops(plan) == [node.op for node in graph.nodes]
     assert (
         "not fused_linear: fused_linear: no implementation serves on cpu: native: a matrix-vector kernel" in plan.why()

@@ -220,7 +220,7 @@ def test_the_plan_prints_every_node_with_its_buffer_and_cost() -> None:
     assert head.startswith("mlp on cpu [R=5]: 4 nodes, 0.000 GFLOP, ")
     assert columns.split() == ["node", "op", "implementation", "output", "buffer", "MFLOP", "kB"]
     assert [row.split()[:3] for row in rows] == [
-        ["w.out", "linear", "torch"],
+        ["w.out", "linear", "native"],
         ["silu", "silu", "torch"],
         ["gelu", "gelu", "torch"],
         ["sum", "add", "torch"],
