@@ -17,7 +17,7 @@ from ..ir import TensorSpec, product, static
 from ..runtime.cuda import no_e4m3
 from . import quantise
 from .base import Call, Op, Schema, Tunable, normal, register
-from .linear import MAX_ROWS, flops
+from .linear import MAX_ROWS, few_to_decode, flops, too_many_rows
 from .linear_w8a16 import derive, eight_bits
 
 
@@ -140,10 +140,12 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
     return triton_kernels.refuses(device) or (no_e4m3(device) if e4m3 else None)
 
 
-def _few_rows(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    rows, _, _, of, _ = _asked(specs, attrs)
-    if of is torch.int8 and rows <= MAX_ROWS:
-        return f"up to {MAX_ROWS} rows wait for the weight, which linear_w8a16 reads in one pass"
+def _few_rows(device: torch.device, specs: Sequence[TensorSpec | None]) -> str | None:
+    x = specs[0]
+    assert x is not None
+    few = few_to_decode(x) if device.type == "cpu" else too_many_rows(x) is None
+    if x.dtype is torch.int8 and few:
+        return f"up to {MAX_ROWS} rows of a token wait for the weight, which linear_w8a16 reads in one pass"
     return None
 
 
@@ -153,14 +155,14 @@ def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], att
     asked = _asked(specs, attrs)
     if asked[3] is torch.float8_e4m3fn and _not_by_torch(device, *asked) is None:
         return "torch has a product with these scales in its epilogue"
-    return _few_rows(specs, attrs)
+    return _few_rows(device, specs)
 
 
 def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     if not specs:
         return None
     asked = _asked(specs, attrs)
-    return _few_rows(specs, attrs) or (_not_by_torch(device, *asked) if asked[3] is torch.int8 else None)
+    return _few_rows(device, specs) or (_not_by_torch(device, *asked) if asked[3] is torch.int8 else None)
 
 
 KERNEL = "flashjanus.triton_kernels.scaled_matmul"

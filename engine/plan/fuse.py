@@ -1,11 +1,11 @@
 """A linear, the norm in front of it and what stands behind it, as one node where a kernel for that serves.
 
-Graphs are written in small ops. For a few rows, as in decoding, `fused_linear` takes an RMSNorm in front, and a gated
-SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one for
-the linear behind it. Only values that nobody else reads disappear.
+Graphs are written in small ops. For few tokens a row, as in decoding, `fused_linear` takes an RMSNorm in front, and a
+gated SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one
+for the linear behind it. Only values that nobody else reads disappear.
 
 A linear whose weight is in tiles becomes a `tiled_linear`, whatever stands around it and however many rows it has; or
-an `int4_linear`, where the graph names 4-bit weights that serve for few rows and these are few.
+an `int4_linear`, where the graph names 4-bit weights that serve to decode few rows and these are few.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class _Fusion:
         x, norm_weight = self._unnormed(x, norm)
         out = y if behind is None else behind.outputs[0]
         attrs = dict(eps=norm.attrs["eps"] if norm else 0.0, dtype=out.dtype)
-        few = bind(product(x.shape[:-1]), self.sizes) <= linear.MAX_ROWS
+        few = linear.few_to_decode(TensorSpec(tuple(bind(s, self.sizes) for s in x.shape), x.dtype))
         int4 = self.graph.int4.get(weight.name) if few and bias is None and act != "gelu" else None
         if int4 is None:
             read = (x, norm_weight, weight, scale, bias, residual)

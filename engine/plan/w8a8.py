@@ -3,7 +3,8 @@
 What makes a linear's input writes it in 8 bits itself, where it is a norm or a gated SiLU that nobody else reads:
 nothing more passes through memory. Otherwise a `quantise_rows` stands in front. A linear stays as it is where its
 weight is in tiles (see fuse.py), and where every implementation of `linear_w8a8` has a reason not to serve it: on CPUs
-with VNNI torch's int8 takes a sixth of the time from five rows on, up to four are read by a matrix-vector kernel.
+with VNNI torch's int8 takes a sixth of the time from five rows on, and what decodes up to four, a token each, is a
+matrix-vector kernel.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_w8a8, "_sums_exactly", lambda: True)
 
 
-def layer(of: torch.dtype = I8, norms: torch.dtype = F32) -> Graph:
+def layer(of: torch.dtype = I8, norms: torch.dtype = F32, tokens: int = 2) -> Graph:
     """A linear behind nothing that could quantise, residual add and norm, gated linear, linear, add, norm, linear."""
     specs = {name: TensorSpec((32,), norms) for name in ("norm", "norm2")}
     for name, (n, k) in SHAPES.items():
@@ -39,13 +39,13 @@ def layer(of: torch.dtype = I8, norms: torch.dtype = F32) -> Graph:
         y: Value = g.add("linear_w8a16", x, g.weight(name), g.weight(f"{name}.scale"), None, label=f"{name}.out")
         return y
 
-    h = g.add("cast", g.input("h", (R, 2, 32), F32), dtype=F32, label="h32")
+    h = g.add("cast", g.input("h", (R, tokens, 32), F32), dtype=F32, label="h32")
     o = linear(g.add("cast", h, dtype=BF16, label="a"), "o")
     x, normed = g.add("add_rms_norm", h, o, g.weight("norm"), eps=1e-6, dtype=BF16, label="add")
     down = linear(g.add("silu_mul", linear(normed, "gate_up")), "down")
     x, normed = g.add("add_rms_norm", x, down, g.weight("norm2"), eps=1e-6, dtype=BF16, label="last")
     g.output("x", x)
-    g.output("y", linear(g.reshape(normed, (R * 2, 32)), "fc"))
+    g.output("y", linear(g.reshape(normed, (R * tokens, 32)), "fc"))
     return g
 
 
@@ -89,10 +89,10 @@ def test_what_makes_an_input_writes_it_in_8_bits(of: torch.dtype, forced: dict[s
 
 
 def test_few_rows_keep_their_inputs_as_they_are_and_the_reason() -> None:
-    plan = lower(layer(), {"R": 2}, CPU)
+    plan = lower(layer(tokens=1), {"R": 4}, CPU)
     assert "linear_w8a8" not in ops(plan)
     assert "not linear_w8a8: linear_w8a8: no implementation serves on cpu:" in plan.why()
-    assert "torch: up to 4 rows wait for the weight" in plan.why()
+    assert "torch: up to 4 rows of a token wait for the weight" in plan.why()
 
 
 def test_e4m3_has_no_kernel_for_few_rows() -> None:
