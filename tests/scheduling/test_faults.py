@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -74,6 +76,11 @@ def drain(scheduler: Scheduler, steps: int = 500) -> dict[Handle, list[Event]]:
     raise AssertionError(f"still busy after {steps} steps: {scheduler.live} live, {scheduler.queued} queued")
 
 
+def even(model: JanusFlow) -> Scheduler:
+    """By whose clock every turn takes as long: who goes next does not depend on how fast the machine is."""
+    return Scheduler(model.runner, clock=partial(next, count(0.0)))
+
+
 def rows_of(scheduler: Scheduler, kind: str) -> Any:
     return scheduler._images._together if kind == "images" else scheduler._answers._rows
 
@@ -111,7 +118,7 @@ def test_jobs_without_memory_fail_and_do_not_wait_for_each_other_for_ever(
     model: JanusFlow, monkeypatch: pytest.MonkeyPatch, kind: Any, jobs: list[Job]
 ) -> None:
     Scarce(model.runner, monkeypatch, lambda make, bucket: make is kind)
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = [scheduler.submit(job) for job in jobs]
     told = drain(scheduler)
     for handle in handles:
@@ -124,7 +131,7 @@ def test_a_job_without_memory_waits_until_another_ends(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     first, late = (GUIDED[0], WRITTEN[0])[:: 1 if kind is TextSession else -1]
-    scheduler = model.scheduler()
+    scheduler = even(model)
     before = scheduler.submit(first)
     scheduler.step(), scheduler.step(), scheduler.step()
     scarce = Scarce(model.runner, monkeypatch, lambda make, bucket: make is kind and not before.ended)
@@ -140,7 +147,7 @@ def test_rows_that_no_memory_is_left_for_wait_and_the_others_go_on(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     Scarce(model.runner, monkeypatch, lambda make, bucket: make is SESSIONS[kind] and bucket[0] > 1)
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = [scheduler.submit(job) for job in JOBS[kind]]
     ended = []
     while scheduler.busy:
@@ -155,7 +162,7 @@ def test_rows_that_no_memory_is_left_for_wait_and_the_others_go_on(
 def test_rows_stay_where_they_are_when_there_is_no_memory_to_shrink(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = [scheduler.submit(job) for job in JOBS[kind]]
     rows = rows_of(scheduler, kind)
     until(scheduler, lambda: len(rows.rows) == 3 and all(row.place is not None for row in rows.rows))
@@ -180,7 +187,7 @@ ERRORS = [ValueError("broken"), KeyboardInterrupt()]
 def test_a_step_that_is_cut_short_ends_the_jobs_in_it(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: str, error: BaseException
 ) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = {k: [scheduler.submit(job) for job in JOBS[k]] for k in JOBS}
     with monkeypatch.context() as patch:
         patch.setattr(SESSIONS[kind], "step", boom(error))
@@ -201,7 +208,7 @@ def test_a_step_that_is_cut_short_ends_the_jobs_in_it(
 def test_rows_that_waited_for_memory_outlive_a_step_that_is_cut_short(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     Scarce(model.runner, monkeypatch, lambda make, bucket: make is SESSIONS[kind] and bucket[0] > 1)
     first, *others = [scheduler.submit(job) for job in JOBS[kind]]
     told: dict[Handle, list[Event]] = {}
@@ -222,7 +229,7 @@ def test_rows_that_waited_for_memory_outlive_a_step_that_is_cut_short(
 def test_a_move_that_is_cut_short_ends_the_jobs_in_it(
     model: JanusFlow, expected: dict[Job, Any], monkeypatch: pytest.MonkeyPatch, kind: str, error: BaseException
 ) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     first = scheduler.submit(JOBS[kind][0])
     until(scheduler, lambda: rows_of(scheduler, kind).session is not None)
     second = scheduler.submit(JOBS[kind][1])
@@ -247,7 +254,7 @@ def test_a_piece_that_is_cut_short_ends_its_job(
     session: Any,
     error: BaseException,
 ) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = [scheduler.submit(job) for k in JOBS for job in JOBS[k]]
     failing = handles[0 if kind == "images" else 3]
     method = "run" if kind == "images" else "read"
@@ -268,27 +275,27 @@ def test_a_piece_that_is_cut_short_ends_its_job(
 
 def test_an_image_that_is_not_finite_fails_alone(model: JanusFlow, expected: dict[Job, Any]) -> None:
     bad = replace(GUIDED[1].rows[0], noise=torch.full_like(GUIDED[1].rows[0].noise, 3e38))
-    scheduler = model.scheduler()
+    scheduler = even(model)
     neighbors = [scheduler.submit(GUIDED[0])]
     handle = scheduler.submit(ImageJob(rows=(bad,), decode=False))
     neighbors.append(scheduler.submit(GUIDED[2]))
     told = drain(scheduler)
     assert isinstance(told[handle][-1], Failed)
     assert isinstance(told[handle][-1].error, NonFiniteError)
-    scheduler = model.scheduler()
+    scheduler = even(model)
     beside_good = [scheduler.submit(job) for job in GUIDED]
     due = drain(scheduler)
     for got, other in zip(neighbors, beside_good[::2], strict=True):
         assert torch.equal(told[got][-1].result, due[other][-1].result)
     # what took the place of a row that was not finite sees none of it
-    scheduler = model.scheduler()
+    scheduler = even(model)
     handles = [scheduler.submit(job) for job in GUIDED]
     assert_results(drain(scheduler), expected)
     assert handles
 
 
 def test_image_tags_without_an_image_fail_alone(model: JanusFlow, expected: dict[Job, Any]) -> None:
-    scheduler = model.scheduler()
+    scheduler = even(model)
     good = scheduler.submit(WRITTEN[1])
     bad = scheduler.submit(replace(WRITTEN[1], request=replace(WRITTEN[1].request, pixels=None)))
     told = drain(scheduler)
