@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.scheduling.policy import Limits
-from flashjanus.scheduling.requests import Cancelled, Finished, Handle, Started
+from flashjanus.scheduling.requests import Cancelled, Finished, Handle, ImageJob, Started
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from small_jobs import jobs, rows_alone, small
+from small_jobs import finished, jobs, rows_alone, small
 
 ALONE = 1e-5
 
@@ -27,6 +28,9 @@ LIMITS = st.builds(
     row_bytes=st.sampled_from([1, 400_000, 1 << 30]),
     prefix_bytes=st.sampled_from([0, 60_000, 1 << 28]),
 )
+
+
+IMAGES = [number for number, job in enumerate(jobs()) if isinstance(job, ImageJob)]
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +87,27 @@ def test_a_job_gives_what_it_gives_alone(
     assert scheduler.queued == 0
     assert model.runner.leased == 0
     assert scheduler.prefixes.nbytes <= limits.prefix_bytes
+
+
+@pytest.mark.parametrize(
+    "form", [dict(dtype="bfloat16"), dict(dtype="bfloat16", quantization="int8")], ids=["bf16", "int8"]
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True, print_blob=False)
+@given(st.lists(st.tuples(st.sampled_from(IMAGES), st.integers(0, 4)), min_size=2, max_size=6))
+def test_an_image_has_the_bits_that_it_has_alone(form: dict[str, str], history: list[tuple[int, int]]) -> None:
+    model, expected = formed(tuple(form.items()))
+    scheduler = model.scheduler()
+    numbers, found = {}, {}
+    for number, steps in history:
+        numbers[scheduler.submit(jobs()[number])] = number
+        for _ in range(steps):
+            found.update({one.handle: one.result for one in scheduler.step() if isinstance(one, Finished)})
+    found |= finished(scheduler)
+    for handle, number in numbers.items():
+        assert torch.equal(found[handle], expected[number]), number
+
+
+@cache
+def formed(form: tuple[tuple[str, str], ...]) -> tuple[JanusFlow, dict[int, torch.Tensor]]:
+    made = small(**dict(form))
+    return made, {number: rows_alone(made, jobs()[number]) for number in IMAGES}
