@@ -14,7 +14,7 @@ from flashjanus.sampling.schedule import Sampler
 from flashjanus.sampling.tokens import Sampling
 from flashjanus.scheduling.requests import Event, Finished, Handle, ImageJob, Job, TextJob
 from flashjanus.scheduling.scheduler import Scheduler
-from small_model import FEATURES, IMAGE, IMAGE_SIZE, LATENT, START, small_config, small_state
+from small_model import FEATURES, IMAGE, IMAGE_SIZE, LATENT, START, normal, small_config, small_state
 
 SAMPLERS = (
     Sampler(1, 2.0),
@@ -29,11 +29,8 @@ SAMPLERS = (
 TOKENS = ImageTokens(START, IMAGE)
 
 
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def prompt(seed: int, length: int) -> list[int]:
+    """Ids of a text without its BOS."""
     return torch.randint(1, 70, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 

@@ -142,7 +142,7 @@ def test_every_room_is_walked() -> None:
         ("flashjanus.triton_kernels.silu", "from ..engine.ops import all_ops"),
         ("flashjanus.checkpoint.load", "from flashjanus.model import llama"),
         ("flashjanus.model.llama", "from flashjanus.execution.flow import sample"),
-        ("flashjanus.builtin", "from flashjanus.pipeline import images"),
+        ("flashjanus.builtin", "from flashjanus.inputs import images"),
         ("flashjanus.execution.text", "from flashjanus.cli.console import Console"),
         ("flashjanus.execution.text", "from flashjanus import JanusFlow"),
         ("flashjanus.execution.text", "from flashjanus.evaluation import evaluate_shapes"),

@@ -15,10 +15,11 @@ from flashjanus import JanusFlow
 from flashjanus.engine.ops import Call, get_op
 from flashjanus.engine.ops.linear import MAX_ROWS
 from flashjanus.engine.runtime import native
-from flashjanus.pipeline.buckets import padded
-from flashjanus.pipeline.flow import FlowRequest, FlowSession, Prepared, generate
-from flashjanus.pipeline.schedule import Sampler
-from flashjanus.pipeline.text import TextRequest, TextSession
+from flashjanus.execution.buckets import padded
+from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.text import TextRequest, TextSession
+from flashjanus.sampling.schedule import Sampler
+from flashjanus.scheduling import calls
 from op_check import specs_of
 from small_model import normal, prompt, relative_error
 
@@ -41,7 +42,7 @@ def model(request: pytest.FixtureRequest, untrained_folder: Path) -> JanusFlow:
 
 def drawn(rng: random.Random, model: JanusFlow) -> FlowRequest:
     """An image request of any length of prompt, with and without guidance and what saves work."""
-    sampler = Sampler.of(
+    sampler = Sampler(
         num_inference_steps=rng.randint(1, 4),
         guidance_scale=rng.choice([1.0, 2.0, 3.5]),
         solver=rng.choice(["euler", "ab2"]),
@@ -73,7 +74,7 @@ def together(rng: random.Random, model: JanusFlow, requests: list[FlowRequest]) 
             length, steps = len(rows[row].prompt), len(rows[row].schedule)
             prepared = Prepared(model.runner, 1, int(row < session.guided), padded(length, (16,)), steps)
             prepared.run([rows[row].timed_prompt])
-            session.join(prepared, 0, row, rows[row])
+            session.join(prepared.prefix(0), row, rows[row])
         session.step()
     return [session.z[rows.index(request)].float() for request in requests]
 
@@ -83,7 +84,7 @@ def test_latents_do_not_depend_on_the_neighbors(model: JanusFlow, seed: int) -> 
     rng = random.Random(seed)
     requests = [drawn(rng, model) for _ in range(1 + seed % 6)]
     for request, z in zip(requests, together(rng, model, requests), strict=True):
-        (alone,) = generate(model.runner, [request])
+        (alone,) = calls.draw(model.shared, [request]).result
         if model.dtype is F32:  # MKL cuts the sums of one product at a time among threads, by the rows that it has
             assert relative_error(z, alone) <= 1e-5
         else:
