@@ -94,25 +94,25 @@ class Choice:
         returned.
         """
         spent: dict[str, float] = {}
-        shelf = Shelf()
         own: list[Candidate] = []
-        if self.enough is None:
-            judged = self._judged(draw, range(len(self.prompts)), seeds, shelf, output_type, spent)
-            for n, one in enumerate(judged, 1):
-                own = self._kept(own, one, shelf)
-                if n % self.candidates == 0:
-                    yield from _outputs(own, shelf, spent, output_type)
-                    own = []
-            return
-        for p in range(len(self.prompts)):
-            own, drawn = [], 0
-            while drawn < self.candidates and sum(one.score >= self.enough for one in own) < self.images:
-                count = min(self.images, self.candidates - drawn)
-                first = p * self.candidates + drawn
-                for one in self._judged(draw, [p], seeds[first : first + count], shelf, output_type, spent):
+        with Shelf() as shelf:
+            if self.enough is None:
+                judged = self._judged(draw, range(len(self.prompts)), seeds, shelf, output_type, spent)
+                for n, one in enumerate(judged, 1):
                     own = self._kept(own, one, shelf)
-                drawn += count
-            yield from _outputs(own, shelf, spent, output_type)
+                    if n % self.candidates == 0:
+                        yield from _outputs(own, shelf, spent, output_type)
+                        own = []
+                return
+            for p in range(len(self.prompts)):
+                own, drawn = [], 0
+                while drawn < self.candidates and sum(one.score >= self.enough for one in own) < self.images:
+                    count = min(self.images, self.candidates - drawn)
+                    first = p * self.candidates + drawn
+                    for one in self._judged(draw, [p], seeds[first : first + count], shelf, output_type, spent):
+                        own = self._kept(own, one, shelf)
+                    drawn += count
+                yield from _outputs(own, shelf, spent, output_type)
 
     def _kept(self, best: Sequence[Candidate], one: Candidate, shelf: Shelf) -> list[Candidate]:
         ranked = sorted([*best, one], key=lambda one: -one.score)

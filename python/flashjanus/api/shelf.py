@@ -14,13 +14,20 @@ MEMORY = 64 * 2**20
 
 
 class Shelf:
-    """Tensors of one shape and dtype, by the number of their place. Raises OutputError where their file is refused."""
+    """Tensors of one shape and dtype, by the number of their place; within `with`, where its file is closed in the end.
+    Raises OutputError where the file is refused."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY)  # noqa: SIM115
         self._free: list[int] = []
         self._places = 0
         self._like = torch.empty(0)
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
 
     def put(self, image: torch.Tensor) -> int:
         """A copy of it, in a place that is free."""

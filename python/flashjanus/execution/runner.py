@@ -31,6 +31,8 @@ IDLE_SHARE = 0.25
 """The same on a GPU, as a share of its memory."""
 IDLE_SESSIONS = 128
 """Kept at most, of whatever size: the plans and calls of one are some megabytes of Python objects."""
+KEPT_PLANS = 64
+"""Of buckets whose sessions come and go: to make one takes longer than an evaluation of a small model."""
 _LOCK = RLock()
 """Of all models' idle sessions: a forked child finds it free, and what it guards whole."""
 if hasattr(os, "register_at_fork"):
@@ -78,6 +80,7 @@ class Runner(ProcessBound):
         self.vae_weights = dict(vae_weights or {})
         self.implementations, self.avoided = _known(implementations or {}), avoided
         self._graphs: dict[str, Graph] = {}
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         self._idle: OrderedDict[Hashable, Session] = OrderedDict()
         self._idle_sum = 0
         self._leased = 0
@@ -97,7 +100,14 @@ class Runner(ProcessBound):
         """The plan of a program for a bucket of sizes (see `flashjanus.model.programs` for the symbols)."""
         if program not in self._builders:
             raise InputError(f"program '{program}': expected one of {', '.join(self._builders)}")
-        return lower(self.graph(program), sizes, self.device, self.implementations, avoided=self.avoided)
+        key = (program, *sorted(sizes.items()))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = lower(self.graph(program), sizes, self.device, self.implementations, avoided=self.avoided)
+            self._plans[key] = plan
+            while len(self._plans) > KEPT_PLANS:
+                self._plans.popitem(last=False)
+        return plan
 
     def executor(
         self,
