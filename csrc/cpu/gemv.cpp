@@ -30,7 +30,7 @@ INLINE void load_two(const T* from, F32& first, F32& second) {
     }
 }
 
-// totals[r][o] = x[r] . w[o], while what lies `ahead` bytes behind is fetched.
+// totals[r][o] = x[r] . w[o], while what lies `ahead` bytes after it is fetched.
 template <int kRows, int kOut, class T, class W>
 INLINE void multiply(const T* x, const W* const (&w)[kOut], int32_t columns, int64_t ahead,
                      float (&totals)[kRows][kOut]) {
@@ -67,7 +67,7 @@ INLINE void finish(const GemvParams& p, int32_t r, int32_t o, float total) {
     with_type(p.y_dtype, [&](auto type) { store(static_cast<decltype(type)*>(p.y) + at, splat(total), 1); });
 }
 
-// kOut neighbouring outputs of kRows rows from row `row` on, which are at x.
+// kOut neighboring outputs of kRows rows from row `row` on, which are at x.
 template <int kRows, int kOut, class T, class W>
 INLINE void outputs(const GemvParams& p, const T* x, int32_t row, int32_t first, int64_t ahead) {
     const W* w[kOut];
@@ -81,7 +81,7 @@ INLINE void outputs(const GemvParams& p, const T* x, int32_t row, int32_t first,
     }
 }
 
-// silu(gate) * up for kOut neighbouring outputs.
+// silu(gate) * up for kOut neighboring outputs.
 template <int kRows, int kOut, class T, class W>
 INLINE void gated_outputs(const GemvParams& p, const T* x, int32_t row, int32_t first, int64_t ahead) {
     const W* w[2 * kOut];
@@ -107,7 +107,7 @@ constexpr int32_t together(int32_t rows) {
 }
 
 // Outputs first .. last - 1 of kRows rows from row `row` on, which are at x. Of each step of outputs, `ahead(step)`
-// bytes behind its rows of w are fetched.
+// bytes after its rows of w are fetched.
 template <int kRows, class T, class W, class Ahead>
 INLINE void some_outputs(const GemvParams& p, const T* x, int32_t row, int32_t first, int32_t last,
                          const Ahead& ahead) {
@@ -156,7 +156,7 @@ void rows(const GemvParams& p) {
     });
 }
 
-// A block of outputs for all rows, group by group, while the next block's rows of w are fetched, a part behind each.
+// A block of outputs for all rows, group by group, while the next block's rows of w are fetched, a part after each.
 template <class T, class W>
 INLINE void block(const GemvParams& p, const T* x, int32_t row, int32_t rows, int32_t first, int32_t last) {
     const int64_t bytes = int64_t{last - first} * p.columns * sizeof(W);

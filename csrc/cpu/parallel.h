@@ -1,5 +1,5 @@
 // Loops over independent items: the bits of what they write do not depend on the threads. Included inside an anonymous
-// namespace, behind vector.h.
+// namespace, after vector.h.
 
 // Not inline: a kernel's loop exists once, whoever runs it.
 template <class F>

@@ -1,4 +1,4 @@
-"""y = act(rms_norm(x) W^T * scale) + residual: a linear of few tokens with what stands in front of it and behind it.
+"""y = act(rms_norm(x) W^T * scale) + residual: a linear of few tokens with what stands before it and after it.
 
 act(gate, up) = silu(gate) * up where `gated`, over the first and the last half of W's rows. The plan puts it in the
 place of the parts (plan/fuse.py) where a kernel of its own serves: decoding launches half as many kernels.

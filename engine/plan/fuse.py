@@ -1,8 +1,8 @@
 """A linear, the norm in front of it and what stands behind it, as one node where a kernel for that serves.
 
 Graphs are written in small ops. For few tokens a row, as in decoding, `fused_linear` takes an RMSNorm in front, and a
-gated SiLU or a residual add behind: `add_rms_norm` is then split into its halves, one for the linear before it and one
-for the linear behind it. Only values that nobody else reads disappear.
+gated SiLU or a residual add after it: `add_rms_norm` is then split into its halves, one for the linear before it and
+one for the linear after it. Only values that nobody else reads disappear.
 
 A linear whose weight is in tiles becomes a `tiled_linear`, whatever stands around it and however many rows it has; or
 an `int4_linear`, where the graph names 4-bit weights that serve to decode few rows and these are few.

@@ -69,9 +69,9 @@ class Turns:
     images encoded, conversations read, pictures decoded), none of which takes much longer than an evaluation.
 
     Tokens come between any two others, so that a streamed answer waits for one of them at most. They get up to ANSWERS
-    of the time that it took: an answer is read while it is written, and one token for each evaluation of sixteen images
-    would be slower than anybody reads. Pieces get as much time as evaluations do: what waits to begin
-    and what has begun go on alike. But no image begins before those that were admitted with it are prepared: rows that
+    of the time that the other took: an answer is read while it is written, and one token for each evaluation of sixteen
+    images would be slower than anybody reads. Pieces get as much time as evaluations do, so that what waits to begin
+    and what has begun both go on. But no image begins before those that were admitted with it are prepared: rows that
     run together cost less than rows that follow each other.
     """
 

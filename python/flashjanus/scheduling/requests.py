@@ -52,9 +52,9 @@ Job: TypeAlias = ImageJob | TextJob
 
 @dataclass(eq=False)
 class Handle:
-    """A job that was submitted. priority: the smaller, the earlier. deadline: seconds of time.monotonic().
+    """A job that was submitted. priority: the smaller, the earlier. deadline: seconds of the scheduler's clock.
 
-    flowed_at: time.perf_counter() when all latents of an image job were there.
+    started: whether Started was told. flowed_at: time.perf_counter() when all latents of an image job were there.
     """
 
     job: Job
