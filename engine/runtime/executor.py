@@ -113,6 +113,10 @@ class Executor(ProcessBound):
         """Bytes of the arena, the states and the inputs."""
         return sum(t.nbytes for t in (self._arena, *self.states.values(), *self.inputs.values()))
 
+    def row(self, state: str, row: int) -> torch.Tensor:
+        """What a state holds of one row: its window, without the axis of the rows."""
+        return self.states[state].select(self.plan.row_axes[state], row)
+
     def run(self) -> None:
         """Run the plan once, in the plan's dtypes and whatever the caller's state is. Raises DeviceError."""
         recorder = profile.active()

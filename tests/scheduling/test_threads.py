@@ -222,15 +222,19 @@ def test_a_stream_that_nobody_reads_blocks_nobody(untrained: JanusFlow) -> None:
     assert "".join([*pieces, *stream]) == whole
 
 
+def leave_to_the_collector(model: JanusFlow) -> None:
+    """A stream in the midst of its answer, which only the garbage collector can reach."""
+    stream: Any = model.chat(question("What is it?"), max_new_tokens=50, stream=True)
+    next(stream)
+    circle: list[Any] = [stream]
+    circle.append(circle)
+
+
 def test_a_stream_that_is_collected_in_the_midst_of_a_step_stops_nobody(
     untrained: JanusFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The garbage collector runs in whatever thread allocates: also in the one that drives."""
-    stream: Any = untrained.chat(question("What is it?"), max_new_tokens=50, stream=True)
-    next(stream)
-    circle: list[Any] = [stream]
-    circle.append(circle)
-    del stream, circle
+    leave_to_the_collector(untrained)
     step = FlowSession.step
 
     def collecting(self: FlowSession) -> None:
@@ -245,11 +249,7 @@ def test_a_stream_that_is_collected_in_the_midst_of_a_step_stops_nobody(
 def test_a_stream_that_is_collected_while_a_job_is_submitted_stops_nobody(
     untrained: JanusFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream: Any = untrained.chat(question("What is it?"), max_new_tokens=50, stream=True)
-    next(stream)
-    circle: list[Any] = [stream]
-    circle.append(circle)
-    del stream, circle
+    leave_to_the_collector(untrained)
     submit = Scheduler.submit
 
     def collecting(self: Scheduler, *args: Any, **options: Any) -> Any:

@@ -174,12 +174,12 @@ class FlowSession(ProcessBound):
     def take_over(self, prefix: FlowPrefix, row: int, request: FlowRequest, other: FlowSession, other_row: int) -> None:
         """Go on in `row` with what `other` has in `other_row`."""
         self._place(prefix, row, request, other._taken[other_row])
-        for name, axis in self.flow.plan.row_axes.items():
-            if name in other.flow.states and name not in ("k_cache", "v_cache"):
-                to, made = self.flow.states[name], other.flow.states[name]
-                to.select(axis, row).copy_(made.select(axis, other_row))
-                if to.shape[axis] > self.rows > 0 and row < self.guided and other_row < other.guided:
-                    to.select(axis, self.rows + row).copy_(made.select(axis, other.rows + other_row))
+        flow, made = self.flow, other.flow
+        for name in (flow.states.keys() & made.states.keys()) - {"k_cache", "v_cache"}:
+            flow.row(name, row).copy_(made.row(name, other_row))
+            has_branches = flow.states[name].shape[flow.plan.row_axes[name]] > self.rows
+            if has_branches and row < self.guided and other_row < other.guided:
+                flow.row(name, self.rows + row).copy_(made.row(name, other.rows + other_row))
 
     def _place(self, prefix: FlowPrefix, row: int, request: FlowRequest, taken: int) -> None:
         """All of a row but its latents and what goes with them."""

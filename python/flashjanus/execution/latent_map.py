@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from flashjanus.checkpoint.fields import read_json
 from flashjanus.errors import ConfigError
 
 FILE = "preview.json"
@@ -34,7 +35,7 @@ class LatentMap:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = read_json(path)
             weight, bias = (torch.tensor(found[name], dtype=torch.float32) for name in ("weight", "bias"))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: expected 'weight' and 'bias' as lists of numbers; got {error}") from error

@@ -47,12 +47,11 @@ class DecodeSession(ProcessBound):
         self, row: int, request: TextRequest, eos: int | None, other: DecodeSession, other_row: int, used: int
     ) -> None:
         """Go on in `row` with what `other` has in `other_row`, whose first `used` slots hold keys."""
-        for name, axis in self.executor.plan.row_axes.items():
-            if name in self.states:
-                to, made = self.states[name].select(axis, row), other.states[name].select(axis, other_row)
-                if name in ("k_cache", "v_cache"):
-                    to, made = to[:, :used], made[:, :used]
-                to.copy_(made)
+        for name in self.states:
+            to, made = self.executor.row(name, row), other.executor.row(name, other_row)
+            if name in ("k_cache", "v_cache"):
+                to, made = to[:, :used], made[:, :used]
+            to.copy_(made)
         self._settle(row, request, eos)
 
     @entry

@@ -42,9 +42,8 @@ def draw(
     """
     pauses = on_step is not None or trace is not None
     guided = any(request.schedule.guided for request in requests)
-    dtype = shared.scheduler.runner.policy.latents
-    before = torch.stack([request.noise.to(dtype).float() for request in requests])
     job = ImageJob(rows=tuple(requests), decode=decode, pauses=pauses)
+    before = None if trace is None else _noise(shared, requests)
     with closing(shared.serve([job])) as events:
         for event in events:
             if isinstance(event, Finished):
@@ -60,6 +59,12 @@ def draw(
             before = latents if replaced is None else replaced.float()
             shared.resume(event.handle, replaced)
     raise AssertionError("a job that ends has finished, or failed")
+
+
+def _noise(shared: SharedScheduler, requests: Sequence[FlowRequest]) -> torch.Tensor:
+    """As the latents begin, in their dtype's values."""
+    dtype = shared.scheduler.runner.policy.latents
+    return torch.stack([request.noise.to(dtype).float() for request in requests])
 
 
 def write(shared: SharedScheduler, jobs: Sequence[TextJob]) -> Iterator[tuple[int, Token | Finished]]:

@@ -146,8 +146,7 @@ class Drawing:
             self._finish(drawn)
 
     def latents(self, handle: Handle) -> torch.Tensor:
-        drawn = self._paused(handle)
-        return torch.stack([drawn.among.z(row) for row in drawn.rows])
+        return torch.stack(self._all_latents(self._paused(handle)))
 
     def velocities(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = self._paused(handle)
