@@ -201,6 +201,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("put"), st.integers(0, 6), st.integers(0, 60)),
     st.tuples(st.just("get"), st.integers(0, 6), st.just(0)),
     st.tuples(st.just("clear"), st.just(0), st.just(0)),
+    st.tuples(st.just("limit"), st.just(0), st.integers(0, 100)),
 )
 
 
@@ -213,6 +214,8 @@ def test_the_store_keeps_what_was_used_last_within_its_limit(actions: list[tuple
         if action == "clear":
             store.clear()
             kept.clear()
+        elif action == "limit":
+            store.limit = limit = size
         elif action == "get":
             found = store.get(Sized, key, store.images)
             assert found is kept.get(key)
@@ -225,8 +228,8 @@ def test_the_store_keeps_what_was_used_last_within_its_limit(actions: list[tuple
             kept.pop(key, None)
             if size <= limit:
                 kept[key] = value
-            while sum(v.nbytes for v in kept.values()) > limit:
-                kept.popitem(last=False)
+        while sum(v.nbytes for v in kept.values()) > limit:
+            kept.popitem(last=False)
         assert store.nbytes == sum(v.nbytes for v in kept.values()) <= limit
         assert len(store) == len(kept)
     assert (store.images.hits, store.images.misses) == (hits, misses)

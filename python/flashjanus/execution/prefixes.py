@@ -38,15 +38,24 @@ class Uses:
 
 class PrefixStore(ProcessBound):
     """At most `limit` bytes: prompts of images with their time tokens, images' features, and conversations' keys and
-    values. What was used least recently goes first.
+    values. What was used least recently goes first, also where the limit is lowered.
 
     prompts, images, conversations: how often each kind was found. evicted: how many had to go.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.nbytes, self.evicted = limit, 0, 0
+        self._limit, self.nbytes, self.evicted = limit, 0, 0
         self.prompts, self.images, self.conversations = Uses(), Uses(), Uses()
         self._kept: OrderedDict[Hashable, Sized] = OrderedDict()
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._evict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -68,9 +77,7 @@ class PrefixStore(ProcessBound):
             return
         self._kept[key] = value
         self.nbytes += value.nbytes
-        while self.nbytes > self.limit:
-            self._drop(next(iter(self._kept)))
-            self.evicted += 1
+        self._evict()
 
     def longest(self, names: Sequence[Hashable]) -> tuple[TextPrefix | None, int]:
         """The conversation that begins with the most of these tokens, and how many that are; counted."""
@@ -100,6 +107,11 @@ class PrefixStore(ProcessBound):
     def clear(self) -> None:
         self._kept.clear()
         self.nbytes = 0
+
+    def _evict(self) -> None:
+        while self._kept and self.nbytes > self.limit:
+            self._drop(next(iter(self._kept)))
+            self.evicted += 1
 
     def _drop(self, key: Hashable) -> None:
         if key in self._kept:
