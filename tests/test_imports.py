@@ -1,7 +1,7 @@
 """Imports go one way: each room may import those before it.
 
 _C, triton_kernels <- engine <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus
-<- evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus imports one
+<- serving, evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus imports one
 that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
@@ -41,11 +41,12 @@ MAY_IMPORT = {
     "scheduling": {"errors", "engine", "checkpoint", "model", "inputs", "sampling", "execution"},
     "api": PACKAGES,
     "root": {"errors", "execution", "api"},
+    "serving": {*PACKAGES, "api", "root"},
     "evaluation": {*PACKAGES, "api", "root"},
     "profiling": {*PACKAGES, "api", "root"},
     "benchmarking": {*PACKAGES, "api"},
     "quality": {*PACKAGES, "api", "evaluation", "benchmarking"},
-    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality"},
+    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality", "serving"},
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.runtime.native"  # the one importer of flashjanus._C

@@ -32,6 +32,10 @@ class DeadlineError(FlashJanusError, TimeoutError):
     """A request was not served before its deadline."""
 
 
+class UnavailableError(FlashJanusError, RuntimeError):
+    """An engine does not serve: it is starting, draining, closed, or ended in the midst of the request."""
+
+
 class NonFiniteError(FlashJanusError, ArithmeticError):
     """A row's values left the range of its dtype: NaN or infinity."""
 
@@ -61,4 +65,5 @@ __all__ = [
     "PeerError",
     "PlanError",
     "SchemaError",
+    "UnavailableError",
 ]

@@ -24,6 +24,7 @@ from flashjanus.inputs.prompts import encode_chat
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling.options import Check, ImageOptions, Judge
 from flashjanus.scheduling import calls
+from flashjanus.scheduling.requests import TextJob
 
 Draw: TypeAlias = Callable[[Sequence[str], int, Sequence[int]], Iterator[ImageOutput]]
 """draw(prompts, images of each, seeds): latents, a batch at a time."""
@@ -197,23 +198,39 @@ def judge_images(
 
     P of a word is the sum over its spellings that are one token. A prefill for each image and check, no decoding.
     """
+    jobs = questions(model, tokenizer, images, asked)
+    logits: list[torch.Tensor] = []
+    for start in range(0, len(jobs), JUDGED_AT_ONCE):
+        logits += calls.results(model.shared, jobs[start : start + JUDGED_AT_ONCE])
+    return scores(tokenizer, asked, logits)
+
+
+def questions(
+    model: TensorModel, tokenizer: Tokenizer, images: Sequence[Image.Image], asked: Sequence[Sequence[Check]]
+) -> list[TextJob]:
+    """A job for each check of each image, whose result are the logits of the answer."""
     limit = model.config.language.max_position_embeddings
     tags = text.ImageTokens(tokenizer.image_start_id, tokenizer.image_id)
-    every = [(n, check) for n, own in enumerate(asked) for check in own]
-    pixels = [model.processor.preprocess(image)[None] for image in images]
-    scores = [1.0] * len(images)
-    for start in range(0, len(every), JUDGED_AT_ONCE):
-        part = every[start : start + JUDGED_AT_ONCE]
-        requests = []
-        for n, (question, _, _) in part:
-            ids = question_ids(tokenizer, question, limit)
-            requests.append(text.TextRequest(tuple(ids), pixels[n]))
-        logits = calls.next_logits(model.shared, requests, tags).cpu()
-        for (n, (_, answer, others)), row in zip(part, logits, strict=True):
-            own = spellings(tokenizer, answer)
+    jobs = []
+    for image, own in zip(images, asked, strict=True):
+        pixels = model.processor.preprocess(image)[None]
+        for question, _, _ in own:
+            request = text.TextRequest(tuple(question_ids(tokenizer, question, limit)), pixels)
+            jobs.append(TextJob(request=request, room=0, image_tokens=tags))
+    return jobs
+
+
+def scores(tokenizer: Tokenizer, asked: Sequence[Sequence[Check]], logits: Sequence[torch.Tensor]) -> list[float]:
+    """Of each image, by the logits of its `questions`."""
+    found, rows = [], iter(logits)
+    for own in asked:
+        score = 1.0
+        for (_, answer, others), row in zip(own, rows, strict=False):  # strict takes a row too many
+            right = spellings(tokenizer, answer)
             rest = [i for other in others for i in spellings(tokenizer, other)]
-            scores[n] *= float(row[[*own, *rest]].softmax(0)[: len(own)].sum())
-    return scores
+            score *= float(row.cpu()[[*right, *rest]].softmax(0)[: len(right)].sum())
+        found.append(score)
+    return found
 
 
 def question_ids(tokenizer: Tokenizer, question: str, limit: int) -> list[int]:

@@ -65,10 +65,10 @@ def job(
             raise InputError(f"{name}: expected it left out of a job; generate_image has it, and a job has events")
     every = checks.integer("preview_every", preview_every, 0, checks.MAX_STEPS)
     ids, sampler = tuple(encode_generation_prompt(prompt, tokenizer, room)[:-1]), sampler_of(request)
-    starts = _noise(model, 1, request).rows(0, request.num_images_per_prompt)
-    rows = tuple(flow.FlowRequest(ids, sampler, z) for z in starts)
-    decode = request.output_type != "latent"
-    return ImageJob(rows=rows, decode=decode, preview_every=every, full_previews=full_previews)
+    noise = _noise(model, 1, request)
+    rows = tuple(flow.FlowRequest(ids, sampler, z) for z in noise.rows(0, request.num_images_per_prompt))
+    seeds, decode = None if noise.seeds is None else tuple(noise.seeds), request.output_type != "latent"
+    return ImageJob(rows=rows, seeds=seeds, decode=decode, preview_every=every, full_previews=full_previews)
 
 
 def _noise(model: TensorModel, prompts: int, request: ImageOptions) -> Noise:

@@ -36,7 +36,7 @@ from flashjanus.sampling.options import SAMPLING, TokenOptions
 from flashjanus.sampling.tokens import Sampling, samplings
 from flashjanus.scheduling import calls
 from flashjanus.scheduling.policy import Limits
-from flashjanus.scheduling.requests import Finished, TextJob
+from flashjanus.scheduling.requests import TextJob
 from flashjanus.scheduling.scheduler import Scheduler
 from flashjanus.scheduling.shared import SharedScheduler
 
@@ -261,8 +261,7 @@ class TensorModel(ProcessBound):
             TextJob(request=request, room=room, eos=eos, image_tokens=tokens)
             for request, room in zip(requests, rooms, strict=True)
         ]
-        found = {n: event.result for n, event in calls.write(self.shared, jobs) if isinstance(event, Finished)}
-        ids = [torch.tensor(found[row]) for row in range(rows)]
+        ids = [torch.tensor(found) for found in calls.results(self.shared, jobs)]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=eos or 0)
 
     @entry

@@ -76,8 +76,12 @@ def write(shared: SharedScheduler, jobs: Sequence[TextJob]) -> Iterator[tuple[in
                 yield numbers[id(event.handle.job)], event
 
 
+def results(shared: SharedScheduler, jobs: Sequence[TextJob]) -> list[Any]:
+    """The results of all jobs, in order."""
+    found = {n: event.result for n, event in write(shared, jobs) if isinstance(event, Finished)}
+    return [found[n] for n in range(len(jobs))]
+
+
 def next_logits(shared: SharedScheduler, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
     """Logits (B, V), float32, of the token after each request."""
-    jobs = [TextJob(request=request, room=0, image_tokens=tokens) for request in requests]
-    found = {n: event.result for n, event in write(shared, jobs) if isinstance(event, Finished)}
-    return torch.stack([found[n] for n in range(len(requests))])
+    return torch.stack(results(shared, [TextJob(request=r, room=0, image_tokens=tokens) for r in requests]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,15 @@ class Turns:
     images would be slower than anybody reads. Pieces get as much time as evaluations do, so that what waits to begin
     and what has begun both go on. But no image begins before those that were admitted with it are prepared: rows that
     run together cost less than rows that follow each other.
+
+    counts, seconds: turns of each kind ("evaluation", "tokens", "piece") so far.
     """
 
     ANSWERS = 0.25
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.counts, self.seconds = Counter[str](), dict.fromkeys(("evaluation", "tokens", "piece"), 0.0)
         self._evaluation = self._pieces = self._tokens = self._other = 0.0
         self._due = True
 
@@ -95,6 +99,8 @@ class Turns:
     def took(self, kind: str, began: float) -> None:
         """`kind` ("piece", "evaluation" or "tokens") has run since `began`."""
         spent = self._clock() - began
+        self.counts[kind] += 1
+        self.seconds[kind] += spent
         if kind == "tokens":
             self._tokens, self._due = self._tokens + spent, False
             return

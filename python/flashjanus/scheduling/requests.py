@@ -24,10 +24,11 @@ class ImageJob:
     preview_every: a Preview after every so many evaluations, 0 for none, of where the latents are heading: by a linear
     map to small pictures, or by the VAE, which costs as much as a picture, with full_previews and as long as there is
     no map (see latent_map.py). pauses: after each evaluation the images wait for `Scheduler.resume`; they are evaluated
-    by themselves, so that nobody else waits with them.
+    by themselves, so that nobody else waits with them. seeds: what the rows' noise was drawn from, for the record.
     """
 
     rows: tuple[FlowRequest, ...]
+    seeds: tuple[int, ...] | None = None
     decode: bool = True
     preview_every: int = 0
     full_previews: bool = False
@@ -38,6 +39,7 @@ class ImageJob:
 class TextJob:
     """An answer of up to `room` tokens, which ends with `eos`. Result: its ids; with room 0 the logits (V,), float32,
     of the next token. image_tokens: where the request has images. answer: what makes text of the tokens, and ends it.
+    logprobs: each token is told with its log-probability, and with those of so many of the likeliest; None: neither.
     """
 
     request: TextRequest
@@ -45,6 +47,7 @@ class TextJob:
     eos: int | None = None
     image_tokens: ImageTokens | None = None
     answer: Answer | None = None
+    logprobs: int | None = None
 
 
 Job: TypeAlias = ImageJob | TextJob
@@ -93,11 +96,17 @@ class Preview:
 
 @dataclass(frozen=True)
 class Token:
-    """The next token of an answer, and the text that it completes, where the job makes text."""
+    """The next token of an answer, and the text that it completes, where the job makes text.
+
+    logprob: its natural log-probability by the model's own distribution, before sampling options; likeliest: ids and
+    log-probabilities of the likeliest tokens, the likeliest first. Where the job asks for them.
+    """
 
     handle: Handle
     id: int
     text: str
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

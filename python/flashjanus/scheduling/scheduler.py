@@ -107,6 +107,11 @@ class Scheduler(ProcessBound):
         sizes = [work.size for work in self._book.works.values()]
         return sum(images for images, _ in sizes), sum(answers for _, answers in sizes)
 
+    @property
+    def turns(self) -> dict[str, tuple[int, float]]:
+        """By kind of work ("evaluation", "tokens", "piece") how often it had a turn, and its seconds in all."""
+        return {kind: (count, self._turns.seconds[kind]) for kind, count in self._turns.counts.items()}
+
     @entry
     def step(self) -> list[Event]:
         """One turn of whoever is next, and what there is to tell. A job that fails is told of, and others go on."""

@@ -1,0 +1,185 @@
+"""The asyncio interface: await images, iterate over previews and text; whoever stops listening cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from typing_extensions import Self
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.outputs import ImageOutput
+from flashjanus.scheduling.policy import Limits
+from flashjanus.serving.backend import Backend, ThreadBackend
+from flashjanus.serving.messages import (
+    LAST,
+    Accepted,
+    Answered,
+    ChatRequest,
+    Event,
+    Facts,
+    Failure,
+    ImageRequest,
+    Images,
+    Piece,
+    Request,
+    Stats,
+)
+
+
+class Stream:
+    """The events of a request that was accepted, in order; the last is Images or Answered.
+
+    Iterating raises what the request fails of. `aclose`, or leaving `async with`, cancels what has not ended.
+    """
+
+    def __init__(self, backend: Backend, request: Request) -> None:
+        self.request = request
+        self._backend, self._loop = backend, asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._ended = False
+        self._ticket = backend.submit(request, self._tell)
+
+    def _tell(self, event: Event) -> None:
+        """On a thread of the backend's. The loop may be closed: then nobody listens."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def accepted(self) -> Accepted:
+        """Wait until the request has been checked. Raises InputError, BusyError, UnavailableError."""
+        event = await self.__anext__()
+        assert isinstance(event, Accepted)
+        return event
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        self._ended = isinstance(event, LAST)
+        if isinstance(event, Failure):
+            raise event.error
+        return event
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._backend.cancel(self._ticket)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+
+class AsyncEngine:
+    """A model served to any number of tasks of an event loop, which it never blocks.
+
+    limits: as of a scheduler. The tasks' requests run together; none sees another's. Close it with `aclose` or leave
+    `async with`.
+    """
+
+    def __init__(self, model: JanusFlow | Backend, limits: Limits | None = None) -> None:
+        self.backend: Backend = ThreadBackend(model, limits) if isinstance(model, JanusFlow) else model
+
+    @classmethod
+    async def from_pretrained(cls, source: str = "shapes", *, limits: Limits | None = None, **options: Any) -> Self:
+        """Load a model (options as in `JanusFlow.from_pretrained`) without blocking the loop."""
+        return cls(await asyncio.to_thread(JanusFlow.from_pretrained, source, **options), limits)
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model."""
+        return self.backend.facts
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        return self.backend.ready
+
+    def stats(self) -> Stats:
+        """Figures of this moment, or of a short time ago."""
+        return self.backend.stats()
+
+    async def submit(self, request: Request) -> Stream:
+        """A request that was accepted: its events. Raises InputError, BusyError, UnavailableError."""
+        stream = Stream(self.backend, request)
+        await stream.accepted()
+        return stream
+
+    async def generate_image(
+        self, prompt: str, *, priority: int = 0, deadline: float | None = None, **options: Any
+    ) -> ImageOutput:
+        """Images of a prompt: options as in `JanusFlow.generate_image`, those that JSON can hold; PIL images."""
+        request = ImageRequest(prompt=prompt, options=options, priority=priority, deadline=deadline)
+        began = time.perf_counter()
+        async with await self.submit(request) as events:
+            async for event in events:
+                if isinstance(event, Images):
+                    pictures = [Image.fromarray(image) for image in event.images]
+                    seeds = None if event.seeds is None else [*event.seeds]
+                    scores = None if event.scores is None else [*event.scores]
+                    return ImageOutput(pictures, seeds, {"total": time.perf_counter() - began}, scores)
+        raise AssertionError("a request that ends has a result, or fails")
+
+    async def stream_image(
+        self,
+        prompt: str,
+        *,
+        previews: int = 0,
+        full_previews: bool = False,
+        priority: int = 0,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Event]:
+        """Events of images as they are drawn: Begun, Step, Partial (`previews` at most), at last Images."""
+        request = ImageRequest(
+            prompt=prompt,
+            options=options,
+            previews=previews,
+            full_previews=full_previews,
+            priority=priority,
+            deadline=deadline,
+        )
+        async with await self.submit(request) as events:
+            async for event in events:
+                yield event
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[str]:
+        """The text of an answer, piece by piece: options as in `JanusFlow.chat`."""
+        request = ChatRequest(messages=messages, options=options, priority=priority, deadline=deadline)
+        async with await self.submit(request) as events:
+            async for event in events:
+                if isinstance(event, Piece | Answered) and event.text:
+                    yield event.text
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests, and wait for those there are: whether all have ended within so many seconds."""
+        return await asyncio.to_thread(self.backend.drain, timeout)
+
+    async def aclose(self) -> None:
+        """End the engine: requests that have not ended fail with UnavailableError."""
+        await asyncio.to_thread(self.backend.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()

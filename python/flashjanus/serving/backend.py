@@ -1,0 +1,194 @@
+"""Who computes what is asked for: a thread of this process, or another process (worker.py)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.errors import DeviceError, FlashJanusError, UnavailableError
+from flashjanus.scheduling.policy import Limits
+from flashjanus.serving import orders
+from flashjanus.serving.desk import Desk, Tell, Ticket, facts
+from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats
+
+READERS = 2
+"""Threads that tokenize prompts and decode images."""
+REFRESH = 0.1
+"""Seconds after which figures are told anew while work goes on."""
+LOG = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Serves requests of any thread. `tell` is called on a thread of the backend's, and must not block: with Accepted
+    or Failure first, then with what comes, at last with Images, Answered or Failure; after `cancel` with nothing."""
+
+    def submit(self, request: Request, tell: Tell) -> Any:
+        """A ticket, at once."""
+
+    def cancel(self, ticket: Any) -> None:
+        """Nobody waits for it any more."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model. Raises UnavailableError as long as there is none."""
+
+    def stats(self) -> Stats:
+        """Of this moment, or of a short time ago."""
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests, and wait for those there are: whether all have ended."""
+
+    def close(self) -> None:
+        """Take no more requests; those there are fail with UnavailableError."""
+
+
+@dataclass(eq=False)
+class Running:
+    """A request of a ThreadBackend. ticket: once the engine's thread has taken it."""
+
+    tell: Tell
+    ticket: Ticket | None = None
+    cancelled: bool = False
+
+
+class ThreadBackend:
+    """One thread drives the scheduler of `model`; requests are read by a few others."""
+
+    def __init__(self, model: JanusFlow, limits: Limits | None = None) -> None:
+        self._model, self._limits = model, limits
+        self._facts, self._stats = facts(model), Stats()
+        self._wake = threading.Condition()
+        self._inbox: deque[Callable[[Desk], None]] = deque()
+        self._running: set[Running] = set()
+        self._refused: str | None = None
+        self._ended = False
+        self._readers = ThreadPoolExecutor(READERS, "flashjanus-reader")
+        self._thread = threading.Thread(target=self._serve, name="flashjanus-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        return self._refused is None
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    def stats(self) -> Stats:
+        return self._stats
+
+    def submit(self, request: Request, tell: Tell) -> Running:
+        running = Running(tell)
+        with self._wake:
+            if self._refused is not None:
+                tell(Failure(UnavailableError(self._refused)))
+                return running
+            self._running.add(running)
+        self._readers.submit(self._read, request, running)
+        return running
+
+    def cancel(self, ticket: Running) -> None:
+        ticket.cancelled = True
+        self._put(lambda desk: self._cancelled(desk, ticket))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        with self._wake:
+            self._refused = self._refused or "the engine is shutting down and takes no more requests"
+            return self._wake.wait_for(lambda: not self._running, timeout)
+
+    def close(self) -> None:
+        self.drain(0)
+        with self._wake:
+            self._ended = True
+            self._wake.notify_all()
+        self._thread.join()
+        self._readers.shutdown()
+
+    def _read(self, request: Request, running: Running) -> None:
+        try:
+            order = orders.order(self._model, request)
+        except FlashJanusError as error:
+            self._fail(running, error)
+        except Exception as error:
+            LOG.exception("a request could not be read")
+            self._fail(running, unexpected(error))
+        else:
+            self._put(lambda desk: self._taken(desk, order, running))
+
+    def _fail(self, running: Running, error: FlashJanusError) -> None:
+        self._put(lambda desk: self._tell(running, Failure(error)))
+
+    def _put(self, work: Callable[[Desk], None]) -> None:
+        with self._wake:
+            self._inbox.append(work)
+            self._wake.notify_all()
+
+    def _taken(self, desk: Desk, order: orders.Order, running: Running) -> None:
+        if not running.cancelled:
+            running.ticket = desk.take(order, lambda event: self._tell(running, event))
+
+    def _cancelled(self, desk: Desk, running: Running) -> None:
+        if running in self._running:
+            self._forget(running)
+            if running.ticket is not None:
+                desk.cancel(running.ticket)
+
+    def _tell(self, running: Running, event: Event) -> None:
+        if running not in self._running:
+            return
+        if isinstance(event, LAST):
+            self._forget(running)
+        running.tell(event)
+
+    def _forget(self, running: Running) -> None:
+        with self._wake:
+            self._running.discard(running)
+            self._wake.notify_all()
+
+    def _serve(self) -> None:
+        desk, at = Desk(self._model, self._limits), 0.0
+        try:
+            while self._work(desk):
+                if not desk.busy or time.monotonic() - at > REFRESH:
+                    self._stats, at = desk.stats(), time.monotonic()
+        except BaseException as error:
+            self._lose(desk, unexpected(error))
+            raise
+        self._lose(desk, UnavailableError("the engine was closed in the midst of the request"))
+
+    def _work(self, desk: Desk) -> bool:
+        """What came in, then one turn: False when the engine is closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or desk.busy or self._ended)
+            works, ended = [*self._inbox], self._ended
+            self._inbox.clear()
+        for work in works:
+            work(desk)
+        if not ended and desk.busy:
+            desk.step()
+        return not ended
+
+    def _lose(self, desk: Desk, error: FlashJanusError) -> None:
+        with self._wake:
+            self._refused, self._ended = f"the engine has ended: {error}", True
+        desk.lose(error)
+        for running in [*self._running]:
+            self._tell(running, Failure(error))
+
+
+def unexpected(error: BaseException) -> FlashJanusError:
+    """What a client is told of a fault of ours: its kind, and nothing of what it was about."""
+    told = DeviceError(f"expected the request to be served, but the engine met a {type(error).__name__}; send it again")
+    told.__cause__ = error
+    return told
