@@ -1,8 +1,8 @@
 """Imports go one way: each room may import those before it.
 
 _C, triton_kernels <- engine <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus
-<- serving, evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus imports one
-that imports it.
+<- serving, evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus
+imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
