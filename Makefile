@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test lint bench gpu gpu-env wheel clean
+.PHONY: demo test test-all lint bench gpu gpu-env wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
 		--cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90
+
+# What takes minutes as well: loads, clusters, browsers.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
 lint: $(VENV)/.test-tools
 	$(BIN)/ruff check .
