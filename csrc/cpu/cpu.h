@@ -18,7 +18,8 @@
     KERNEL(grn_apply, GrnApplyParams)                 \
     KERNEL(residual_modulate, ResidualModulateParams) \
     KERNEL(step_cache, StepCacheParams)               \
-    KERNEL(group_norm_silu, GroupNormSiluParams)
+    KERNEL(group_norm_silu, GroupNormSiluParams)      \
+    KERNEL(sample_token, SampleTokenParams)
 
 // Those that only a machine with AMX executes, which has AVX-512 with VNNI and bfloat16 too.
 #define FLASHJANUS_AMX_KERNELS(KERNEL)      \

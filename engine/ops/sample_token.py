@@ -131,12 +131,25 @@ OP = register(
 )
 
 
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+
+
 def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
     return native.refuses_cuda(device, *(spec.dtype for spec in specs[:1] if spec is not None))
 
 
+@OP.implementation("native", _refuses_native)
+def run_native(logits: torch.Tensor, *settings_and_states: torch.Tensor) -> None:
+    native.run("sample_token", **_members(logits, *settings_and_states))
+
+
 @OP.implementation("cuda", _refuses_cuda)
-def run_cuda(
+def run_cuda(logits: torch.Tensor, *settings_and_states: torch.Tensor) -> None:
+    native.run_cuda("sample_token", logits.device, **_members(logits, *settings_and_states))
+
+
+def _members(
     logits: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
@@ -146,11 +159,9 @@ def run_cuda(
     seen: torch.Tensor,
     token: torch.Tensor,
     step: torch.Tensor,
-) -> None:
+) -> dict[str, Any]:
     rows, vocab = logits.shape
-    native.run_cuda(
-        "sample_token",
-        logits.device,
+    return dict(
         logits=logits.contiguous(),
         temperature=temperature,
         top_k=top_k,

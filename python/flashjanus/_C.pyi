@@ -46,6 +46,7 @@ grn_apply: CpuKernel
 residual_modulate: CpuKernel
 step_cache: CpuKernel
 group_norm_silu: CpuKernel
+sample_token: CpuKernel
 flow_update_bound: BoundKernel
 tiled_linear_bound: BoundKernel
 int4_linear_bound: BoundKernel
@@ -63,6 +64,7 @@ grn_apply_bound: BoundKernel
 residual_modulate_bound: BoundKernel
 step_cache_bound: BoundKernel
 group_norm_silu_bound: BoundKernel
+sample_token_bound: BoundKernel
 flow_update_cuda: CudaKernel
 gemv_cuda: CudaKernel
 decode_attention_cuda: CudaKernel

@@ -40,6 +40,8 @@ GOOD: dict[str, dict[str, float]] = {
     | dict(images=1, positions=2, channels=8, evaluations=3, threads=1),
     "group_norm_silu": dict(x=64, weight=64, bias=64, y=64, dtype=1, eps=1e-6, silu=1, batch=1, positions=2, channels=8)
     | dict(groups=2, threads=1),
+    "sample_token": dict(logits=64, temperature=64, top_k=64, top_p=64, penalty=64, uniforms=64, seen=64, token=64)
+    | dict(step=64, dtype=0, rows=1, vocab=8, steps=2, threads=1),
     "tiled_linear": dict(x=64, norm=0, w=64, scale=0, bias=0, residual=0, y=64, x_dtype=1, bias_dtype=0)
     | dict(residual_dtype=0, y_dtype=1, act=0, eps=1e-6, rows=1, columns=64, out=16, threads=1),
     "int4_linear": dict(x=64, norm=0, w=64, scale=64, residual=0, y=64, x_dtype=1, residual_dtype=0, y_dtype=1)
@@ -72,6 +74,9 @@ BAD = [
     ("rms_norm", dict(delta=64), "non-null"),
     ("rms_norm", dict(y_dtype=7), "0 .float32."),
     ("rms_norm", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
+    ("sample_token", dict(steps=0), "every size >= 1"),
+    ("sample_token", dict(uniforms=0), "non-null"),
+    ("sample_token", dict(dtype=3), "0 .float32."),
     ("silu_mul", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
     ("quantise_rows", dict(channels=8193), "at most 8192 channels where scale is given"),
     ("quantise_rows", dict(scale=0), "non-null"),

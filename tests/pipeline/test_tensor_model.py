@@ -291,7 +291,7 @@ def test_an_implementation_can_be_named(model):
     [
         ({"flow_update": "vulkan"}, ["flow_update", "vulkan", "native", "torch"]),
         ({"cgf_euler": "torch"}, ["cgf_euler"]),
-        ({"sample_token": "native"}, ["sample_token", "native", "torch"]),
+        ({"sample_token": "triton"}, ["sample_token", "triton", "native", "torch"]),
     ],
 )
 def test_an_unknown_implementation_is_refused_when_the_model_is_built(implementations, words):
