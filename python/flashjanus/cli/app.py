@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flashjanus import __version__
-from flashjanus.cli import ask, bench, doctor, eval, generate, inspect, plan, profile, quality, quantize, schedule
+from flashjanus.cli import (
+    ask,
+    bench,
+    doctor,
+    eval,
+    generate,
+    inspect,
+    plan,
+    profile,
+    quality,
+    quantize,
+    schedule,
+    serve,
+)
 from flashjanus.cli.console import Console, silence_stdout
 from flashjanus.errors import FlashJanusError, InputError
 
@@ -18,7 +31,7 @@ EXIT_ERROR = 2
 SIGNALED = 128  # and the signal's number, as shells report it: 130 for Ctrl-C
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, schedule, profile, doctor)
+COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, schedule, serve, profile, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,167 @@
+"""`flashjanus serve`: the model behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_model_options, add_output_options, load_model
+from flashjanus.errors import InputError
+from flashjanus.sampling.options import PRESETS
+
+if TYPE_CHECKING:
+    from flashjanus.serving.http import Settings
+
+KEYS = "FLASHJANUS_API_KEYS"
+MIB = 2**20
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve the model over HTTP, as OpenAI's API",
+        description="Serve images and answers under /v1, as OpenAI's clients expect, until Ctrl-C or SIGTERM; then "
+        "running requests are finished. /docs describes the fields.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free (default: 8000)")
+    parser.add_argument(
+        "--served-name",
+        action="append",
+        metavar="NAME",
+        dest="names",
+        help="a name by which requests may ask for the model; repeatable",
+    )
+    _add_access(parser.add_argument_group("access"))
+    _add_limits(parser.add_argument_group("limits"))
+    parser.add_argument(
+        "--preset",
+        default="exact",
+        choices=tuple(PRESETS),
+        help="of images whose request names neither preset nor quality (default: exact)",
+    )
+    parser.add_argument(
+        "--rough-previews",
+        action="store_false",
+        dest="full_previews",
+        help="make partial images by a linear map, which costs nothing, and not by the VAE",
+    )
+    parser.add_argument("--log-prompts", action="store_true", help="write prompts and messages to the log")
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="least severe lines of the log, which goes to stderr as JSON (default: info)",
+    )
+    parser.add_argument("--in-process", action="store_true", help="run the model in the server's own process")
+    add_model_options(parser)
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_access(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--api-keys",
+        type=Path,
+        metavar="FILE",
+        help=f"API keys, one a line, besides those in ${KEYS} (default: no key is asked for)",
+    )
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        metavar="URL",
+        dest="origins",
+        help="origin whose web pages may call the server, or *; repeatable",
+    )
+    group.add_argument(
+        "--allow-images-from",
+        action="append",
+        metavar="HOST",
+        dest="remote_hosts",
+        help="host from which images are fetched that requests name by URL, .example.org for all below "
+        "it; repeatable (default: none)",
+    )
+    group.add_argument(
+        "--allow-http-images", action="store_true", dest="remote_http", help="fetch them without TLS too"
+    )
+
+
+LIMITS: tuple[tuple[str, str, type, str], ...] = (
+    ("key_requests", "requests-per-key", int, "requests that a key, or without keys an address, may have at once"),
+    ("body_bytes", "max-body", int, "bytes of a request's body"),
+    ("images", "max-images", int, "images of a conversation"),
+    ("image_bytes", "max-image-bytes", int, "bytes of an image that is shown"),
+    ("image_pixels", "max-image-pixels", int, "pixels of an image that is shown"),
+    ("max_tokens", "max-tokens", int, "tokens of an answer that a request may ask for"),
+    ("default_tokens", "default-tokens", int, "tokens of an answer where the request does not say"),
+    ("max_steps", "max-steps", int, "steps of an image that a request may ask for"),
+    ("max_candidates", "max-candidates", int, "best_of that a request may ask for"),
+    ("max_side", "max-side", int, "pixels of an image's side that a request may ask for"),
+    ("deadline", "deadline", float, "seconds that a request may take, the wait for its turn included"),
+    ("drain", "drain", float, "seconds that running requests have after SIGTERM"),
+)
+"""Settings that are numbers: name, flag, kind, meaning."""
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    from_scheduler = (("live-images", "images", 32), ("live-answers", "answers", 64), ("queue", "queued", 256))
+    words = ("images drawn at once", "answers written at once", "requests that may wait; more are refused with 429")
+    for (flag, name, usual), meaning in zip(from_scheduler, words, strict=True):
+        group.add_argument(
+            f"--{flag}",
+            type=int,
+            default=usual,
+            dest=f"limit_{name}",
+            metavar="N",
+            help=f"{meaning} (default: {usual})",
+        )
+    for name, flag, kind, meaning in LIMITS:
+        group.add_argument(f"--{flag}", type=kind, dest=name, metavar="N", help=meaning)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Raises InputError."""
+    from flashjanus.serving.http.settings import Settings, read_keys
+
+    given: dict[str, Any] = {}
+    for field in fields(Settings):
+        value = getattr(args, field.name, None)
+        if value is not None:
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    for name, flag, _, _ in LIMITS:
+        if name in given and not given[name] > 0:
+            raise InputError(f"--{flag}: expected more than 0, got {given[name]}")
+    return Settings(**given, keys=read_keys(args.api_keys, os.environ.get(KEYS)))
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    try:
+        from flashjanus.serving.http import create_app
+        from flashjanus.serving.http.logs import set_up
+        from flashjanus.serving.http.run import Server, bound
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'{error.name} is not installed, which serving needs: pip install "flashjanus[server]"'
+        ) from error
+    from flashjanus.scheduling.policy import Limits
+    from flashjanus.serving import AsyncEngine
+
+    settings = settings_of(args)
+    limits = Limits(images=args.limit_images, answers=args.limit_answers, queued=args.limit_queued)
+    with bound(args.host, args.port) as listening:
+        model = load_model(args, console)
+        set_up(args.log_level)
+
+        async def serve() -> None:
+            async with AsyncEngine(model, limits) as engine:
+                address = "http://{}:{}".format(*listening.getsockname())
+                console.note(f"{model.name} is served at {address}/v1")
+                await Server(create_app(engine, settings), args.log_level).serve([listening])
+
+        asyncio.run(serve())
+    return 0

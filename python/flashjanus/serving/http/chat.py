@@ -1,0 +1,227 @@
+"""POST /v1/chat/completions: answers to a conversation, at once or token by token."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from flashjanus.errors import FlashJanusError, InputError
+from flashjanus.serving.async_engine import Stream
+from flashjanus.serving.http import media, sse
+from flashjanus.serving.http.body import read
+from flashjanus.serving.http.errors import ApiError, told
+from flashjanus.serving.http.fields import given
+from flashjanus.serving.http.middleware import note
+from flashjanus.serving.http.schemas import TEXT_EXTRAS, ChatBody
+from flashjanus.serving.http.settings import Settings
+from flashjanus.serving.http.state import State, state_of
+from flashjanus.serving.http.watch import watched
+from flashjanus.serving.messages import Answered, ChatRequest, Event, Logprob, Piece, Usage
+
+MOST_STOPS = 4
+Numbered: TypeAlias = AsyncGenerator[tuple[int, Event], None]
+"""Events of several streams, each with its stream's number."""
+
+
+async def conversation(
+    settings: Settings,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    stop: str | Sequence[str] | None = None,
+    logprobs: int | None = None,
+    **options: Any,
+) -> ChatRequest:
+    """A request of the API's fields; `options` are TEXT_EXTRAS. Raises ApiError, InputError."""
+    if settings.max_tokens is not None and (max_tokens or 0) > settings.max_tokens:
+        raise InputError(f"max_tokens: expected at most {settings.max_tokens} on this server, got {max_tokens}")
+    most = max_tokens or min(settings.default_tokens, settings.max_tokens or settings.default_tokens)
+    temperature = 1.0 if temperature is None else temperature
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else [*stop]
+    if len(stops) > MOST_STOPS:
+        raise InputError(f"stop: expected at most {MOST_STOPS} texts, got {len(stops)}")
+    options |= {"max_new_tokens": most, "do_sample": temperature > 0, "temperature": temperature}
+    if top_p is not None:
+        options["top_p"] = top_p
+    if stops:
+        options["stop"] = stops
+    turns = await media.conversation(messages, settings)
+    return ChatRequest(messages=turns, options=options, logprobs=logprobs, deadline=settings.deadline)
+
+
+def repeated(request: ChatRequest, n: int) -> list[ChatRequest]:
+    """The same n times over, with a seed that counts up where there is one."""
+    seed = request.options.get("seed")
+    seeds = [{} if seed is None else {"seed": seed + number} for number in range(n)]
+    return [replace(request, options={**request.options, **one}) for one in seeds]
+
+
+@dataclass
+class Choice:
+    """One answer, as far as it has come."""
+
+    index: int
+    text: str = ""
+    reason: str | None = None
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+async def completions(request: Request) -> Response:
+    """Answer a conversation."""
+    state = state_of(request)
+    body = await read(request, ChatBody, state.settings.body_seconds)
+    name = state.name(body.model)
+    _check(body)
+    longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    fields = given(body, ("temperature", "top_p", "stop", *TEXT_EXTRAS))
+    likeliest = (body.top_logprobs or 0) if body.logprobs else None
+    messages = [message.model_dump(include={"role", "content"}) for message in body.messages]
+    note(request.scope, kind="chat", messages=_told(messages) if state.settings.log_prompts else None)
+    try:
+        asked = await conversation(state.settings, messages, max_tokens=longest, logprobs=likeliest, **fields)
+        streams = await submitted(state, repeated(asked, body.n or 1))
+    except FlashJanusError as error:
+        raise told(error, "messages") from error
+    events = merged([watched(stream, state, request.scope) for stream in streams])
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": name,
+        "system_fingerprint": f"flashjanus-{state.facts.version}",
+    }
+    if body.stream:
+        told_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        chunks = _chunks(events, head, len(streams), bool(body.logprobs), told_usage)
+        return sse.EventStream(chunks, streams, state.settings)
+    reply = _reply(events, head, len(streams), bool(body.logprobs))
+    return await sse.unless_gone(reply, streams, request.scope, request.receive)
+
+
+def _check(body: Any) -> None:
+    """What fields must be together. Raises ApiError."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options: expected only with stream", "invalid_value", "stream_options")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs: expected only with logprobs", "invalid_value", "top_logprobs")
+    both = (body.max_tokens, body.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        words = f"max_tokens: expected only one of it and max_completion_tokens, got {both[0]} and {both[1]}"
+        raise ApiError(400, words, "invalid_value", "max_tokens")
+
+
+def _told(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """For the log: no images."""
+    return [[message["role"], f"{message['content']!r:.2000}"] for message in messages]
+
+
+async def submitted(state: State, requests: Sequence[ChatRequest]) -> list[Stream]:
+    """The streams of requests that are all accepted; where one is not, none is left."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(await state.engine.submit(one)) for one in requests]
+        stack.pop_all()
+    return streams
+
+
+async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
+    """The events of several streams as they come, each with its stream's number; an error of one ends all."""
+    waiting = {asyncio.ensure_future(anext(one)): number for number, one in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = waiting.pop(task)
+                try:
+                    event = task.result()
+                except StopAsyncIteration:
+                    continue
+                waiting[asyncio.ensure_future(anext(streams[number]))] = number
+                yield number, event
+    finally:
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        for one in streams:
+            await one.aclose()
+
+
+async def _reply(events: Numbered, head: Mapping[str, Any], n: int, logprobs: bool) -> Response:
+    choices, used = [Choice(number) for number in range(n)], list[Usage]()
+    async with aclosing(events) as told_:
+        async for number, event in told_:
+            choice = choices[number]
+            if isinstance(event, Piece | Answered):
+                choice.text += event.text
+            if isinstance(event, Piece):
+                choice.logprobs += [logprob_of(event)] if event.token is not None else []
+            elif isinstance(event, Answered):
+                choice.reason = event.reason
+                used.append(event.usage)
+    shown: list[dict[str, Any]] = [
+        {
+            "index": one.index,
+            "message": {"role": "assistant", "content": one.text, "refusal": None, "annotations": []},
+            "logprobs": {"content": one.logprobs, "refusal": None} if logprobs else None,
+            "finish_reason": one.reason,
+        }
+        for one in choices
+    ]
+    return JSONResponse({**head, "object": "chat.completion", "choices": shown, "usage": usage(used)})
+
+
+def usage(used: Sequence[Usage]) -> dict[str, Any]:
+    """Tokens of n answers to one conversation, which counts once."""
+    prompt, made = used[0].prompt_tokens, sum(one.completion_tokens for one in used)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+
+def logprob_of(piece: Piece) -> dict[str, Any]:
+    """A token as the API tells it."""
+    assert piece.token is not None
+    return {**_logprob(piece.token), "top_logprobs": [*map(_logprob, piece.likeliest)]}
+
+
+def _logprob(token: Logprob) -> dict[str, Any]:
+    """The text of a token that holds part of a character has a replacement character there; the bytes are exact."""
+    return {"token": token.text.decode(errors="replace"), "logprob": token.logprob, "bytes": [*token.text]}
+
+
+async def _chunks(
+    events: Numbered, head: Mapping[str, Any], n: int, logprobs: bool, told_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    used = list[Usage]()
+
+    def chunk(number: int, delta: Mapping[str, Any], reason: str | None = None, tokens: Any = None) -> bytes:
+        choice = {"index": number, "delta": delta, "logprobs": tokens, "finish_reason": reason}
+        return whole([choice])
+
+    def whole(choices: list[Any], **more: Any) -> bytes:
+        unused = {"usage": None} if told_usage else {}
+        return sse.event({**head, "object": "chat.completion.chunk", "choices": choices, **unused, **more})
+
+    for number in range(n):
+        yield chunk(number, {"role": "assistant", "content": "", "refusal": None})
+    async with aclosing(events) as told_:
+        async for number, event in told_:
+            if isinstance(event, Piece):
+                tokens = None if event.token is None else {"content": [logprob_of(event)], "refusal": None}
+                if event.text or (logprobs and tokens):
+                    yield chunk(number, {"content": event.text}, tokens=tokens)
+            elif isinstance(event, Answered):
+                used.append(event.usage)
+                if event.text:
+                    yield chunk(number, {"content": event.text})
+                yield chunk(number, {}, event.reason)
+    if told_usage:
+        yield whole([], usage=usage(used))
+    yield sse.DONE

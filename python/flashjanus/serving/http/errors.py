@@ -1,0 +1,158 @@
+"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}} and a status."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from flashjanus.errors import (
+    BusyError,
+    DeadlineError,
+    FlashJanusError,
+    InputError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UnavailableError,
+)
+
+NO_RETRY = {"x-should-retry": "false"}
+"""The official clients try 408, 409, 429 and 5xx again unless told otherwise."""
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+"""By status; "server_error" from 500 on, "invalid_request_error" otherwise."""
+NAMES = {
+    "num_images_per_prompt": "n",
+    "max_new_tokens": "max_tokens",
+    "previews": "partial_images",
+    "do_sample": "temperature",
+}
+"""What the engine's options are called here, where that is something else."""
+_NAMED = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
+TOO_LONG = "the prompt is too long"
+
+
+@dataclass
+class ApiError(Exception):
+    """What a client is told. param: the field that it is about."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        return TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+class Unsupported(ValueError):
+    """A field that the API has, with a value that this model cannot honor."""
+
+
+class ErrorFields(BaseModel):
+    """What went wrong, of which field (where it is one), and a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every reply that is no success."""
+
+    error: ErrorFields
+
+
+def told(error: FlashJanusError, param: str | None = None) -> ApiError:
+    """An error of the engine's. param: of an InputError that names no field itself."""
+    words = str(error)
+    if isinstance(error, InputError):
+        named = _NAMED.match(words)
+        name = named[1] if named else param
+        if name in NAMES:
+            words, name = words.replace(f"{name}:", f"{NAMES[name]}:", 1), NAMES[name]
+        code = "context_length_exceeded" if words.startswith(TOO_LONG) else "invalid_value"
+        return ApiError(400, words, code, name)
+    if isinstance(error, BusyError):
+        return ApiError(429, words, "queue_full", headers={"retry-after": "1"})
+    if isinstance(error, DeadlineError):
+        return ApiError(504, words, "deadline_exceeded", headers=NO_RETRY)
+    if isinstance(error, UnavailableError):
+        return ApiError(503, words, "unavailable", headers={"retry-after": "2"})
+    if isinstance(error, OutOfMemoryError):
+        return ApiError(
+            503,
+            "expected memory for the request, and there is too little; ask for less, or later",
+            "out_of_memory",
+            headers={"retry-after": "5"},
+        )
+    if isinstance(error, NonFiniteError):
+        return ApiError(500, words, "non_finite", headers=NO_RETRY)
+    return unexpected()
+
+
+def unexpected() -> ApiError:
+    """A fault of ours, of which clients are told nothing: the log has it, under the request's id."""
+    return ApiError(
+        500,
+        "expected the request to be served, but the server met an error of its own; the server's log "
+        "has it under this reply's x-request-id",
+        "internal_error",
+    )
+
+
+def plain(status: int, message: str | None = None) -> ApiError:
+    """An HTTP error that has no more to say."""
+    words = HTTPStatus(status).phrase.lower()
+    return ApiError(status, message or words, words.replace(" ", "_"))
+
+
+def place(loc: tuple[int | str, ...]) -> str:
+    """messages[0].content of ("messages", 0, "content"); "<...>" are kinds of a value, no fields."""
+    path = ""
+    for step in loc:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith("<"):
+            path += f".{step}" if path else step
+    return path
+
+
+def invalid(faults: list[ErrorDetails]) -> ApiError:
+    """A body that does not fit its model: the first fault, by the name of its field."""
+    fault = faults[0]
+    param, kind, words = place(fault["loc"]), fault["type"], fault["msg"]
+    if kind == "json_invalid":
+        return ApiError(400, f"expected a body of JSON: {words}", "invalid_json")
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, Unsupported):
+        return ApiError(400, f"{param}: {cause}", "unsupported_parameter", param)
+    if isinstance(cause, InputError):
+        return told(cause, param)
+    if kind == "extra_forbidden":
+        return ApiError(
+            400, f"{param}: there is no such field, and none is ignored; leave it out", "unknown_parameter", param
+        )
+    if kind == "missing":
+        return ApiError(400, f"{param}: this field is required", "missing_required_parameter", param)
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    name = param or "the body"
+    return ApiError(400, f"{name}: {words[:1].lower()}{words[1:]}, got {fault['input']!r:.80}", code, param or None)

@@ -1,0 +1,88 @@
+"""Figures for Prometheus: the engine's, read when they are asked for, and those that only the server sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from flashjanus.serving.messages import Stats
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+CLIENT_GONE = 499
+
+
+class Engine(Collector):
+    """The engine's own counts."""
+
+    def __init__(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
+        self._stats, self._ready = stats, ready
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        yield GaugeMetricFamily("flashjanus_ready", "1 while requests are served", value=self._ready())
+        yield GaugeMetricFamily("flashjanus_queued_requests", "requests that wait for their turn", value=stats.queued)
+        rows = GaugeMetricFamily("flashjanus_live_rows", "rows that are being computed, by kind", labels=["kind"])
+        rows.add_metric(["image"], stats.image_rows)
+        rows.add_metric(["answer"], stats.answer_rows)
+        yield rows
+        turns = CounterMetricFamily("flashjanus_turns", "turns of the engine by kind of work", labels=["kind"])
+        seconds = CounterMetricFamily("flashjanus_turn_seconds", "time of these turns", labels=["kind"])
+        for kind, (count, spent) in stats.turns.items():
+            turns.add_metric([kind], count)
+            seconds.add_metric([kind], spent)
+        yield turns
+        yield seconds
+        yield CounterMetricFamily("flashjanus_tokens", "tokens of answers", value=stats.tokens)
+        yield CounterMetricFamily("flashjanus_images", "images drawn, best_of's candidates too", value=stats.images)
+        hits = CounterMetricFamily("flashjanus_prefix_hits", "prefixes found kept, by kind", labels=["kind"])
+        misses = CounterMetricFamily("flashjanus_prefix_misses", "prefixes computed, by kind", labels=["kind"])
+        for kind, (hit, miss) in stats.prefixes.items():
+            hits.add_metric([kind], hit)
+            misses.add_metric([kind], miss)
+        yield hits
+        yield misses
+        yield GaugeMetricFamily("flashjanus_prefix_bytes", "memory of prefixes that are kept", value=stats.prefix_bytes)
+        yield CounterMetricFamily("flashjanus_prefix_evictions", "prefixes given up for others", value=stats.evicted)
+
+
+class Meters:
+    """The server's own figures, in a registry of their own."""
+
+    def __init__(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(Engine(stats, ready))
+        self.first_token = self._seconds("time_to_first_token", "from a request to its first token")
+        self.first_image = self._seconds("time_to_image", "from a request to its images")
+        self.first_partial = self._seconds("time_to_first_partial_image", "from a request to its first partial image")
+        self.admission = self._seconds("admission", "from a request's acceptance to the begin of its work")
+        self._total = self._seconds("request", "from a request to its end", ["path"])
+        self._requests = Counter(
+            "flashjanus_requests", "requests by path and status", ["path", "status"], registry=self.registry
+        )
+        self._refusals = Counter("flashjanus_refusals", "requests refused, by code", ["code"], registry=self.registry)
+        self._gone = Counter("flashjanus_cancellations", "requests whose client left", registry=self.registry)
+        self._paths: set[str] = set()
+
+    def _seconds(self, name: str, words: str, labels: list[str] | None = None) -> Histogram:
+        return Histogram(f"flashjanus_{name}_seconds", words, labels or [], buckets=SECONDS, registry=self.registry)
+
+    def known(self, path: str) -> None:
+        """Count requests of this path by its name; those that clients invent are "other"."""
+        self._paths.add(path)
+
+    def ended(self, path: str, status: int, code: str | None, seconds: float) -> None:
+        name = path if path in self._paths else "other"
+        self._requests.labels(name, str(status)).inc()
+        if status == CLIENT_GONE:
+            self._gone.inc()
+        elif status >= 400:
+            self._refusals.labels(code or str(status)).inc()
+        else:
+            self._total.labels(name).observe(seconds)
+
+    def text(self) -> bytes:
+        """All figures, as Prometheus reads them."""
+        return generate_latest(self.registry)

@@ -1,0 +1,61 @@
+"""What a server tells of itself: its model, its health, its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from flashjanus.serving.http.errors import ApiError
+from flashjanus.serving.http.state import State, state_of
+
+
+def _model(state: State, name: str) -> dict[str, Any]:
+    facts = state.facts
+    size = None if facts.image_size is None else "x".join(map(str, facts.image_size[::-1]))
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "flashjanus",
+        "root": facts.name,
+        "max_model_len": facts.context,
+        "image_size": size,
+        "dtype": facts.dtype,
+        "quantization": facts.quantization,
+        "device": facts.device,
+        "version": facts.version,
+    }
+
+
+async def models(request: Request) -> Response:
+    """The names by which requests may ask for the model."""
+    state = state_of(request)
+    return JSONResponse({"object": "list", "data": [_model(state, name) for name in state.names]})
+
+
+async def model(request: Request) -> Response:
+    """One of them."""
+    state, name = state_of(request), request.path_params["model"]
+    return JSONResponse(_model(state, state.name(name)))
+
+
+async def live(request: Request) -> Response:
+    """The server runs."""
+    return JSONResponse({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """The server would serve a request now; 503 while it does not."""
+    state = state_of(request)
+    if not state.ready:
+        words = "the server is shutting down" if state.draining else "the engine does not serve"
+        raise ApiError(503, f"expected to be ready, but {words}", "unavailable", headers={"retry-after": "2"})
+    return JSONResponse({"status": "ready"})
+
+
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    return Response(state_of(request).meters.text(), headers={"content-type": CONTENT_TYPE_LATEST})

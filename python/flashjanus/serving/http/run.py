@@ -1,0 +1,80 @@
+"""Runs an application until it is told to stop: it stops taking requests, finishes those that run, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from flashjanus.errors import InputError
+from flashjanus.serving.http.logs import LOG
+from flashjanus.serving.http.state import State
+
+LEAVE = 5
+"""Seconds that connections have to close when nothing runs any more."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which on SIGTERM and Ctrl-C first drains; on a second signal it ends at once."""
+
+    def __init__(self, app: FastAPI, log_level: str = "info") -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level=log_level,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=LEAVE,
+            timeout_keep_alive=75,
+            h11_max_incomplete_event_size=65_536,
+        )
+        super().__init__(config)
+        self._state: State = app.state.serving
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On a signal, in the main thread, where the loop runs."""
+        if self._state.draining:
+            self.force_exit = self.should_exit = True
+            return
+        LOG.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
+        self.stop()
+
+    def stop(self) -> None:
+        """Drain, then end. From the loop's thread; `request_stop` from any."""
+        self._state.draining = True
+        self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = self._draining or asyncio.ensure_future(self._drained())
+
+    async def _drained(self) -> None:
+        done = await self._state.engine.drain(self._state.settings.drain)
+        if not done:
+            LOG.warning("requests still run after the time to drain; they fail")
+            await self._state.engine.aclose()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on an address; port 0 is any that is free. Raises InputError."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, proto)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except OSError:
+            made.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+    return made

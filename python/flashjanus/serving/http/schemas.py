@@ -1,0 +1,195 @@
+"""The bodies of requests, field by field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, create_model
+
+from flashjanus.sampling.options import ImageOptions, TokenOptions
+from flashjanus.serving.http.fields import Body, extras, only
+
+IMAGE_EXTRAS = (
+    "preset",
+    "num_inference_steps",
+    "guidance_scale",
+    "solver",
+    "timestep_shift",
+    "guidance_interval",
+    "guidance_rescale",
+    "uncond_every",
+    "step_cache",
+    "seed",
+    "best_of",
+    "accept_above",
+)
+TEXT_EXTRAS = ("seed", "top_k", "repetition_penalty")
+MOST_IMAGES = 10
+MOST_ANSWERS = 8
+Quality: TypeAlias = Literal["auto", "low", "medium", "high", "standard", "hd"]
+
+
+class _ImageFields(Body):
+    """Images of a prompt."""
+
+    prompt: str = Field(description="what to draw", min_length=1)
+    model: str | None = Field(None, description="the served model's name")
+    n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="how many images (default: 1)")
+    size: str | None = Field(
+        None,
+        description="WIDTHxHEIGHT, or auto for the model's own size; others are resampled from that, and cropped where "
+        "their proportions differ (default: auto)",
+    )
+    quality: Quality | None = Field(
+        None,
+        description="low, medium (or standard) and high (or hd) are the presets fast, balanced and exact "
+        "(default: auto, the server's preset)",
+    )
+    response_format: Annotated[
+        Any, only("b64_json", why="images are sent in the reply, and none is kept under a URL")
+    ] = None
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="default: png")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="quality of jpeg and webp, 100 the best (default: 100)"
+    )
+    background: Annotated[Any, only("auto", "opaque", why="the model draws no transparency")] = None
+    moderation: Literal["auto", "low"] | None = Field(None, description="accepted; this server moderates nothing")
+    style: Annotated[Any, only(why="the model has no styles; describe one in the prompt")] = None
+    user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
+    stream: bool | None = Field(None, description="send server-sent events (default: false)")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="with stream: how many previews of each image at most (default: 0)"
+    )
+
+
+ImageBody = create_model(
+    "ImageBody", __base__=_ImageFields, __doc__=_ImageFields.__doc__, **extras(ImageOptions, IMAGE_EXTRAS)
+)
+
+
+class ImageUrl(Body):
+    """Where an image is, and how closely to look."""
+
+    url: str = Field(description="data:image/...;base64,..., or https://... of a host that the server allows")
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="accepted; the model sees every image in one resolution"
+    )
+
+
+class TextPart(Body):
+    """Text of a message."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class ImageUrlPart(Body):
+    """An image of a user message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputImagePart(Body):
+    """An image of a user message, as the Responses API spells it."""
+
+    type: Literal["input_image"]
+    image_url: str = Field(description="as ImageUrl.url")
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+PARTS = {
+    "text": "<text>",
+    "input_text": "<text>",
+    "output_text": "<text>",
+    "image_url": "<image>",
+    "input_image": "<input>",
+}
+
+
+def _kind_of_part(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return PARTS.get(kind) if isinstance(kind, str) else None
+
+
+def _kind_of_content(content: Any) -> str | None:
+    return "<parts>" if isinstance(content, list) else "<string>"
+
+
+Part: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImageUrlPart, Tag("<image>")]
+    | Annotated[InputImagePart, Tag("<input>")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="part_type",
+        custom_error_message="expected a part whose type is text, image_url, input_text or input_image",
+    ),
+]
+Content: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")], Discriminator(_kind_of_content)
+]
+_NO_TOOLS = "the model calls no tools"
+
+
+class Message(Body):
+    """A turn of a conversation. An assistant's may be an earlier answer as it was sent."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: Annotated[Any, only("", why="the model tells participants apart by their roles alone")] = None
+    refusal: Annotated[Any, only(why="the model has no refusals apart from its text")] = None
+    annotations: Annotated[Any, only([], why="the model reads text and images alone")] = None
+    audio: Annotated[Any, only(why="the model hears nothing")] = None
+    tool_calls: Annotated[Any, only([], why=_NO_TOOLS)] = None
+    function_call: Annotated[Any, only(why=_NO_TOOLS)] = None
+
+
+class StreamOptions(Body):
+    """What a stream tells besides."""
+
+    include_usage: bool | None = Field(None, description="a last chunk with the tokens used")
+    include_obfuscation: Annotated[Any, only(False, why="chunks are sent as they are")] = None
+
+
+class _ChatFields(Body):
+    """The answer to a conversation."""
+
+    messages: list[Message] = Field(min_length=1)
+    model: str | None = Field(None, description="the served model's name")
+    n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="how many answers (default: 1)")
+    max_tokens: int | None = Field(None, ge=1, description="longest answer, the older name")
+    max_completion_tokens: int | None = Field(None, ge=1, description="longest answer in tokens")
+    temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token (default: 1)")
+    top_p: float | None = Field(None, ge=0, le=1, description="default: 1")
+    stop: str | list[str] | None = Field(None, description="up to four texts before which the answer ends")
+    logprobs: bool | None = Field(None, description="the log-probability of each token (default: false)")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs: of the likeliest tokens too")
+    stream: bool | None = Field(None, description="send server-sent events (default: false)")
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Annotated[Any, only(0, 0.0, why="the engine has repetition_penalty instead")] = None
+    presence_penalty: Annotated[Any, only(0, 0.0, why="the engine has repetition_penalty instead")] = None
+    response_format: Annotated[Any, only({"type": "text"}, why="answers are plain text")] = None
+    modalities: Annotated[Any, only(["text"], why="answers are plain text")] = None
+    audio: Annotated[Any, only(why="the model does not speak")] = None
+    tools: Annotated[Any, only([], why=_NO_TOOLS)] = None
+    tool_choice: Annotated[Any, only("none", "auto", why=_NO_TOOLS)] = None
+    parallel_tool_calls: Annotated[Any, only(why=_NO_TOOLS)] = None
+    functions: Annotated[Any, only([], why=_NO_TOOLS)] = None
+    function_call: Annotated[Any, only("none", "auto", why=_NO_TOOLS)] = None
+    logit_bias: Annotated[Any, only({}, why="the engine has no biases of tokens")] = None
+    prediction: Annotated[Any, only(why="the engine takes no predicted answers")] = None
+    reasoning_effort: Annotated[Any, only("none", why="the model does not reason apart from its answer")] = None
+    verbosity: Annotated[Any, only(why="the model has no such setting; ask for it in words")] = None
+    web_search_options: Annotated[Any, only(why="the model searches nothing")] = None
+    service_tier: Annotated[Any, only("auto", "default", why="there is one tier")] = None
+    store: Annotated[Any, only(False, why="nothing is stored")] = None
+    metadata: Annotated[Any, only({}, why="nothing is stored")] = None
+    user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
+    safety_identifier: str | None = Field(None, description="as user")
+    prompt_cache_key: str | None = Field(None, description="accepted; prefixes are kept for all alike")
+
+
+ChatBody = create_model(
+    "ChatBody", __base__=_ChatFields, __doc__=_ChatFields.__doc__, **extras(TokenOptions, TEXT_EXTRAS)
+)

@@ -1,0 +1,39 @@
+"""Figures and the log's line of a request, taken from its events as they pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from starlette.types import Scope
+
+from flashjanus.serving.async_engine import Stream
+from flashjanus.serving.http.middleware import note
+from flashjanus.serving.http.state import State
+from flashjanus.serving.messages import Answered, Begun, Event, Images, Partial, Piece
+
+
+async def watched(stream: Stream, state: State, scope: Scope) -> AsyncGenerator[Event, None]:
+    """The events of a stream that was accepted; closing this closes the stream. A request that is asked several times
+    over (n answers) is measured by its first."""
+    accepted, seen = time.perf_counter(), set[type]()
+    began: float = scope["state"]["began"]
+    meters = state.meters
+    async with stream:
+        async for event in stream:
+            now = time.perf_counter()
+            if type(event) not in seen:
+                seen.add(type(event))
+                if isinstance(event, Begun):
+                    meters.admission.observe(now - accepted)
+                    note(scope, waited=round(now - accepted, 4))
+                elif isinstance(event, Piece):
+                    meters.first_token.observe(now - began)
+                elif isinstance(event, Partial):
+                    meters.first_partial.observe(now - began)
+                elif isinstance(event, Images):
+                    meters.first_image.observe(now - began)
+            if isinstance(event, Images | Answered):
+                used = event.usage
+                note(scope, prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
+            yield event
