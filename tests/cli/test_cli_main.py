@@ -37,10 +37,10 @@ def test_version(cli) -> None:
 
 def test_help_names_every_command_and_no_other(cli) -> None:
     out = cli("--help").out
-    for command in ("generate", "ask", "inspect", "quantize", "plan", "bench", "profile", "doctor"):
+    for command in ("generate", "ask", "inspect", "quantize", "plan", "bench", "serve", "profile", "doctor"):
         assert f"\n    {command} " in out
         assert cli(command, "--help").out.startswith(f"usage: flashjanus {command} ")
-    assert "serve" not in out
+    assert "train" not in out
 
 
 @pytest.mark.parametrize(

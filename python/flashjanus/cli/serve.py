@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_output_options, load_model
-from flashjanus.errors import InputError
+from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
+from flashjanus.errors import InputError, UnavailableError
 from flashjanus.sampling.options import PRESETS
 
 if TYPE_CHECKING:
+    from flashjanus import JanusFlow
+    from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.http import Settings
 
 KEYS = "FLASHJANUS_API_KEYS"
-MIB = 2**20
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -91,37 +94,34 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
     )
 
 
-LIMITS: tuple[tuple[str, str, type, str], ...] = (
-    ("key_requests", "requests-per-key", int, "requests that a key, or without keys an address, may have at once"),
-    ("body_bytes", "max-body", int, "bytes of a request's body"),
-    ("images", "max-images", int, "images of a conversation"),
-    ("image_bytes", "max-image-bytes", int, "bytes of an image that is shown"),
-    ("image_pixels", "max-image-pixels", int, "pixels of an image that is shown"),
-    ("max_tokens", "max-tokens", int, "tokens of an answer that a request may ask for"),
-    ("default_tokens", "default-tokens", int, "tokens of an answer where the request does not say"),
-    ("max_steps", "max-steps", int, "steps of an image that a request may ask for"),
-    ("max_candidates", "max-candidates", int, "best_of that a request may ask for"),
-    ("max_side", "max-side", int, "pixels of an image's side that a request may ask for"),
-    ("deadline", "deadline", float, "seconds that a request may take, the wait for its turn included"),
-    ("drain", "drain", float, "seconds that running requests have after SIGTERM"),
+LIMITS: tuple[tuple[str, str, float | None, str], ...] = (
+    ("key_requests", "requests-per-key", None, "requests that a key, or without keys an address, may have at once"),
+    ("body_bytes", "max-body", 67_108_864, "bytes of a request's body"),
+    ("images", "max-images", 16, "images of a conversation"),
+    ("image_bytes", "max-image-bytes", 20_971_520, "bytes of an image that is shown"),
+    ("image_pixels", "max-image-pixels", 50_000_000, "pixels of an image that is shown"),
+    ("max_tokens", "max-tokens", None, "tokens of an answer that a request may ask for"),
+    ("default_tokens", "default-tokens", 1024, "tokens of an answer where the request does not say"),
+    ("max_steps", "max-steps", None, "steps of an image that a request may ask for"),
+    ("max_candidates", "max-candidates", 64, "best_of that a request may ask for"),
+    ("max_side", "max-side", 2048, "pixels of an image's side that a request may ask for"),
+    ("deadline", "deadline", 600.0, "seconds that a request may take, the wait for its turn included"),
+    ("drain", "drain", 30.0, "seconds that running requests have after SIGTERM"),
 )
-"""Settings that are numbers: name, flag, kind, meaning."""
+"""Settings that are numbers: name, flag, default (as in `Settings`, which is not imported for --help), meaning."""
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
-    from_scheduler = (("live-images", "images", 32), ("live-answers", "answers", 64), ("queue", "queued", 256))
-    words = ("images drawn at once", "answers written at once", "requests that may wait; more are refused with 429")
-    for (flag, name, usual), meaning in zip(from_scheduler, words, strict=True):
-        group.add_argument(
-            f"--{flag}",
-            type=int,
-            default=usual,
-            dest=f"limit_{name}",
-            metavar="N",
-            help=f"{meaning} (default: {usual})",
-        )
-    for name, flag, kind, meaning in LIMITS:
-        group.add_argument(f"--{flag}", type=kind, dest=name, metavar="N", help=meaning)
+    for flag, usual, meaning in (
+        ("live-images", 32, "images drawn at once"),
+        ("live-answers", 64, "answers written at once"),
+        ("queue", 256, "requests that wait; more are refused with 429"),
+    ):
+        group.add_argument(f"--{flag}", type=count, default=usual, metavar="N", help=f"{meaning} (default: {usual})")
+    for name, flag, default, meaning in LIMITS:
+        kind = float if isinstance(default, float) else count
+        shown = "" if default is None else f" (default: {default:g})" if kind is float else f" (default: {default})"
+        group.add_argument(f"--{flag}", type=kind, dest=name, metavar="N", help=meaning + shown)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -134,34 +134,47 @@ def settings_of(args: argparse.Namespace) -> Settings:
         if value is not None:
             given[field.name] = tuple(value) if isinstance(value, list) else value
     for name, flag, _, _ in LIMITS:
-        if name in given and not given[name] > 0:
+        if name in given and not 0 < given[name] < float("inf"):
             raise InputError(f"--{flag}: expected more than 0, got {given[name]}")
     return Settings(**given, keys=read_keys(args.api_keys, os.environ.get(KEYS)))
 
 
+PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "h11")
+"""Of the extra "server"."""
+
+
 def run(args: argparse.Namespace, console: Console) -> int:
     try:
-        from flashjanus.serving.http import create_app
-        from flashjanus.serving.http.logs import set_up
-        from flashjanus.serving.http.run import Server, bound
+        from flashjanus.serving.http.run import bound
     except ModuleNotFoundError as error:
-        raise InputError(
-            f'{error.name} is not installed, which serving needs: pip install "flashjanus[server]"'
-        ) from error
+        if error.name not in PACKAGES:
+            raise
+        words = f'serving needs {error.name}, which is not installed: pip install "flashjanus[server]"'
+        raise UnavailableError(words) from error
     from flashjanus.scheduling.policy import Limits
-    from flashjanus.serving import AsyncEngine
+    from flashjanus.serving.http.logs import set_up
 
     settings = settings_of(args)
-    limits = Limits(images=args.limit_images, answers=args.limit_answers, queued=args.limit_queued)
+    limits = Limits(images=args.live_images, answers=args.live_answers, queued=args.queue)
     with bound(args.host, args.port) as listening:
         model = load_model(args, console)
         set_up(args.log_level)
-
-        async def serve() -> None:
-            async with AsyncEngine(model, limits) as engine:
-                address = "http://{}:{}".format(*listening.getsockname())
-                console.note(f"{model.name} is served at {address}/v1")
-                await Server(create_app(engine, settings), args.log_level).serve([listening])
-
-        asyncio.run(serve())
+        asyncio.run(_serve(model, limits, settings, listening, console))
     return 0
+
+
+async def _serve(
+    model: JanusFlow, limits: Limits, settings: Settings, listening: socket.socket, console: Console
+) -> None:
+    from flashjanus.serving import AsyncEngine
+    from flashjanus.serving.http import create_app
+    from flashjanus.serving.http.run import Server, is_local, url_of
+
+    def begun() -> None:
+        console.note(f"{model.name} is served at {url_of(listening)}/v1, and described at {url_of(listening)}/docs")
+        if not settings.keys and not is_local(listening):
+            console.note(f"there are no API keys, so whoever reaches it may use it; see --api-keys and ${KEYS}")
+        console.result({"url": url_of(listening), **model_facts(model)})
+
+    async with AsyncEngine(model, limits) as engine:
+        await Server(create_app(engine, settings), begun).serve([listening])

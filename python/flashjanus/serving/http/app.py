@@ -1,8 +1,8 @@
-"""The application: its paths, its errors, its description."""
+"""The application: its paths, its layers, its errors."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,14 +17,16 @@ from flashjanus import __version__
 from flashjanus.errors import FlashJanusError
 from flashjanus.serving.async_engine import AsyncEngine
 from flashjanus.serving.http import chat, images, pages
+from flashjanus.serving.http.access import Access
+from flashjanus.serving.http.description import Description
 from flashjanus.serving.http.errors import ApiError, ErrorBody, plain, told
-from flashjanus.serving.http.metrics import Meters
-from flashjanus.serving.http.middleware import GONE, Guard, note
+from flashjanus.serving.http.metrics import CLIENT_GONE, Meters
+from flashjanus.serving.http.middleware import Front, note
 from flashjanus.serving.http.schemas import ChatBody, ImageBody
 from flashjanus.serving.http.settings import Settings
-from flashjanus.serving.http.state import State
+from flashjanus.serving.http.state import State, state_of
 
-SCHEMAS = "#/components/schemas/{model}"
+REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,65 +37,75 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
         title="FlashJanus",
         version=__version__,
         description="JanusFlow behind OpenAI's interface: images of prompts, answers about images.",
-        middleware=[],
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
     )
-    state = State(engine, settings, Meters(engine.stats, lambda: app.state.serving.ready))
+    state = State(engine, settings, Meters(engine.stats, lambda: state.ready))
     app.state.serving = state
-    layers = [Middleware(Guard, settings=settings, meters=state.meters)]
-    if settings.origins:
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id"],
-            )
-        )
-    app.user_middleware[:0] = layers
+    description = app.state.description = Description(app, keys=bool(settings.keys))
+    app.openapi = description.openapi  # type: ignore[method-assign]
+    app.user_middleware[:] = _layers(settings, state.meters)
     for kind in (ApiError, FlashJanusError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _told)
-    _add(app, "POST", "/v1/images/generations", images.generations, ImageBody)
-    _add(app, "POST", "/v1/chat/completions", chat.completions, ChatBody)
-    _add(app, "GET", "/v1/models", pages.models)
-    _add(app, "GET", "/v1/models/{model:path}", pages.model)
-    _add(app, "GET", "/health/live", pages.live)
-    _add(app, "GET", "/health/ready", pages.ready)
-    _add(app, "GET", "/metrics", pages.metrics)
+    add_post(app, "/v1/images/generations", images.generations, ImageBody)
+    add_post(app, "/v1/chat/completions", chat.completions, ChatBody)
+    _add_get(app, "/v1/models", pages.models, 401, 503)
+    _add_get(app, "/v1/models/{model:path}", pages.model, 401, 404, 503)
+    _add_get(app, "/health/live", pages.live)
+    _add_get(app, "/health/ready", pages.ready, 503)
+    _add_get(app, "/metrics", pages.metrics, 401, kind="text/plain")
+    app.add_route("/docs", description.page, ["GET"], include_in_schema=False)
     return app
 
 
-def _add(app: FastAPI, method: str, path: str, endpoint: Endpoint, body: type[BaseModel] | None = None) -> None:
-    """A path, with the body that its endpoint reads in the description."""
-    more: dict[str, Any] = {}
-    statuses = [401, 405] if body is None else [400, 401, 404, 408, 413, 415, 429, 500, 503, 504]
-    if body is not None:
-        schema = body.model_json_schema(ref_template=SCHEMAS)
-        schema.pop("$defs", None)
-        more["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-        app.state.serving.meters.known(path)
+def add_post(app: FastAPI, path: str, endpoint: Endpoint, body: type[BaseModel]) -> None:
+    """A path whose endpoint reads `body` itself (by body.read), and replies with JSON or with a stream of events."""
+    description: Description = app.state.description
+    app.state.serving.meters.known(path)
     app.add_api_route(
         path,
         endpoint,
-        methods=[method],
-        response_model=None,
-        responses={status: {"model": ErrorBody} for status in statuses},
-        openapi_extra=more,
+        methods=["POST"],
+        response_class=Response,
+        responses=_replies(["application/json", "text/event-stream"], REFUSALS),
+        openapi_extra=description.body(body),
     )
 
 
+def _add_get(app: FastAPI, path: str, endpoint: Endpoint, *refusals: int, kind: str = "application/json") -> None:
+    app.add_api_route(path, endpoint, methods=["GET"], response_class=Response, responses=_replies([kind], refusals))
+
+
+def _replies(kinds: Sequence[str], refusals: Sequence[int]) -> dict[int | str, dict[str, Any]]:
+    """Of a path, for the description."""
+    return {200: {"content": {kind: {} for kind in kinds}}, **{status: {"model": ErrorBody} for status in refusals}}
+
+
+def _layers(settings: Settings, meters: Meters) -> list[Middleware]:
+    """From the outermost inward."""
+    layers = [Middleware(Front, meters=meters)]
+    if settings.origins:
+        options = dict[str, Any](allow_methods=["*"], allow_headers=["*"], expose_headers=["x-request-id"])
+        layers.append(Middleware(CORSMiddleware, allow_origins=settings.origins, **options))
+    return [*layers, Middleware(Access, settings=settings)]
+
+
 async def _told(request: Request, error: Exception) -> Response:
+    """The reply to what an endpoint raised."""
     if isinstance(error, ClientDisconnect):
-        note(request.scope, code="client_gone")
-        return Response(status_code=GONE)
+        request.scope["state"]["gone"] = True
+        return Response(status_code=CLIENT_GONE)
     if isinstance(error, HTTPException):
-        said = plain(error.status_code, None if error.status_code != 404 else f"there is no {request.url.path:.200}")
+        words = f"there is no {request.url.path:.200} here" if error.status_code == 404 else None
+        said = plain(error.status_code, words, error.headers)
     elif isinstance(error, FlashJanusError):
         said = told(error)
     else:
         assert isinstance(error, ApiError)
         said = error
     note(request.scope, code=said.code)
-    headers = {**said.headers, **dict(getattr(error, "headers", None) or {})}
+    headers = dict(said.headers)
+    if said.code == "queue_full":
+        headers["retry-after"] = str(state_of(request).meters.patience)
     return JSONResponse(said.body, said.status, headers)

@@ -20,13 +20,12 @@ from flashjanus.serving.http.body import read
 from flashjanus.serving.http.errors import ApiError, told
 from flashjanus.serving.http.fields import given
 from flashjanus.serving.http.middleware import note
-from flashjanus.serving.http.schemas import TEXT_EXTRAS, ChatBody
+from flashjanus.serving.http.schemas import MOST_STOPS, TEXT_EXTRAS, ChatBody
 from flashjanus.serving.http.settings import Settings
 from flashjanus.serving.http.state import State, state_of
 from flashjanus.serving.http.watch import watched
 from flashjanus.serving.messages import Answered, ChatRequest, Event, Logprob, Piece, Usage
 
-MOST_STOPS = 4
 Numbered: TypeAlias = AsyncGenerator[tuple[int, Event], None]
 """Events of several streams, each with its stream's number."""
 
@@ -149,8 +148,8 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
     finally:
         for task in waiting:
             task.cancel()
-        if waiting:
-            await asyncio.wait(waiting)
+        # of several that failed at once one was told; the others' errors are taken, so that nothing logs them as lost
+        await asyncio.gather(*waiting, return_exceptions=True)
         for one in streams:
             await one.aclose()
 

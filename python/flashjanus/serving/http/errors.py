@@ -119,10 +119,10 @@ def unexpected() -> ApiError:
     )
 
 
-def plain(status: int, message: str | None = None) -> ApiError:
+def plain(status: int, message: str | None = None, headers: Mapping[str, str] | None = None) -> ApiError:
     """An HTTP error that has no more to say."""
     words = HTTPStatus(status).phrase.lower()
-    return ApiError(status, message or words, words.replace(" ", "_"))
+    return ApiError(status, message or words, words.replace(" ", "_"), headers=headers or {})
 
 
 def place(loc: tuple[int | str, ...]) -> str:

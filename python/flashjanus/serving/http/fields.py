@@ -39,7 +39,7 @@ class Only:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"enum": [None, *self.neutral]}
+        return {"enum": [None, *self.neutral], "description": f"nothing else, as {self.why}"}
 
 
 def only(*neutral: Any, why: str) -> Only:

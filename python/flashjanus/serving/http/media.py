@@ -41,6 +41,9 @@ async def conversation(messages: Sequence[Mapping[str, Any]], settings: Settings
                     raise ApiError(400, words, "string_above_max_length", "messages")
                 made.append({"type": "text", "text": part["text"]})
                 continue
+            if role != "user":
+                words = f"{where}: expected images in messages of the user alone, this one is of the {role}"
+                raise ApiError(400, words, "invalid_value", where)
             images += 1
             if images > settings.images:
                 words = f"{where}: expected at most {settings.images} images in all"

@@ -12,6 +12,12 @@ from flashjanus.serving.messages import Stats
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 CLIENT_GONE = 499
+"""In logs and figures, the status of a request whose client left before its end."""
+UNAVAILABLE = 503
+RECENT = 0.1
+"""Weight of the latest request in what is usual."""
+MOST_PATIENCE = 60
+"""Seconds; clients that are told to wait longer choose a time of their own."""
 
 
 class Engine(Collector):
@@ -63,8 +69,12 @@ class Meters:
             "flashjanus_requests", "requests by path and status", ["path", "status"], registry=self.registry
         )
         self._refusals = Counter("flashjanus_refusals", "requests refused, by code", ["code"], registry=self.registry)
+        self._failures = Counter(
+            "flashjanus_failures", "requests that failed, by code", ["code"], registry=self.registry
+        )
         self._gone = Counter("flashjanus_cancellations", "requests whose client left", registry=self.registry)
         self._paths: set[str] = set()
+        self._usual = 0.0
 
     def _seconds(self, name: str, words: str, labels: list[str] | None = None) -> Histogram:
         return Histogram(f"flashjanus_{name}_seconds", words, labels or [], buckets=SECONDS, registry=self.registry)
@@ -74,14 +84,23 @@ class Meters:
         self._paths.add(path)
 
     def ended(self, path: str, status: int, code: str | None, seconds: float) -> None:
+        """Count a request. code: of its error, which a stream may end with after the status 200."""
         name = path if path in self._paths else "other"
         self._requests.labels(name, str(status)).inc()
         if status == CLIENT_GONE:
             self._gone.inc()
-        elif status >= 400:
+        elif 400 <= status < 500 or status == UNAVAILABLE:
             self._refusals.labels(code or str(status)).inc()
+        elif code or status >= 500:
+            self._failures.labels(code or str(status)).inc()
         else:
             self._total.labels(name).observe(seconds)
+            self._usual += RECENT * (seconds - self._usual)
+
+    @property
+    def patience(self) -> int:
+        """Seconds after which a request that was refused may be sent again: as long as one takes of late."""
+        return max(1, min(MOST_PATIENCE, round(self._usual)))
 
     def text(self) -> bytes:
         """All figures, as Prometheus reads them."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -19,13 +21,13 @@ LEAVE = 5
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which on SIGTERM and Ctrl-C first drains; on a second signal it ends at once."""
+    """uvicorn's, which on SIGTERM and Ctrl-C first drains; on a second signal it ends at once. begun: is called when
+    it takes connections."""
 
-    def __init__(self, app: FastAPI, log_level: str = "info") -> None:
+    def __init__(self, app: FastAPI, begun: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level=log_level,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=LEAVE,
@@ -34,6 +36,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._state: State = app.state.serving
+        self._begun = begun
         self._draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -45,7 +48,7 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Drain, then end. From the loop's thread; `request_stop` from any."""
+        """Drain, then end. From any thread."""
         self._state.draining = True
         self._loop.call_soon_threadsafe(self._drain)
 
@@ -62,6 +65,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self.started:
+            self._begun()
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -78,3 +83,14 @@ def bound(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
     return made
+
+
+def url_of(listening: socket.socket) -> str:
+    """Of what is served there."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback

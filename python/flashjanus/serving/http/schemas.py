@@ -26,6 +26,7 @@ IMAGE_EXTRAS = (
 TEXT_EXTRAS = ("seed", "top_k", "repetition_penalty")
 MOST_IMAGES = 10
 MOST_ANSWERS = 8
+MOST_STOPS = 4
 Quality: TypeAlias = Literal["auto", "low", "medium", "high", "standard", "hd"]
 
 
@@ -37,6 +38,7 @@ class _ImageFields(Body):
     n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="how many images (default: 1)")
     size: str | None = Field(
         None,
+        json_schema_extra={"pattern": r"^(auto|[1-9][0-9]*x[1-9][0-9]*)$"},
         description="WIDTHxHEIGHT, or auto for the model's own size; others are resampled from that, and cropped where "
         "their proportions differ (default: auto)",
     )
@@ -112,8 +114,8 @@ def _kind_of_part(part: Any) -> str | None:
     return PARTS.get(kind) if isinstance(kind, str) else None
 
 
-def _kind_of_content(content: Any) -> str | None:
-    return "<parts>" if isinstance(content, list) else "<string>"
+def _listed(value: Any) -> str:
+    return "<list>" if isinstance(value, list) else "<string>"
 
 
 Part: TypeAlias = Annotated[
@@ -127,7 +129,13 @@ Part: TypeAlias = Annotated[
     ),
 ]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")], Discriminator(_kind_of_content)
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_listed)
+]
+Texts: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>"), Field(min_length=1)]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Tag("<list>"), Field(max_length=MOST_STOPS)]
+    | Annotated[None, Tag("<none>")],
+    Discriminator(lambda value: "<none>" if value is None else _listed(value)),
 ]
 _NO_TOOLS = "the model calls no tools"
 
@@ -162,7 +170,7 @@ class _ChatFields(Body):
     max_completion_tokens: int | None = Field(None, ge=1, description="longest answer in tokens")
     temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token (default: 1)")
     top_p: float | None = Field(None, ge=0, le=1, description="default: 1")
-    stop: str | list[str] | None = Field(None, description="up to four texts before which the answer ends")
+    stop: Texts = Field(None, description="a text, or up to four, before which the answer ends")
     logprobs: bool | None = Field(None, description="the log-probability of each token (default: false)")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs: of the likeliest tokens too")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")

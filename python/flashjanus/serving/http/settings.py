@@ -50,7 +50,7 @@ class Settings:
     default_tokens: int = 1024
     max_steps: int | None = None
     max_candidates: int = 64
-    max_side: int = 4096
+    max_side: int = 2048
     preset: str = "exact"
     full_previews: bool = True
     deadline: float = 600.0

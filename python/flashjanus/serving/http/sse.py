@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -50,25 +50,27 @@ class EventStream(Response):
             await send(head)
             await self._send(scope, send)
 
-        await unless_gone(whole(), self._streams, scope, receive)
+        with suppress(ClientDisconnect):  # which is noted, and there is nobody to tell
+            await unless_gone(whole(), self._streams, scope, receive)
 
     async def _send(self, scope: Scope, send: Send) -> None:
         async def put(data: bytes, more: bool = True) -> None:
             message: Message = {"type": "http.response.body", "body": data, "more_body": more}
-            await asyncio.wait_for(send(message), self._settings.stall)
+            try:
+                await asyncio.wait_for(send(message), self._settings.stall)
+            except (OSError, asyncio.TimeoutError) as error:  # the connection is lost, or the client reads nothing
+                raise ClientDisconnect from error
 
         try:
             async with aclosing(kept_alive(self._events, self._settings.keepalive)) as events:
                 async for data in events:
                     await put(data)
-        except asyncio.TimeoutError as error:
-            raise ClientDisconnect from error
         except FlashJanusError as error:
             said = told(error)
             note(scope, code=said.code)
             await put(event({"type": "error", **said.body}, "error"))
-        except OSError as error:  # the connection is lost
-            raise ClientDisconnect from error
+        except ClientDisconnect:
+            raise
         except Exception:
             LOG.exception("a stream met an error", extra={"fields": scope["state"]["fields"]})
             note(scope, code="internal_error")

@@ -1,0 +1,49 @@
+"""The application's description by OpenAPI, with the bodies that endpoints read themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, Response
+
+from flashjanus.serving.http import docs
+
+SCHEMAS = "#/components/schemas/{model}"
+
+
+class Description:
+    """keys: whether requests need one."""
+
+    def __init__(self, app: FastAPI, keys: bool) -> None:
+        self._app, self._keys = app, keys
+        self._schemas: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
+
+    def body(self, model: type[BaseModel]) -> dict[str, Any]:
+        """What a path whose body this is says of it."""
+        schema = model.model_json_schema(ref_template=SCHEMAS)
+        self._schemas |= schema.pop("$defs", {})
+        self._schemas[model.__name__] = schema
+        content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=model.__name__)}}}
+        return {"requestBody": {"required": True, "content": content}}
+
+    def openapi(self) -> dict[str, Any]:
+        """Made once, when all paths are there."""
+        if not self._made:
+            app = self._app
+            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            components = made.setdefault("components", {})
+            components["schemas"] = {**self._schemas, **components.get("schemas", {})}
+            if self._keys:
+                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                made["security"] = [{"key": []}]
+            self._made = made
+        return self._made
+
+    async def page(self, request: Request) -> Response:
+        """The same to read."""
+        policy = "default-src 'none'; style-src 'unsafe-inline'"
+        return HTMLResponse(docs.page(self.openapi()), headers={"content-security-policy": policy})
