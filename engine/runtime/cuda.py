@@ -253,10 +253,10 @@ class Staging:
             event.record(self._gpu.driver.stream())
 
     def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """A copy of a device tensor as it is now, in the stream's order; the result waits for it. Call it before the
-        next but one fetch."""
+        """A copy of a device tensor of so many bytes or fewer as it is now, in the stream's order; the result waits for
+        it. Call it before the next but one fetch."""
         stage, event = self._take()
-        held = stage.view(tensor.dtype).view(tensor.shape)
+        held = stage[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         with self._gpu.launching():
             held.copy_(tensor, non_blocking=True)
             event.record(self._gpu.driver.stream())

@@ -121,12 +121,12 @@ class Executor(ProcessBound):
         """Run the plan once, in the plan's dtypes and whatever the caller's state is. Raises DeviceError."""
         recorder = profile.active()
         if recorder is not None:
-            recorder.run(self.plan, self.calls, self._alone, self._replay, self.gpu)
+            recorder.run(self.plan, self.calls, self.alone, self._replay, self.gpu)
             return
         if self._replay is not None:
             self._replay()
             return
-        with self._alone():
+        with self.alone():
             for call in self._beside_others if native.pressed() else self.calls:
                 call()
 
@@ -139,7 +139,7 @@ class Executor(ProcessBound):
             calls.append(solo(node, call, inputs, [self.tensor(ref) for ref in node.outputs]))
         return calls
 
-    def _alone(self) -> AbstractContextManager[Any]:
+    def alone(self) -> AbstractContextManager[Any]:
         """On the plan's device, outside of the caller's state; on a CPU, when it is this thread's turn at the cores."""
         with ExitStack() as scope:
             scope.enter_context(isolated())
@@ -171,13 +171,13 @@ class Executor(ProcessBound):
         there."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
             chosen = choose(node)
-            with self._alone():
+            with self.alone():
                 (call if chosen is None else self.call(node, chosen))()
 
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
         """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
-            with self._alone():
+            with self.alone():
                 call()
             yield node, [self.tensor(ref) for ref in node.outputs]
 
