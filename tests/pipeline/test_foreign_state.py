@@ -193,9 +193,9 @@ class Entries:
         one, two = (DecodeSession(self.model.runner, rows, 16, 8) for rows in (1, 2))
         one.join(0, request, read.prefix(request.ids), 1, None)
         two.take_over(1, request, None, one, 0, length)
-        found = two.step()()
+        found, likelihoods = two.step()(), two.likelihoods([(1, 3)])()
         two.leave(0)
-        return [found[1], two.states["live"]]
+        return [found[1], likelihoods, two.states["live"]]
 
     def flow_session(self) -> Any:
         runner = self.model.runner
@@ -214,8 +214,9 @@ class Entries:
         session = TextSession(self.model.runner, 1, 8, 16, 1, 8)
         session.write([TextRequest(tuple(PROMPTS[0]))], None, None)
         logits = session.start([TextRequest(tuple(PROMPTS[0]))], None)
+        likelihood = session.likelihood(3)
         session.step()
-        return [*session.prefill.host.values(), logits, session.tokens()()]
+        return [*session.prefill.host.values(), logits, likelihood, session.tokens()()]
 
     def image_processor(self) -> Any:
         processor = ImageProcessor.from_file(None, 64)
@@ -223,11 +224,11 @@ class Entries:
 
 
 SESSIONS = {
-    DecodeSession: ["join", "leave", "step", "take_over"],
+    DecodeSession: ["join", "leave", "likelihoods", "step", "take_over"],
     FlowSession: ["join", "leave", "needs_branch", "step", "take_over", "velocities"],
     Prepared: ["prefix", "run", "write"],
     Scheduler: ["cancel", "latents", "resume", "step", "submit", "velocities"],
-    TextSession: ["prefix", "read", "start", "step", "tokens", "write"],
+    TextSession: ["likelihood", "prefix", "read", "start", "step", "tokens", "write"],
     ImageProcessor: ["from_file", "preprocess", "resize"],
 }
 

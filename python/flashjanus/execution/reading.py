@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flashjanus.execution.buckets import padded
+from flashjanus.execution.likelihood import Likelihood
 from flashjanus.execution.prefixes import PrefixStore
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import ImageTokens, TextPrefix, TextRequest, TextSession, encode_images, image_index
@@ -18,17 +19,24 @@ LEAST_PIECE = 512
 
 @dataclass(frozen=True)
 class Read:
-    """A conversation that has been read: logits (V,), float32, of its next token, and that token as it is drawn."""
+    """A conversation that has been read: logits (V,), float32, of its next token, that token as it is drawn, and how
+    likely it was, where that was asked."""
 
     prefix: TextPrefix
     logits: torch.Tensor
     token: int
+    likelihood: Likelihood | None
 
 
 def reading(
-    runner: Runner, store: PrefixStore, request: TextRequest, tokens: ImageTokens | None
+    runner: Runner,
+    store: PrefixStore,
+    request: TextRequest,
+    tokens: ImageTokens | None,
+    likeliest: int | None = None,
 ) -> Generator[None, None, Read]:
-    """Pauses after each image that is encoded and each piece that is read. Raises InputError, OutOfMemoryError."""
+    """Pauses after each image that is encoded and each piece that is read. likeliest: as of TextJob.logprobs. Raises
+    InputError, OutOfMemoryError."""
     length, per_image = len(request.ids), runner.config.num_understanding_tokens
     index, block_end = image_index(request, tokens, per_image, 1)
     names = names_of(request, index, per_image)
@@ -44,7 +52,8 @@ def reading(
             logits = session.read(request, index, block_end, (begin, end), before, features)
             before = session.prefix(names[:end])
             if end == length:
-                found = Read(before, logits.to(torch.float32, copy=True), session.tokens()()[0])
+                likelihood = None if likeliest is None else session.likelihood(likeliest)
+                found = Read(before, logits.to(torch.float32, copy=True), session.tokens()()[0], likelihood)
         if end < length:
             yield
     store.put_conversation(found.prefix)

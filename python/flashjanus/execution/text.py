@@ -16,6 +16,7 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor, allocate_states
 from flashjanus.errors import InputError
 from flashjanus.execution.buckets import padded
+from flashjanus.execution.likelihood import Likelihood, Likelihoods
 from flashjanus.execution.runner import Runner
 from flashjanus.sampling.tokens import Sampling
 
@@ -205,6 +206,16 @@ class TextSession(ProcessBound):
         self.prefill.upload()
         self.prefill.run()
         return self.prefill.outputs["logits"][0]
+
+    @entry
+    def likelihood(self, likeliest: int) -> Likelihood:
+        """Of the token that follows what has been read into row 0, with so many of the likeliest."""
+        (found,) = self._likelihoods.fetch([(0, likeliest)])()
+        return found
+
+    @cached_property
+    def _likelihoods(self) -> Likelihoods:
+        return Likelihoods(self.prefill)
 
     @entry
     def prefix(self, names: Sequence[Hashable]) -> TextPrefix:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.execution.buckets import padded
+from flashjanus.execution.likelihood import Likelihood, Likelihoods
 from flashjanus.execution.rows import Rows
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import TextPrefix, TextRequest, fetch_tokens, write_sampling
@@ -69,6 +71,16 @@ class DecodeSession(ProcessBound):
         self.executor.run()
         return fetch_tokens(self.states["token"], self._staging)
 
+    @entry
+    def likelihoods(self, asked: Sequence[tuple[int, int]]) -> Callable[[], list[Likelihood]]:
+        """Of the last step's tokens in the asked (row, how many of the likeliest); call the result as that of
+        `step`."""
+        return self._likelihoods.fetch(asked)
+
+    @cached_property
+    def _likelihoods(self) -> Likelihoods:
+        return Likelihoods(self.executor)
+
     def _settle(self, row: int, request: TextRequest, eos: int | None) -> None:
         host = self.executor.host
         host["kv_start"][row] = 0
@@ -79,12 +91,13 @@ class DecodeSession(ProcessBound):
 
 @dataclass(eq=False)
 class TextRow:
-    """An answer that is being written: tokens of it so far, `room` at most."""
+    """An answer that is being written: tokens of it so far, `room` at most. likeliest: as of TextJob.logprobs."""
 
     request: TextRequest
     prefix: TextPrefix
     room: int
     eos: int | None
+    likeliest: int | None = None
     tokens: list[int] = field(default_factory=list)
     place: int | None = None
 
@@ -113,15 +126,18 @@ class TextRows(Rows[TextRow, DecodeSession]):
         used = row.prefix.k.shape[1] + len(row.tokens)  # and a token more where the device is a step ahead
         session.take_over(place, row.request, row.eos, before, row.place, used)
 
-    def step(self) -> Callable[[], list[tuple[TextRow, int]]]:
-        """One token of every row; the result gives them, and waits for them. Raises OutOfMemoryError, after which the
-        rows are as before."""
-        fetched = self.settled().step()
-        placed = [(row, row.place) for row in self.rows]
+    def step(self) -> Callable[[], list[tuple[TextRow, int, Likelihood | None]]]:
+        """One token of every row; the result gives them, how likely they were where a row asks, and waits for them.
+        Raises OutOfMemoryError, after which the rows are as before."""
+        session = self.settled()
+        fetched = session.step()
+        placed = [(row, row.place) for row in self.rows if row.place is not None]
+        asked = [(place, row.likeliest) for row, place in placed if row.likeliest is not None]
+        measured = session.likelihoods(asked) if asked else list
 
-        def result() -> list[tuple[TextRow, int]]:
-            tokens = fetched()
-            return [(row, tokens[place]) for row, place in placed if place is not None]
+        def result() -> list[tuple[TextRow, int, Likelihood | None]]:
+            tokens, found = fetched(), dict(zip([place for place, _ in asked], measured(), strict=True))
+            return [(row, tokens[place], found.get(place)) for row, place in placed]
 
         return result
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from flashjanus.errors import InputError
 from flashjanus.execution.flow import FlowRequest
+from flashjanus.execution.likelihood import MOST_LIKELIEST
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import TextRequest
 from flashjanus.sampling import checks
@@ -46,6 +47,8 @@ def _check_text(job: TextJob, runner: Runner) -> None:
         checks.tensor("job.request.pixels", request.pixels, (None, 3, size, size), checks.FLOATS)
     # the last token is not read back
     checks.integer("job.room", job.room, 0, language.max_position_embeddings + 1 - len(request.ids))
+    if job.logprobs is not None:
+        checks.integer("job.logprobs", job.logprobs, 0, MOST_LIKELIEST)
     if job.eos is not None:
         checks.integer("job.eos", job.eos, 0, language.vocab_size - 1)
 

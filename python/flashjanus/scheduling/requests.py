@@ -39,7 +39,8 @@ class ImageJob:
 class TextJob:
     """An answer of up to `room` tokens, which ends with `eos`. Result: its ids; with room 0 the logits (V,), float32,
     of the next token. image_tokens: where the request has images. answer: what makes text of the tokens, and ends it.
-    logprobs: each token is told with its log-probability, and with those of so many of the likeliest; None: neither.
+    logprobs: each token is told with its log-probability, and with those of so many of the likeliest, 0 to 20; None:
+    neither.
     """
 
     request: TextRequest
@@ -99,7 +100,8 @@ class Token:
     """The next token of an answer, and the text that it completes, where the job makes text.
 
     logprob: its natural log-probability by the model's own distribution, before sampling options; likeliest: ids and
-    log-probabilities of the likeliest tokens, the likeliest first. Where the job asks for them.
+    log-probabilities of the likeliest tokens, the likeliest first and equally likely ones by id. Where the job asks for
+    them.
     """
 
     handle: Handle

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flashjanus.errors import OutOfMemoryError
+from flashjanus.execution.likelihood import Likelihood
 from flashjanus.execution.prefixes import PrefixStore
 from flashjanus.execution.reading import reading
 from flashjanus.execution.runner import Runner
@@ -30,7 +31,7 @@ class Writing:
         self._runner, self._prefixes, self._book = runner, prefixes, book
         self._rows = TextRows(runner)
         self._owners: dict[TextRow, Written] = {}
-        self._ahead: Callable[[], list[tuple[TextRow, int]]] | None = None
+        self._ahead: Callable[[], list[tuple[TextRow, int, Likelihood | None]]] | None = None
 
     @property
     def ready(self) -> bool:
@@ -39,14 +40,15 @@ class Writing:
 
     def begin(self, work: Work, job: TextJob) -> Piece:
         """Read a job's conversation, then let its row join."""
-        read = yield from reading(self._runner, self._prefixes, job.request, job.image_tokens)
+        likeliest = job.logprobs if job.room else None
+        read = yield from reading(self._runner, self._prefixes, job.request, job.image_tokens, likeliest)
         if job.room == 0:
             self._book.end(work.handle, Finished(work.handle, read.logits))
             return
-        row = TextRow(job.request, read.prefix, job.room, job.eos)
+        row = TextRow(job.request, read.prefix, job.room, job.eos, job.logprobs)
         written = self._owners[row] = Written(work, job, row)
         self._rows.add(row)
-        self._token(written, read.token)
+        self._token(written, read.token, read.likelihood)
 
     def withdraw(self, handle: Handle) -> None:
         for row in [row for row, written in self._owners.items() if written.work.handle is handle]:
@@ -68,14 +70,16 @@ class Writing:
         except BaseException as error:
             self._lose(error)
             raise
-        for row, token in found:
+        for row, token, likelihood in found:
             if row in self._owners:  # its job may have ended since
-                self._token(self._owners[row], token)
+                self._token(self._owners[row], token, likelihood)
 
-    def _token(self, written: Written, token: int) -> None:
+    def _token(self, written: Written, token: int, likelihood: Likelihood | None) -> None:
         handle, job, row = written.work.handle, written.job, written.row
         row.tokens.append(token)
-        self._book.tell(Token(handle, token, "" if job.answer is None else job.answer.push(token)))
+        text = "" if job.answer is None else job.answer.push(token)
+        told = () if likelihood is None else (likelihood.logprob, likelihood.likeliest)
+        self._book.tell(Token(handle, token, text, *told))
         if row.finished or (job.answer is not None and job.answer.ended):
             if row.place is not None:
                 self._prefixes.put_conversation(self._rows.read(row))
