@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import BusyError, DeadlineError, InputError, UnavailableError
 from flashjanus.scheduling import Limits
 from flashjanus.serving import AsyncEngine
-from flashjanus.serving.messages import Begun, ChatRequest, ImageRequest, Images, Partial, Step
+from flashjanus.serving.messages import Answered, Begun, ChatRequest, ImageRequest, Images, Partial, Piece, Step
 
 T = TypeVar("T")
 QUESTION = [{"role": "user", "content": "Is a circle round?"}]
@@ -49,6 +50,48 @@ def test_images_and_answers_are_those_of_the_model() -> None:
     assert out.seeds == alone.seeds == [5, 6]
     np.testing.assert_allclose([*map(np.asarray, out.images)], [*map(np.asarray, alone.images)], atol=1)
     assert "".join(pieces) == model().chat(QUESTION, max_new_tokens=8)
+
+
+async def events_of(one: AsyncEngine, **request: Any) -> list[Any]:
+    asked = ChatRequest(messages=QUESTION, options=dict(max_new_tokens=6, do_sample=True, seed=2), **request)
+    return [event async for event in await one.submit(asked)]
+
+
+def test_pieces_have_the_log_probabilities_that_were_asked_for() -> None:
+    """Two at once, and one that asks for none: the same text."""
+
+    async def served() -> list[list[Any]]:
+        async with engine() as one:
+            return await asyncio.gather(*(events_of(one, logprobs=n) for n in (None, 0, 3)))
+
+    plain, bare, full = run(served())
+    for events in (plain, bare, full):
+        texts = [
+            "".join(event.text for event in found if isinstance(event, Piece | Answered)) for found in (events, plain)
+        ]
+        assert texts[0] == texts[1]
+    pieces, asked = ([event for event in events if isinstance(event, Piece)] for events in (plain, full))
+    assert all(piece.token is None and not piece.likeliest for piece in pieces)
+    assert all(event.token and not event.likeliest for event in bare if isinstance(event, Piece))
+    ids, tokenizer = model().text_job(QUESTION, max_new_tokens=1).request.ids, model().tokenizer
+    assert tokenizer is not None
+    for piece in asked:
+        due = model().next_token_logits(torch.tensor([ids]))[0].log_softmax(0)
+        assert piece.token is not None
+        for one in (piece.token, *piece.likeliest):
+            assert one.logprob == pytest.approx(float(due[one.id]), abs=1e-4)
+            assert one.text == tokenizer.token_bytes(one.id)
+        assert [one.logprob for one in piece.likeliest] == pytest.approx(due.topk(3).values.tolist(), abs=1e-4)
+        ids = (*ids, piece.token.id)
+
+
+def test_more_log_probabilities_than_there_may_be_are_refused() -> None:
+    async def served() -> None:
+        async with engine() as one:
+            with pytest.raises(InputError, match="logprobs: expected an integer from 0 to 20, got 21"):
+                await one.submit(ChatRequest(messages=QUESTION, logprobs=21))
+
+    run(served())
 
 
 def test_the_best_candidates_are_those_that_the_model_itself_chooses() -> None:

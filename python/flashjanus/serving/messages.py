@@ -36,7 +36,7 @@ class ChatRequest:
     """The answer to a conversation. messages, options: of `JanusFlow.chat`; images are encoded bytes, PIL images or
     arrays (H, W, 3), uint8.
 
-    logprobs: with each token its log-probability, and those of so many of the likeliest; None: neither.
+    logprobs: with each token its log-probability, and those of so many of the likeliest, 0 to 20; None: neither.
     """
 
     messages: Sequence[Mapping[str, Any]]

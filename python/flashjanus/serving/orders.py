@@ -13,7 +13,9 @@ from flashjanus.api import best_of as choosing
 from flashjanus.api.drawing import ROWS_AT_ONCE
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
+from flashjanus.execution.likelihood import MOST_LIKELIEST
 from flashjanus.inputs.images import to_pil
+from flashjanus.sampling import checks
 from flashjanus.sampling.fields import JSON_TYPES, Options, options_of
 from flashjanus.sampling.noise import seeds_of
 from flashjanus.sampling.options import ImageOptions, TokenOptions
@@ -105,6 +107,8 @@ def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions) -> C
 
 def _answer(model: JanusFlow, request: ChatRequest) -> Order:
     options = _checked(TokenOptions, request.options)
+    if request.logprobs is not None:
+        checks.integer("logprobs", request.logprobs, 0, MOST_LIKELIEST)
     job = replace(model.text_job(request.messages, **vars(options)), logprobs=request.logprobs)
     prompt, images = len(job.request.ids), 0 if job.request.pixels is None else len(job.request.pixels)
     seen = images * model.config.num_understanding_tokens
