@@ -61,6 +61,24 @@ def jobs() -> tuple[Job, ...]:
     return *images, several, *answers
 
 
+def drawn(*seeds: int, sampler: int = 2, **options: Any) -> ImageJob:
+    """Images of a prompt each, which are not decoded."""
+    return ImageJob(rows=tuple(image(SAMPLERS[sampler], n, 4 + n) for n in seeds), **({"decode": False} | options))
+
+
+def written(seed: int = 1, room: int = 4, images: int = 0) -> TextJob:
+    """A greedy answer."""
+    return TextJob(request=text(seed, 5, images, False), room=room, image_tokens=TOKENS)
+
+
+def events_of(scheduler: Scheduler) -> list[Event]:
+    """Until all jobs have ended or pause."""
+    events: list[Event] = []
+    while scheduler.busy and not scheduler.waits:
+        events += scheduler.step()
+    return events
+
+
 def finished(scheduler: Scheduler) -> dict[Handle, Any]:
     """The results of all jobs, once the scheduler has served them."""
     found: dict[Handle, Any] = {}

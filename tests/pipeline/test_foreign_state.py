@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ PROMPT, STEPS = "a red circle", 2
 NOISE, LATENTS, PIXELS = normal(1, 2, 4, 8, 8), normal(2, 1, 4, 8, 8), normal(3, 2, 3, 64, 64)
 PROMPTS, IDS = [prompt(1, 5), prompt(2, 9)], torch.tensor([[0, 11, 12, 13, 14], [0, 21, 22, 23, 24]])
 DRAWING = FlowRequest(tuple(PROMPTS[0]), sampler("exact", num_inference_steps=STEPS), NOISE[0])
+CACHING = replace(DRAWING, sampler=replace(DRAWING.sampler, step_cache=2))
 PICTURE = Image.new("RGB", (40, 30), "red")
 ASK = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}]
 CONFIG = small_config()
@@ -163,7 +165,7 @@ class Entries:
 
     def scheduler(self) -> Any:
         made = self.model.scheduler()
-        image = made.submit(ImageJob(rows=(DRAWING,), decode=False, pauses=True))
+        image = made.submit(ImageJob(rows=(CACHING,), decode=False, pauses=True))
         answer = made.submit(TextJob(request=TextRequest(tuple(PROMPTS[0])), room=2))
         gone = made.submit(TextJob(request=TextRequest(tuple(PROMPTS[0])), room=2))
         cancelled, found = made.cancel(gone), []
@@ -171,7 +173,7 @@ class Entries:
             for event in made.step():
                 found.append(type(event).__name__)
                 if isinstance(event, Progress):
-                    found += [made.latents(image), *made.velocities(image)]
+                    found += [made.latents(image), *made.velocities(image), *made.added(image)]
                     made.resume(image)
                 if isinstance(event, Finished):
                     found.append(event.result)
@@ -225,9 +227,9 @@ class Entries:
 
 SESSIONS = {
     DecodeSession: ["join", "leave", "likelihoods", "step", "take_over"],
-    FlowSession: ["join", "leave", "needs_branch", "step", "take_over", "velocities"],
+    FlowSession: ["added", "join", "leave", "needs_branch", "step", "take_over", "velocities"],
     Prepared: ["prefix", "run", "write"],
-    Scheduler: ["cancel", "latents", "resume", "step", "submit", "velocities"],
+    Scheduler: ["added", "cancel", "latents", "resume", "step", "submit", "velocities"],
     TextSession: ["likelihood", "prefix", "read", "start", "step", "tokens", "write"],
     ImageProcessor: ["from_file", "preprocess", "resize"],
 }

@@ -24,7 +24,7 @@ from flashjanus.scheduling.requests import (
     Token,
 )
 from flashjanus.scheduling.scheduler import Scheduler
-from small_jobs import SAMPLERS, TOKENS, alone, finished, image, kinds, normal, small, text
+from small_jobs import SAMPLERS, TOKENS, alone, drawn, events_of, finished, image, kinds, normal, small, text, written
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +36,6 @@ def model() -> JanusFlow:
 def nothing_stays(model: JanusFlow) -> Any:
     yield
     assert model.runner.leased == 0
-
-
-def drawn(*seeds: int, sampler: int = 2, **options: Any) -> ImageJob:
-    return ImageJob(rows=tuple(image(SAMPLERS[sampler], n, 4 + n) for n in seeds), **({"decode": False} | options))
-
-
-def written(seed: int = 1, room: int = 4, images: int = 0) -> TextJob:
-    return TextJob(request=text(seed, 5, images, False), room=room, image_tokens=TOKENS)
-
-
-def events_of(scheduler: Scheduler) -> list[Event]:
-    events: list[Event] = []
-    while scheduler.busy and not scheduler.waits:
-        events += scheduler.step()
-    return events
 
 
 def until(scheduler: Scheduler, there: Callable[[], bool]) -> list[Event]:
@@ -245,75 +230,6 @@ def test_a_job_that_has_finished_is_not_cancelled(model: JanusFlow) -> None:
     finished(scheduler)
     assert not scheduler.cancel(handle)
     assert not scheduler.busy
-
-
-def test_a_job_that_pauses_waits_alone(model: JanusFlow) -> None:
-    due, other = alone(model, drawn(1, 2)), alone(model, drawn(3))
-    scheduler = model.scheduler()
-    pausing, beside = scheduler.submit(drawn(1, 2, pauses=True)), scheduler.submit(drawn(3))
-    events = events_of(scheduler)
-    assert scheduler.waits
-    assert scheduler.busy
-    assert [event.step for event in events if isinstance(event, Progress) and event.handle is pausing] == [1]
-    results = {event.handle: event.result for event in events if isinstance(event, Finished)}
-    torch.testing.assert_close(results[beside], other, rtol=0, atol=1e-5)
-    assert scheduler.step() == []
-    answer = scheduler.submit(written())
-    assert not scheduler.waits, "there is something to do"
-    assert any(isinstance(event, Finished) and event.handle is answer for event in events_of(scheduler))
-    for _ in range(4):
-        z = scheduler.latents(pausing)
-        assert z.shape == (2, 4, 8, 8)
-        conditional, unconditional = scheduler.velocities(pausing)
-        assert conditional.isfinite().all()
-        assert unconditional.isfinite().all()
-        scheduler.resume(pausing)
-        events = events_of(scheduler)
-    assert isinstance(events[-1], Finished)
-    torch.testing.assert_close(events[-1].result, due, rtol=0, atol=1e-5)
-
-
-def test_two_jobs_that_pause_do_not_wait_for_each_other(model: JanusFlow) -> None:
-    scheduler = model.scheduler()
-    one, two = (scheduler.submit(drawn(n, pauses=True)) for n in (1, 2))
-    events_of(scheduler)
-    for _ in range(3):
-        scheduler.resume(one)
-        events_of(scheduler)
-    scheduler.resume(one)
-    assert isinstance(events_of(scheduler)[-1], Finished)
-    assert not two.ended
-    assert scheduler.cancel(two), "paused"
-    assert kinds(scheduler.step()) == ["Cancelled"]
-    assert not scheduler.busy
-
-
-def test_latents_of_a_job_that_pauses_are_replaced(model: JanusFlow) -> None:
-    scheduler = model.scheduler()
-    handle = scheduler.submit(drawn(1, 2, sampler=0, pauses=True))
-    events_of(scheduler)
-    for wrong in (torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8, 1), torch.zeros(2, 4, 8, 8, dtype=torch.int64)):
-        with pytest.raises(InputError, match="latents: expected"):
-            scheduler.resume(handle, wrong)
-    scheduler.resume(handle, torch.full((2, 4, 8, 8), 0.5))
-    last = events_of(scheduler)[-1]
-    assert isinstance(last, Finished)
-    assert torch.equal(last.result, torch.full((2, 4, 8, 8), 0.5))
-
-
-@pytest.mark.parametrize("ask", ["resume", "latents", "velocities"])
-def test_a_job_that_is_not_paused_is_not_resumed(model: JanusFlow, ask: str) -> None:
-    scheduler = model.scheduler()
-    handle = scheduler.submit(drawn(1))
-    method = getattr(scheduler, ask)
-    with pytest.raises(InputError, match="expected a job that paused, got one that has ended, or waits"):
-        method(handle)
-    scheduler.step(), scheduler.step()
-    with pytest.raises(InputError, match="expected a job that paused, got one that runs"):
-        method(handle)
-    finished(scheduler)
-    with pytest.raises(InputError, match="expected a job that paused, got one that has ended, or waits"):
-        method(handle)
 
 
 ROW = image(SAMPLERS[0], 1, 4)

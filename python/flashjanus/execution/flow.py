@@ -158,6 +158,15 @@ class FlowSession(ProcessBound):
         return v[: self.rows].clone(), v[self.rows :].clone()
 
     @entry
+    def added(self, row: int, slot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the language model added to its input (N, D), float32, in the last evaluation of `row` that kept it in
+        `slot`: in the conditional branch, and in the unconditional one where the row has one."""
+        name = f"slot_{slot}"
+        rows = (row, self.rows + row) if row < self.guided else (row,)
+        found = [self.flow.row(name, at).to(torch.float32, copy=True) for at in rows]
+        return found[0], found[1] if len(found) > 1 else None
+
+    @entry
     def join(self, prefix: FlowPrefix, row: int, request: FlowRequest) -> None:
         """Put `request`, whose prompt and times are prepared as `prefix`, in `row`."""
         self._place(prefix, row, request, 0)

@@ -85,3 +85,16 @@ class FlowRows(Rows[FlowRow, FlowSession]):
             return cond[row.place], uncond[row.place] if fresh else none
 
         return of
+
+    def added(self, row: FlowRow) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last evaluation of a row that caches: what the language model added to its input (N, D), float32, in
+        the conditional and the unconditional branch; NaN where it did not run, or not in that branch, and for a row
+        that waits for memory."""
+        config, schedule, last = self.runner.config, row.request.schedule, row.taken - 1
+        assert self.session is not None
+        shape = config.num_image_tokens, config.language.hidden_size
+        none = torch.full(shape, torch.nan, dtype=torch.float32, device=self.session.z.device)
+        if row.place is None or not schedule.needs_model(last):
+            return none, none
+        conditional, unconditional = self.session.added(row.place, int(schedule.cache[last].slot))
+        return conditional, unconditional if unconditional is not None and schedule.needs_branch(last) else none

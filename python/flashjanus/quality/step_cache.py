@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
 
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.execution.buckets import padded
-from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
-from flashjanus.sampling.checks import MAX_STEPS
+from flashjanus.execution.flow import FlowRequest
 from flashjanus.sampling.schedule import Sampler, Schedule
+from flashjanus.scheduling.requests import ImageJob, Progress
 
 LEAST_EVALUATIONS = 3
 
@@ -61,21 +61,18 @@ def find_times(
 def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, torch.Tensor]:
     """Inner products (K, K), float64, of what the language model adds, in evaluations with guidance and without.
 
-    With guidance it is g D_cond - (g - 1) D_uncond.
+    With guidance it is g D_cond - (g - 1) D_uncond, where the evaluation needs its unconditional branch.
     """
-    runner, guidance, guided = model.runner, request.sampler.guidance_scale, int(request.schedule.guided)
-    prompt = padded(len(request.prompt), runner.buckets.prompt_tokens)
-    steps = min(padded(len(request.schedule), runner.buckets.steps), MAX_STEPS)
     with_guidance, without = [], []
-    with runner.lease(FlowSession, 1, guided, prompt, steps, False, True) as session:
-        with runner.lease(Prepared, 1, guided, prompt, steps) as prepared:
-            prepared.run([request.timed_prompt])
-            session.join(prepared.prefix(0), 0, request)
-        for line in request.schedule.cache:
-            session.step()
-            added = session.flow.states[f"slot_{int(line.slot)}"].float().flatten(1)
-            without.append(added[0].clone())
-            with_guidance.append(guidance * added[0] - (guidance - 1) * added[-1])
+    guidance, shared = request.sampler.guidance_scale, model.shared
+    with closing(shared.serve([ImageJob(rows=(request,), decode=False, pauses=True)])) as events:
+        for event in events:
+            if isinstance(event, Progress):
+                conditional, unconditional = (added.flatten() for added in shared.added(event.handle))
+                shared.resume(event.handle)
+                guided = request.schedule.needs_branch(event.step - 1)
+                without.append(conditional)
+                with_guidance.append(guidance * conditional - (guidance - 1) * unconditional if guided else conditional)
     a, b = (rows @ rows.T for rows in (torch.stack(added).double() for added in (with_guidance, without)))
     return a.cpu(), b.cpu()
 

@@ -66,8 +66,8 @@ class Schedule:
 
     @property
     def caches(self) -> bool:
-        """True where the language model's part is recalled at some evaluation."""
-        return any(line.recall for line in self.cache)
+        """True where the language model's part is kept, for evaluations that recall it."""
+        return bool(self.cache)
 
 
 @lru_cache(maxsize=256)

@@ -153,6 +153,13 @@ class Drawing:
         conditional, unconditional = zip(*map(drawn.among.velocities(), drawn.rows), strict=True)
         return torch.stack(conditional), torch.stack(unconditional)
 
+    def added(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = self._paused(handle)
+        if not all(row.request.schedule.caches for row in drawn.rows):
+            raise InputError("handle: expected a job all of whose rows have a step_cache, got one with step_cache=1")
+        conditional, unconditional = zip(*map(drawn.among.added, drawn.rows), strict=True)
+        return torch.stack(conditional), torch.stack(unconditional)
+
     def _finish(self, drawn: Drawn) -> None:
         """Let rows go that have had all their evaluations."""
         handle = drawn.work.handle

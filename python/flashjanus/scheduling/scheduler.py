@@ -85,6 +85,13 @@ class Scheduler(ProcessBound):
         guidance; NaN for a row that needed none of its own. Raises InputError."""
         return self._images.velocities(handle)
 
+    @entry
+    def added(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images with a step_cache that paused: what the language model added to its input (R, N, D), float32, in
+        the last evaluation, in the conditional and the unconditional branch; NaN where it did not run, or not in that
+        branch. Raises InputError."""
+        return self._images.added(handle)
+
     @property
     def busy(self) -> bool:
         """True while a job has not ended, or an event has not been told; see `waits` for jobs that pause."""

@@ -81,6 +81,11 @@ class SharedScheduler(ProcessBound):
         with self._alone() as scheduler:
             return scheduler.velocities(handle)
 
+    def added(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Scheduler.added`."""
+        with self._alone() as scheduler:
+            return scheduler.added(handle)
+
     def resume(self, handle: Handle, latents: torch.Tensor | None = None) -> None:
         """`Scheduler.resume`."""
         with self._alone() as scheduler:
