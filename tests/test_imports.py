@@ -1,8 +1,8 @@
 """Imports go one way: each room may import those before it.
 
 _C, triton_kernels <- engine <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus
-<- serving, evaluation, profiling, benchmarking <- quality <- cli; builtin <- api. And no file of python/flashjanus
-imports one that imports it.
+<- serving, evaluation, profiling, benchmarking <- quality, cluster <- cli; builtin <- api. And no file of
+python/flashjanus imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "profiling": {*PACKAGES, "api", "root"},
     "benchmarking": {*PACKAGES, "api"},
     "quality": {*PACKAGES, "api", "evaluation", "benchmarking"},
-    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality", "serving"},
+    "cluster": {*PACKAGES, "api", "root", "serving"},
+    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality", "serving", "cluster"},
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.runtime.native"  # the one importer of flashjanus._C

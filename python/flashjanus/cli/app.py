@@ -12,6 +12,7 @@ from typing import NoReturn
 from flashjanus import __version__
 from flashjanus.cli import (
     ask,
+    batch,
     bench,
     doctor,
     eval,
@@ -31,7 +32,7 @@ EXIT_ERROR = 2
 SIGNALED = 128  # and the signal's number, as shells report it: 130 for Ctrl-C
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-COMMANDS = (generate, ask, eval, inspect, quantize, plan, bench, quality, schedule, serve, profile, doctor)
+COMMANDS = (generate, ask, batch, serve, eval, inspect, quantize, plan, bench, quality, schedule, profile, doctor)
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line (default: this process's own).
 
-    0 success, 1 `doctor` found the engine unable to run, 2 any error of the request, 130 Ctrl-C, 143 SIGTERM, 141
-    closed pipe.
+    0 success, 1 `doctor` found the engine unable to run or rows of a `batch` have no result, 2 any error of the
+    request, 130 Ctrl-C, 143 SIGTERM, 141 closed pipe.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments

@@ -102,14 +102,14 @@ class Console:
         return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
 
     @contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
-        """A function that takes the number of steps done so far and draws them on a terminal."""
+    def progress(self, total: int, label: str, unit: str = "step") -> Iterator[Callable[[int], None]]:
+        """A function that takes the number of units done so far and draws them on a terminal."""
         if not self.interactive:
             yield lambda done: None
             return
         from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-        with tqdm(total=total, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc=label, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
             self._bar = bar
             try:
                 yield lambda done: bar.update(done - bar.n) and None

@@ -1,0 +1,168 @@
+"""`flashjanus batch prompts.jsonl --out DIR`: images and answers of a file's rows, resumable."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashjanus.cli.console import Console
+from flashjanus.cli.options import add_model_options, add_option, add_output_options, choices, given, load_model
+from flashjanus.errors import InputError
+from flashjanus.sampling.fields import Options, options_of
+from flashjanus.sampling.options import ImageOptions, TokenOptions
+from flashjanus.sampling.values import MAX_SEED, integer
+
+if TYPE_CHECKING:
+    from flashjanus.cluster.batch import Batch, Results
+
+EXIT_INCOMPLETE = 1
+SHOWN = 5
+"""Failures that are said while the run goes on."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "batch",
+        help="draw images and answer questions from a file",
+        description='Each line of FILE is a JSON object: {"prompt": ...} asks for images, {"question": ..., "image": '
+        'PATH} (or "images": [PATH, ...], relative to FILE) for an answer. It may have an "id" (default: the number '
+        "of its line) and any option of a request by its name in Python, such as num_inference_steps; the options "
+        "below hold for lines that do not say. The same command again does what is missing. Exit code 1: some rows "
+        "have no result; failures.jsonl says why.",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="rows, one JSON object a line")
+    parser.add_argument("--out", metavar="DIR", help="folder for images/, records/, manifest.jsonl and failures.jsonl")
+    parser.add_argument("--verify", metavar="DIR", help="check what a run has written against its manifest instead")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="from it and the id follows a row's own seed (default: 0)"
+    )
+    parser.add_argument("--strict", action="store_true", help="with a line that is not valid, do none of them")
+    parser.add_argument("--redo", action="store_true", help="do rows again that have changed since they were done")
+    for title, options in (("options of images", ImageOptions), ("options of answers", TokenOptions)):
+        group = parser.add_argument_group(title)
+        for name, option in options_of(options).items():
+            if option.flag is not None and name != "seed":
+                add_option(group, options, name)
+    group = parser.add_argument_group("how much at once")
+    group.add_argument("--live-images", type=int, default=32, metavar="N", help="images drawn at once (default: 32)")
+    group.add_argument("--live-answers", type=int, default=64, metavar="N", help="answers at once (default: 64)")
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="of a Ray cluster, auto for the one that this machine is part of, or local; each node needs FlashJanus, "
+        "the model and the images of questions under the same paths, results are written here",
+    )
+    group.add_argument("--replicas", type=int, metavar="N", help="copies of the model (default: as many as fit)")
+    group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs of each (default: 1)")
+    group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs of each (default: 0)")
+    add_model_options(parser)
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    if args.verify is not None:
+        return _verify(args, console)
+    if args.file is None or not args.out:
+        raise InputError("expected FILE and --out DIR, or --verify DIR")
+    integer("--seed", args.seed, 0, MAX_SEED)
+    for flag, value in (("--live-images", args.live_images), ("--live-answers", args.live_answers)):
+        integer(flag, value, 1, 10_000)
+    from flashjanus.cluster.batch import Batch
+    from flashjanus.cluster.folder import Folder
+    from flashjanus.cluster.rows import Usual
+
+    options = {"image": _usual(args, ImageOptions), "answer": _usual(args, TokenOptions)}
+    model = {"name": args.model, "vae": args.vae, **{name: choices(args)[name] for name in SAME}}
+    folder = Folder(Path(args.out))
+    console.status(f"reading {args.file}")
+    batch = Batch.read(Path(args.file), Usual(options, args.seed, model), folder, args.strict)
+    with folder.writing():
+        batch.resume(args.redo)
+        try:
+            if batch.pending:
+                _run(args, batch, console)
+        finally:
+            counts = batch.close()
+            words = ", ".join(f"{counts[name]} {name}" for name in ("done", "failed", "left"))
+            console.so_far = f"; {words}; the same command goes on", counts
+    console.so_far = None
+    console.text(f"{counts['rows']} rows: {words} ({counts['written']} now), in {folder.path}")
+    if counts["failed"]:
+        console.note(f"{counts['failed']} rows have no result: {folder.path / 'failures.jsonl'} says why")
+    console.result({**counts, "folder": str(folder.path), "model": model})
+    return EXIT_INCOMPLETE if counts["failed"] else 0
+
+
+SAME = ("dtype", "vae_dtype", "quantization", "numerics")
+"""What of a model must stay in a folder, besides its name and its VAE."""
+
+
+def _usual(args: argparse.Namespace, options: type[Options]) -> Mapping[str, Any]:
+    found = {name: value for name, value in given(args, options).items() if name != "seed" and value is not False}
+    options(**found).checked()
+    return found
+
+
+def _run(args: argparse.Namespace, batch: Batch, console: Console) -> None:
+    with _results(args, batch, console) as results, console.progress(len(batch.pending), "batch", "row") as show:
+        failed = len(batch.faults)
+
+        def done(count: int) -> None:
+            nonlocal failed
+            show(count)
+            if failed < len(batch.faults) <= SHOWN:
+                last = [*batch.faults.values()][-1]
+                console.note(f"{batch.file}: line {last.line}: {last.message}")
+            failed = len(batch.faults)
+
+        batch.run(results, console.uninterrupted, done)
+
+
+@contextmanager
+def _results(args: argparse.Namespace, batch: Batch, console: Console) -> Iterator[Results]:
+    from flashjanus.scheduling.policy import Limits
+
+    limits = Limits(images=args.live_images, answers=args.live_answers)
+    if args.ray is not None:
+        try:
+            from flashjanus.cluster import data
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f'{error.name} is not installed, which --ray needs: pip install "flashjanus[ray]"'
+            ) from error
+        source = data.Source(args.model, args.vae, choices(args), limits, args.threads)
+        with data.connected(args.ray):
+            pool = data.Pool(args.replicas, args.replica_cpus, args.replica_gpus)
+            yield data.results(batch.pending, batch.images, source, pool)
+        return
+    from flashjanus.cluster.items import items
+    from flashjanus.serving.backend import ThreadBackend
+
+    backend = ThreadBackend(load_model(args, console), limits)
+    results = items(backend, batch.pending, batch.images, 2 * (args.live_images + args.live_answers))
+    try:
+        yield results
+    finally:
+        results.close()
+        backend.close()
+
+
+def _verify(args: argparse.Namespace, console: Console) -> int:
+    if args.file is not None or args.out is not None:
+        raise InputError("--verify: expected the folder alone, without FILE and --out")
+    from flashjanus.cluster.folder import verify
+
+    found = verify(Path(args.verify))
+    for one in found["damaged"]:
+        console.text(f"damaged: {one['id'] or 'manifest'}: {one['reason']}")
+    console.text(
+        f"{found['verified']} items, {found['files']} files, {len(found['damaged'])} damaged; {found['failed']} rows "
+        f"failed, {found['left']} are left; {len(found['unlisted'])} files are not in the manifest"
+    )
+    console.result(found)
+    return EXIT_INCOMPLETE if found["damaged"] or found["failed"] or found["left"] else 0

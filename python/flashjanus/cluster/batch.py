@@ -1,0 +1,105 @@
+"""A batch from a file into a folder: only what is missing is done, and each item is written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashjanus.cluster.folder import Folder
+from flashjanus.cluster.items import Item
+from flashjanus.cluster.rows import Fault, Row, Usual, read
+from flashjanus.errors import InputError
+
+NAMED = 10
+"""Lines that an error names."""
+Results = Iterator[tuple[Row, Item | Fault]]
+
+
+@dataclass
+class Batch:
+    """A file's rows and what became of them. faults: of this run, by line.
+
+    pending: rows that have no item yet. written: items of this run.
+    """
+
+    file: Path
+    usual: Usual
+    folder: Folder
+    rows: list[Row] = field(default_factory=list)
+    faults: dict[int, Fault] = field(default_factory=dict)
+    pending: list[Row] = field(default_factory=list)
+    written: int = 0
+
+    @classmethod
+    def read(cls, file: Path, usual: Usual, folder: Folder, strict: bool) -> Batch:
+        """strict: bad lines end the run before anything is done. Raises InputError."""
+        batch = cls(file, usual, folder)
+        for one in read(file, usual):
+            if isinstance(one, Row):
+                batch.rows.append(one)
+            else:
+                batch.faults[one.line] = one
+        if strict and batch.faults:
+            raise InputError(f"{file}: {_lines([*batch.faults.values()])}")
+        return batch
+
+    def resume(self, redo: bool) -> None:
+        """Find what is missing. redo: what has changed is done again. Raises InputError where something has."""
+        changed = []
+        for row in self.rows:
+            record = self.folder.record(row)
+            if record is None:
+                self.pending.append(row)
+            elif not self.folder.fits(row, record, self.images):
+                changed.append(row)
+        if changed and not redo:
+            raise InputError(
+                f"{self.folder.path} holds {len(changed)} items that were made of other rows, options or models than "
+                f"they would be now ({_some([row.id for row in changed])}){self._model_changed()}; to make them "
+                "again, give --redo, else choose another --out"
+            )
+        for row in changed:
+            self.folder.remove(row)
+        self.pending = sorted([*self.pending, *changed], key=lambda row: row.line)
+
+    @property
+    def images(self) -> Path:
+        """The folder that paths of images are relative to."""
+        return self.file.absolute().parent
+
+    def run(
+        self, results: Results, hold: Callable[[], AbstractContextManager[None]], show: Callable[[int], None]
+    ) -> None:
+        """Write each result as it comes. hold: within which nothing interrupts; show: takes how many there are."""
+        for count, (row, result) in enumerate(results, 1):
+            with hold():
+                if isinstance(result, Fault):
+                    self.faults[row.line] = result
+                else:
+                    self.folder.put(row, result)
+                    self.written += 1
+            show(count)
+
+    def close(self) -> dict[str, int]:
+        """Write the manifest, the failures and batch.json: rows that are done, have failed, are left."""
+        faults = [self.faults[line] for line in sorted(self.faults)]
+        head = {"input": str(self.file), "seed": self.usual.seed, "model": dict(self.usual.model)}
+        return {**self.folder.close(self.rows, faults, head), "written": self.written}
+
+    def _model_changed(self) -> str:
+        old: Mapping[str, Any] = self.folder.head().get("model", {})
+        now = self.usual.model
+        words = [f"{name} was {old.get(name)!r} and is {now[name]!r}" for name in now if old.get(name) != now[name]]
+        return f": {', '.join(words)}" if old and words else ""
+
+
+def _lines(faults: Sequence[Fault]) -> str:
+    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    return "; ".join(f"line {fault.line}: {fault.message}" for fault in faults[:NAMED]) + more
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")

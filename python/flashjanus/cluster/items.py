@@ -1,0 +1,92 @@
+"""What a row's result is as files: its images, and the record that says what they are and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flashjanus.api.files import png
+from flashjanus.cluster.flight import WINDOW, served
+from flashjanus.cluster.rows import Fault, Row, contents, request
+from flashjanus.errors import FlashJanusError
+from flashjanus.serving.backend import Backend
+from flashjanus.serving.messages import Answered, Facts, Images
+
+
+@dataclass(frozen=True)
+class Item:
+    """record: JSON. files: contents by name, relative to the batch's folder."""
+
+    record: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+
+def items(
+    backend: Backend, rows: Iterable[Row], folder: Path, window: int = WINDOW
+) -> Iterator[tuple[Row, Item | Fault]]:
+    """Each row's item, or why it has none, in the order in which they end. folder: that images' paths are relative to.
+    Raises what ended the engine."""
+    facts = backend.facts
+    for row, result in served(backend, rows, lambda row: request(row, folder), window):
+        try:
+            if isinstance(result, FlashJanusError):
+                raise result
+            found = item(row, result, facts, folder)
+        except FlashJanusError as error:
+            yield row, Fault.of(row, error)
+        else:
+            yield row, found
+
+
+def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Item:
+    """Raises InputError for a prompt that PNG text cannot hold, or an image that is gone."""
+    record: dict[str, Any] = {"id": row.id, "kind": row.kind}
+    files: dict[str, bytes] = {}
+    if isinstance(result, Images):
+        record |= {"prompt": row.text, "options": row.options, "seeds": result.seeds, "scores": result.scores}
+        for number, picture in enumerate(result.images, 1):
+            name = f"{row.stem}.png" if len(result.images) == 1 else f"{row.stem}.{number}.png"
+            seed = row.options["seed"] if result.seeds is None else result.seeds[number - 1]
+            files[f"images/{name}"] = _encoded(picture, row, seed, facts)
+    else:
+        shown = {name: contents(name, folder) for name in row.images if not name.startswith("data:")}
+        record |= {
+            "question": row.text,
+            "images": row.images,
+            "shown": {name: summed(data) for name, data in shown.items() if isinstance(data, bytes)},
+            "options": row.options,
+            "answer": result.text,
+            "reason": result.reason,
+        }
+    record |= {
+        "files": [{"file": name, **summed(data)} for name, data in files.items()],
+        "usage": asdict(result.usage),
+        "model": {name: getattr(facts, name) for name in ("name", "dtype", "device", "quantization")},
+        "version": facts.version,
+        "digest": row.digest,
+    }
+    return Item(record, files)
+
+
+def summed(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _encoded(picture: Any, row: Row, seed: Any, facts: Facts) -> bytes:
+    text = {
+        "prompt": row.text,
+        "seed": str(seed),
+        **{name: str(value) for name, value in row.options.items() if name != "seed"},
+        "model": facts.name,
+        "Software": f"flashjanus {facts.version}",
+    }
+    file = io.BytesIO()
+    png(Image.fromarray(picture), text)(file)
+    return file.getvalue()

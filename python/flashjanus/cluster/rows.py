@@ -1,0 +1,212 @@
+"""The lines of a batch: each asks for images of a prompt, or for an answer to a question about images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashjanus.checkpoint.fields import show
+from flashjanus.errors import InputError
+from flashjanus.sampling.fields import options_of
+from flashjanus.sampling.options import ImageOptions, TokenOptions
+from flashjanus.serving.messages import ChatRequest, ImageRequest, Request
+from flashjanus.serving.orders import checked
+
+LONGEST_ID = 200
+LONGEST_LINE = 16 * 2**20
+"""Bytes: a data: URL of a large photograph."""
+KINDS: Mapping[str, type[Any]] = {"image": ImageOptions, "answer": TokenOptions}
+
+
+@dataclass(frozen=True)
+class Row:
+    """kind: "image" or "answer". text: the prompt or the question. images: paths or data: URLs that a question is
+    about. options: those that are not the default, and the seed. digest: of all that the result depends on.
+    """
+
+    line: int
+    id: str
+    kind: str
+    text: str
+    images: tuple[str, ...]
+    options: Mapping[str, Any]
+    digest: str
+
+    @property
+    def stem(self) -> str:
+        return stem(self.id)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that has no result, and why. id: None where the line has none."""
+
+    line: int
+    id: str | None
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, row: Row, error: BaseException) -> Fault:
+        return cls(row.line, row.id, type(error).__name__, str(error))
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What holds for rows that do not say: options by kind, and the seed from which and the id a row's own is derived.
+
+    model: what the results depend on besides the row, as plain data.
+    """
+
+    options: Mapping[str, Mapping[str, Any]]
+    seed: int
+    model: Mapping[str, Any]
+
+
+def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
+    """Each line that is not empty, in order. Raises InputError where the file cannot be read or has no line."""
+    seen: dict[str, int] = {}
+    line = 0
+    for line, text in _lines(path):
+        given: Any = None
+        try:
+            given = _parsed(text)
+            row = _row(line, given, usual)
+            if row.id in seen:
+                raise InputError(
+                    f"id: expected one that no other line has, got {show(row.id)}, as in line {seen[row.id]}"
+                )
+        except InputError as error:
+            name = given.get("id") if isinstance(given, dict) else None
+            yield Fault(line, str(name) if isinstance(name, str | int) else None, "InputError", str(error))
+        else:
+            seen[row.id] = line
+            yield row
+    if not line:
+        raise InputError(f"{path}: expected one JSON object a line, got an empty file")
+
+
+def request(row: Row, folder: Path) -> Request:
+    """What is asked of the engine. folder: that paths of images are relative to. Raises InputError for images that
+    cannot be read."""
+    if row.kind == "image":
+        return ImageRequest(prompt=row.text, options=row.options)
+    content: list[dict[str, Any]] = [{"type": "image", "image": contents(name, folder)} for name in row.images]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": row.text}]}]
+    return ChatRequest(messages=messages, options=row.options)
+
+
+def contents(name: str, folder: Path) -> str | bytes:
+    """Of an image file; a data: URL as it is."""
+    if name.startswith("data:"):
+        return name
+    path = folder / name
+    try:
+        if path.exists() and not path.is_file():  # a pipe would block, a device never end
+            raise InputError(f"image: expected a regular file, got {show(name)}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"image: cannot read {show(name)} in {folder}: {reason}") from error
+
+
+def stem(id: str) -> str:
+    """A file name without its ending that no other id has: the id itself, if it is one word of ASCII."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in id)[:80]
+    # folders may not tell capitals from small letters
+    return plain if plain == id.lower() else f"{plain}.{hashlib.sha256(id.encode()).hexdigest()[:12]}"
+
+
+def derived_seed(seed: int, id: str) -> int:
+    """Of a row that gives none: the same in every run and on every machine, exact in every reader of JSON."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {id}".encode()).digest()[:8], "big") >> 11
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: expected a regular file, which a second run can read again")
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                whole = line
+                while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE + 1)  # the rest, which is left out
+                text = whole.removeprefix(b"\xef\xbb\xbf") if number == 1 else whole
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parsed(line: bytes) -> Any:
+    if len(line) > LONGEST_LINE:
+        raise InputError(f"expected at most {LONGEST_LINE} bytes a line")
+    try:
+        return json.loads(line.decode("utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise InputError("expected a JSON object, got JSON nested too deeply to parse") from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise InputError(f"expected a JSON object, got something that is not JSON ({error})") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _row(line: int, given: Any, usual: Usual) -> Row:
+    if not isinstance(given, dict):
+        raise InputError(f"expected a JSON object, got {show(given)}")
+    asked = [name for name in ("prompt", "question") if name in given]
+    if len(asked) != 1:
+        raise InputError(f"expected either 'prompt' or 'question', got {' and '.join(asked) or 'neither'}")
+    kind = "image" if asked == ["prompt"] else "answer"
+    id = _id(given.get("id"), line)
+    text, images = _text(asked[0], given[asked[0]]), _images(given) if kind == "answer" else ()
+    own = {"id", *asked, *(("image", "images") if kind == "answer" else ())}
+    options = {**usual.options[kind], **{name: value for name, value in given.items() if name not in own}}
+    options = _other_than_default(kind, options, text)
+    options.setdefault("seed", derived_seed(usual.seed, id))
+    whole = dict(kind=kind, text=text, images=images, options=options, model=usual.model)
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return Row(line, id, kind, text, images, options, digest)
+
+
+def _other_than_default(kind: str, given: Mapping[str, Any], text: str) -> dict[str, Any]:
+    options = checked(KINDS[kind], given)
+    found = {name: getattr(options, name) for name in given}
+    defaults = {name: one.default for name, one in options_of(KINDS[kind]).items()}
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
+def _id(value: Any, line: int) -> str:
+    if value is None:
+        return f"{line:06}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value or len(value) > LONGEST_ID or not value.isprintable():
+        raise InputError(f"id: expected 1 to {LONGEST_ID} printable characters or an integer, got {show(value)}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{name}: expected a text that is not empty, got {show(value)}")
+    return value
+
+
+def _images(given: Mapping[str, Any]) -> tuple[str, ...]:
+    if "image" in given and "images" in given:
+        raise InputError("image: expected either 'image' or 'images', got both")
+    value = given.get("images", given.get("image", []))
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
+        raise InputError(f"images: expected the path of an image, or a list of such, got {show(value)}")
+    return tuple(found)
