@@ -69,17 +69,18 @@ def save_png(
     `image`: PIL, or a tensor as in `to_pil`. Raises `OutputError` if the file cannot be written, `InputError` for
     metadata that PNG cannot hold.
     """
-    write_file(path, _png(image, metadata))
+    write_file(path, png(image, metadata))
 
 
 def save_new_png(
     image: Image.Image | torch.Tensor, names: Iterable[Path], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """`save_png` under the first of these names that is free, as in `write_new_file`."""
-    return write_new_file(names, _png(image, metadata))
+    return write_new_file(names, png(image, metadata))
 
 
-def _png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) -> Writer:
+def png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) -> Writer:
+    """What writes an image to a file, as `save_png` does. Raises InputError for metadata that PNG cannot hold."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -131,19 +131,24 @@ def load_model(args: argparse.Namespace, console: Console, make: Callable[..., J
         torch.set_num_threads(args.threads)
     from flashjanus import JanusFlow
 
-    model = (make or partial(JanusFlow.from_pretrained, args.model, vae=args.vae))(
-        device=args.device,
-        dtype=args.dtype,
-        vae_dtype=args.vae_dtype,
-        quantization=args.quantization,
-        numerics=args.numerics,
-        implementations=None if args.attention is None else {"attention": args.attention.split(",")},
-        cuda_graphs=not args.eager,
-        buckets=_buckets(args.buckets or []),
-    )
+    model = (make or partial(JanusFlow.from_pretrained, args.model, vae=args.vae))(**choices(args))
     console.check_interrupt()
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
     return model
+
+
+def choices(args: argparse.Namespace) -> dict[str, Any]:
+    """How the model is to run: options of `JanusFlow.from_pretrained`, as plain data."""
+    return {
+        "device": args.device,
+        "dtype": args.dtype,
+        "vae_dtype": args.vae_dtype,
+        "quantization": args.quantization,
+        "numerics": args.numerics,
+        "implementations": None if args.attention is None else {"attention": args.attention.split(",")},
+        "cuda_graphs": not args.eager,
+        "buckets": _buckets(args.buckets or []),
+    }
 
 
 def _buckets(given: list[str]) -> dict[str, list[int]]:

@@ -53,7 +53,7 @@ def order(model: JanusFlow, request: Request) -> Order:
 
 
 def _images(model: JanusFlow, request: ImageRequest) -> Order:
-    options = _checked(ImageOptions, request.options)
+    options = checked(ImageOptions, request.options)
     chosen = options.best_of is not None or options.accept_above is not None
     if chosen and request.previews:
         raise InputError(
@@ -106,7 +106,7 @@ def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions) -> C
 
 
 def _answer(model: JanusFlow, request: ChatRequest) -> Order:
-    options = _checked(TokenOptions, request.options)
+    options = checked(TokenOptions, request.options)
     if request.logprobs is not None:
         checks.integer("logprobs", request.logprobs, 0, MOST_LIKELIEST)
     job = replace(model.text_job(request.messages, **vars(options)), logprobs=request.logprobs)
@@ -122,7 +122,7 @@ def _answered(job: TextJob, prompt: int, seen: int) -> Course:
     return Answered("", reason, Usage(prompt, seen, len(ids)))
 
 
-def _checked(kind: type[Any], given: Mapping[str, Any]) -> Any:
+def checked(kind: type[Any], given: Mapping[str, Any]) -> Any:
     """The options of a request. Raises InputError for one that there is not, or that is wrong."""
     known = {name: one for name, one in options_of(kind).items() if one.kind in JSON_TYPES and name not in NOT_SERVED}
     for name in given:
