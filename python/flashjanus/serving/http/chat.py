@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from flashjanus.errors import FlashJanusError, InputError
+from flashjanus.sampling.values import MAX_COUNT
 from flashjanus.serving.async_engine import Stream
 from flashjanus.serving.http import media, sse
 from flashjanus.serving.http.body import read
@@ -35,6 +36,7 @@ async def conversation(
     messages: Sequence[Mapping[str, Any]],
     *,
     max_tokens: int | None = None,
+    max_completion_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     stop: str | Sequence[str] | None = None,
@@ -42,14 +44,19 @@ async def conversation(
     **options: Any,
 ) -> ChatRequest:
     """A request of the API's fields; `options` are TEXT_EXTRAS. Raises ApiError, InputError."""
-    if settings.max_tokens is not None and (max_tokens or 0) > settings.max_tokens:
-        raise InputError(f"max_tokens: expected at most {settings.max_tokens} on this server, got {max_tokens}")
-    most = max_tokens or min(settings.default_tokens, settings.max_tokens or settings.default_tokens)
+    longest = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
+    asked = {name: tokens for name, tokens in longest.items() if tokens is not None}
+    if len({*asked.values()}) > 1:
+        raise InputError(f"max_tokens: expected one of it and max_completion_tokens, got {asked}")
+    for name, tokens in asked.items():
+        if settings.max_tokens is not None and tokens > settings.max_tokens:
+            raise InputError(f"{name}: expected at most {settings.max_tokens} on this server, got {tokens}")
+    most = next(iter(asked.values()), min(settings.default_tokens, settings.max_tokens or MAX_COUNT))
     temperature = 1.0 if temperature is None else temperature
     stops = [] if stop is None else [stop] if isinstance(stop, str) else [*stop]
     if len(stops) > MOST_STOPS:
         raise InputError(f"stop: expected at most {MOST_STOPS} texts, got {len(stops)}")
-    options |= {"max_new_tokens": most, "do_sample": temperature > 0, "temperature": temperature}
+    options |= {"max_new_tokens": min(most, MAX_COUNT), "do_sample": temperature > 0, "temperature": temperature}
     if top_p is not None:
         options["top_p"] = top_p
     if stops:
@@ -81,13 +88,12 @@ async def completions(request: Request) -> Response:
     body = await read(request, ChatBody, state.settings.body_seconds)
     name = state.name(body.model)
     _check(body)
-    longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    fields = given(body, ("temperature", "top_p", "stop", *TEXT_EXTRAS))
+    fields = given(body, ("max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", *TEXT_EXTRAS))
     likeliest = (body.top_logprobs or 0) if body.logprobs else None
     messages = [message.model_dump(include={"role", "content"}) for message in body.messages]
     note(request.scope, kind="chat", messages=_told(messages) if state.settings.log_prompts else None)
     try:
-        asked = await conversation(state.settings, messages, max_tokens=longest, logprobs=likeliest, **fields)
+        asked = await conversation(state.settings, messages, logprobs=likeliest, **fields)
         streams = await submitted(state, repeated(asked, body.n or 1))
     except FlashJanusError as error:
         raise told(error, "messages") from error
@@ -112,10 +118,6 @@ def _check(body: Any) -> None:
         raise ApiError(400, "stream_options: expected only with stream", "invalid_value", "stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: expected only with logprobs", "invalid_value", "top_logprobs")
-    both = (body.max_tokens, body.max_completion_tokens)
-    if None not in both and both[0] != both[1]:
-        words = f"max_tokens: expected only one of it and max_completion_tokens, got {both[0]} and {both[1]}"
-        raise ApiError(400, words, "invalid_value", "max_tokens")
 
 
 def _told(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
