@@ -91,19 +91,19 @@ async def completions(request: Request) -> Response:
     fields = given(body, ("max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", *TEXT_EXTRAS))
     likeliest = (body.top_logprobs or 0) if body.logprobs else None
     messages = [message.model_dump(include={"role", "content"}) for message in body.messages]
-    note(request.scope, kind="chat", messages=_told(messages) if state.settings.log_prompts else None)
-    try:
-        asked = await conversation(state.settings, messages, logprobs=likeliest, **fields)
-        streams = await submitted(state, repeated(asked, body.n or 1))
-    except FlashJanusError as error:
-        raise told(error, "messages") from error
-    events = merged([watched(stream, state, request.scope) for stream in streams])
+    note(request.scope, kind="chat", messages=_texts(messages) if state.settings.log_prompts else None)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": name,
         "system_fingerprint": f"flashjanus-{state.facts.version}",
     }
+    try:
+        asked = await conversation(state.settings, messages, logprobs=likeliest, **fields)
+        streams = await submitted(state, repeated(asked, body.n or 1))
+    except FlashJanusError as error:
+        raise told(error, "messages") from error
+    events = merged([watched(stream, state, request.scope) for stream in streams])
     if body.stream:
         told_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         chunks = _chunks(events, head, len(streams), bool(body.logprobs), told_usage)
@@ -120,9 +120,13 @@ def _check(body: Any) -> None:
         raise ApiError(400, "top_logprobs: expected only with logprobs", "invalid_value", "top_logprobs")
 
 
-def _told(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _texts(messages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """For the log: no images."""
-    return [[message["role"], f"{message['content']!r:.2000}"] for message in messages]
+    parts = ((one["role"], one["content"]) for one in messages)
+    return [
+        [role, content if isinstance(content, str) else " ".join(part.get("text", "(image)") for part in content)]
+        for role, content in parts
+    ]
 
 
 async def submitted(state: State, requests: Sequence[ChatRequest]) -> list[Stream]:
