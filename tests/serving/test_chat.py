@@ -257,3 +257,30 @@ def test_limits_of_the_server_hold() -> None:
     assert reply.json()["choices"][0]["finish_reason"] == "length"
     assert post(PATH, GREEDY, max_tokens=1).json()["usage"]["completion_tokens"] == 1
     assert post(PATH, GREEDY, prompt_chars=10).json()["error"]["code"] == "string_above_max_length"
+
+
+def test_logprobs(web: httpx.Client) -> None:
+    reply = answer(web, logprobs=True, top_logprobs=3)["choices"][0]
+    content = reply["logprobs"]["content"]
+    assert "".join(one["token"] for one in content) == reply["message"]["content"]
+    for one in content:
+        assert set(one) == {"token", "logprob", "bytes", "top_logprobs"}
+        assert bytes(one["bytes"]).decode() == one["token"]
+        likeliest = one["top_logprobs"]
+        assert len(likeliest) == 3
+        assert [each["logprob"] for each in likeliest] == sorted((each["logprob"] for each in likeliest), reverse=True)
+        assert likeliest[0] == {name: one[name] for name in ("token", "logprob", "bytes")}
+        assert one["logprob"] <= 0
+    assert all(one["top_logprobs"] == [] for one in answer(web, logprobs=True)["choices"][0]["logprobs"]["content"])
+
+
+def test_logprobs_in_a_stream_are_those_of_the_whole(web: httpx.Client) -> None:
+    asked = dict(logprobs=True, top_logprobs=1, max_tokens=6)
+    whole = answer(web, **asked)["choices"][0]["logprobs"]["content"]
+    parts = [one["choices"][0]["logprobs"] for one in chunks(web, **asked)]
+    assert [token for part in parts if part for token in part["content"]] == whole
+
+
+def test_logprobs_come_with_an_answer_that_is_stopped(web: httpx.Client) -> None:
+    reply = answer(web, logprobs=True, stop="red")
+    assert len(reply["choices"][0]["logprobs"]["content"]) == reply["usage"]["completion_tokens"]

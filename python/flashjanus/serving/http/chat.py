@@ -168,7 +168,7 @@ async def _reply(events: Numbered, head: Mapping[str, Any], n: int, logprobs: bo
             if isinstance(event, Piece | Answered):
                 choice.text += event.text
             if isinstance(event, Piece):
-                choice.logprobs += [logprob_of(event)] if event.token is not None else []
+                choice.logprobs += logprobs_of(event)
             elif isinstance(event, Answered):
                 choice.reason = event.reason
                 used.append(event.usage)
@@ -190,10 +190,12 @@ def usage(used: Sequence[Usage]) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 
-def logprob_of(piece: Piece) -> dict[str, Any]:
-    """A token as the API tells it."""
-    assert piece.token is not None
-    return {**_logprob(piece.token), "top_logprobs": [*map(_logprob, piece.likeliest)]}
+def logprobs_of(piece: Piece) -> list[dict[str, Any]]:
+    """A token as the API tells it, where the piece has one; none for the token that ends an answer, which is no text
+    of it."""
+    if piece.token is None or not piece.token.text:
+        return []
+    return [{**_logprob(piece.token), "top_logprobs": [*map(_logprob, piece.likeliest)]}]
 
 
 def _logprob(token: Logprob) -> dict[str, Any]:
@@ -219,9 +221,10 @@ async def _chunks(
     async with aclosing(events) as told_:
         async for number, event in told_:
             if isinstance(event, Piece):
-                tokens = None if event.token is None else {"content": [logprob_of(event)], "refusal": None}
-                if event.text or (logprobs and tokens):
-                    yield chunk(number, {"content": event.text}, tokens=tokens)
+                tokens = logprobs_of(event)
+                if event.text or tokens:
+                    about = {"content": tokens, "refusal": None} if logprobs else None
+                    yield chunk(number, {"content": event.text}, tokens=about)
             elif isinstance(event, Answered):
                 used.append(event.usage)
                 if event.text:
