@@ -41,7 +41,7 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
         redoc_url=None,
         redirect_slashes=False,
     )
-    state = State(engine, settings, Meters(engine.stats, lambda: state.ready))
+    state = State(engine, settings, Meters(engine, lambda: state.ready))
     app.state.serving = state
     description = app.state.description = Description(app, keys=bool(settings.keys))
     app.openapi = description.openapi  # type: ignore[method-assign]

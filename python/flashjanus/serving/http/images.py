@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -164,26 +164,32 @@ async def _streamed(events: AsyncGenerator[Event, None], asked: Drawing) -> Asyn
     """Events of the API. With several images each has its own, which `image_index` tells apart."""
     async with aclosing(events) as told_:
         async for event in told_:
+            made: list[bytes] = []
             if isinstance(event, Partial):
-                for number, text in enumerate(await encoded(event.images, asked.rendering)):
-                    about = {"partial_image_index": event.index, "image_index": number}
-                    yield _event("partial_image", text, about, asked)
+                made = await asyncio.to_thread(_partials, event, asked)
             elif isinstance(event, Images):
-                used = shares(event.usage, len(event.images))
-                for number, text in enumerate(await encoded(event.images, asked.rendering)):
-                    own = {"image_index": number, **_own(event, number), "usage": usage(used[number])}
-                    yield _event("completed", text, own, asked)
+                made = await asyncio.to_thread(_completed, event, asked)
+            for data in made:
+                yield data
 
 
-async def encoded(images: Sequence[Picture], rendering: Rendering) -> list[str]:
-    """In base64, by a thread."""
-    return await asyncio.to_thread(lambda: [*map(rendering.base64, images)])
+def _partials(partial: Partial, asked: Drawing) -> list[bytes]:
+    about = {"partial_image_index": partial.index}
+    return [
+        _event("partial_image", image, {**about, "image_index": number}, asked)
+        for number, image in enumerate(partial.images)
+    ]
 
 
-def _event(name: str, b64: str, about: Mapping[str, Any], asked: Drawing) -> bytes:
+def _completed(images: Images, asked: Drawing) -> list[bytes]:
+    used = shares(images.usage, len(images.images))
+    return [
+        _event("completed", image, {"image_index": n, **_own(images, n), "usage": usage(used[n])}, asked)
+        for n, image in enumerate(images.images)
+    ]
+
+
+def _event(name: str, picture: Picture, about: Mapping[str, Any], asked: Drawing) -> bytes:
     kind = f"image_generation.{name}"
-    fields = {"type": kind, "b64_json": b64, "created_at": int(time.time()), **asked.facts, **about}
-    return sse.event(fields, kind)
-
-
-__all__ = ["Drawing", "drawing", "encoded", "generations", "shares", "usage"]
+    shown = {"b64_json": asked.rendering.base64(picture), "created_at": int(time.time())}
+    return sse.event({"type": kind, **shown, **asked.facts, **about}, kind)

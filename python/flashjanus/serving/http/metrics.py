@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flashjanus.serving.messages import Stats
+from flashjanus.errors import UnavailableError
+from flashjanus.serving.async_engine import AsyncEngine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 CLIENT_GONE = 499
@@ -23,11 +25,15 @@ MOST_PATIENCE = 60
 class Engine(Collector):
     """The engine's own counts."""
 
-    def __init__(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
-        self._stats, self._ready = stats, ready
+    def __init__(self, engine: AsyncEngine, ready: Callable[[], bool]) -> None:
+        self._engine, self._ready = engine, ready
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
+        stats = self._engine.stats()
+        with suppress(UnavailableError):  # a model that is not loaded yet
+            facts = self._engine.facts
+            about = {"model": facts.name, "version": facts.version, "device": facts.device, "dtype": facts.dtype}
+            yield InfoMetricFamily("flashjanus_model", "what is served", about)
         yield GaugeMetricFamily("flashjanus_ready", "1 while requests are served", value=self._ready())
         yield GaugeMetricFamily("flashjanus_queued_requests", "requests that wait for their turn", value=stats.queued)
         rows = GaugeMetricFamily("flashjanus_live_rows", "rows that are being computed, by kind", labels=["kind"])
@@ -57,10 +63,11 @@ class Engine(Collector):
 class Meters:
     """The server's own figures, in a registry of their own."""
 
-    def __init__(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
+    def __init__(self, engine: AsyncEngine, ready: Callable[[], bool]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Engine(stats, ready))
+        self.registry.register(Engine(engine, ready))
         self.first_token = self._seconds("time_to_first_token", "from a request to its first token")
+        self.token = self._seconds("time_per_token", "from a token to the next, the mean of an answer")
         self.first_image = self._seconds("time_to_image", "from a request to its images")
         self.first_partial = self._seconds("time_to_first_partial_image", "from a request to its first partial image")
         self.admission = self._seconds("admission", "from a request's acceptance to the begin of its work")

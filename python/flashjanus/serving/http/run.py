@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -17,7 +18,7 @@ from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.state import State
 
 LEAVE = 5
-"""Seconds that connections have to close when nothing runs any more."""
+"""Seconds that clients have at least to read the rest when nothing runs any more."""
 
 
 class Server(uvicorn.Server):
@@ -56,10 +57,13 @@ class Server(uvicorn.Server):
         self._draining = self._draining or asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
+        ends = time.monotonic() + self._state.settings.drain
         done = await self._state.engine.drain(self._state.settings.drain)
         if not done:
             LOG.warning("requests still run after the time to drain; they fail")
             await self._state.engine.aclose()
+        # what is drawn is still to be read by its client
+        self.config.timeout_graceful_shutdown = max(LEAVE, int(ends - time.monotonic()))
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -27,6 +27,7 @@ TEXT_EXTRAS = ("seed", "top_k", "repetition_penalty")
 MOST_IMAGES = 10
 MOST_ANSWERS = 8
 MOST_STOPS = 4
+MOST_MESSAGES, MOST_PARTS = 1024, 128
 Quality: TypeAlias = Literal["auto", "low", "medium", "high", "standard", "hd"]
 
 
@@ -129,7 +130,8 @@ Part: TypeAlias = Annotated[
     ),
 ]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_listed)
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<list>"), Field(max_length=MOST_PARTS)],
+    Discriminator(_listed),
 ]
 Texts: TypeAlias = Annotated[
     Annotated[str, Tag("<string>"), Field(min_length=1)]
@@ -163,7 +165,7 @@ class StreamOptions(Body):
 class _ChatFields(Body):
     """The answer to a conversation."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, description="the served model's name")
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="how many answers (default: 1)")
     max_tokens: int | None = Field(None, ge=1, description="longest answer, the older name")

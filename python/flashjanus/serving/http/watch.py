@@ -17,6 +17,7 @@ async def watched(stream: Stream, state: State, scope: Scope) -> AsyncGenerator[
     """The events of a stream that was accepted; closing this closes the stream. A request that is asked several times
     over (n answers) is measured by its first."""
     accepted, seen = time.perf_counter(), set[type]()
+    tokens, first = 0, 0.0
     began: float = scope["state"]["began"]
     meters = state.meters
     async with stream:
@@ -29,10 +30,14 @@ async def watched(stream: Stream, state: State, scope: Scope) -> AsyncGenerator[
                     note(scope, waited=round(now - accepted, 4))
                 elif isinstance(event, Piece):
                     meters.first_token.observe(now - began)
+                    first = now
                 elif isinstance(event, Partial):
                     meters.first_partial.observe(now - began)
                 elif isinstance(event, Images):
                     meters.first_image.observe(now - began)
+            tokens += isinstance(event, Piece)
+            if isinstance(event, Answered) and tokens > 1:
+                meters.token.observe((now - first) / (tokens - 1))
             if isinstance(event, Images | Answered):
                 used = event.usage
                 note(scope, prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
