@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.http import Settings
 
+MOST_PORTS = 65_535
 KEYS = "FLASHJANUS_API_KEYS"
 
 
@@ -154,16 +155,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.http.logs import set_up
 
+    if not 0 <= args.port <= MOST_PORTS:
+        raise InputError(f"--port: expected 0 to {MOST_PORTS}, got {args.port}")
     settings = settings_of(args)
     limits = Limits(images=args.live_images, answers=args.live_answers, queued=args.queue)
     with bound(args.host, args.port) as listening:
         model = load_model(args, console)
         set_up(args.log_level)
-        asyncio.run(_serve(model, limits, settings, listening, console))
+        asyncio.run(serve_until_stopped(model, limits, settings, listening, console))
     return 0
 
 
-async def _serve(
+async def serve_until_stopped(
     model: JanusFlow, limits: Limits, settings: Settings, listening: socket.socket, console: Console
 ) -> None:
     from flashjanus.serving import AsyncEngine
