@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flashjanus.api.janusflow import JanusFlow
-from flashjanus.errors import DeviceError, FlashJanusError, UnavailableError
+from flashjanus.errors import FlashJanusError, UnavailableError
 from flashjanus.scheduling.policy import Limits
 from flashjanus.serving import orders
 from flashjanus.serving.desk import Desk, Tell, Ticket, facts
-from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats
+from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats, unexpected
 
 READERS = 2
 """Threads that tokenize prompts and decode images."""
@@ -73,6 +73,7 @@ class ThreadBackend:
         self._running: set[Running] = set()
         self._refused: str | None = None
         self._ended = False
+        self._turn, self._at_work = 0, False
         self._readers = ThreadPoolExecutor(READERS, "flashjanus-reader")
         self._thread = threading.Thread(target=self._serve, name="flashjanus-engine", daemon=True)
         self._thread.start()
@@ -87,6 +88,11 @@ class ThreadBackend:
 
     def stats(self) -> Stats:
         return self._stats
+
+    @property
+    def turn(self) -> int | None:
+        """The number of the turn that the engine's thread is in: one that stays for long is stuck. None: it waits."""
+        return self._turn if self._at_work else None
 
     def submit(self, request: Request, tell: Tell) -> Running:
         running = Running(tell)
@@ -170,9 +176,11 @@ class ThreadBackend:
     def _work(self, desk: Desk) -> bool:
         """What came in, then one turn: False when the engine is closed."""
         with self._wake:
+            self._at_work = False
             self._wake.wait_for(lambda: self._inbox or desk.busy or self._ended)
             works, ended = [*self._inbox], self._ended
             self._inbox.clear()
+        self._turn, self._at_work = self._turn + 1, True
         for work in works:
             work(desk)
         if not ended and desk.busy:
@@ -185,10 +193,3 @@ class ThreadBackend:
         desk.lose(error)
         for running in [*self._running]:
             self._tell(running, Failure(error))
-
-
-def unexpected(error: BaseException) -> FlashJanusError:
-    """What a client is told of a fault of ours: its kind, and nothing of what it was about."""
-    told = DeviceError(f"expected the request to be served, but the engine met a {type(error).__name__}; send it again")
-    told.__cause__ = error
-    return told

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashjanus.errors import FlashJanusError
+from flashjanus.errors import DeviceError, FlashJanusError
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
 """RGB, (H, W, 3)."""
@@ -159,7 +159,7 @@ class Stats:
     """Of a moment: requests that wait, live rows, bytes of prefixes. All else counts from the start.
 
     turns: by kind of work ("evaluation", "tokens", "piece") how many there were and their seconds.
-    prefixes: by kind hits and misses.
+    prefixes: by kind hits and misses. restarts: of the engine's process, where it has one.
     """
 
     queued: int = 0
@@ -171,3 +171,11 @@ class Stats:
     prefixes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     prefix_bytes: int = 0
     evicted: int = 0
+    restarts: int = 0
+
+
+def unexpected(error: BaseException) -> FlashJanusError:
+    """What a client is told of a fault of ours: its kind, and nothing of what it was about."""
+    told = DeviceError(f"expected the request to be served, but the engine met a {type(error).__name__}; send it again")
+    told.__cause__ = error
+    return told

@@ -1,0 +1,133 @@
+"""A worker process as its server sees it: started, listened to, found dead or stuck, and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flashjanus.errors import FlashJanusError, UnavailableError
+from flashjanus.serving.outbox import Outbox, Unsent
+from flashjanus.serving.portable import portable
+from flashjanus.serving.wire import TICK, Parts, Wire, WireError, frame
+
+UNSENT = 4096
+"""Messages that wait for the worker to read them."""
+GRACE = 5.0
+"""Seconds for a worker to end by itself."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds. heartbeat: that a worker may be silent, though it has a thread for nothing but to answer. turn: that its
+    engine may take for one turn, which is an evaluation, a token of all answers, or a plan made for the first time."""
+
+    heartbeat: float = 60.0
+    turn: float = 900.0
+
+
+class Child:
+    """A worker, from its start. Raises UnavailableError where the system refuses one."""
+
+    def __init__(self, spec: Mapping[str, Any], patience: Patience, unsent: Unsent) -> None:
+        self._patience = patience
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = started(theirs.fileno())
+            except OSError as error:
+                ours.close()
+                raise UnavailableError(f"the engine's process could not be started: {error}") from error
+        self.wire = Wire(ours)
+        self.outbox = Outbox(self.wire, UNSENT, unsent, encoded)
+        self.outbox.put({"load": spec})
+        self._looked, self._silent, self._stuck = time.monotonic(), 0.0, 0.0
+        self._turn: int | None = None
+
+    def bodies(self) -> Iterator[Mapping[str, Any]]:
+        """What it sends. Ends when it does; raises WireError, and UnavailableError where it is silent or stuck."""
+        try:
+            while True:
+                body = self.wire.receive(self._look)
+                if "pong" in body:
+                    self._heard(body["pong"])
+                else:
+                    yield body
+        except (EOFError, OSError):
+            return
+
+    def _heard(self, turn: int | None) -> None:
+        if turn is None or turn != self._turn:
+            self._stuck = 0.0
+        self._turn = turn
+
+    def _look(self, heard: bool) -> None:
+        """Count what time has passed, but none in which this process itself was stopped."""
+        if heard:
+            self._silent = 0.0
+        passed = time.monotonic() - self._looked
+        if passed < TICK:
+            return
+        self._looked += passed
+        self._silent += min(passed, 2 * TICK)
+        self._stuck += 0.0 if self._turn is None else min(passed, 2 * TICK)
+        if self._silent > self._patience.heartbeat:
+            raise UnavailableError(f"did not answer for {self._patience.heartbeat:g} s")
+        if self._stuck > self._patience.turn:
+            raise UnavailableError(f"was in one turn of work for {self._patience.turn:g} s")
+        self.outbox.replace("ping", {"ping": 0})
+
+    def end(self, killed: bool = False) -> str:
+        """Let it end, and say how it did."""
+        self.wire.shut()
+        if not killed:
+            try:
+                self.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                killed = True
+        if killed:
+            self.process.kill()
+        code = self.process.wait()
+        self.outbox.close(GRACE)
+        self.wire.close()
+        return ending(code)
+
+
+def encoded(body: Mapping[str, Any]) -> Parts:
+    """A message to a worker."""
+    return frame({**body, "request": portable(body["request"])} if "request" in body else body)
+
+
+def started(descriptor: int) -> subprocess.Popen[bytes]:
+    """A worker that holds the other end of the wire; what it or a library prints goes to stderr."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flashjanus.serving.worker", str(descriptor), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=[descriptor],
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # no file of the working folder passes for a module
+    )
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exited with status {code}"
+    known = {one.value: one.name for one in signal.Signals}
+    hint = " (as the system does where memory runs out)" if -code == signal.SIGKILL else ""
+    return f"was killed by {known.get(-code, f'signal {-code}')}{hint}"
+
+
+def fate(child: Child, told: FlashJanusError | None, error: FlashJanusError | None) -> str:
+    """What has become of a worker, once it has ended. told: by itself; error: by its server."""
+    how = child.end(killed=error is not None)
+    if error is not None:
+        broken = "sent what is no message: " if isinstance(error, WireError) else ""
+        return f"{broken}{error}, and was killed"
+    return how if told is None else f"{how}: {told}"

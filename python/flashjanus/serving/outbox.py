@@ -1,0 +1,89 @@
+"""What waits to be sent over a wire: in order, by a thread of its own, and no more than fits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from flashjanus.errors import FlashJanusError
+from flashjanus.serving.messages import unexpected
+from flashjanus.serving.wire import Parts, Wire, frame
+
+LOG = logging.getLogger(__name__)
+Unsent = Callable[[Any, FlashJanusError], None]
+
+
+class Outbox:
+    """`put` never blocks. unsent: is told, on the outbox's thread, of a body that cannot be sent, and why.
+
+    most: of the weights of all that waits. encode: a body, on that thread too.
+    """
+
+    def __init__(self, wire: Wire, most: int, unsent: Unsent, encode: Callable[[Any], Parts] = frame) -> None:
+        self._wire, self._most, self._unsent, self._encode = wire, most, unsent, encode
+        self._change = threading.Condition()
+        self._bodies: deque[tuple[Any, int]] = deque()
+        self._latest: dict[str, Any] = {}
+        self._weight = 0
+        self._closed = self._ended = False
+        self._thread = threading.Thread(target=self._write, name="flashjanus-outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, body: Any, weight: int = 0, share: float = 1.0) -> bool:
+        """False where nobody receives any more, or it has a weight, and all that waits would exceed this share of what
+        may."""
+        with self._change:
+            if self._ended or (weight and self._weight + weight > share * self._most):
+                return False
+            self._bodies.append((body, weight))
+            self._weight += weight
+            self._change.notify_all()
+            return True
+
+    def replace(self, name: str, body: Any) -> None:
+        """Of bodies of one name only the latest is sent, and before all others."""
+        with self._change:
+            self._latest[name] = body
+            self._change.notify_all()
+
+    def close(self, timeout: float) -> None:
+        """Send what waits, within so many seconds where the other side receives."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._thread.join(timeout)
+
+    def _write(self) -> None:
+        while (taken := self._next()) is not None:
+            body, weight = taken
+            parts = self._encoded(body)
+            try:
+                self._wire.send(parts)
+            except OSError:  # nobody receives any more, which whoever reads this wire sees as well
+                with self._change:
+                    self._ended = True
+                    self._bodies.clear()
+                return
+            with self._change:
+                self._weight -= weight
+
+    def _encoded(self, body: Any) -> Parts:
+        """Nothing where it cannot be sent, which `unsent` is told."""
+        try:
+            return self._encode(body)
+        except FlashJanusError as error:
+            self._unsent(body, error)
+        except Exception as error:
+            LOG.exception("a message could not be encoded")
+            self._unsent(body, unexpected(error))
+        return []
+
+    def _next(self) -> tuple[Any, int] | None:
+        with self._change:
+            self._change.wait_for(lambda: self._latest or self._bodies or self._closed)
+            if self._latest:
+                return self._latest.pop(next(iter(self._latest))), 0
+            return self._bodies.popleft() if self._bodies else None

@@ -1,0 +1,189 @@
+"""Between a server and its engine's process: frames of JSON and raw buffers, read into a closed set of types."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from flashjanus import errors
+from flashjanus.errors import DeviceError, FlashJanusError, InputError
+from flashjanus.serving import messages
+
+MAGIC = b"FJW1"
+HEAD = struct.Struct("<4sIQ")
+"""The magic, bytes of JSON, bytes of all buffers."""
+MOST_JSON = 64 * 2**20
+MOST_BYTES = 2 * 2**30
+"""Of a frame."""
+DEEPEST = 64
+"""Lists and objects within each other."""
+TICK = 0.5
+"""Seconds of silence after which `receive` lets its caller look around."""
+NUMBERS = "buif"
+"""Kinds of numpy's dtypes that are sent."""
+TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        *(messages.ImageRequest, messages.ChatRequest, messages.Usage, messages.Accepted, messages.Begun),
+        *(messages.Step, messages.Partial, messages.Logprob, messages.Piece, messages.Images, messages.Answered),
+        *(messages.Failure, messages.Facts, messages.Stats),
+    )
+}
+Parts: TypeAlias = list[Any]
+"""Of a frame: bytes and memoryviews."""
+
+
+class WireError(DeviceError):
+    """What came over the wire is no frame."""
+
+
+def frame(body: Any) -> Parts:
+    """The bytes that stand for `body`. Raises InputError for what cannot be sent, or is too large."""
+    buffers: Parts = []
+    packed = _pack(body, "", buffers, 0)
+    try:
+        text = json.dumps([packed, [len(buffer) for buffer in buffers]], separators=(",", ":")).encode()
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"the request cannot be sent to the engine: {error}") from error
+    size = sum(map(len, buffers))
+    if len(text) > MOST_JSON or size > MOST_BYTES:
+        raise InputError(
+            f"expected at most {MOST_JSON} bytes of text and {MOST_BYTES} of images in a request or its result, got "
+            f"{len(text)} and {size}; send less at once"
+        )
+    return [HEAD.pack(MAGIC, len(text), size) + text, *buffers]
+
+
+def _pack(value: Any, place: str, buffers: Parts, depth: int) -> Any:
+    if depth > DEEPEST:
+        raise InputError(f"{place:.200}: expected at most {DEEPEST} lists and objects within each other")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return _pack(value.item(), place, buffers, depth + 1)
+    if isinstance(value, bytes | bytearray | memoryview):
+        buffers.append(memoryview(value).cast("B") if len(value) else b"")
+        return {"b": len(buffers) - 1}
+    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
+        buffers.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b"")
+        return {"a": [len(buffers) - 1, value.dtype.str, list(value.shape)]}
+    if isinstance(value, FlashJanusError):
+        return {"e": [type(value).__name__, str(value)]}
+    if is_dataclass(value) and TYPES.get(type(value).__name__) is type(value):
+        own = {one.name: getattr(value, one.name) for one in fields(value)}
+        return {"t": [type(value).__name__, _object(own, place, buffers, depth)]}
+    if isinstance(value, Mapping):
+        return {"d": _object(value, place, buffers, depth)}
+    if isinstance(value, Sequence):
+        items = [_pack(one, f"{place}[{n}]", buffers, depth + 1) for n, one in enumerate(value)]
+        return {"u": items} if isinstance(value, tuple) else items
+    raise InputError(
+        f"{place or 'the request'}: expected what can be sent to the engine's process (text, numbers, lists, images), "
+        f"got {type(value).__name__}"
+    )
+
+
+def _object(value: Mapping[Any, Any], place: str, buffers: Parts, depth: int) -> dict[str, Any]:
+    for name in value:
+        if not isinstance(name, str):
+            raise InputError(f"{place or 'the request'}: expected names that are text, got {name!r:.80}")
+    prefix = f"{place}." if place else ""
+    return {name: _pack(one, f"{prefix}{name}", buffers, depth + 1) for name, one in value.items()}
+
+
+def body_of(text: bytes, data: memoryview) -> Any:
+    """What a frame stands for, from its JSON and its buffers. Raises WireError."""
+    try:
+        packed, sizes = json.loads(text)
+        ends = np.cumsum([0, *sizes]).tolist()
+        if min(sizes, default=0) < 0 or ends[-1] != len(data):
+            raise ValueError(f"buffers of {sizes} bytes, {len(data)} in all")
+        return _unpack(packed, [data[low:high] for low, high in pairwise(ends)])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise WireError(f"expected a frame of this protocol, got one with {type(error).__name__}: {error}") from error
+
+
+def _unpack(packed: Any, buffers: Sequence[memoryview]) -> Any:
+    if isinstance(packed, list):
+        return [_unpack(one, buffers) for one in packed]
+    if not isinstance(packed, dict):
+        return packed
+    [(kind, held)] = packed.items()
+    if kind == "d":
+        return {name: _unpack(one, buffers) for name, one in held.items()}
+    if kind == "u":
+        return tuple(_unpack(one, buffers) for one in held)
+    if kind == "b":
+        return bytes(buffers[held])
+    if kind == "a":
+        number, dtype, shape = held
+        if np.dtype(dtype).kind not in NUMBERS:
+            raise ValueError(f"an array of {dtype}")
+        return np.require(np.frombuffer(buffers[number], dtype).reshape(shape), requirements="A")
+    if kind == "e":
+        return _error(*held)
+    if kind == "t":
+        name, own = held
+        return TYPES[name](**{one: _unpack(value, buffers) for one, value in own.items()})
+    raise ValueError(f"a value of kind {kind!r}")
+
+
+def _error(name: str, message: str) -> FlashJanusError:
+    """Of the class that it was, where that is one of ours."""
+    found = getattr(errors, name, DeviceError) if name in errors.__all__ else DeviceError
+    error: FlashJanusError = found(message)
+    return error
+
+
+class Wire:
+    """A connected socket of whole frames. One thread sends, one receives."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._poll = select.poll()
+        self._poll.register(connected, select.POLLIN)
+
+    def send(self, parts: Parts) -> None:
+        """Raises OSError once nobody receives."""
+        for part in parts:
+            self._socket.sendall(part)
+
+    def receive(self, look: Callable[[bool], None] = lambda heard: None) -> Any:
+        """The next frame's body. look: called with True when bytes have come, with False after each TICK without.
+        Raises EOFError at the end, and WireError."""
+        magic, text, size = HEAD.unpack(self._read(HEAD.size, look))
+        if magic != MAGIC or text > MOST_JSON or size > MOST_BYTES:
+            raise WireError(f"expected a frame of this protocol, got one that begins with {magic!r}, {text}, {size}")
+        return body_of(bytes(self._read(text, look)), self._read(size, look))
+
+    def _read(self, size: int, look: Callable[[bool], None]) -> memoryview:
+        whole = memoryview(bytearray(size))
+        left = whole
+        while left:
+            if not self._poll.poll(TICK * 1000):
+                look(False)
+                continue
+            count = self._socket.recv_into(left)
+            if not count:
+                raise EOFError("the other process has closed the wire")
+            look(True)
+            left = left[count:]
+        return whole
+
+    def shut(self) -> None:
+        """Both sides find the end, whoever else holds the socket."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other side has gone already
+            return
+
+    def close(self) -> None:
+        self._socket.close()
