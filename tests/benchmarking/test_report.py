@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from flashjanus.benchmarking.chart import svg
-from flashjanus.benchmarking.report import Report, commit, differences, seconds
+from flashjanus.benchmarking.report import Report, differences
 from flashjanus.benchmarking.timing import Case, Record
+from flashjanus.benchmarking.words import commit, seconds
 from flashjanus.errors import InputError
 
 MODEL = {"model": "small", "device": "cpu", "dtype": "float32", "numerics": "exact"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
-from .report import OURS, Report, seconds
+from .report import OURS, Report
 from .timing import Record, beside
+from .words import seconds, short
 
 VARIED = {
     "rows": "images or conversations at once",
@@ -85,12 +86,6 @@ def _series(records: Sequence[Record], size: str, names: Sequence[str]) -> list[
         color, dashes = COLORS[stages.index(stage) % len(COLORS)], DASHES[names.index(engine) % len(DASHES)]
         found.append(Line(points, words, color, dashes))
     return found
-
-
-def short(value: float) -> str:
-    """A round time: 5 ms."""
-    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1] * (1 - 1e-9)), ("us", 1e-6))
-    return f"{value / size:.3g} {unit}"
 
 
 def _ops(records: Sequence[Record]) -> list[Panel]:

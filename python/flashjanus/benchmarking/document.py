@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from flashjanus.errors import InputError
 
-from .report import OURS, Report, seconds, sizes
+from .report import OURS, Report, sizes
 from .timing import ENOUGH, Ratio, Record, beside
+from .words import seconds
 
 _YES, _NO = "yes", "no"
 

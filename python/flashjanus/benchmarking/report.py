@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from flashjanus.errors import ConfigError, InputError
 
 from .stages import rates
 from .timing import Case, Ratio, Record, Spread, beside, unpaired
+from .words import columns, seconds
 
 OURS = "flashjanus"
 OP_FACTS = {"nodes", "chosen", "bytes_per_s", "flops_per_s", "share", "bound"}
@@ -101,20 +101,8 @@ def _samples(values: Any) -> bool:
     )
 
 
-def seconds(value: float) -> str:
-    """Three digits and a unit."""
-    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("us", 1e-6))
-    return f"{f'{value / size:#.3g}'.rstrip('.') if value / size < 999.5 else f'{value / size:.0f}'} {unit}"
-
-
 def ratio(found: Ratio) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] {100 * found.confidence:.0f} %"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned, two spaces between."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def sizes(case: Case) -> str:
@@ -206,22 +194,3 @@ def difference_table(found: Sequence[Difference]) -> str:
         case = it.before.case
         rows.append((case.stage, sizes(case), it.before.engine, *times, ratio(it.ratio), it.verdict))
     return columns(rows)
-
-
-def commit() -> str | None:
-    """The commit of this code, "+ changes" where files differ from it; None outside of its repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            ran = subprocess.run(
-                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False
-            )
-        except OSError:  # no git
-            return None
-        return ran.stdout.strip() if ran.returncode == 0 else None
-
-    here = Path(__file__).resolve()
-    if git("ls-files", "--error-unmatch", here.name) is None:  # installed into some other repository's folder
-        return None
-    found = git("rev-parse", "HEAD")
-    return f"{found} + changes" if found and git("status", "--porcelain", "--untracked-files=no") else found

@@ -7,8 +7,8 @@ import math
 import statistics
 from typing import TypeAlias
 
-from flashjanus.benchmarking.chart import short
 from flashjanus.benchmarking.drawing import COLORS, Point, page, points
+from flashjanus.benchmarking.words import short
 
 from .report import QualityReport, picture_score
 from .run import Likeness, Result

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flashjanus.benchmarking.report import columns, ratio, seconds
+from flashjanus.benchmarking.report import ratio
 from flashjanus.benchmarking.timing import Ratio, beside, middle
+from flashjanus.benchmarking.words import columns, seconds
 from flashjanus.evaluation.statistics import MEAN_INTERVAL, Interval, Share, mean_of
 
 from .distance import is_farther, relative

@@ -1,0 +1,44 @@
+"""Times, tables and the commit of this code in words; nothing here needs torch."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def seconds(value: float) -> str:
+    """Three digits and a unit."""
+    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1]), ("us", 1e-6))
+    return f"{f'{value / size:#.3g}'.rstrip('.') if value / size < 999.5 else f'{value / size:.0f}'} {unit}"
+
+
+def short(value: float) -> str:
+    """A round time: 5 ms."""
+    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1] * (1 - 1e-9)), ("us", 1e-6))
+    return f"{value / size:.3g} {unit}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned, two spaces between."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def commit() -> str | None:
+    """The commit of this code, "+ changes" where files differ from it; None outside of its repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            ran = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:  # no git
+            return None
+        return ran.stdout.strip() if ran.returncode == 0 else None
+
+    here = Path(__file__).resolve()
+    if git("ls-files", "--error-unmatch", here.name) is None:  # installed into some other repository's folder
+        return None
+    found = git("rev-parse", "HEAD")
+    return f"{found} + changes" if found and git("status", "--porcelain", "--untracked-files=no") else found
