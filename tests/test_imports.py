@@ -175,7 +175,14 @@ def test_an_import_along_the_order_is_accepted(module: str, source: str) -> None
 
 
 @pytest.mark.parametrize(
-    "module", ["flashjanus", "flashjanus.cli.app", "flashjanus.errors", "flashjanus.sampling.options"]
+    "module",
+    [
+        "flashjanus",
+        "flashjanus.cli.app",
+        "flashjanus.errors",
+        "flashjanus.sampling.options",
+        "flashjanus.benchmarking.serving.report",
+    ],
 )
 def test_the_command_starts_without_torch(module: str) -> None:
     """`flashjanus --help` and usage errors answer at once; torch alone takes seconds."""

@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line (default: this process's own).
 
-    0 success, 1 `doctor` found the engine unable to run or rows of a `batch` have no result, 2 any error of the
-    request, 130 Ctrl-C, 143 SIGTERM, 141 closed pipe.
+    0 success, 1 `doctor` found the engine unable to run, rows of a `batch` have no result or no request of `bench
+    serve` succeeded, 2 any error of the request, 130 Ctrl-C, 143 SIGTERM, 141 closed pipe.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments

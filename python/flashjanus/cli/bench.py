@@ -1,4 +1,7 @@
-"""`flashjanus bench latency | throughput | ops | compare | show`: times, and others' in the same run."""
+"""`flashjanus bench latency | throughput | ops | compare | show`: times, and others' in the same run.
+
+`bench serve` has a file of its own: bench_serve.py.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from flashjanus.cli import bench_serve
 from flashjanus.cli.bench_options import STDOUT, add_suites
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import load_model
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_suites(commands, _run, _run_compare, _run_show)
+    bench_serve.add_suite(add_suites(commands, _run, _run_compare, _run_show))
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:

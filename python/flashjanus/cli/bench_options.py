@@ -18,12 +18,13 @@ Run = Callable[[argparse.Namespace, Console], int]
 
 def add_suites(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], time: Run, compare: Run, show: Run
-) -> None:
-    """`time` runs latency, throughput and ops."""
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """`time` runs latency, throughput and ops. Returns where further suites go."""
     parser = commands.add_parser(
         "bench",
-        help="time the model, its ops, and other implementations",
-        description="Time the model's stages and ops, and other implementations beside them in the same run.",
+        help="time the model, its ops, other implementations, and servers",
+        description="Time the model's stages and ops, and other implementations beside them in the same run; or a "
+        "server under a load.",
     )
     suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
     latency = suites.add_parser(
@@ -107,6 +108,7 @@ def add_suites(
     one.add_argument("--plot", metavar="FILE.svg", help="draw it")
     one.add_argument("--quiet", action="store_true", help="no notes on stderr")
     one.set_defaults(run=show)
+    return suites
 
 
 def _add_sizes(parser: argparse.ArgumentParser, batch: list[int]) -> None:

@@ -1,0 +1,104 @@
+"""Sends a load: by workers, each of which waits for its answer, or at set times whatever the answers do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+import httpx
+
+from flashjanus.errors import PeerError
+
+from .endpoint import Client, Refused, Sample
+from .load import Call
+
+Done = Callable[[int], None]
+"""Told how many requests have ended."""
+PICKED = 30.0
+"""Seconds that an endpoint has to name its models."""
+
+
+async def first_model(client: Client) -> str:
+    """The first that the endpoint lists. Raises PeerError."""
+    url = f"{client.target.base_url}/models"
+    try:
+        names = await asyncio.wait_for(client.models(), PICKED)
+    except Refused as refused:
+        raise PeerError(f"{url}: expected a list of models, got {': '.join(map(str, refused.args))}") from None
+    except (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError) as error:
+        said = str(error) or type(error).__name__
+        raise PeerError(f"{url}: expected an endpoint of OpenAI's interface, got: {said}") from None
+    if not names:
+        raise PeerError(f"{url}: expected a model, and it lists none; name one with --model")
+    return names[0]
+
+
+async def warm_up(client: Client, calls: Sequence[Call]) -> None:
+    """Send requests that do not count. Raises PeerError where one is not answered."""
+    for call in calls:
+        sample = await client.send(call)
+        if sample.error is not None:
+            raise PeerError(
+                f"{client.target.base_url}: expected a first request of kind {call.kind} to succeed, got "
+                f"{sample.error}: {sample.message} (--mix leaves a kind out, --warmup 0 goes on all the same)"
+            )
+
+
+async def closed_loop(
+    client: Client, calls: Sequence[Call], workers: int, done: Done, *, seconds: float | None = None
+) -> list[Sample]:
+    """So many requests at once, the next as soon as one ends; none is begun after `seconds`."""
+    client.restart()
+    left, samples = iter(calls), list[Sample]()
+
+    async def work() -> None:
+        while seconds is None or client.now() < seconds:
+            call = next(left, None)
+            if call is None:
+                return
+            samples.append(await client.send(call))
+            done(len(samples))
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(workers, len(calls)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await _end(tasks)
+    return samples
+
+
+async def open_loop(client: Client, calls: Sequence[Call], most: int, done: Done) -> list[Sample]:
+    """Each request when it is due. Where `most` are unanswered then, it is not sent, and has failed."""
+    client.restart()
+    samples, flying = list[Sample](), set[asyncio.Task[None]]()
+
+    async def fly(call: Call) -> None:
+        samples.append(await client.send(call))
+        done(len(samples))
+
+    try:
+        for call in calls:
+            assert call.due is not None
+            await asyncio.sleep(max(0.0, call.due - client.now()))
+            for task in [task for task in flying if task.done()]:
+                flying.remove(task)
+                task.result()
+            if len(flying) < most:
+                flying.add(asyncio.ensure_future(fly(call)))
+                continue
+            now = client.now()
+            unsent = Sample(call.kind, call.due, now, ended=now)
+            unsent.fail("not sent", f"{most} requests were unanswered (--in-flight)")
+            samples.append(unsent)
+            done(len(samples))
+        await asyncio.gather(*flying)
+    finally:
+        await _end(flying)
+    return samples
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

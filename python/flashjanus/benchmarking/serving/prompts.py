@@ -1,0 +1,87 @@
+"""What is asked: lines of a file, or built in."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image, ImageDraw
+
+from flashjanus.errors import InputError
+
+Prompts: TypeAlias = Mapping[str, Sequence[str]]
+"""By kind, at least one each."""
+PICTURES, SIDE = 16, 384
+"""Built-in pictures, so many that an endpoint does not answer about one that it has just seen, and their pixels."""
+MAX_BYTES = 16 << 20
+COLORS = ("red", "green", "blue", "yellow", "purple")
+SHAPES = ("circle", "square", "triangle")
+BUILT_IN: Prompts = {
+    "image": [
+        f"a {one} {shape} to the left of a {other} one" for one in COLORS for other in COLORS for shape in SHAPES
+    ],
+    "chat": [f"Describe a {color} {shape} in a few words." for color in COLORS for shape in SHAPES],
+    "vision": ["What is in this picture?", *(f"Is there a {color} shape?" for color in COLORS)],
+}
+
+
+def read_prompts(path: Path | None, kinds: Sequence[str]) -> Prompts:
+    """Prompts of `kinds`: a line of the file each, for all kinds or, as {"kind": ..., "prompt": ...}, for one. Raises
+    InputError, also where a kind has none."""
+    if path is None:
+        return BUILT_IN
+    found: dict[str, list[str]] = {kind: [] for kind in BUILT_IN}
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            for kind, prompt in _prompts(line.strip(), f"{path}:{number}"):
+                found[kind].append(prompt)
+    for kind in kinds:
+        if not found[kind]:
+            raise InputError(f"{path}: expected at least one prompt of kind {kind}, which --mix asks for")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: expected a file, one prompt a line")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: expected at most {MAX_BYTES} bytes")
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got a byte that is not at {error.start}") from None
+
+
+def _prompts(line: str, where: str) -> list[tuple[str, str]]:
+    if not line.startswith("{"):
+        return [(kind, line) for kind in BUILT_IN]
+    expected = f'{where}: expected text, or {{"kind": KIND, "prompt": TEXT}} with kinds {", ".join(BUILT_IN)}'
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{expected}, got what is not JSON ({error})") from None
+    kind, prompt = given.get("kind"), given.get("prompt")
+    known = kind is None or (isinstance(kind, str) and kind in BUILT_IN)
+    if not known or not isinstance(prompt, str) or not prompt.strip() or given.keys() - {"kind", "prompt"}:
+        raise InputError(f"{expected}, got {line!r:.80}")
+    return [(one, prompt) for one in ([*BUILT_IN] if kind is None else [kind])]
+
+
+@cache
+def picture(number: int) -> str:
+    """One of PICTURES, as the data: URL of a PNG."""
+    color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number / PICTURES, 0.8, 0.9))
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    at = SIDE * (number % 4 + 1) // 6
+    ImageDraw.Draw(image).ellipse((at, at, at + SIDE // 3, at + SIDE // 3), fill=color)
+    file = io.BytesIO()
+    image.save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,269 @@
+"""`flashjanus bench serve`: a load on a server of OpenAI's interface, ours or another."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flashjanus import __version__
+from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, count, count_or_none
+from flashjanus.cli.console import Console
+from flashjanus.cli.machine import machine_facts
+from flashjanus.errors import InputError
+
+if TYPE_CHECKING:
+    from flashjanus.benchmarking.serving.endpoint import Sample, Target
+    from flashjanus.benchmarking.serving.load import Call
+
+CONCURRENCY, REQUESTS, SECONDS = 8, 64, 60.0
+FAILED = 1
+"""The exit code of a run in which no request succeeded."""
+PARTIAL_IMAGES = range(4)
+
+
+def add_suite(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = suites.add_parser(
+        "serve",
+        help="how soon a server answers under a load",
+        description="Send requests to a server of OpenAI's interface, N at once (closed loop) or at Poisson times "
+        "(open loop, where latencies count from when a request was due), and print percentiles of admission, first "
+        "token, first partial image, image, each token and the whole; rates; and how many met a deadline.",
+    )
+    parser.add_argument(
+        "--base-url",
+        default="http://127.0.0.1:8000/v1",
+        metavar="URL",
+        help="of the endpoint, /v1 included (default: http://127.0.0.1:8000/v1)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="default: the first that the endpoint lists")
+    parser.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment, or none")
+    _add_load(parser)
+    group = parser.add_argument_group("requests")
+    group.add_argument("--no-stream", action="store_true", help="ask for whole answers instead of streams")
+    group.add_argument(
+        "--partial-images", type=_partial_images, metavar="N", help="0 to 3 of each image (default: the endpoint's)"
+    )
+    group.add_argument("--max-tokens", type=count, default=64, metavar="N", help="of an answer (default: 64)")
+    for kind, example in (("image", '{"size": "512x512"}'), ("chat", '{"temperature": 0}')):
+        group.add_argument(
+            f"--{kind}-options",
+            type=_fields,
+            default={},
+            metavar="JSON",
+            help=f"further fields of {'an image' if kind == 'image' else 'a chat or vision'} request, as '{example}'",
+        )
+    group.add_argument(
+        "--timeout", type=bound, default=300.0, metavar="S", help="seconds that a request may take (default: 300)"
+    )
+    group = parser.add_argument_group("goodput")
+    group.add_argument("--deadline-image", type=bound, metavar="S", help="seconds in which an image is to be there")
+    group.add_argument(
+        "--deadline-token", type=bound, metavar="S", help="seconds in which the first token of an answer is to be there"
+    )
+    add_report_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("load")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--concurrency", type=count, metavar="N", help=f"so many requests at once (default: {CONCURRENCY})"
+    )
+    how.add_argument("--rate", type=bound, metavar="R", help="so many requests a second, at Poisson times")
+    group.add_argument(
+        "--requests",
+        type=count,
+        metavar="M",
+        help=f"as many in all (default: {REQUESTS}, or as many as --duration gives)",
+    )
+    group.add_argument(
+        "--duration",
+        type=bound,
+        metavar="S",
+        help=f"begin none after so many seconds (default: as long as it takes; with --rate {SECONDS:g})",
+    )
+    group.add_argument(
+        "--mix",
+        default="image=0.5,chat=0.5",
+        metavar="KIND=W[,...]",
+        help="weights of image, chat and vision, a question about a picture (default: image=0.5,chat=0.5)",
+    )
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='a prompt a line, text for all kinds or {"kind": ..., "prompt": ...} for one (default: built in)',
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of kinds, prompts and times, not of the images (default: 0)"
+    )
+    group.add_argument(
+        "--warmup", type=count_or_none, default=1, metavar="N", help="requests of each kind before (default: 1)"
+    )
+    group.add_argument(
+        "--in-flight",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="with --rate: where so many are unanswered, the next is not sent and has failed (default: 1000)",
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    console.json = args.json == STDOUT
+    if args.plot is not None and not args.plot.endswith(".svg"):
+        raise InputError(f"--plot {args.plot}: expected FILE.svg")
+    from flashjanus.api.files import check_writable, write_text
+    from flashjanus.benchmarking.serving.load import MOST_CALLS, arrivals, calls, read_mix
+    from flashjanus.benchmarking.serving.prompts import read_prompts
+    from flashjanus.benchmarking.serving.report import ServeReport
+
+    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
+    for path in files:
+        check_writable(path)
+    mix = read_mix(args.mix)
+    prompts = read_prompts(args.prompts, [*mix])
+    due: list[Any] = [None] * (args.requests or (REQUESTS if args.duration is None else MOST_CALLS))
+    if args.rate is not None:
+        seconds = args.duration if args.duration or args.requests else SECONDS
+        due = [*arrivals(args.rate, args.seed, seconds=seconds, count=args.requests)]
+        if not due:
+            raise InputError(f"--rate {args.rate:g}: no request comes within {seconds:g} s; prolong --duration")
+    first = [call for kind in mix for call in calls({kind: 1.0}, prompts, args.seed - 1, [None] * args.warmup)]
+    target, samples = _measured(args, console, calls(mix, prompts, args.seed, due), first)
+    deadlines = {"image": args.deadline_image, "token": args.deadline_token}
+    report = ServeReport(
+        _head(args, target), samples, {name: limit for name, limit in deadlines.items() if limit is not None}
+    )
+    if args.json not in (None, STDOUT):
+        write_text(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
+    if args.plot is not None:
+        write_text(args.plot, report.svg())
+    console.text(str(report))
+    console.result(report.to_json())
+    for path in files:
+        console.note(f"wrote {path}")
+    if not report.succeeded:
+        console.note("no request succeeded")
+    return 0 if report.succeeded else FAILED
+
+
+def _measured(
+    args: argparse.Namespace, console: Console, load: list[Call], first: list[Call]
+) -> tuple[Target, list[Sample]]:
+    try:
+        from flashjanus.benchmarking.serving import drive
+        from flashjanus.benchmarking.serving.endpoint import Client, Target
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        raise InputError('httpx is not installed, which bench serve needs: pip install "flashjanus[server]"') from None
+
+    target = Target(
+        base_url=_base_url(args.base_url),
+        model=args.model or "",
+        api_key=_api_key(args.api_key),
+        stream=not args.no_stream,
+        partial_images=args.partial_images,
+        max_tokens=args.max_tokens,
+        timeout=args.timeout,
+        options={"image": args.image_options, "chat": args.chat_options},
+    )
+
+    async def measured() -> tuple[Target, list[Sample]]:
+        async with Client(target) as client:
+            if args.model is None:
+                client.target = target.named(await drive.first_model(client))
+            console.status("warming up")
+            await drive.warm_up(client, first)
+            with console.progress(len(load), "requests") as show:
+
+                def done(number: int) -> None:
+                    console.check_interrupt()
+                    show(number)
+
+                if args.rate is not None:
+                    return client.target, await drive.open_loop(client, load, args.in_flight, done)
+                workers = args.concurrency or CONCURRENCY
+                return client.target, await drive.closed_loop(client, load, workers, done, seconds=args.duration)
+
+    return asyncio.run(measured())
+
+
+def _base_url(text: str) -> str:
+    """With /v1 where it has no path."""
+    try:
+        parts = urlsplit(text)
+        bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    except ValueError:
+        bad = True
+    if bad or not text.isprintable() or " " in text or parts.query or parts.fragment or parts.username is not None:
+        raise InputError(f"--base-url: expected http://HOST[:PORT]/v1 or https://..., got {text!r:.80}")
+    return text.rstrip("/") if parts.path.strip("/") else f"{text.rstrip('/')}/v1"
+
+
+def _api_key(given: str | None) -> str | None:
+    key = os.environ.get("OPENAI_API_KEY") if given is None else given
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError("--api-key: expected printable ASCII characters without spaces, as a header holds them")
+    return key or None
+
+
+def _head(args: argparse.Namespace, target: Target) -> dict[str, Any]:
+    """What is needed to repeat the run. machine: the client's."""
+    from flashjanus.benchmarking.words import commit
+
+    if args.rate is None:
+        load = f"closed loop of {args.concurrency or CONCURRENCY}"
+    else:
+        load = f"open loop of {args.rate:g} requests/s"
+    return {
+        "kind": "serve",
+        "flashjanus": __version__,
+        "commit": commit(),
+        "command": shlex.join(_without_key(sys.argv)),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine_facts(),
+        "versions": {"python": platform.python_version()},
+        "endpoint": target.base_url,
+        "model": target.model,
+        "load": f"{load}, mix {args.mix}, seed {args.seed}",
+    }
+
+
+def _without_key(arguments: list[str]) -> list[str]:
+    """Reports are shown to others."""
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        if argument == "--api-key" and i + 1 < len(found):
+            found[i + 1] = "..."
+        elif argument.startswith("--api-key="):
+            found[i] = "--api-key=..."
+    return found
+
+
+def _partial_images(text: str) -> int:
+    number = count_or_none(text)
+    if number not in PARTIAL_IMAGES:
+        raise argparse.ArgumentTypeError(f"expected 0 to {PARTIAL_IMAGES[-1]}, got {number}")
+    return number
+
+
+def _fields(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r:.40} ({error})") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r:.40}")
+    return found
