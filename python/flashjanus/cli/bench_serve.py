@@ -18,7 +18,7 @@ from flashjanus import __version__
 from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, count, count_or_none
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
     from flashjanus.benchmarking.serving.endpoint import Sample, Target
@@ -167,7 +167,8 @@ def _measured(
     except ModuleNotFoundError as error:
         if error.name != "httpx":
             raise
-        raise InputError('httpx is not installed, which bench serve needs: pip install "flashjanus[server]"') from None
+        words = 'bench serve needs httpx, which is not installed: pip install "flashjanus[server]"'
+        raise UnavailableError(words) from error
 
     target = Target(
         base_url=_base_url(args.base_url),
