@@ -46,7 +46,7 @@ class ServeReport:
         if figures["goodput"]:
             parts.append(self._goodput(figures["goodput"]))
         if self._late():
-            parts.append(f"sent late by {seconds(figures['lag']['p99'])} (p99): this client could not keep pace")
+            parts.append(f"sent {seconds(figures['lag']['p99'])} late (p99) by this client, which its latencies include")
         rows = self._rows()
         if len(rows) > 1:
             parts += ["", columns(rows)]
