@@ -53,8 +53,8 @@ def post(path: str, body: Any = None, headers: Any = None, limits: Limits | None
 class Served:
     """An application behind a socket, whose loop runs in a thread."""
 
-    def __init__(self, limits: Limits | None, settings: Settings) -> None:
-        self.engine = AsyncEngine(model(), limits)
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self.engine = engine
         self.app = create_app(self.engine, settings)
         self.server = Server(self.app)
         self._socket = bound("127.0.0.1", 0)
@@ -86,9 +86,9 @@ class Served:
 
 
 @contextmanager
-def served(limits: Limits | None = None, **settings: Any) -> Iterator[Served]:
-    """A server on a free port of 127.0.0.1."""
-    one = Served(limits, Settings(**{"drain": 10.0, **settings}))
+def served(limits: Limits | None = None, engine: AsyncEngine | None = None, **settings: Any) -> Iterator[Served]:
+    """A server on a free port of 127.0.0.1. engine: is closed at the end; else one of the built-in model."""
+    one = Served(engine or AsyncEngine(model(), limits), Settings(**{"drain": 10.0, **settings}))
     one.start()
     try:
         yield one

@@ -46,7 +46,8 @@ class ServeReport:
         if figures["goodput"]:
             parts.append(self._goodput(figures["goodput"]))
         if self._late():
-            parts.append(f"sent {seconds(figures['lag']['p99'])} late (p99) by this client, which its latencies include")
+            late = seconds(figures["lag"]["p99"])
+            parts.append(f"sent {late} late (p99) by this client, which its latencies include")
         rows = self._rows()
         if len(rows) > 1:
             parts += ["", columns(rows)]
