@@ -180,6 +180,7 @@ def boom(error: BaseException) -> Callable[..., Any]:
 
 
 ERRORS = [ValueError("broken"), KeyboardInterrupt()]
+NO_MEMORY = [torch.OutOfMemoryError("planted"), MemoryError("planted")]
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -222,6 +223,23 @@ def test_rows_that_waited_for_memory_outlive_a_step_that_is_cut_short(
         told.setdefault(handle, []).extend(events)
     assert_results(told, expected, [first])
     assert set(told) == {first, *others}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("kind", ["images", "answers"])
+def test_a_step_that_finds_no_memory_tells_its_jobs_so(
+    model: JanusFlow, monkeypatch: pytest.MonkeyPatch, kind: str, error: BaseException
+) -> None:
+    scheduler = even(model)
+    handle = scheduler.submit(JOBS[kind][0])
+    told: dict[Handle, list[Event]] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(SESSIONS[kind], "step", boom(error))
+        with pytest.raises(type(error)):
+            until(scheduler, lambda: False, told)
+    [failure] = drain(scheduler)[handle]
+    assert isinstance(failure, Failed)
+    assert isinstance(failure.error, OutOfMemoryError)
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+
 from flashjanus.errors import DeviceError, FlashJanusError, OutOfMemoryError
 from flashjanus.scheduling.requests import Event, Failed, Handle
 
@@ -105,7 +107,8 @@ class Book:
 
 def cut_short(error: BaseException) -> FlashJanusError:
     """What the jobs are told that were in a step or a piece that `error` ended: their rows are lost."""
-    told = DeviceError(
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError)
+    told = (OutOfMemoryError if no_memory else DeviceError)(
         f"expected the work on this job to end, but {type(error).__name__} cut it short; submit it again"
     )
     told.__cause__ = error
