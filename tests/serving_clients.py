@@ -96,6 +96,14 @@ def until_idle(server: Served) -> None:
         time.sleep(0.02)
 
 
+def until_drawn(server: Served, evaluations: int) -> None:
+    """Until there have been so many evaluations more."""
+    first, end = server.engine.stats().turns.get("evaluation", (0, 0.0))[0], time.monotonic() + SECONDS
+    while server.engine.stats().turns.get("evaluation", (0, 0.0))[0] < first + evaluations:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def objects() -> dict[str, int]:
     """Objects of requests that something still refers to, by kind."""
     gc.collect()

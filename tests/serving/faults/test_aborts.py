@@ -11,7 +11,7 @@ import httpx
 import pytest
 from flashjanus.scheduling import Limits
 from serving_app import SECONDS, Served, served
-from serving_clients import CHAT, IMAGES, LONG, SHORT, Raw, held, objects, resident, until_idle
+from serving_clients import CHAT, IMAGES, LONG, SHORT, Raw, held, objects, resident, until_drawn, until_idle
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "Is a circle round?"}], "temperature": 0}
 ABORTS, SETTLED = 40, 15
@@ -22,14 +22,6 @@ def begun(connection: Raw, asked: dict[str, Any] = LONG, path: str = IMAGES) -> 
     """Until the request has been accepted."""
     connection.post(path, asked)
     assert b" 200 " in connection.until(b"\r\n\r\n")
-
-
-def until_drawn(server: Served, evaluations: int) -> None:
-    """Until there have been so many evaluations more."""
-    first, end = server.engine.stats().turns.get("evaluation", (0, 0.0))[0], time.monotonic() + SECONDS
-    while server.engine.stats().turns.get("evaluation", (0, 0.0))[0] < first + evaluations:
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_memory_does_not_grow_with_aborted_images(server: Served) -> None:
