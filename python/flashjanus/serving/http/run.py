@@ -14,9 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from flashjanus.errors import InputError
+from flashjanus.serving.http.connections import end_stuck
 from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.state import State
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be without a request."""
 LEAVE = 5
 """Seconds that clients have at least to read the rest when nothing runs any more."""
 
@@ -32,7 +35,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=LEAVE,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE,
             h11_max_incomplete_event_size=65_536,
         )
         super().__init__(config)
@@ -69,8 +72,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        watch = end_stuck(self.server_state.connections, self._state.settings.stall, KEEP_ALIVE + LEAVE)
+        self._watching = asyncio.ensure_future(watch)
         if self.started:
             self._begun()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._watching.cancel()
 
 
 def bound(host: str, port: int) -> socket.socket:
