@@ -1,0 +1,82 @@
+"""A drawing in progress, and the pictures that come of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
+
+from flashjanus.serving.async_engine import AsyncEngine
+from flashjanus.serving.messages import Begun, ImageRequest, Images, Partial, Picture, Step
+
+PREVIEWS = 24
+"""Partial images at most: more would not be seen."""
+NAME = 40
+"""Characters of a prompt in a file's name."""
+
+
+@dataclass
+class Drawing:
+    """What is known of a drawing at this moment. steps: of each image."""
+
+    request: ImageRequest
+    began: float = field(default_factory=time.monotonic)
+    begun: bool = False
+    step: int = 0
+    steps: int = 0
+    partial: Partial | None = None
+    result: Images | None = None
+    seconds: float = 0.0
+
+    async def draw(self, engine: AsyncEngine) -> None:
+        """Until the images are there. Raises FlashJanusError; whoever cancels this cancels the request."""
+        async with await engine.submit(self.request) as events:
+            async for event in events:
+                if isinstance(event, Begun):
+                    self.begun = True
+                elif isinstance(event, Step):
+                    self.step, self.steps = event.step, event.steps
+                elif isinstance(event, Partial):
+                    self.partial = event
+                elif isinstance(event, Images):
+                    self.result, self.seconds = event, time.monotonic() - self.began
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What is shown changes with these."""
+        return self.begun, self.step, self.partial
+
+
+def save(result: Images, prompt: str, options: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
+    """The images as PNG files below `folder`, which say how they were made: paths and captions."""
+    saved = []
+    for number, (picture, seed, score) in enumerate(zip(result.images, *_lists(result), strict=True)):
+        image = Image.fromarray(picture)
+        image.info = {"prompt": prompt, "options": json.dumps({**options, "seed": seed})}
+        name = f"{slug(prompt)}-{number if seed is None else seed}"
+        caption = "" if seed is None else f"seed {seed}"
+        if score is not None:
+            caption += f", score {score:.2f}"
+        saved.append((save_pil_to_cache(image, folder, name, "png"), caption))
+    return saved
+
+
+def _lists(result: Images) -> tuple[Sequence[int | None], Sequence[float | None]]:
+    none = [None] * len(result.images)
+    return result.seeds or none, result.scores or none
+
+
+def slug(prompt: str) -> str:
+    words = "".join(c if c.isalnum() else " " for c in prompt[:1000].lower()).split()
+    return "-".join(words)[:NAME].rstrip("-") or "image"
+
+
+def enlarged(picture: Picture, size: tuple[int, int] | None) -> Image.Image:
+    """A partial image in the size (height, width) of the picture that it will be."""
+    image = Image.fromarray(picture)
+    return image if size is None else image.resize(size[::-1], Image.Resampling.BICUBIC)

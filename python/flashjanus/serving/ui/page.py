@@ -1,0 +1,99 @@
+"""The page: two tabs, and what serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from flashjanus.errors import InputError
+from flashjanus.serving.async_engine import AsyncEngine
+from flashjanus.serving.ui import views
+from flashjanus.serving.ui.ask_tab import AskTab
+from flashjanus.serving.ui.draw_tab import QUIET, DrawTab
+from flashjanus.serving.ui.local import LocalBlocks
+from flashjanus.serving.ui.running import Running
+from flashjanus.serving.ui.sealed import Sealed
+from flashjanus.serving.ui.style import CSS, HEAD, theme
+
+MAX_UPLOAD = "20mb"
+CACHE = (600, 24 * 3600)
+"""Seconds: every so often, uploads and pictures that are so old are deleted."""
+WAIT = 2.0
+"""Seconds between two looks at a model that is not there yet."""
+
+
+def mount(
+    app: FastAPI,
+    engine: AsyncEngine,
+    path: str = "/ui",
+    *,
+    auth: Callable[[str, str], bool] | None = None,
+    most: Mapping[str, float] | None = None,
+    deadline: float | None = None,
+) -> FastAPI:
+    """Serve the playground of `engine` below `path` of an application, which is returned; its lifespan has to run.
+
+    auth: whether a user and a password may enter; None: everybody may. most, deadline: as of `blocks`.
+    """
+    if not path.startswith("/") or path.rstrip("/") == "":
+        raise InputError(f"path: expected one below the application's own, such as /ui, got {path!r}")
+    path = path.rstrip("/")
+    gr.mount_gradio_app(
+        app,
+        blocks(engine, most=most, deadline=deadline),
+        path=path,
+        auth=auth,
+        auth_message="Sign in to draw and ask." if auth else None,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css=CSS,
+    )
+    [mounted] = [route for route in app.routes if getattr(route, "path", None) == path]
+    mounted.app = Sealed(mounted.app, HEAD)  # type: ignore[attr-defined]
+    return app
+
+
+def blocks(engine: AsyncEngine, *, most: Mapping[str, float] | None = None, deadline: float | None = None) -> gr.Blocks:
+    """The playground as gradio's Blocks, whose handlers run in the event loop that serves them.
+
+    most: by name of an option, the highest value that it may have here. deadline: seconds that a request may take.
+    """
+    running = Running()
+    with LocalBlocks(title="FlashJanus", analytics_enabled=False, delete_cache=CACHE, fill_width=False) as page:
+        gr.HTML('<h1 class="fj-title">FlashJanus</h1>', elem_classes="fj-head")
+        with gr.Tabs(selected="draw") as tabs:
+            with gr.Tab("Draw", id="draw"):
+                draw = DrawTab(engine, running, most or {}, deadline)
+            with gr.Tab("Ask", id="ask"):
+                ask = AskTab(engine, running, most or {}, deadline)
+        footer = gr.HTML("")
+        timer = gr.Timer(WAIT, active=False)
+
+        def facts() -> tuple[Any, ...]:
+            return views.footer(engine), draw.samples(), gr.Timer(active=not views.known(engine))
+
+        def show(pictures: list[tuple[str, str]], chosen: int) -> tuple[Any, ...]:
+            """A picture goes to the other tab."""
+            return gr.Tabs(selected="ask"), {"text": "", "files": [pictures[chosen][0]]}
+
+        def left(request: gr.Request) -> None:
+            running.leave(request.session_hash or "")
+
+        draw.wire()
+        ask.wire()
+        draw.ask.click(show, [draw.pictures, draw.chosen], [tabs, ask.question], **QUIET)
+        gr.on([page.load, timer.tick], facts, None, [footer, draw.examples, timer], **QUIET)
+        page.unload(left)
+    page.queue(default_concurrency_limit=None, api_open=False)
+    blocks: gr.Blocks = page
+    return blocks

@@ -1,0 +1,57 @@
+"""The request that a session has running in each tab: it ends with the Cancel button, and when its page is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+FRAME = 0.1
+"""Seconds between two looks at what has changed: what comes faster is shown together."""
+BEAT = 0.5
+"""Seconds after which something is sent even so: gradio only notices at such a moment that nobody listens any more."""
+
+
+class Running:
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def task(self, session: str, tab: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+        """`work` as a task, which ends no later than the block."""
+        key = session, tab
+        self.cancel(*key)
+        task = self._tasks[key] = asyncio.create_task(work)
+        try:
+            yield task
+        finally:
+            task.cancel()
+            if self._tasks.get(key) is task:
+                del self._tasks[key]
+            await asyncio.wait({task})
+
+    def cancel(self, session: str, tab: str) -> None:
+        task = self._tasks.get((session, tab))
+        if task is not None:
+            task.cancel()
+
+    def leave(self, session: str) -> None:
+        """The page is closed."""
+        for key in [key for key in self._tasks if key[0] == session]:
+            self.cancel(*key)
+
+
+async def frames(task: asyncio.Task[None], seen: Callable[[], Any]) -> AsyncIterator[None]:
+    """One item whenever `seen` gives something else, until the task ends. Raises what the task fails of, unless it was
+    cancelled."""
+    last, at = object(), 0.0
+    while not task.done():
+        now = seen()
+        if now != last or time.monotonic() - at >= BEAT:
+            last, at = now, time.monotonic()
+            yield
+        await asyncio.wait({task}, timeout=FRAME)
+    if not task.cancelled():
+        task.result()

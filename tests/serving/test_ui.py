@@ -1,0 +1,428 @@
+"""The playground without a browser: its handlers, its controls, and what its page names."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import gradio as gr
+import httpx
+import pytest
+from fastapi import FastAPI
+from flashjanus import JanusFlow
+from flashjanus.errors import InputError, UnavailableError
+from flashjanus.sampling import presets
+from flashjanus.sampling.fields import options_of
+from flashjanus.sampling.options import PRESETS, ImageOptions, TokenOptions
+from flashjanus.serving import AsyncEngine
+from flashjanus.serving.ui import blocks, controls, mount, views
+from flashjanus.serving.ui.ask_tab import AskTab
+from flashjanus.serving.ui.draw_tab import DrawTab
+from flashjanus.serving.ui.running import Running
+from PIL import Image
+
+T = TypeVar("T")
+ME: Any = SimpleNamespace(session_hash="me")
+SOMEBODY: Any = SimpleNamespace(session_hash="somebody")
+
+
+@cache
+def model() -> JanusFlow:
+    return JanusFlow.from_pretrained("shapes", dtype="float32")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+class Page:
+    """The tabs of an engine, whose handlers are called as gradio calls them."""
+
+    def __init__(self, engine: AsyncEngine, **most: float) -> None:
+        self.engine, self.running = engine, Running()
+        with gr.Blocks(analytics_enabled=False):
+            self.drawing = DrawTab(engine, self.running, most, None)
+            self.asking = AskTab(engine, self.running, most, None)
+
+    def draw(
+        self, prompt: str, *, new_seed: bool = False, previews: str = "quick", before: Any = (), **given: Any
+    ) -> Any:
+        tab = self.drawing
+        return tab.drawn(ME, [*before], prompt, new_seed, previews, *values(tab.controls, given))
+
+    def ask(self, text: str, *files: str, conversation: Any = (), **given: Any) -> Any:
+        tab = self.asking
+        question = {"text": text, "files": [*files]}
+        return tab.answered(ME, question, [*conversation], *values(tab.controls, given))
+
+    async def settled(self) -> None:
+        while (stats := self.engine.stats()).queued or stats.image_rows or stats.answer_rows:
+            await asyncio.sleep(0.02)
+
+
+def values(made: controls.Controls, given: dict[str, Any]) -> list[Any]:
+    """What the controls hold: their own values, but for those given."""
+    return [given.get(name, one.value) for name, one in made.by_name.items()]  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def page(**most: float) -> AsyncIterator[Page]:
+    async with AsyncEngine(model()) as engine:
+        yield Page(engine, **most)
+
+
+async def seen(changes: AsyncIterator[T]) -> list[T]:
+    return [change async for change in changes]
+
+
+def test_a_drawing_shows_its_steps_its_previews_and_the_pictures_of_the_model() -> None:
+    async def drawn() -> tuple[DrawTab, list[Any]]:
+        async with page() as one:
+            changes = one.draw("a red circle", seed=5, num_images_per_prompt=2, num_inference_steps=100)
+            return one.drawing, await seen(changes)
+
+    tab, [*underway, last] = run(drawn())
+    words = [change[tab.view] for change in underway]
+    assert "Waiting for its turn" in words[0]
+    assert any(re.search(r"step \d+ of 100", one) for one in words)
+    assert any(one.count("data:image/webp;base64,") == 2 for one in words)
+    assert all(change[tab.cancel]["visible"] and not change[tab.draw]["visible"] for change in underway)
+    assert last[tab.draw]["visible"]
+    assert not last[tab.cancel]["visible"]
+    assert "2 images" in last[tab.view]
+    assert "seeds 5 to 6" in last[tab.view]
+    assert [caption for _, caption in last[tab.pictures]] == ["seed 5", "seed 6"]
+    assert [Path(path).name for path, _ in last[tab.pictures]] == ["a-red-circle-5.png", "a-red-circle-6.png"]
+    alone = model().generate_image("a red circle", num_images_per_prompt=2, num_inference_steps=100, seed=5)
+    for (path, _), image, seed in zip(last[tab.pictures], alone.images, (5, 6), strict=True):
+        with Image.open(path) as saved:
+            assert saved.size == (64, 64)
+            worst = max(high for _, high in _difference(saved, image).getextrema())  # type: ignore[misc]
+            assert worst <= 1
+            assert saved.info["prompt"] == "a red circle"
+            assert json.loads(saved.info["options"])["seed"] == seed
+
+
+def _difference(one: Image.Image, other: Image.Image) -> Image.Image:
+    from PIL import ImageChops
+
+    return ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+
+
+def test_a_new_seed_is_shown_and_draws_the_same_picture_again() -> None:
+    async def drawn() -> Any:
+        async with page() as one:
+            tab = one.drawing
+            first = (await seen(one.draw("a red circle", new_seed=True, seed=5, num_inference_steps=3)))[-1]
+            seed = first[tab.controls["seed"]]
+            again = (await seen(one.draw("a red circle", seed=seed, num_inference_steps=3)))[-1]
+            other = (await seen(one.draw("a red circle", new_seed=True, num_inference_steps=3)))[-1]
+            return seed, *(Path(change[tab.pictures][0][0]).read_bytes() for change in (first, again, other))
+
+    seed, first, again, other = run(drawn())
+    assert isinstance(seed, int)
+    assert first == again != other
+
+
+def test_the_best_candidates_come_with_their_scores() -> None:
+    async def drawn() -> Any:
+        async with page() as one:
+            last = (await seen(one.draw("a red circle", best_of=3, num_inference_steps=3)))[-1]
+            return last[one.drawing.pictures]
+
+    [(_, caption)] = run(drawn())
+    assert re.fullmatch(r"seed \d+, score [01]\.\d\d", caption)
+
+
+def test_cancel_ends_a_drawing_of_this_session_alone() -> None:
+    async def drawn() -> tuple[DrawTab, Any, int]:
+        async with page() as one:
+            tab, last = one.drawing, None
+            async for change in one.draw(
+                "a red circle", num_inference_steps=100, num_images_per_prompt=8, before=["x"]
+            ):
+                last = change
+                if re.search(r"step \d", change[tab.view]):
+                    tab.cancelled(SOMEBODY)
+                    await asyncio.sleep(0)
+                    assert one.engine.stats().images == 0
+                    tab.cancelled(ME)
+            await one.settled()
+            return tab, last, one.engine.stats().images
+
+    tab, last, images = run(drawn())
+    assert images == 0
+    assert re.search(r"Cancelled after step \d+ of 100", last[tab.view])
+    assert last[tab.draw]["visible"]
+    assert last[tab.gallery]["visible"]  # the pictures from before
+    assert tab.pictures not in last
+
+
+@pytest.mark.parametrize("how", ["left", "closed", "task"])
+def test_a_page_that_is_closed_ends_its_requests(how: str) -> None:
+    """By gradio's unload; as gradio closes a handler that nobody listens to; and where the handler's task is ended."""
+
+    async def drawn() -> int:
+        async with page() as one:
+            drawing = one.draw("a red circle", num_inference_steps=100, num_images_per_prompt=8)
+            if how == "task":
+                task = asyncio.create_task(seen(drawing))
+                while not one.engine.stats().image_rows:
+                    await asyncio.sleep(0.01)
+                task.cancel()
+                await asyncio.wait({task})
+            else:
+                async with aclosing(drawing):
+                    async for change in drawing:
+                        if "step" in change.get(one.drawing.view, ""):
+                            if how == "closed":
+                                break
+                            one.running.leave("somebody")
+                            one.running.leave("me")
+            await one.settled()
+            return one.engine.stats().images
+
+    assert run(drawn()) == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "said"),
+    [
+        (" ", {}, "The prompt is empty; describe the image to draw."),
+        ("a red circle " * 400, {}, "The prompt is too long"),
+        ("x", dict(step_cache="0.5,<b>"), "Step cache: expected"),
+        ("x", dict(seed=-1), "Seed: expected an integer from 0"),
+        ("x", dict(timestep_shift=0), "Timestep shift: expected a finite number from 0.01 to 100"),
+        ("x", dict(best_of=11), "Best of: expected an integer from 1 to 10, got 11."),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_plain_words(prompt: str, given: dict[str, Any], said: str) -> None:
+    async def drawn() -> tuple[DrawTab, Any]:
+        async with page(best_of=10) as one:
+            return one.drawing, (await seen(one.draw(prompt, **given)))[-1]
+
+    tab, last = run(drawn())
+    assert said in last[tab.view]
+    assert 'role="alert"' in last[tab.view]
+    assert "<b>" not in last[tab.view]
+    assert last[tab.draw]["visible"]
+    assert tab.pictures not in last
+
+
+QUESTION = "Which is on the left, the circle or the square?"
+
+
+def test_an_answer_streams_and_the_conversation_goes_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "shown.png")
+    model().generate_image("a red circle to the left of a blue square", seed=7).images[0].save(path)
+
+    async def asked() -> tuple[AskTab, list[Any], list[Any]]:
+        async with page() as one:
+            first = await seen(one.ask(QUESTION, path, max_new_tokens=8))
+            told = first[-1][one.asking.conversation]
+            return one.asking, first, await seen(one.ask("How many are there?", conversation=told, max_new_tokens=8))
+
+    def part(text: str) -> dict[str, str]:
+        return {"type": "text", "text": text}
+
+    tab, first, second = run(asked())
+    question = {"role": "user", "content": [{"type": "image", "image": path}, part(QUESTION)]}
+    answer = model().chat([question], max_new_tokens=8)
+    assert first[-1][tab.chat][-1] == {"role": "assistant", "content": answer}
+    turns = [
+        question,
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": [part("How many are there?")]},
+    ]
+    assert second[-1][tab.chat][-1]["content"] == model().chat(turns, max_new_tokens=8)
+    assert first[0][tab.question]["stop_btn"]
+    assert first[-1][tab.question]["submit_btn"]
+    assert len(second[-1][tab.conversation]) == 4
+
+
+def test_an_answer_that_ends_for_want_of_room_says_so() -> None:
+    async def asked() -> str:
+        async with page() as one:
+            last = (await seen(one.ask(QUESTION, max_new_tokens=1)))[-1]
+            said: str = last[one.asking.view]["value"]
+            return said
+
+    assert "raise Max new tokens" in run(asked())
+
+
+@pytest.mark.parametrize("text", ["", "hello " * 600])
+def test_a_question_that_cannot_be_answered_comes_back(text: str) -> None:
+    async def asked() -> tuple[AskTab, Any]:
+        async with page() as one:
+            return one.asking, (await seen(one.ask(text, conversation=["before"] * 0)))[-1]
+
+    tab, last = run(asked())
+    assert 'role="alert"' in last[tab.view]["value"]
+    assert last[tab.question]["value"] == {"text": text, "files": []}
+    assert last[tab.chat] == []
+    assert tab.conversation not in last
+
+
+def test_an_image_that_is_gone_is_asked_for_again(tmp_path: Path) -> None:
+    async def asked() -> str:
+        async with page() as one:
+            last = (await seen(one.ask(QUESTION, str(tmp_path / "gone.png"))))[-1]
+            said: str = last[one.asking.view]["value"]
+            return said
+
+    assert "no longer there" in run(asked())
+
+
+def test_stop_keeps_what_was_answered() -> None:
+    async def asked() -> tuple[AskTab, Any]:
+        async with page() as one:
+            tab, last = one.asking, None
+            async for change in one.ask(QUESTION, max_new_tokens=400, do_sample=True, temperature=2.0, top_p=1.0):
+                last = change
+                told = change[tab.chat][-1]["content"]
+                if tab.conversation not in change and told not in ("…", "Waiting…"):
+                    tab.stopped(ME)
+            await one.settled()
+            return tab, last
+
+    tab, last = run(asked())
+    assert tab.question in last
+    assert last[tab.question]["submit_btn"]
+
+
+@pytest.mark.parametrize(("kind", "tab"), [(ImageOptions, "drawing"), (TokenOptions, "asking")])
+def test_controls_say_what_the_options_say(kind: Any, tab: str) -> None:
+    async def made() -> controls.Controls:
+        async with page(num_inference_steps=40, num_images_per_prompt=4) as one:
+            found: controls.Controls = getattr(one, tab).controls
+            return found
+
+    found = run(made())
+    most = dict(num_inference_steps=40, num_images_per_prompt=4)
+    for name, one in found.by_name.items():
+        option: Any = options_of(kind)[name]
+        held = option.usual if option.default is None else option.default
+        assert one.value == (str(held) if isinstance(one, gr.Textbox) else held), name  # type: ignore[attr-defined]
+        if isinstance(one, gr.Slider):
+            assert one.minimum == option.low
+            assert one.maximum <= most.get(name, option.high)
+        if name != "preset":
+            assert option.meaning.lower() in one.info.lower()  # type: ignore[attr-defined]
+    read = found.read(values(found, {}))
+    kept = {name: kind.__dataclass_fields__[name].default for name in read}
+    assert {name: one for name, one in read.items() if one != kept[name]} == {
+        name: options_of(kind)[name].usual for name in read if kept[name] is None
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_the_controls_with_what_it_stands_for(preset: str) -> None:
+    async def read() -> dict[str, Any]:
+        async with page() as one:
+            tab = one.drawing
+            about, *given = tab.preset(preset)
+            assert str(PRESETS[preset].get("num_inference_steps", 30)) in about["info"]
+            names = [name for name in controls.PRESET_NAMES if name in tab.controls.by_name]
+            filled = dict(zip(names, given, strict=True))
+            return tab.controls.read(values(tab.controls, {"preset": preset, **filled}))
+
+    given = {name: value for name, value in run(read()).items() if name not in ("num_images_per_prompt", "seed")}
+    assert presets.sampler(**given) == presets.sampler(preset=preset)
+
+
+async def fetched(app: FastAPI, path: str, **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30) as client,
+    ):
+        return await client.get(path, headers=headers, follow_redirects=True)
+
+
+def test_the_page_names_no_other_host_and_tells_the_browser_to_ask_none() -> None:
+    async def got() -> list[httpx.Response]:
+        async with AsyncEngine(model()) as engine:
+            paths = "/ui", "/ui/config", "/ui/theme.css"
+            return [await fetched(mount(FastAPI(), engine), path) for path in paths]
+
+    page, config, style = run(got())
+    namespace = "http://www.w3.org/2000/svg"  # which nothing fetches
+    for response in (page, config, style):
+        assert response.status_code == 200
+        text = response.text.replace(namespace, "")
+        hosts = set(re.findall(r"(?:https?:)?//([a-z0-9-]+(?:\.[a-z0-9-]+)+)", text))
+        assert hosts <= {"127.0.0.1"}, response.url
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self'")
+        assert "http" not in policy
+    assert "gradio_config" in page.text
+    assert config.json()["analytics_enabled"] is False
+
+
+def test_only_those_who_sign_in_may_enter() -> None:
+    async def got() -> list[int]:
+        async with AsyncEngine(model()) as engine:
+            app = mount(FastAPI(), engine, auth=lambda name, word: word == "secret")
+            return [(await fetched(app, path)).status_code for path in ("/ui/config", "/ui/gradio_api/info")]
+
+    assert run(got()) == [401, 401]
+
+
+def test_a_path_that_would_hide_the_application_is_refused() -> None:
+    async def mounted() -> None:
+        async with AsyncEngine(model()) as engine:
+            mount(FastAPI(), engine, "/")
+
+    with pytest.raises(InputError, match="path"):
+        run(mounted())
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/x.png", "HTTPS://127.0.0.1/x.png", "file:///etc/passwd"])
+def test_nothing_is_fetched_for_a_client(path: str) -> None:
+    async def sent() -> None:
+        async with AsyncEngine(model()) as engine:
+            made = blocks(engine)
+            [ask] = [fn for fn in made.fns.values() if fn.name == "answered"]
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            rest = [None] * (len(ask.inputs) - 1)
+            await made.preprocess_data(ask, [{"text": "x", "files": [file]}, *rest], None)
+
+    with pytest.raises(gr.Error, match="nothing is fetched"):
+        run(sent())
+
+
+def test_a_model_that_is_not_there_yet_is_waited_for() -> None:
+    class Starting:
+        @property
+        def facts(self) -> Any:
+            raise UnavailableError("the model is <loading>")
+
+    engine: Any = Starting()
+    assert views.footer(engine) == '<div class="fj-footer">the model is &lt;loading&gt;</div>'
+    assert not views.known(engine)
+    assert isinstance(blocks(engine), gr.Blocks)
+
+
+def test_without_gradio_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*sys.modules]:
+        if name.startswith("flashjanus.serving.ui"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=re.escape("gradio is not installed, which the playground needs: pip install")):
+        importlib.import_module("flashjanus.serving.ui")
+
+
+def test_a_class_of_ours_leaves_no_file_beside_its_source() -> None:
+    """gradio writes a stub beside each subclass of a component."""
+    import flashjanus.serving.ui
+
+    assert not [*Path(flashjanus.serving.ui.__file__).parent.glob("*.pyi")]
