@@ -18,6 +18,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
+from flashjanus.execution.latent_map import LatentMap, Previews
 from flashjanus.execution.text import TextRequest, TextSession
 from flashjanus.execution.text_rows import DecodeSession
 from flashjanus.inputs.images import ImageProcessor
@@ -34,6 +35,7 @@ NOISE, LATENTS, PIXELS = normal(1, 2, 4, 8, 8), normal(2, 1, 4, 8, 8), normal(3,
 PROMPTS, IDS = [prompt(1, 5), prompt(2, 9)], torch.tensor([[0, 11, 12, 13, 14], [0, 21, 22, 23, 24]])
 DRAWING = FlowRequest(tuple(PROMPTS[0]), sampler("exact", num_inference_steps=STEPS), NOISE[0])
 CACHING = replace(DRAWING, sampler=replace(DRAWING.sampler, step_cache=2))
+MAP = LatentMap(normal(4, 3, 4), normal(5, 3))
 PICTURE = Image.new("RGB", (40, 30), "red")
 ASK = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}]
 CONFIG = small_config()
@@ -123,8 +125,9 @@ class Entries:
         options = dict(num_inference_steps=STEPS, seed=5)
         seen = []
         plain = self.model.generate_image(
-            [PROMPT], **options, output_type="pt", callback_on_step_end=lambda *step: seen.append(step[2]) or step[3]
+            [PROMPT], **options, output_type="pt", callback_on_step_end=lambda *step: seen.extend(step[2:]) or step[3]
         )
+        seen = [value for one in seen for value in (one.values() if isinstance(one, dict) else [one])]
         best = self.model.generate_image(
             PROMPT, **options, preset="fast", best_of=2, judge="Is it {prompt}?", output_type="np"
         )
@@ -147,6 +150,10 @@ class Entries:
 
     def decode_latents(self) -> Any:
         return self.model.decode_latents(LATENTS)
+
+    def preview(self) -> Any:
+        self.model.runner.previews = Previews(MAP, 4)
+        return [self.model.preview(LATENTS), self.model.preview(LATENTS, full=True)]
 
     def encode_images(self) -> Any:
         return self.model.encode_images(PIXELS)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.errors import ConfigError
+from flashjanus.errors import ConfigError, InputError
 from flashjanus.execution.flow import FlowRequest
 from flashjanus.execution.latent_map import PICTURES, Fit, LatentMap, Previews
 from flashjanus.inputs.prompts import encode_generation_prompt
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.scheduling.requests import Finished, ImageJob, Preview
+from small_jobs import small
 
 SIZE = 64
 
@@ -108,3 +110,73 @@ def test_a_kept_map_is_read_and_checked(tmp_path: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(ConfigError, match=r"preview\.json: expected 'weight' and 'bias' as lists of numbers"):
             LatentMap.read(path, 2)
+
+
+STEPS = dict(num_inference_steps=5, seed=3, num_images_per_prompt=2)
+
+
+def watched(model: JanusFlow, full: bool, **options: Any) -> list[torch.Tensor]:
+    """What a callback shows of a call's images."""
+    seen = []
+
+    def show(model: JanusFlow, step: int, t: float, state: dict[str, Any]) -> dict[str, Any]:
+        seen.append(model.preview(state["pred_original_sample"], full=full))
+        return state
+
+    model.generate_image("a red circle", callback_on_step_end=show, **options)
+    return seen
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_callback_shows_what_a_job_s_previews_do(model: JanusFlow, full: bool) -> None:
+    scheduler = model.scheduler()
+    scheduler.submit(model.image_job("a red circle", preview_every=1, full_previews=full, solver="ab2", **STEPS))
+    events = []
+    while scheduler.busy:
+        events += scheduler.step()
+    due = [event.images for event in events if isinstance(event, Preview)]
+    *found, last = watched(model, full, solver="ab2", **STEPS)
+    assert len(found) == len(due) == 4
+    for got, expected in zip(found, due, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    side = SIZE if full else model.config.latent_size
+    assert last.shape == (2, 3, side, side)
+
+
+def test_where_latents_are_heading_is_straight_on_along_the_velocity(model: JanusFlow) -> None:
+    """By a call's trace, and from latents that a callback has put in their place; at the end, they are there."""
+    assert model.tokenizer is not None
+    ids = encode_generation_prompt("a red circle", model.tokenizer, 100)
+    shape = (1, model.config.gen_encoder.input_channels, model.config.latent_size, model.config.latent_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    _, trace = model.sample_latents([ids], noise, 2.0, 4, trace=True)
+    heading, latents = [], []
+
+    def watch(model: JanusFlow, step: int, t: float, state: dict[str, Any]) -> dict[str, Any]:
+        heading.append(state["pred_original_sample"])
+        latents.append(state["latents"])
+        return {"latents": torch.zeros(shape)} if step == 1 else state
+
+    model.generate_image(
+        "a red circle", latents=noise, num_inference_steps=4, output_type="latent", callback_on_step_end=watch
+    )
+    for k, step in enumerate(trace[:2]):
+        velocity = 2 * step["v_cond"] - step["v_uncond"]
+        torch.testing.assert_close(heading[k], step["z"] + (1 - k / 4) * velocity, rtol=0, atol=1e-4)
+    torch.testing.assert_close(heading[2], 2 * latents[2], rtol=0, atol=1e-5)  # half of the way from 0
+    assert torch.equal(heading[3], latents[3])
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (torch.zeros(4, 8, 8), r"latents: expected shape \(any, 4, any, any\)"),
+        (torch.full((1, 4, 8, 8), torch.nan), "latents: expected finite values"),
+        ("noise", "latents: expected a torch.Tensor"),
+    ],
+)
+def test_what_is_no_latents_has_no_preview(model: JanusFlow, latents: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.preview(latents)
+    with pytest.raises(InputError, match="VAE"):
+        small().preview(torch.zeros(1, 4, 8, 8))

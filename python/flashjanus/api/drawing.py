@@ -89,10 +89,12 @@ def _drawn(
 ) -> Iterator[ImageOutput]:
     callback = request.callback_on_step_end
 
-    def on_step(k: int, z: torch.Tensor) -> torch.Tensor | None:
+    def on_step(k: int, z: torch.Tensor, before: torch.Tensor) -> torch.Tensor | None:
         assert callback is not None
+        heading = z + (z - before.to(z.device)) * sampler.schedule.left(k + 1)
+        state = {"latents": z, "pred_original_sample": heading}
         with callers_state():
-            returned = callback(model, k, 1000.0 * sampler.schedule.times[k], {"latents": z})
+            returned = callback(model, k, 1000.0 * sampler.schedule.times[k], state)
         if not isinstance(returned, Mapping):
             raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
         # z itself counts too: it may have been changed in place

@@ -121,9 +121,10 @@ class JanusFlow(TensorModel):
         officially); or a list, one for each image. Instead of it, as in diffusers: generator, which draws the noise of
         all images at once, or a list, one for each image; or latents, the noise (B, c, H, W) itself. output_type:
         "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
-        callback_on_step_end(model, step, t, {"latents": z}) -> dict, as in diffusers: latents changed in place or
-        returned are used. It is called after every evaluation of the network, at its t in [0, 1000), and sees at most
-        ROWS_AT_ONCE images; for more, the steps start again.
+        callback_on_step_end(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, as in diffusers:
+        latents changed in place or returned are used; z1 is where they are heading, of which `preview` makes pictures.
+        It is called after every evaluation of the network, at its t in [0, 1000), and sees at most ROWS_AT_ONCE images;
+        for more, the steps start again.
 
         preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see options.py).
         Options that are given win over it. solver: "euler"; "ab2", of second order at one evaluation a step (euler).

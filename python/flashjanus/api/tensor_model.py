@@ -206,6 +206,19 @@ class TensorModel(ProcessBound):
         return pictures.decode(self.runner, latents)
 
     @entry
+    def preview(self, latents: torch.Tensor, full: bool = False) -> torch.Tensor:
+        """Images (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W), to be shown while they are drawn; see
+        callback_on_step_end of `JanusFlow.generate_image`.
+
+        By a linear map, which costs next to nothing, as large as the latents; or, with `full`, by the VAE, which costs
+        as much as a picture. A map that is not kept beside the VAE is fitted to the first pictures that a scheduler
+        decodes; until then the VAE makes these as well. Raises InputError.
+        """
+        vae = self._need_vae()
+        latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
+        return pictures.preview(self.runner, latents, full)
+
+    @entry
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
         size = self.config.understanding.image_size

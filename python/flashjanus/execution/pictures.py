@@ -1,4 +1,4 @@
-"""Latents to pictures: the VAE's decoder, one picture after the other."""
+"""Latents to pictures: the VAE's decoder, one picture after the other; and to previews of them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,12 @@ def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
             decoder.executor.run()
             images.append(decoder.executor.outputs["image"].to(torch.float32, copy=True))
     return torch.cat(images)
+
+
+def preview(runner: Runner, latents: torch.Tensor, full: bool) -> torch.Tensor:
+    """Images (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W) at t = 1: by the linear map, as large as they
+    are; or, with `full` and as long as there is no map, by the VAE."""
+    linear = runner.previews.map
+    if linear is not None and not full:
+        return linear.show(latents)
+    return (decode(runner, latents).clamp(-1, 1) + 1) / 2

@@ -55,6 +55,11 @@ class Schedule:
         """True where the language model is to run."""
         return evaluation < len(self) and not (self.cache and self.cache[evaluation].recall)
 
+    def left(self, taken: int) -> float:
+        """After so many evaluations, the way to t = 1 as a multiple of the last step; 0 at the end."""
+        times, at = (*self.times, 1.0), min(taken, len(self))
+        return (1 - times[at]) / (times[at] - times[at - 1])
+
     @property
     def guided(self) -> bool:
         return any(line.guidance != 1 for line in self.lines)

@@ -14,7 +14,7 @@ from flashjanus.execution.text import ImageTokens, TextRequest
 from flashjanus.scheduling.requests import Finished, ImageJob, Progress, TextJob, Token
 from flashjanus.scheduling.shared import SharedScheduler
 
-OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ def draw(
 ) -> Drawn:
     """Images of all requests, which begin together.
 
-    `on_step(k, z)` runs after evaluation k on the latents in request order; what it returns, if anything, replaces
-    them, and a solver that remembers an earlier evaluation keeps what it remembers. `trace` receives, per evaluation,
-    `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose unconditional branch it did not need,
-    None if no row has one).
+    `on_step(k, z, before)` runs after evaluation k on the latents in request order, and those before it; what it
+    returns, if anything, replaces them, and a solver that remembers an earlier evaluation keeps what it remembers.
+    `trace` receives, per evaluation, `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose
+    unconditional branch it did not need, None if no row has one).
     """
     pauses = on_step is not None or trace is not None
     guided = any(request.schedule.guided for request in requests)
     job = ImageJob(rows=tuple(requests), decode=decode, pauses=pauses)
-    before = None if trace is None else _noise(shared, requests)
+    before = _noise(shared, requests) if pauses else None
     with closing(shared.serve([job])) as events:
         for event in events:
             if isinstance(event, Finished):
@@ -51,11 +51,12 @@ def draw(
                 return Drawn(event.result, event.handle.flowed_at)
             if not (pauses and isinstance(event, Progress)):
                 continue
+            assert before is not None
             latents = shared.latents(event.handle)
             if trace is not None:
                 conditional, unconditional = shared.velocities(event.handle)
                 trace.append({"z": before, "v_cond": conditional, "v_uncond": unconditional if guided else None})
-            replaced = None if on_step is None else on_step(event.step - 1, latents)
+            replaced = None if on_step is None else on_step(event.step - 1, latents, before)
             before = latents if replaced is None else replaced.float()
             shared.resume(event.handle, replaced)
     raise AssertionError("a job that ends has finished, or failed")

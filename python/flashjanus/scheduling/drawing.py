@@ -13,7 +13,7 @@ import torch
 from flashjanus.errors import InputError, NonFiniteError, OutOfMemoryError
 from flashjanus.execution.flow import FlowPrefix, TimedPrompt
 from flashjanus.execution.flow_rows import FlowRow, FlowRows
-from flashjanus.execution.pictures import decode
+from flashjanus.execution.pictures import decode, preview
 from flashjanus.execution.prefixes import PrefixStore, prepared
 from flashjanus.execution.runner import Runner
 from flashjanus.sampling import checks
@@ -188,9 +188,7 @@ class Drawing:
         """Straight on from the last evaluation's step to t = 1."""
         heading = []
         for row, z, before in zip(drawn.rows, self._all_latents(drawn), drawn.before, strict=True):
-            times = (*row.request.schedule.times, 1.0)
-            at = min(row.taken, len(times) - 1)
-            heading.append(z + (z - before) * (1 - times[at]) / (times[at] - times[at - 1]))
+            heading.append(z + (z - before) * row.request.schedule.left(row.taken))
         drawn.before = []
         shown = self._show_preview(drawn.work.handle, drawn.progress[0], torch.stack(heading), drawn.job.full_previews)
         self._book.pieces.append((drawn.work, shown))
@@ -199,16 +197,13 @@ class Drawing:
         return [drawn.latents[row] if row in drawn.latents else drawn.among.z(row) for row in drawn.rows]
 
     def _show_preview(self, handle: Handle, step: int, latents: torch.Tensor, full: bool) -> Piece:
-        linear = self._runner.previews.map
-        if linear is not None and not full:
-            self._book.tell(Preview(handle, step, linear.show(latents)))
-            return
-        pictures = []
-        for n, z in enumerate(latents):
-            if n:
+        full = full or self._runner.previews.map is None  # which may be there when the next one is decoded
+        shown: list[torch.Tensor] = []
+        for part in torch.split(latents, 1) if full else [latents]:
+            if shown:
                 yield
-            pictures.append(decode(self._runner, z[None]))
-        self._book.tell(Preview(handle, step, (torch.cat(pictures).clamp(-1, 1) + 1) / 2))
+            shown.append(preview(self._runner, part, full))
+        self._book.tell(Preview(handle, step, torch.cat(shown)))
 
     def _show(self, drawn: Drawn) -> Piece:
         """Decode the pictures that are not there yet."""
