@@ -165,6 +165,7 @@ def test_shares_of_usage_are_the_whole() -> None:
         ({"n": 11}, "n"),
         ({"n": "2"}, "n"),
         ({"n": True}, "n"),
+        ({"size": ""}, "size"),
         ({"size": "64"}, "size"),
         ({"size": "64x"}, "size"),
         ({"size": "8x8"}, "size"),
@@ -191,6 +192,9 @@ def test_shares_of_usage_are_the_whole() -> None:
         ({"guidance_scale": -1}, "guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "seed"),
+        ({"seed": {}}, "seed"),
+        ({"seed": [-1]}, "seed"),
+        ({"seed": 2**63}, "seed"),
         ({"step_cache": [0.5]}, "step_cache"),
         ({"guidance_interval": [1, 0]}, "guidance_interval"),
         ({"latents": [0]}, "latents"),
@@ -214,6 +218,10 @@ def test_limits_of_the_server_hold() -> None:
     assert post(PATH, {**QUICK, "prompt": "a" * 20}, prompt_chars=19).json()["error"]["param"] == "prompt"
     reply = post(PATH, {"prompt": "a red circle"}, preset="fast")
     assert reply.json()["quality"] == "low"
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    assert draw(n=2.0, seed=5.0, num_inference_steps=3.0)["data"] == draw(n=2)["data"]
 
 
 def test_null_is_the_default() -> None:

@@ -27,7 +27,7 @@ from flashjanus.serving.http.settings import Settings
 from flashjanus.serving.http.state import State, state_of
 
 REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[..., Awaitable[Response]]
 
 
 def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI:

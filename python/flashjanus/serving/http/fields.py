@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic_core import CoreSchema, core_schema
 
+from flashjanus.sampling import values
 from flashjanus.sampling.fields import Option, Options, json_schema, options_of
 from flashjanus.serving.http.errors import Unsupported
 
@@ -62,9 +71,28 @@ def _field(name: str, option: Option, schema: Mapping[str, Any]) -> Any:
     del shown["default"]
 
     def check(value: Any) -> Any:
-        return None if value is None else option.check(name, value)
+        if value is None:
+            return None
+        whole = _whole(value) if option.kind is int else value
+        return _late(name, option, whole) if option.late else option.check(name, whole)
 
     return Annotated[Any, AfterValidator(check), WithJsonSchema(shown)]
+
+
+def _late(name: str, option: Option, value: Any) -> Any:
+    """Of an option that is checked where the request is known: what can be said before that. Raises InputError."""
+    low, high = int(option.low or 0), int(option.high or 0)
+    if option.several and isinstance(value, list):
+        return [values.integer(name, _whole(one), low, high) for one in value]
+    return values.integer(name, value, low, high)
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of numbers, in which 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 
 
 def given(body: BaseModel, names: Iterable[str]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def drawing(
     format = output_format or "png"
     if format == "png" and output_compression not in (None, 100):
         raise InputError(f"output_compression: expected 100 with png, which loses nothing, got {output_compression}")
-    wanted = size_of(size or "auto", settings.max_side)
+    wanted = size_of("auto" if size is None else size, settings.max_side)
     native = state.facts.image_size
     if native is None:
         raise ApiError(

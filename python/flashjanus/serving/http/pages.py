@@ -36,10 +36,10 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_model(state, name) for name in state.names]})
 
 
-async def model(request: Request) -> Response:
+async def model(request: Request, model: str) -> Response:
     """One of them."""
-    state, name = state_of(request), request.path_params["model"]
-    return JSONResponse(_model(state, state.name(name)))
+    state = state_of(request)
+    return JSONResponse(_model(state, state.name(model)))
 
 
 async def live(request: Request) -> Response:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, create_model
 
 from flashjanus.sampling.options import ImageOptions, TokenOptions
-from flashjanus.serving.http.fields import Body, extras, only
+from flashjanus.serving.http.fields import Body, Whole, extras, only
 
 IMAGE_EXTRAS = (
     "preset",
@@ -31,15 +31,17 @@ MOST_MESSAGES, MOST_PARTS = 1024, 128
 Quality: TypeAlias = Literal["auto", "low", "medium", "high", "standard", "hd"]
 
 
+Size: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": r"^(auto|[1-9][0-9]*x[1-9][0-9]*)$"})]
+
+
 class _ImageFields(Body):
     """Images of a prompt."""
 
     prompt: str = Field(description="what to draw", min_length=1)
     model: str | None = Field(None, description="the served model's name")
-    n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="how many images (default: 1)")
-    size: str | None = Field(
+    n: Whole | None = Field(None, ge=1, le=MOST_IMAGES, description="how many images (default: 1)")
+    size: Size | None = Field(
         None,
-        json_schema_extra={"pattern": r"^(auto|[1-9][0-9]*x[1-9][0-9]*)$"},
         description="WIDTHxHEIGHT, or auto for the model's own size; others are resampled from that, and cropped where "
         "their proportions differ (default: auto)",
     )
@@ -52,7 +54,7 @@ class _ImageFields(Body):
         Any, only("b64_json", why="images are sent in the reply, and none is kept under a URL")
     ] = None
     output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="default: png")
-    output_compression: int | None = Field(
+    output_compression: Whole | None = Field(
         None, ge=0, le=100, description="quality of jpeg and webp, 100 the best (default: 100)"
     )
     background: Annotated[Any, only("auto", "opaque", why="the model draws no transparency")] = None
@@ -60,7 +62,7 @@ class _ImageFields(Body):
     style: Annotated[Any, only(why="the model has no styles; describe one in the prompt")] = None
     user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
-    partial_images: int | None = Field(
+    partial_images: Whole | None = Field(
         None, ge=0, le=3, description="with stream: how many previews of each image at most (default: 0)"
     )
 
@@ -167,14 +169,14 @@ class _ChatFields(Body):
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, description="the served model's name")
-    n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="how many answers (default: 1)")
-    max_tokens: int | None = Field(None, ge=1, description="longest answer, the older name")
-    max_completion_tokens: int | None = Field(None, ge=1, description="longest answer in tokens")
+    n: Whole | None = Field(None, ge=1, le=MOST_ANSWERS, description="how many answers (default: 1)")
+    max_tokens: Whole | None = Field(None, ge=1, description="longest answer, the older name")
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="longest answer in tokens")
     temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token (default: 1)")
     top_p: float | None = Field(None, ge=0, le=1, description="default: 1")
     stop: Texts = Field(None, description="a text, or up to four, before which the answer ends")
     logprobs: bool | None = Field(None, description="the log-probability of each token (default: false)")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs: of the likeliest tokens too")
+    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="with logprobs: of the likeliest tokens too")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[Any, only(0, 0.0, why="the engine has repetition_penalty instead")] = None
