@@ -6,8 +6,11 @@ import asyncio
 import re
 from typing import Any
 
+import httpx
+from flashjanus.serving import AsyncEngine
+from flashjanus.serving.http import create_app
 from prometheus_client.parser import text_string_to_metric_families
-from serving_app import SECONDS, client
+from serving_app import SECONDS, client, model
 
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
 DRAW: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 3}
@@ -25,7 +28,9 @@ def figures(text: str) -> dict[tuple[str, ...], float]:
 
 def test_figures_count_what_happens() -> None:
     async def asked() -> tuple[list[Any], str]:
-        async with client() as one:
+        engine = AsyncEngine(model())
+        transport = httpx.ASGITransport(create_app(engine))
+        async with engine, httpx.AsyncClient(transport=transport, base_url="http://server") as one:
             replies = [
                 await one.post(IMAGES, json={**DRAW, "n": 2}),
                 await one.post(IMAGES, json={**DRAW, "stream": True, "partial_images": 1}),
@@ -34,8 +39,10 @@ def test_figures_count_what_happens() -> None:
                 await one.post(IMAGES, json={**DRAW, "foo": 1}),
                 await one.post("/v1/invented/by/a/client", json={}),
             ]
-            while (text := (await one.get("/metrics")).text).count("flashjanus_images_total 3.0") == 0:
+            tokens = sum(reply.json()["usage"]["completion_tokens"] for reply in replies[2:4])
+            while (stats := engine.stats()).images < 3 or stats.tokens < tokens:  # which come a moment later
                 await asyncio.sleep(0.02)
+            text = (await one.get("/metrics")).text
             return replies, text
 
     replies, text = asyncio.run(asyncio.wait_for(asked(), SECONDS))
