@@ -17,6 +17,7 @@ from flashjanus.scheduling import Limits
 from flashjanus.serving import AsyncEngine
 from flashjanus.serving.http import Settings, create_app
 from flashjanus.serving.http.run import Server, bound
+from flashjanus.serving.messages import Facts, Stats
 from PIL import Image
 
 SECONDS = 60
@@ -26,6 +27,32 @@ SECONDS = 60
 @cache
 def model() -> JanusFlow:
     return JanusFlow.from_pretrained("shapes", dtype="float32")
+
+
+class Told:
+    """A backend that tells each request the same events."""
+
+    facts = Facts("told", (64, 64), 16, 16, 512, "float32", "cpu", None, "0")
+    ready = True
+
+    def __init__(self, *events: Any) -> None:
+        self.events, self.cancelled = events, 0
+
+    def submit(self, request: Any, tell: Any) -> None:
+        for event in self.events:
+            tell(event)
+
+    def cancel(self, ticket: Any) -> None:
+        self.cancelled += 1
+
+    def stats(self) -> Stats:
+        return Stats()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,15 +14,20 @@ import httpx
 import pytest
 from flashjanus.cli import serve
 from flashjanus.cli.app import build_parser
+from flashjanus.cli.console import Console
 from flashjanus.cli.serve import LIMITS, settings_of
+from flashjanus.errors import CheckpointError
+from flashjanus.serving import AsyncEngine
 from flashjanus.serving.http import Settings
+from flashjanus.serving.http.run import bound
+from serving_app import Told
 
 SECONDS = 90
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, number: int) -> None:
-    process = spawn("serve", "--port", "0", "--json", "--served-name", "mine")
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ["--in-process"])])
+def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, number: int, options: list[str]) -> None:
+    process = spawn("serve", "--port", "0", "--json", "--served-name", "mine", *options)
     said = json.loads(process.stdout.readline())
     assert said["model"] == "shapes"
     with httpx.Client(base_url=said["url"], timeout=SECONDS) as web:
@@ -38,6 +44,22 @@ def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, n
     assert [one["status"] for one in lines if one["message"] == "request"] == [200, 200]
     assert any(one["message"] == "draining" for one in lines)
     assert b"Traceback" not in err
+
+
+def test_an_engine_that_cannot_start_ends_the_server() -> None:
+    waits = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise CheckpointError("there is no model in /none")
+        return False
+
+    with bound("127.0.0.1", 0) as listening:
+        console = Console(json=False, quiet=True)
+        serving = serve.serve_until_stopped(AsyncEngine(Told()), wait, Settings(), listening, console)
+        with pytest.raises(CheckpointError, match="/none"):
+            asyncio.run(asyncio.wait_for(serving, SECONDS))
 
 
 def test_a_port_that_is_taken_is_said(cli: Any) -> None:
@@ -90,7 +112,8 @@ def test_options_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--port", "-1"], "--port"),
         (["--host", "no such host"], "listen"),
         (["--api-keys", "/none"], "API keys"),
-        (["--model", "/none"], "/none"),
+        (["--model", "/none", "--in-process"], "/none"),
+        (["--threads", "0"], "--threads"),
     ],
 )
 def test_options_that_are_wrong(cli: Any, monkeypatch: pytest.MonkeyPatch, options: list[str], named: str) -> None:

@@ -22,38 +22,12 @@ from flashjanus.scheduling import Limits
 from flashjanus.serving import AsyncEngine
 from flashjanus.serving.http import Settings, create_app
 from flashjanus.serving.http.errors import told
-from flashjanus.serving.messages import Accepted, Begun, Facts, Failure, Piece, Stats
-from serving_app import SECONDS, client, post
+from flashjanus.serving.messages import Accepted, Begun, Failure, Piece
+from serving_app import SECONDS, Told, client, post
 
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
 DRAW: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2}
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Is a circle round?"}]}
-
-
-class Told:
-    """A backend that tells each request the same events."""
-
-    facts = Facts("told", (64, 64), 16, 16, 512, "float32", "cpu", None, "0")
-    ready = True
-
-    def __init__(self, *events: Any) -> None:
-        self.events, self.cancelled = events, 0
-
-    def submit(self, request: Any, tell: Any) -> None:
-        for event in self.events:
-            tell(event)
-
-    def cancel(self, ticket: Any) -> None:
-        self.cancelled += 1
-
-    def stats(self) -> Stats:
-        return Stats()
-
-    def drain(self, timeout: float | None = None) -> bool:
-        return True
-
-    def close(self) -> None:
-        pass
 
 
 def ask(backend: Told, path: str, body: Any, **settings: Any) -> Any:

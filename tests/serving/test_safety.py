@@ -15,9 +15,11 @@ from typing import Any
 import httpx
 import pytest
 from flashjanus.errors import InputError
+from flashjanus.serving import AsyncEngine
+from flashjanus.serving.http import Settings, create_app
 from flashjanus.serving.http.settings import read_keys
 from PIL import Image
-from serving_app import SECONDS, Served, client, data_url, post, served
+from serving_app import SECONDS, Served, Told, client, data_url, post, served
 
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
 DRAW: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2}
@@ -85,6 +87,22 @@ def test_health_and_documentation_need_no_key_and_all_else_does() -> None:
             return [(await one.get(path)).status_code for path in paths]
 
     assert asyncio.run(asked()) == [200] * 4 + [401] * 4
+
+
+def test_a_key_opens_the_playground() -> None:
+    async def asked() -> list[int]:
+        from flashjanus.serving.http.playground import add_playground
+
+        app = create_app(AsyncEngine(Told()), Settings(keys=("sk-one",)))
+        add_playground(app)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as one:
+            found = [await one.get("/ui/"), await one.get("/ui/config"), await one.get("/v1/models")]
+            for key in ("sk-two", "sk-one"):
+                found.append(await one.post("/ui/login", data={"username": "me", "password": key}))
+            found += [await one.get("/ui/config"), await one.get("/v1/models")]
+            return [reply.status_code for reply in found]
+
+    assert asyncio.run(asked()) == [200, 401, 401, 400, 200, 200, 401]
 
 
 def test_keys_of_a_file_and_of_the_environment(tmp_path: Path) -> None:

@@ -120,21 +120,28 @@ MAX_THREADS = 1024
 
 def load_model(args: argparse.Namespace, console: Console, make: Callable[..., JanusFlow] | None = None) -> JanusFlow:
     """The model that the options ask for; `make` gets the choices, where it is not to be read from a checkpoint."""
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads must be at least 1, got {args.threads}")
-    if args.threads is not None and args.threads > MAX_THREADS:
-        raise InputError(f"--threads must be at most {MAX_THREADS}, got {args.threads}")
+    threads = threads_of(args)
     console.status(f"loading {args.model}")
-    if args.threads is not None:
+    if threads is not None:
         import torch
 
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(threads)
     from flashjanus import JanusFlow
 
     model = (make or partial(JanusFlow.from_pretrained, args.model, vae=args.vae))(**choices(args))
     console.check_interrupt()
     console.status(f"{model.name} on {model.why}, {model.numerics} numerics")
     return model
+
+
+def threads_of(args: argparse.Namespace) -> int | None:
+    """CPU threads, where they are given. Raises InputError."""
+    threads: int | None = args.threads
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
+    if threads is not None and threads > MAX_THREADS:
+        raise InputError(f"--threads must be at most {MAX_THREADS}, got {threads}")
+    return threads
 
 
 def choices(args: argparse.Namespace) -> dict[str, Any]:

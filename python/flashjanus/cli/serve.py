@@ -6,19 +6,19 @@ import argparse
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_output_options, load_model, model_facts
-from flashjanus.errors import InputError, UnavailableError
+from flashjanus.cli.options import add_model_options, add_output_options, choices, load_model, threads_of
+from flashjanus.errors import FlashJanusError, InputError, UnavailableError
 from flashjanus.sampling.options import PRESETS
 
 if TYPE_CHECKING:
-    from flashjanus import JanusFlow
-    from flashjanus.scheduling.policy import Limits
+    from flashjanus.serving import AsyncEngine
     from flashjanus.serving.http import Settings
 
 MOST_PORTS = 65_535
@@ -62,7 +62,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=("debug", "info", "warning", "error"),
         help="least severe lines of the log, which goes to stderr as JSON (default: info)",
     )
-    parser.add_argument("--in-process", action="store_true", help="run the model in the server's own process")
+    parser.add_argument("--ui", action="store_true", help="serve a page that draws and answers too, at /ui")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run the model in the server's own process, and not in one that is started again when it dies",
+    )
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -140,6 +145,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(**given, keys=read_keys(args.api_keys, os.environ.get(KEYS)))
 
 
+LOOK = 1.0
+"""Seconds between two looks at whether there is an engine."""
+Wait = Callable[[float], bool]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "h11")
 """Of the extra "server"."""
 
@@ -152,32 +160,85 @@ def run(args: argparse.Namespace, console: Console) -> int:
             raise
         words = f'serving needs {error.name}, which is not installed: pip install "flashjanus[server]"'
         raise UnavailableError(words) from error
-    from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.http.logs import set_up
 
     if not 0 <= args.port <= MOST_PORTS:
         raise InputError(f"--port: expected 0 to {MOST_PORTS}, got {args.port}")
     settings = settings_of(args)
-    limits = Limits(images=args.live_images, answers=args.live_answers, queued=args.queue)
     with bound(args.host, args.port) as listening:
-        model = load_model(args, console)
+        if args.ui:
+            import flashjanus.serving.ui  # noqa: F401  # says before the model is loaded where an extra is missing
+        engine, wait = _engine(args, console)
         set_up(args.log_level)
-        asyncio.run(serve_until_stopped(model, limits, settings, listening, console))
+        asyncio.run(serve_until_stopped(engine, wait, settings, listening, console, args.ui))
     return 0
 
 
+def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wait | None]:
+    """The engine, and what waits for a model that is not there yet. Raises what a model in this process fails of."""
+    from flashjanus.scheduling.policy import Limits
+    from flashjanus.serving import AsyncEngine, ProcessBackend
+
+    limits = Limits(images=args.live_images, answers=args.live_answers, queued=args.queue)
+    if args.in_process:
+        return AsyncEngine(load_model(args, console), limits), None
+    threads = threads_of(args)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the worker's, which reads it when it starts
+    backend = ProcessBackend(args.model, limits=limits, wait=False, vae=args.vae, **choices(args))
+    return AsyncEngine(backend), backend.wait_ready
+
+
 async def serve_until_stopped(
-    model: JanusFlow, limits: Limits, settings: Settings, listening: socket.socket, console: Console
+    engine: AsyncEngine,
+    wait: Wait | None,
+    settings: Settings,
+    listening: socket.socket,
+    console: Console,
+    ui: bool = False,
 ) -> None:
-    from flashjanus.serving import AsyncEngine
+    """Serve on a socket until a signal, then finish what runs. wait: for so many seconds, until there is a model; it
+    raises where there will be none (any more), which ends the server and is raised."""
     from flashjanus.serving.http import create_app
     from flashjanus.serving.http.run import Server, is_local, url_of
 
-    def begun() -> None:
-        console.note(f"{model.name} is served at {url_of(listening)}/v1, and described at {url_of(listening)}/docs")
+    app = create_app(engine, settings)
+    if ui:
+        from flashjanus.serving.http.playground import add_playground
+
+        add_playground(app)
+    started, url = asyncio.Event(), url_of(listening)
+    server = Server(app, started.set)
+    over: list[FlashJanusError] = []
+
+    async def watch() -> None:
+        await started.wait()
+        try:
+            while wait is not None and not await asyncio.to_thread(wait, LOOK):
+                pass
+            tell()
+            while wait is not None:
+                await asyncio.sleep(LOOK)
+                await asyncio.to_thread(wait, LOOK)
+        except FlashJanusError as error:
+            if not app.state.serving.draining:  # else the engine is closed because the server ends
+                over.append(error)
+                server.stop()
+
+    def tell() -> None:
+        facts = engine.facts
+        console.note(f"{facts.name} is served at {url}/v1, and described at {url}/docs")
+        if ui:
+            console.note(f"the playground is at {url}/ui")
         if not settings.keys and not is_local(listening):
             console.note(f"there are no API keys, so whoever reaches it may use it; see --api-keys and ${KEYS}")
-        console.result({"url": url_of(listening), **model_facts(model)})
+        about = {name: getattr(facts, name) for name in ("device", "dtype", "quantization")}
+        console.result({"url": url, "model": facts.name, **about})
 
-    async with AsyncEngine(model, limits) as engine:
-        await Server(create_app(engine, settings), begun).serve([listening])
+    async with engine:
+        watching = asyncio.ensure_future(watch())
+        await server.serve([listening])
+        watching.cancel()
+        await asyncio.wait([watching])
+    if over:
+        raise over[0]

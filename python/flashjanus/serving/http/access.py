@@ -15,7 +15,7 @@ from flashjanus.serving.http.middleware import note, reply
 from flashjanus.serving.http.settings import Settings
 
 OPEN = ("/health/", "/docs", "/openapi.json")
-"""Paths below which no key is asked for."""
+"""Paths below which no key is asked for, to begin with: app.state.open."""
 
 
 class Access:
@@ -23,7 +23,6 @@ class Access:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
-        self._keys = [key.encode() for key in settings.keys]
         self._open = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,13 +55,12 @@ class Access:
 
     def _who(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """A name for the key, from which it cannot be found, or the client's address. Raises ApiError."""
-        if not self._keys or scope["path"].startswith(OPEN):
+        if not self.settings.keys or scope["path"].startswith(scope["app"].state.open):
             client: tuple[str, int] | None = scope.get("client")
             return client[0] if client else ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
-        matches = [hmac.compare_digest(given, one) for one in self._keys]  # all of them, whichever it is
-        if not any(matches):
+        if not is_known(given, self.settings):
             words = (
                 "expected an API key of this server, and the one given is none; check it"
                 if given
@@ -72,6 +70,12 @@ class Access:
         who = hashlib.sha256(given).hexdigest()[:8]
         note(scope, key=who)
         return who
+
+
+def is_known(key: bytes, settings: Settings) -> bool:
+    """Whether it is one of the keys, in a time that tells nothing of them."""
+    matches = [hmac.compare_digest(key, one.encode()) for one in settings.keys]  # all of them, whichever it is
+    return any(matches)
 
 
 def _limited(receive: Receive, headers: Mapping[str, str], most: int) -> Receive:

@@ -17,7 +17,7 @@ from flashjanus import __version__
 from flashjanus.errors import FlashJanusError
 from flashjanus.serving.async_engine import AsyncEngine
 from flashjanus.serving.http import chat, images, pages
-from flashjanus.serving.http.access import Access
+from flashjanus.serving.http.access import OPEN, Access
 from flashjanus.serving.http.description import Description
 from flashjanus.serving.http.errors import ApiError, ErrorBody, plain, told
 from flashjanus.serving.http.metrics import CLIENT_GONE, Meters
@@ -42,7 +42,7 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
         redirect_slashes=False,
     )
     state = State(engine, settings, Meters(engine, lambda: state.ready))
-    app.state.serving = state
+    app.state.serving, app.state.open = state, OPEN
     description = app.state.description = Description(app, keys=bool(settings.keys))
     app.openapi = description.openapi  # type: ignore[method-assign]
     app.user_middleware[:] = _layers(settings, state.meters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -58,10 +58,11 @@ class Engine(Collector):
         yield misses
         yield GaugeMetricFamily("flashjanus_prefix_bytes", "memory of prefixes that are kept", value=stats.prefix_bytes)
         yield CounterMetricFamily("flashjanus_prefix_evictions", "prefixes given up for others", value=stats.evicted)
+        yield CounterMetricFamily("flashjanus_engine_restarts", "times the engine's process died", value=stats.restarts)
 
 
 class Meters:
-    """The server's own figures, in a registry of their own."""
+    """The server's own figures, in a registry of their own. open: POST requests that have not ended."""
 
     def __init__(self, engine: AsyncEngine, ready: Callable[[], bool]) -> None:
         self.registry = CollectorRegistry()
@@ -81,6 +82,9 @@ class Meters:
         )
         self._gone = Counter("flashjanus_cancellations", "requests whose client left", registry=self.registry)
         self._paths: set[str] = set()
+        self.open = 0
+        open_now = Gauge("flashjanus_open_requests", "requests whose reply is not sent yet", registry=self.registry)
+        open_now.set_function(lambda: self.open)
         self._usual = 0.0
 
     def _seconds(self, name: str, words: str, labels: list[str] | None = None) -> Histogram:

@@ -44,6 +44,8 @@ class Front:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        posted = scope["method"] == "POST"
+        self.meters.open += posted
         try:
             await self.app(scope, receive, answer)
         except Exception:
@@ -52,6 +54,7 @@ class Front:
             if status == 0:
                 await reply(unexpected(), scope, receive, answer)
         finally:
+            self.meters.open -= posted
             ended = CLIENT_GONE if state["gone"] or status == 0 else status
             self._log(scope, ended, time.perf_counter() - began)
 

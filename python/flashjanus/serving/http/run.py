@@ -21,7 +21,8 @@ from flashjanus.serving.http.state import State
 KEEP_ALIVE = 75
 """Seconds that a connection may be without a request."""
 LEAVE = 5
-"""Seconds that clients have at least to read the rest when nothing runs any more."""
+"""Seconds that connections have to close when no request runs any more: a page in a browser keeps its own open."""
+TICK = 0.05
 
 
 class Server(uvicorn.Server):
@@ -65,12 +66,15 @@ class Server(uvicorn.Server):
         if not done:
             LOG.warning("requests still run after the time to drain; they fail")
             await self._state.engine.aclose()
-        # what is drawn is still to be read by its client
-        self.config.timeout_graceful_shutdown = max(LEAVE, int(ends - time.monotonic()))
+        while self._state.meters.open and time.monotonic() < ends:  # what is drawn is still to be read by its client
+            await asyncio.sleep(TICK)
         self.should_exit = True
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         watch = end_stuck(self.server_state.connections, self._state.settings.stall, KEEP_ALIVE + LEAVE)
         self._watching = asyncio.ensure_future(watch)
