@@ -85,5 +85,9 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if types == "array" and "items" in schema:
         words = f"list of {_kind(schema['items'])}"
     low, high = schema.get("minimum"), schema.get("maximum")
-    span = "" if low is None else f" from {low}" if high is None else f" from {low} to {high}"
+    span = "" if low is None else f" from {_short(low)}" if high is None else f" from {_short(low)} to {_short(high)}"
     return words + span
+
+
+def _short(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)

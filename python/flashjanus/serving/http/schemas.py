@@ -31,6 +31,12 @@ MOST_MESSAGES, MOST_PARTS = 1024, 128
 Quality: TypeAlias = Literal["auto", "low", "medium", "high", "standard", "hd"]
 
 
+Images: TypeAlias = Annotated[int, Field(ge=1, le=MOST_IMAGES), Whole]
+Answers: TypeAlias = Annotated[int, Field(ge=1, le=MOST_ANSWERS), Whole]
+Tokens: TypeAlias = Annotated[int, Field(ge=1), Whole]
+Likeliest: TypeAlias = Annotated[int, Field(ge=0, le=20), Whole]
+Percent: TypeAlias = Annotated[int, Field(ge=0, le=100), Whole]
+Previews: TypeAlias = Annotated[int, Field(ge=0, le=3), Whole]
 Size: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": r"^(auto|[1-9][0-9]*x[1-9][0-9]*)$"})]
 
 
@@ -39,7 +45,7 @@ class _ImageFields(Body):
 
     prompt: str = Field(description="what to draw", min_length=1)
     model: str | None = Field(None, description="the served model's name")
-    n: Whole | None = Field(None, ge=1, le=MOST_IMAGES, description="how many images (default: 1)")
+    n: Images | None = Field(None, description="how many images (default: 1)")
     size: Size | None = Field(
         None,
         description="WIDTHxHEIGHT, or auto for the model's own size; others are resampled from that, and cropped where "
@@ -54,16 +60,16 @@ class _ImageFields(Body):
         Any, only("b64_json", why="images are sent in the reply, and none is kept under a URL")
     ] = None
     output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="default: png")
-    output_compression: Whole | None = Field(
-        None, ge=0, le=100, description="quality of jpeg and webp, 100 the best (default: 100)"
+    output_compression: Percent | None = Field(
+        None, description="quality of jpeg and webp, 100 the best (default: 100)"
     )
     background: Annotated[Any, only("auto", "opaque", why="the model draws no transparency")] = None
     moderation: Literal["auto", "low"] | None = Field(None, description="accepted; this server moderates nothing")
     style: Annotated[Any, only(why="the model has no styles; describe one in the prompt")] = None
     user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
-    partial_images: Whole | None = Field(
-        None, ge=0, le=3, description="with stream: how many previews of each image at most (default: 0)"
+    partial_images: Previews | None = Field(
+        None, description="with stream: how many previews of each image at most (default: 0)"
     )
 
 
@@ -169,14 +175,14 @@ class _ChatFields(Body):
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, description="the served model's name")
-    n: Whole | None = Field(None, ge=1, le=MOST_ANSWERS, description="how many answers (default: 1)")
-    max_tokens: Whole | None = Field(None, ge=1, description="longest answer, the older name")
-    max_completion_tokens: Whole | None = Field(None, ge=1, description="longest answer in tokens")
+    n: Answers | None = Field(None, description="how many answers (default: 1)")
+    max_tokens: Tokens | None = Field(None, description="longest answer, the older name")
+    max_completion_tokens: Tokens | None = Field(None, description="longest answer in tokens")
     temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token (default: 1)")
     top_p: float | None = Field(None, ge=0, le=1, description="default: 1")
     stop: Texts = Field(None, description="a text, or up to four, before which the answer ends")
     logprobs: bool | None = Field(None, description="the log-probability of each token (default: false)")
-    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="with logprobs: of the likeliest tokens too")
+    top_logprobs: Likeliest | None = Field(None, description="with logprobs: of the likeliest tokens too")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[Any, only(0, 0.0, why="the engine has repetition_penalty instead")] = None

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flashjanus.errors import InputError
+from flashjanus.sampling import values
+from flashjanus.sampling.options import PRESETS
 
 MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits and policies of a server; sizes in bytes, times in seconds.
+    """Limits and policies of a server; sizes in bytes, times in seconds. Raises InputError for a preset there is not.
 
     names: by which requests may name the model, besides its own name; the first is the one that replies show.
     keys: API keys, any of which opens /v1 (none: no key is asked for). key_requests: requests that each key may have at
@@ -62,6 +64,9 @@ class Settings:
     remote_private: bool = False
     remote_seconds: float = 10.0
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        values.choice("preset", self.preset, tuple(PRESETS))
 
 
 def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
