@@ -72,17 +72,19 @@ class Desk:
         """Requests that have neither a result nor failed."""
         return len(set(self._tickets.values()))
 
-    def take(self, order: Order, tell: Tell) -> Ticket:
-        """Let an order wait for its turn."""
+    def take(self, order: Order, tell: Tell, since: float | None = None) -> Ticket:
+        """Let an order wait for its turn. since: when its deadline begins to count, by the desk's clock."""
         deadline = order.request.deadline
-        ticket = Ticket(order, tell, None if deadline is None else self._clock() + deadline)
+        since = self._clock() if since is None else since
+        ticket = Ticket(order, tell, None if deadline is None else since + deadline)
         waiting = self._scheduler.queued
         if self._queued is not None and waiting >= self._queued:
             busy = f"expected at most {self._queued} requests to wait, and {waiting} do; try again later"
             tell(Failure(BusyError(busy)))
         else:
-            tell(order.accepted)
             self._go_on(ticket, None)
+            if ticket.waits:  # else it has failed, and was told so
+                tell(order.accepted)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -177,6 +179,10 @@ class Desk:
         except FlashJanusError as error:
             self.cancel(ticket)
             ticket.tell(Failure(error))
+        except Exception as error:  # a fault of ours, but of this request alone: the scheduler is whole
+            LOG.exception("a request could not go on")
+            self.cancel(ticket)
+            ticket.tell(Failure(messages.unexpected(error)))
 
     def stats(self) -> Stats:
         scheduler = self._scheduler

@@ -20,6 +20,7 @@ from flashjanus.sampling.fields import JSON_TYPES, Options, options_of
 from flashjanus.sampling.noise import seeds_of
 from flashjanus.sampling.options import ImageOptions, TokenOptions
 from flashjanus.scheduling.requests import ImageJob, Job, TextJob
+from flashjanus.scheduling.scheduler import MOST
 from flashjanus.serving.messages import (
     Accepted,
     Answered,
@@ -49,11 +50,15 @@ class Order:
 
 def order(model: JanusFlow, request: Request) -> Order:
     """Raises InputError for what a request may not be."""
+    checks.integer("priority", request.priority, -MOST, MOST)
+    if request.deadline is not None:
+        checks.number("deadline", request.deadline, 0.0, MOST)
     return _images(model, request) if isinstance(request, ImageRequest) else _answer(model, request)
 
 
 def _images(model: JanusFlow, request: ImageRequest) -> Order:
     options = checked(ImageOptions, request.options)
+    checks.integer("previews", request.previews, 0, checks.MAX_STEPS)
     chosen = options.best_of is not None or options.accept_above is not None
     if chosen and request.previews:
         raise InputError(
