@@ -44,9 +44,13 @@ class Stream:
         self._ticket = backend.submit(request, self._tell)
 
     def _tell(self, event: Event) -> None:
-        """On a thread of the backend's. The loop may be closed: then nobody listens."""
-        if not self._loop.is_closed():
+        """On a thread of the backend's. The loop may have been closed: then nobody waits any more."""
+        try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            self._backend.cancel(self._ticket)
 
     async def accepted(self) -> Accepted:
         """Wait until the request has been checked. Raises InputError, BusyError, UnavailableError."""

@@ -8,11 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flashjanus.api.janusflow import JanusFlow
-from flashjanus.errors import FlashJanusError, UnavailableError
+from flashjanus.errors import BusyError, FlashJanusError, UnavailableError
 from flashjanus.scheduling.policy import Limits
 from flashjanus.serving import orders
 from flashjanus.serving.desk import Desk, Tell, Ticket, facts
@@ -27,7 +27,8 @@ LOG = logging.getLogger(__name__)
 
 class Backend(Protocol):
     """Serves requests of any thread. `tell` is called on a thread of the backend's, and must not block: with Accepted
-    or Failure first, then with what comes, at last with Images, Answered or Failure; after `cancel` with nothing."""
+    or Failure first, then with what comes, at last with Images, Answered or Failure; after `cancel` with nothing but
+    what was being told just then. One that raises hears no more."""
 
     def submit(self, request: Request, tell: Tell) -> Any:
         """A ticket, at once."""
@@ -55,9 +56,10 @@ class Backend(Protocol):
 
 @dataclass(eq=False)
 class Running:
-    """A request of a ThreadBackend. ticket: once the engine's thread has taken it."""
+    """A request of a ThreadBackend. since: by time.monotonic(). ticket: once the engine's thread has taken it."""
 
     tell: Tell
+    since: float
     ticket: Ticket | None = None
     cancelled: bool = False
 
@@ -66,11 +68,13 @@ class ThreadBackend:
     """One thread drives the scheduler of `model`; requests are read by a few others."""
 
     def __init__(self, model: JanusFlow, limits: Limits | None = None) -> None:
-        self._model, self._limits = model, limits
+        self._model, self._limits = model, limits or Limits()
+        self._desk = Desk(model, self._limits)  # the thread's alone from now on
         self._facts, self._stats = facts(model), Stats()
         self._wake = threading.Condition()
-        self._inbox: deque[Callable[[Desk], None]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
         self._running: set[Running] = set()
+        self._unread = 0
         self._refused: str | None = None
         self._ended = False
         self._turn, self._at_work = 0, False
@@ -95,18 +99,30 @@ class ThreadBackend:
         return self._turn if self._at_work else None
 
     def submit(self, request: Request, tell: Tell) -> Running:
-        running = Running(tell)
+        running = Running(tell, time.monotonic())
+        refused = self._enter(request, running)
+        if refused is not None:
+            tell(Failure(refused))
+        return running
+
+    def _enter(self, request: Request, running: Running) -> FlashJanusError | None:
+        """Let a request wait for a reader, unless so many do as could run and wait."""
+        limits = self._limits
         with self._wake:
             if self._refused is not None:
-                tell(Failure(UnavailableError(self._refused)))
-                return running
+                return UnavailableError(self._refused)
+            if limits.queued is not None and self._unread >= limits.queued + limits.images + limits.answers:
+                return BusyError(
+                    f"expected fewer requests at once, and {self._unread} are not read yet; try again later"
+                )
+            self._readers.submit(self._read, request, running)
+            self._unread += 1
             self._running.add(running)
-        self._readers.submit(self._read, request, running)
-        return running
+            return None
 
     def cancel(self, ticket: Running) -> None:
         ticket.cancelled = True
-        self._put(lambda desk: self._cancelled(desk, ticket))
+        self._put(lambda: self._cancelled(ticket))
 
     def drain(self, timeout: float | None = None) -> bool:
         with self._wake:
@@ -119,9 +135,13 @@ class ThreadBackend:
             self._ended = True
             self._wake.notify_all()
         self._thread.join()
-        self._readers.shutdown()
+        self._readers.shutdown(cancel_futures=True)
 
     def _read(self, request: Request, running: Running) -> None:
+        with self._wake:
+            self._unread -= 1
+        if running.cancelled:
+            return
         try:
             order = orders.order(self._model, request)
         except FlashJanusError as error:
@@ -130,32 +150,37 @@ class ThreadBackend:
             LOG.exception("a request could not be read")
             self._fail(running, unexpected(error))
         else:
-            self._put(lambda desk: self._taken(desk, order, running))
+            self._put(lambda: self._taken(order, running))
 
     def _fail(self, running: Running, error: FlashJanusError) -> None:
-        self._put(lambda desk: self._tell(running, Failure(error)))
+        self._put(lambda: self._tell(running, Failure(error)))
 
-    def _put(self, work: Callable[[Desk], None]) -> None:
+    def _put(self, work: Callable[[], None]) -> None:
         with self._wake:
-            self._inbox.append(work)
-            self._wake.notify_all()
+            if not self._ended:
+                self._inbox.append(work)
+                self._wake.notify_all()
 
-    def _taken(self, desk: Desk, order: orders.Order, running: Running) -> None:
+    def _taken(self, order: orders.Order, running: Running) -> None:
         if not running.cancelled:
-            running.ticket = desk.take(order, lambda event: self._tell(running, event))
+            running.ticket = self._desk.take(order, lambda event: self._tell(running, event), running.since)
 
-    def _cancelled(self, desk: Desk, running: Running) -> None:
+    def _cancelled(self, running: Running) -> None:
         if running in self._running:
             self._forget(running)
             if running.ticket is not None:
-                desk.cancel(running.ticket)
+                self._desk.cancel(running.ticket)
 
     def _tell(self, running: Running, event: Event) -> None:
-        if running not in self._running:
+        if running.cancelled or running not in self._running:
             return
-        if isinstance(event, LAST):
+        try:
+            running.tell(event)
+        except Exception:
+            LOG.exception("a listener raised an error, and hears no more of its request")
+            self.cancel(running)
+        if isinstance(event, LAST):  # and not before it is told: who drains waits for that
             self._forget(running)
-        running.tell(event)
 
     def _forget(self, running: Running) -> None:
         with self._wake:
@@ -163,33 +188,39 @@ class ThreadBackend:
             self._wake.notify_all()
 
     def _serve(self) -> None:
-        desk, at = Desk(self._model, self._limits), 0.0
+        at = 0.0
         try:
-            while self._work(desk):
-                if not desk.busy or time.monotonic() - at > REFRESH:
-                    self._stats, at = desk.stats(), time.monotonic()
+            while self._work():
+                if not self._desk.busy or time.monotonic() - at > REFRESH:
+                    self._stats, at = self._desk.stats(), time.monotonic()
         except BaseException as error:
-            self._lose(desk, unexpected(error))
+            self._lose(unexpected(error))
             raise
-        self._lose(desk, UnavailableError("the engine was closed in the midst of the request"))
+        self._lose(UnavailableError("the engine was closed in the midst of the request"))
 
-    def _work(self, desk: Desk) -> bool:
+    def _work(self) -> bool:
         """What came in, then one turn: False when the engine is closed."""
         with self._wake:
             self._at_work = False
-            self._wake.wait_for(lambda: self._inbox or desk.busy or self._ended)
+            self._wake.wait_for(lambda: self._inbox or self._desk.busy or self._ended)
             works, ended = [*self._inbox], self._ended
             self._inbox.clear()
         self._turn, self._at_work = self._turn + 1, True
         for work in works:
-            work(desk)
-        if not ended and desk.busy:
-            desk.step()
+            work()
+        if not ended and self._desk.busy:
+            self._desk.step()
         return not ended
 
-    def _lose(self, desk: Desk, error: FlashJanusError) -> None:
+    def _lose(self, error: FlashJanusError) -> None:
         with self._wake:
-            self._refused, self._ended = f"the engine has ended: {error}", True
-        desk.lose(error)
-        for running in [*self._running]:
-            self._tell(running, Failure(error))
+            self._refused, self._ended = self._refused or f"the engine has ended: {error}", True
+            self._inbox.clear()
+        self._at_work = False
+        self._stats = replace(self._stats, queued=0, image_rows=0, answer_rows=0)
+        try:
+            self._desk.lose(error)
+        finally:  # the desk may be what is broken
+            for running in [*self._running]:
+                self._tell(running, Failure(error))
+                self._forget(running)
