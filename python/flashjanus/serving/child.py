@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,43 @@ class Patience:
     turn: float = 900.0
 
 
+class Pulse:
+    """Whether a worker lives, by what is heard of it; time in which the server itself was stopped does not count."""
+
+    def __init__(self, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience, self._clock = patience, clock
+        self._looked, self._silent, self._stuck = clock(), 0.0, 0.0
+        self._turn: int | None = None
+
+    def heard(self) -> None:
+        self._silent = 0.0
+
+    def works(self, turn: int | None) -> None:
+        """It says which turn its engine is in; None: it waits for work."""
+        if turn is None or turn != self._turn:
+            self._stuck = 0.0
+        self._turn = turn
+
+    def due(self) -> bool:
+        """Whether another TICK has passed. Raises UnavailableError where it is silent or stuck."""
+        passed = self._clock() - self._looked
+        if passed < TICK:
+            return False
+        self._looked += passed
+        counted = min(passed, 2 * TICK)
+        self._silent += counted
+        self._stuck += 0.0 if self._turn is None else counted
+        if self._silent > self._patience.heartbeat:
+            raise UnavailableError(f"did not answer for {self._patience.heartbeat:g} s")
+        if self._stuck > self._patience.turn:
+            raise UnavailableError(f"was in one turn of work for {self._patience.turn:g} s")
+        return True
+
+
 class Child:
     """A worker, from its start. Raises UnavailableError where the system refuses one."""
 
     def __init__(self, spec: Mapping[str, Any], patience: Patience, unsent: Unsent) -> None:
-        self._patience = patience
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -44,44 +76,29 @@ class Child:
             except OSError as error:
                 ours.close()
                 raise UnavailableError(f"the engine's process could not be started: {error}") from error
-        self.wire = Wire(ours)
+        self.wire, self._pulse = Wire(ours), Pulse(patience)
         self.outbox = Outbox(self.wire, UNSENT, unsent, encoded)
         self.outbox.put({"load": spec})
-        self._looked, self._silent, self._stuck = time.monotonic(), 0.0, 0.0
-        self._turn: int | None = None
 
     def bodies(self) -> Iterator[Mapping[str, Any]]:
         """What it sends. Ends when it does; raises WireError, and UnavailableError where it is silent or stuck."""
         try:
             while True:
                 body = self.wire.receive(self._look)
+                if not isinstance(body, dict):
+                    raise WireError(f"expected a message, got {body!r:.80}")
                 if "pong" in body:
-                    self._heard(body["pong"])
+                    self._pulse.works(body["pong"])
                 else:
                     yield body
         except (EOFError, OSError):
             return
 
-    def _heard(self, turn: int | None) -> None:
-        if turn is None or turn != self._turn:
-            self._stuck = 0.0
-        self._turn = turn
-
     def _look(self, heard: bool) -> None:
-        """Count what time has passed, but none in which this process itself was stopped."""
         if heard:
-            self._silent = 0.0
-        passed = time.monotonic() - self._looked
-        if passed < TICK:
-            return
-        self._looked += passed
-        self._silent += min(passed, 2 * TICK)
-        self._stuck += 0.0 if self._turn is None else min(passed, 2 * TICK)
-        if self._silent > self._patience.heartbeat:
-            raise UnavailableError(f"did not answer for {self._patience.heartbeat:g} s")
-        if self._stuck > self._patience.turn:
-            raise UnavailableError(f"was in one turn of work for {self._patience.turn:g} s")
-        self.outbox.replace("ping", {"ping": 0})
+            self._pulse.heard()
+        if self._pulse.due():
+            self.outbox.replace("ping", {"ping": 0})
 
     def end(self, killed: bool = False) -> str:
         """Let it end, and say how it did."""

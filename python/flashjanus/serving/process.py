@@ -29,10 +29,11 @@ Tell = Callable[[Event], None]
 
 @dataclass(eq=False)
 class Running:
-    """A request that a worker has been sent."""
+    """A request that a worker has been sent. ended: its last event is there, and told by whoever found it."""
 
     number: int
     tell: Tell
+    ended: bool = False
 
 
 class ProcessBackend:
@@ -91,6 +92,11 @@ class ProcessBackend:
             raise UnavailableError(self._why)
         return self._facts
 
+    @property
+    def lost(self) -> FlashJanusError | None:
+        """Why there will be no engine any more; None as long as there is hope."""
+        return self._over
+
     def stats(self) -> Stats:
         with self._change:
             return added(self._before, self._now)
@@ -145,7 +151,10 @@ class ProcessBackend:
         try:
             over = self._workers()
         except BaseException as error:
-            self._lose("could not be supervised")
+            if self._child is not None:
+                self._child.end(killed=True)
+            self._child, self._ready = None, False
+            self._lose("was lost sight of")
             self._give_up(unexpected(error))
             raise
         self._give_up(over)
@@ -158,7 +167,9 @@ class ProcessBackend:
             loaded_once = loaded_once or served
             steady = served and time.monotonic() - self._ready_since > STEADY
             young, unloaded = 1 if steady else young + 1, 0 if served else unloaded + 1
-            if not (loaded_once or self._closed):
+            if self._closed:
+                return UnavailableError("the engine was closed")
+            if not loaded_once:
                 return error
             if unloaded >= self._restarts:
                 return UnavailableError(f"the engine is not started any more: {error}")
@@ -204,7 +215,7 @@ class ProcessBackend:
     def _lose(self, how: str) -> None:
         """All requests fail."""
         with self._change:
-            lost, self._running = [*self._running.values()], {}
+            lost = [*self._running]
             counted = replace(self._now, queued=0, image_rows=0, answer_rows=0, prefix_bytes=0)
             self._before, self._now = added(self._before, counted), Stats()
             self._change.notify_all()
@@ -212,8 +223,8 @@ class ProcessBackend:
         if not closed:
             LOG.error("the engine's process %s, with %d requests in progress", how, len(lost))
         words = "was closed in the midst of the request" if closed else f"ended in the midst of the request: it {how}"
-        for running in lost:
-            self._say(running, Failure(UnavailableError(f"the engine {words}; send it again")))
+        for number in lost:
+            self._told(number, Failure(UnavailableError(f"the engine {words}; send it again")))
 
     def _received(self, body: Mapping[str, Any]) -> None:
         if "event" in body:
@@ -227,13 +238,17 @@ class ProcessBackend:
                 self._change.notify_all()
 
     def _told(self, number: int, event: Event) -> None:
+        last = isinstance(event, LAST)
         with self._change:
             running = self._running.get(number)
-            if running is not None and isinstance(event, LAST):
-                del self._running[number]
+            if running is None or running.ended:
+                return
+            running.ended = last
+        self._say(running, event)
+        if last:  # and not before it is told: who drains waits for that
+            with self._change:
+                self._running.pop(number, None)
                 self._change.notify_all()
-        if running is not None:
-            self._say(running, event)
 
     def _say(self, running: Running, event: Event) -> None:
         """A listener that raises loses its request, and nobody else's."""
