@@ -282,6 +282,8 @@ def test_it_may_be_closed_while_it_loads_and_while_it_works(served: ProcessBacke
 
 SERVER = """
 import os, sys, time
+import flashjanus.serving.http
+from flashjanus.serving import AsyncEngine
 from flashjanus.serving.messages import ImageRequest, Step
 from flashjanus.serving.process import ProcessBackend
 
@@ -291,7 +293,7 @@ def tell(event):
 
 if __name__ == "__main__":
     one = ProcessBackend("shapes", dtype="float32")
-    assert "torch" not in sys.modules
+    assert AsyncEngine(one).ready and "torch" not in sys.modules
     forked = os.fork()
     if not forked:
         time.sleep(120)

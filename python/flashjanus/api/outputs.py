@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from flashjanus.inputs.images import to_pil
+if TYPE_CHECKING:  # a server whose model is in another process has outputs, and no torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class ImageOutput:
 
 def of_type(decoded: torch.Tensor, output_type: str) -> Any:
     """Images (B, 3, H, W), about [-1, 1], as "pil", "np" or "pt"."""
+    from flashjanus.inputs.images import to_pil
+
     if output_type == "pil":
         return [to_pil(image) for image in decoded]
     shown = (decoded.clamp(-1, 1) + 1) / 2
@@ -53,8 +55,10 @@ def joined(outputs: Iterable[ImageOutput]) -> ImageOutput:
 
 
 def _joined(images: Sequence[Any]) -> Any:
-    if isinstance(images[0], torch.Tensor):
-        return torch.cat(list(images))
     if isinstance(images[0], np.ndarray):
         return np.concatenate(images)
-    return [image for own in images for image in own]
+    if isinstance(images[0], list):
+        return [image for own in images for image in own]
+    import torch
+
+    return torch.cat(list(images))

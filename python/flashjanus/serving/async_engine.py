@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 from typing_extensions import Self
 
-from flashjanus.api.janusflow import JanusFlow
 from flashjanus.api.outputs import ImageOutput
-from flashjanus.scheduling.policy import Limits
-from flashjanus.serving.backend import Backend, ThreadBackend
 from flashjanus.serving.messages import (
     LAST,
     Accepted,
@@ -28,6 +25,11 @@ from flashjanus.serving.messages import (
     Request,
     Stats,
 )
+
+if TYPE_CHECKING:  # torch comes with them, which a server whose model is in another process does without
+    from flashjanus.api.janusflow import JanusFlow
+    from flashjanus.scheduling.policy import Limits
+    from flashjanus.serving.backend import Backend
 
 
 class Stream:
@@ -94,12 +96,12 @@ class AsyncEngine:
     """
 
     def __init__(self, model: JanusFlow | Backend, limits: Limits | None = None) -> None:
-        self.backend: Backend = ThreadBackend(model, limits) if isinstance(model, JanusFlow) else model
+        self.backend = _backend(model, limits)
 
     @classmethod
     async def from_pretrained(cls, source: str = "shapes", *, limits: Limits | None = None, **options: Any) -> Self:
         """Load a model (options as in `JanusFlow.from_pretrained`) without blocking the loop."""
-        return cls(await asyncio.to_thread(JanusFlow.from_pretrained, source, **options), limits)
+        return cls(await asyncio.to_thread(_loaded, source, options), limits)
 
     @property
     def facts(self) -> Facts:
@@ -187,3 +189,17 @@ class AsyncEngine:
 
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
+
+
+def _backend(model: JanusFlow | Backend, limits: Limits | None) -> Backend:
+    if hasattr(model, "submit"):
+        return cast("Backend", model)
+    from flashjanus.serving.backend import ThreadBackend
+
+    return ThreadBackend(model, limits)
+
+
+def _loaded(source: str, options: Mapping[str, Any]) -> JanusFlow:
+    from flashjanus.api.janusflow import JanusFlow
+
+    return JanusFlow.from_pretrained(source, **options)
