@@ -209,9 +209,18 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
     _check_plot(args.plot)
     if args.goal and not args.markdown:
         raise InputError("--goal: expected --markdown beside it")
+    from flashjanus.api.files import write_text
     from flashjanus.benchmarking.document import Goal, markdown
     from flashjanus.benchmarking.report import Report
 
+    served = bench_serve.read(args.file)
+    if served is not None:
+        if args.markdown:
+            raise InputError("--markdown: expected a report of latency, throughput or ops, got one of serve")
+        if args.plot is not None:
+            write_text(args.plot, served.svg())
+        console.text(str(served))
+        return 0
     report = Report.read(args.file)
     try:
         goals = {stage: Goal.parse(goal) for stage, goal in args.goal}

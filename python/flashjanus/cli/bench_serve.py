@@ -18,11 +18,13 @@ from flashjanus import __version__
 from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, count, count_or_none
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
-from flashjanus.errors import InputError, UnavailableError
+from flashjanus.errors import ConfigError, InputError, UnavailableError
 
 if TYPE_CHECKING:
-    from flashjanus.benchmarking.serving.endpoint import Sample, Target
+    from flashjanus.benchmarking.serving.endpoint import Target
     from flashjanus.benchmarking.serving.load import Call
+    from flashjanus.benchmarking.serving.report import ServeReport
+    from flashjanus.benchmarking.serving.sample import Sample
 
 CONCURRENCY, REQUESTS, SECONDS = 8, 64, 60.0
 FAILED = 1
@@ -156,6 +158,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not report.succeeded:
         console.note("no request succeeded")
     return 0 if report.succeeded else FAILED
+
+
+def read(path: str) -> ServeReport | None:
+    """A report of --json; None where it is one of another suite. Raises InputError."""
+    from flashjanus.benchmarking.serving.report import ServeReport
+    from flashjanus.checkpoint.fields import read_json
+
+    try:
+        data = read_json(Path(path))
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    return ServeReport.of_json(data, path) if data.get("kind") == "serve" else None
 
 
 def _measured(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from flashjanus.benchmarking.serving.drive import closed_loop, first_model, open_loop, warm_up
-from flashjanus.benchmarking.serving.endpoint import Client, Sample, Target
+from flashjanus.benchmarking.serving.endpoint import Client, Target
 from flashjanus.benchmarking.serving.load import Call
+from flashjanus.benchmarking.serving.sample import Sample
 from flashjanus.cli import main
 from flashjanus.errors import PeerError
 from stub_endpoint import WORDS, Stub
@@ -159,6 +164,9 @@ def test_the_command(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[s
     data = json.loads(text)
     assert (data["kind"], data["model"], data["requests"]["sent"]) == ("serve", "stub", 20)
     assert set(data["latency"]) == {"image", "chat", "vision"}
+    shown = main(["bench", "show", str(tmp_path / "a.json"), "--plot", str(tmp_path / "b.svg")])
+    assert (shown, capsys.readouterr().out) == (0, out)
+    assert (tmp_path / "b.svg").read_text() == (tmp_path / "a.svg").read_text()
     answers = data["latency"]["chat"]["succeeded"] + data["latency"]["vision"]["succeeded"]
     assert data["throughput"]["tokens_per_s"] == pytest.approx(7 * answers / data["seconds"])
 
@@ -209,3 +217,34 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], words: str, caps
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_what_is_not_installed_is_said() -> None:
+    code = "import sys; sys.modules['httpx'] = None; from flashjanus.cli import main; sys.exit(main())"
+    ran = subprocess.run([sys.executable, "-c", code, "bench", "serve"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert 'bench serve needs httpx, which is not installed: pip install "flashjanus[server]"' in ran.stderr
+
+
+def test_an_interrupt_ends_at_once_and_leaves_no_file(stub: Stub, tmp_path: Path) -> None:
+    """Requests in flight are not waited for."""
+    stub.odd["chat"] = "hang"
+    load = ["--mix", "chat", "--warmup", "0", "--rate", "50", "--json", str(tmp_path / "a.json")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flashjanus", "bench", "serve", "--base-url", stub.url, *load],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        try:
+            for _ in range(3000):
+                if len(stub.bodies) > 2:
+                    break
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (130, b"", b"flashjanus: interrupted\n")
+    assert [*tmp_path.iterdir()] == []

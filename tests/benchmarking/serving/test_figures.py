@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flashjanus.benchmarking.serving.endpoint import Sample
 from flashjanus.benchmarking.serving.figures import latencies, most_at_once, percentile, spread, summary
 from flashjanus.benchmarking.serving.report import ServeReport
+from flashjanus.benchmarking.serving.sample import Sample
+from flashjanus.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +117,28 @@ def test_a_report_of_nothing(given: list[Sample]) -> None:
     assert "nothing succeeded" in str(report)
     json.dumps(report.to_json(), allow_nan=False)
     xml.etree.ElementTree.fromstring(report.svg())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": {}},
+        {"samples": [{}]},
+        {"samples": [3]},
+        {"goodput": {"deadlines_s": 3}},
+        {"endpoint": None},
+    ],
+)
+def test_another_report_is_refused(change: dict[str, Any]) -> None:
+    data = {**ServeReport(HEAD, samples(), {"image": 3.0}).to_json(), **change}
+    data = {name: value for name, value in data.items() if value is not None}
+    with pytest.raises(InputError, match=r"a\.json: "):
+        ServeReport.of_json(data, "a.json")
+
+
+def test_a_sample_that_was_changed_is_refused() -> None:
+    good = chat(0.0, [1.0], 1).to_json()
+    assert Sample.of_json(good) == chat(0.0, [1.0], 1)
+    for change in ({"due": "x"}, {"pieces": 3}, {"pieces": ["x"]}, {"image": "x"}, {"tokens": None}, {"more": 1}):
+        with pytest.raises(ValueError, match="expected"):
+            Sample.of_json({**good, **change})

@@ -9,8 +9,9 @@ import httpx
 
 from flashjanus.errors import PeerError
 
-from .endpoint import Client, Refused, Sample
+from .endpoint import Client, Refused
 from .load import Call
+from .sample import Sample
 
 Done = Callable[[int], None]
 """Told how many requests have ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from array import array
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -15,12 +14,11 @@ import httpx
 
 from .load import Call
 from .prompts import picture
+from .sample import Sample
 from .sse import Event, Reader
 
 MOST_BYTES = 256 << 20
 """Of an answer."""
-SHOWN = 300
-"""Characters of an error's message that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +59,6 @@ class Target:
         if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**body, **own}
-
-
-@dataclass
-class Sample:
-    """What became of a request. Times in seconds since the start; None: it never came.
-
-    due: when it was to be sent, from which all its latencies count. headers: of the response. event: the first of its
-    stream. pieces: when each piece of text came. partial: the first partial image. image: the last whole one.
-    tokens: of an answer, as the endpoint counts them, else its pieces. error: its kind or code.
-    """
-
-    kind: str
-    due: float
-    sent: float
-    ended: float = 0.0
-    headers: float | None = None
-    event: float | None = None
-    pieces: array[float] = field(default_factory=lambda: array("d"))
-    partial: float | None = None
-    image: float | None = None
-    images: int = 0
-    tokens: int = 0
-    error: str | None = None
-    message: str = ""
-
-    def fail(self, error: str, message: object = "") -> None:
-        self.error, self.message = error, " ".join(str(message).split())[:SHOWN]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "pieces": [*self.pieces]}
 
 
 class Refused(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .endpoint import Sample
+from .sample import Sample
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 Times = Callable[[Sample], Iterable[float | None]]

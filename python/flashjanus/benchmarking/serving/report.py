@@ -9,9 +9,10 @@ from typing import Any
 
 from flashjanus.benchmarking.drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
 from flashjanus.benchmarking.words import columns, seconds, short
+from flashjanus.errors import InputError
 
-from .endpoint import Sample
 from .figures import LATENCIES, QUANTILES, percentile, summary
+from .sample import Sample
 
 TAIL = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """One request of so many takes longer: where the curve of a latency is drawn."""
@@ -35,6 +36,23 @@ class ServeReport:
 
     def to_json(self) -> dict[str, Any]:
         return {**self.head, **self.figures, "samples": [sample.to_json() for sample in self.samples]}
+
+    @staticmethod
+    def of_json(data: Mapping[str, Any], where: str) -> ServeReport:
+        """What `to_json` gave. Raises InputError."""
+        rows, goodput = data.get("samples"), data.get("goodput")
+        deadlines = goodput.get("deadlines_s") if isinstance(goodput, dict) else {}
+        head = {name: value for name, value in data.items() if name not in ("samples", *summary([], {}))}
+        known = isinstance(rows, list) and isinstance(deadlines, dict) and {"endpoint", "model", "load"} <= head.keys()
+        if not known:
+            raise InputError(f"{where}: expected what `flashjanus bench serve` wrote with --json, got other JSON")
+        samples = []
+        for i, row in enumerate(rows or []):
+            try:
+                samples.append(Sample.of_json(row))
+            except ValueError as error:
+                raise InputError(f"{where}: samples[{i}]: {error}") from None
+        return ServeReport(head, samples, {str(name): float(limit) for name, limit in deadlines.items()})
 
     def __str__(self) -> str:
         figures, parts = self.figures, [self._about()]
