@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from flashjanus import JanusFlow
+from flashjanus.scheduling import Limits
 from flashjanus.serving import AsyncEngine
 from flashjanus.serving.ui import mount
 from PIL import Image
@@ -53,7 +54,7 @@ def served() -> Iterator[Served]:
     model = JanusFlow.from_pretrained("shapes")
 
     async def serve() -> None:
-        async with AsyncEngine(model) as engine:
+        async with AsyncEngine(model, Limits(images=8)) as engine:
             server = uvicorn.Server(
                 uvicorn.Config(mount(FastAPI(), engine), host="127.0.0.1", port=0, log_level="error")
             )
@@ -65,7 +66,8 @@ def served() -> Iterator[Served]:
             ready.set()
             while not ended.is_set():
                 await asyncio.sleep(0.05)
-            server.should_exit = server.force_exit = True
+            await engine.drain(30)
+            server.should_exit = True
             await task
 
     ended = threading.Event()
@@ -206,6 +208,21 @@ def test_a_tab_that_is_closed_ends_its_drawing(browser: Browser, served: Served)
         page.close()
         until(lambda: not served.busy())
         assert served.engine.stats().images == drawn
+
+
+def test_a_tab_that_is_closed_while_it_waits_is_never_served(browser: Browser, served: Served) -> None:
+    drawn = served.engine.stats().images
+    with opened(browser, served) as first, opened(browser, served) as second:
+        first.click("#fj-draw-more button")
+        first.get_by_test_id("sharp-radio-label").click()
+        begin(first, images=8, steps=100)
+        expect(first.locator("#fj-view")).to_contain_text(re.compile(r"step \d+ of 100"), timeout=PATIENCE)
+        begin(second)
+        expect(second.locator("#fj-view")).to_contain_text("Waiting for its turn: 1 request", timeout=PATIENCE)
+        second.close()
+        expect(pictures(first)).to_have_count(8, timeout=PATIENCE)
+        until(lambda: not served.busy())
+        assert served.engine.stats().images == drawn + 8
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,6 @@ from flashjanus.errors import InputError
 from flashjanus.sampling.fields import Option, Options, options_of
 from flashjanus.sampling.options import PRESETS, ImageOptions, TokenOptions
 
-EXACT_IN_JS = 2**53 - 1
-"""Numbers beyond it lose digits in a browser."""
 REACH: Mapping[str, tuple[float, float]] = {
     "num_images_per_prompt": (8, 1),
     "num_inference_steps": (100, 1),
@@ -68,11 +66,12 @@ class Controls:
 
     def _read(self, name: str, value: Any) -> Any:
         option = self._option(name)
-        if option.parse is not None and isinstance(value, str):
+        if isinstance(value, str) and not option.choices:
             try:
-                value = option.parse(value) if value.strip() else None
+                value = (option.parse or option.kind)(value) if value.strip() else None
             except ValueError:
-                raise InputError(f"{name}: expected {option.range}, got {value!r:.80}") from None
+                expected = option.range if option.parse else "an integer" if option.kind is int else "a number"
+                raise InputError(f"{name}: expected {expected}, got {value!r:.80}") from None
         if option.kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if option.kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -95,10 +94,13 @@ def control(name: str, option: Option) -> gr.components.Component:
         return gr.Radio([*option.choices], value=value, **about)
     if option.kind is bool:
         return gr.Checkbox(value, **about)
-    if option.parse is not None or option.kind is str:
-        return gr.Textbox(str(value), max_lines=1, **about)
-    about["info"] += f" {sentence(option.range)}" if option.late is False and option.range else ""
-    return gr.Number(value, precision=0 if option.kind is int else None, placeholder=option.shown or "none", **about)
+    if option.late is False and option.range:
+        about["info"] += f" {sentence(option.range)}"
+    if option.parse is not None or option.kind is str or value is None:
+        # a number that is empty becomes 0 as soon as the browser shows it
+        text = "" if value is None else str(value)
+        return gr.Textbox(text, max_lines=1, placeholder=option.shown or "none", **about)
+    return gr.Number(value, precision=0 if option.kind is int else None, **about)
 
 
 def label(name: str, option: Option) -> str:

@@ -149,7 +149,7 @@ class DrawTab:
         pictures = await asyncio.to_thread(save, result, request.prompt, request.options, self.gallery.GRADIO_CACHE)
         count = len(pictures)
         words = f"{count} images" if count > 1 else "Drawn"
-        seed = {} if result.seeds is None else {self.controls["seed"]: request.options["seed"]}
+        seed = {} if result.seeds is None else {self.controls["seed"]: str(request.options["seed"])}
         return {
             **self._buttons(False),
             **seed,

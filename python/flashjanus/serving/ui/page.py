@@ -36,14 +36,15 @@ def mount(
 ) -> FastAPI:
     """Serve the playground of `engine` below `path` of an application, which is returned; its lifespan has to run.
 
-    auth: whether a user and a password may enter; None: everybody may. most, deadline: as of `blocks`.
+    auth: whether a user and a password may enter; None: everybody may. most, deadline: as of `blocks`. An open page
+    holds a connection, which ends when the engine has been drained or closed.
     """
     if not path.startswith("/") or path.rstrip("/") == "":
         raise InputError(f"path: expected one below the application's own, such as /ui, got {path!r}")
-    path = path.rstrip("/")
+    path, running = path.rstrip("/"), Running()
     gr.mount_gradio_app(
         app,
-        blocks(engine, most=most, deadline=deadline),
+        _page(engine, running, most or {}, deadline),
         path=path,
         auth=auth,
         auth_message="Sign in to draw and ask." if auth else None,
@@ -59,7 +60,7 @@ def mount(
         css=CSS,
     )
     [mounted] = [route for route in app.routes if getattr(route, "path", None) == path]
-    mounted.app = Sealed(mounted.app, HEAD)  # type: ignore[attr-defined]
+    mounted.app = Sealed(mounted.app, HEAD, lambda: not engine.ready and running.idle)  # type: ignore[attr-defined]
     return app
 
 
@@ -68,14 +69,17 @@ def blocks(engine: AsyncEngine, *, most: Mapping[str, float] | None = None, dead
 
     most: by name of an option, the highest value that it may have here. deadline: seconds that a request may take.
     """
-    running = Running()
+    return _page(engine, Running(), most or {}, deadline)
+
+
+def _page(engine: AsyncEngine, running: Running, most: Mapping[str, float], deadline: float | None) -> gr.Blocks:
     with LocalBlocks(title="FlashJanus", analytics_enabled=False, delete_cache=CACHE, fill_width=False) as page:
         gr.HTML('<h1 class="fj-title">FlashJanus</h1>', elem_classes="fj-head")
         with gr.Tabs(selected="draw") as tabs:
             with gr.Tab("Draw", id="draw"):
-                draw = DrawTab(engine, running, most or {}, deadline)
+                draw = DrawTab(engine, running, most, deadline)
             with gr.Tab("Ask", id="ask"):
-                ask = AskTab(engine, running, most or {}, deadline)
+                ask = AskTab(engine, running, most, deadline)
         footer = gr.HTML("")
         timer = gr.Timer(WAIT, active=False)
 

@@ -37,6 +37,11 @@ class Running:
         if task is not None:
             task.cancel()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, of any session."""
+        return not self._tasks
+
     def leave(self, session: str) -> None:
         """The page is closed."""
         for key in [key for key in self._tasks if key[0] == session]:

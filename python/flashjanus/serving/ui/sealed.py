@@ -1,8 +1,10 @@
-"""A page that a browser keeps to its own host."""
+"""A page that a browser keeps to its own host, and that lets its server end."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,15 +14,22 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
 )
 """gradio's page has scripts and styles in itself, and makes functions of texts."""
+HEARTBEAT = "/heartbeat/"
+"""A connection that gradio holds as long as a page is open, whose end tells it that the page was closed."""
+LOOK = 0.25
+"""Seconds between two looks at whether such connections are to end."""
 CARDS = re.compile(rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
 """What a link to the page would look like elsewhere: gradio's picture, from its host."""
 
 
 class Sealed:
-    """`app`, whose pages tell the browser to ask no other host, and name none. head: goes into each page's head."""
+    """`app`, whose pages tell the browser to ask no other host, and name none.
 
-    def __init__(self, app: ASGIApp, head: str = "") -> None:
-        self.app, self.head = app, head.encode()
+    head: goes into each page's head. over: whether the server is about to end, which an open page is not to delay.
+    """
+
+    def __init__(self, app: ASGIApp, head: str, over: Callable[[], bool]) -> None:
+        self.app, self.head, self.over = app, head.encode(), over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,4 +59,28 @@ class Sealed:
                 return
             await send(message)
 
-        await self.app(scope, receive, sealed)
+        if HEARTBEAT in scope["path"]:
+            await self._beat(scope, receive, sealed)
+        else:
+            await self.app(scope, receive, sealed)
+
+    async def _beat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = ended = False
+
+        async def noted(message: Message) -> None:
+            nonlocal began, ended
+            began, ended = True, message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        task = asyncio.ensure_future(self.app(scope, receive, noted))
+        try:
+            while not task.done() and not (began and self.over()):
+                await asyncio.wait({task}, timeout=LOOK)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+        elif not ended:
+            await send({"type": "http.response.body", "body": b""})
