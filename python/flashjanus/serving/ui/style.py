@@ -49,6 +49,7 @@ CSS = """
 #fj-chat button[title="Share"], #fj-chat button[aria-label="Share"] { display: none; }
 #fj-chat .message img { width: 14rem; max-width: 100%; height: auto; object-fit: contain;
   border-radius: var(--radius-md); }
+#fj-gallery .grid-wrap { max-height: none; }
 #fj-gallery .preview { background: var(--block-background-fill); backdrop-filter: none; }
 #fj-draw, #fj-cancel { font-size: 1rem; }
 @media (max-width: 700px) {
