@@ -41,9 +41,11 @@ async def conversation(
     top_p: float | None = None,
     stop: str | Sequence[str] | None = None,
     logprobs: int | None = None,
+    origin: str = "messages",
     **options: Any,
 ) -> ChatRequest:
-    """A request of the API's fields; `options` are TEXT_EXTRAS. Raises ApiError, InputError."""
+    """A request of the API's fields; `options` are TEXT_EXTRAS, origin: the field of the messages. Raises ApiError,
+    InputError."""
     longest = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
     asked = {name: tokens for name, tokens in longest.items() if tokens is not None}
     if len({*asked.values()}) > 1:
@@ -61,7 +63,7 @@ async def conversation(
         options["top_p"] = top_p
     if stops:
         options["stop"] = stops
-    turns = await media.conversation(messages, settings)
+    turns = await media.conversation(messages, settings, origin)
     return ChatRequest(messages=turns, options=options, logprobs=logprobs, deadline=settings.deadline)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -60,6 +60,13 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": told}
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error, of a field that has another name there."""
+    old = error.param or ""
+    new = names.get(old, old)
+    return replace(error, message=error.message.replace(f"{old}:", f"{new}:", 1), param=new or None)
 
 
 class Unsupported(ValueError):
@@ -146,7 +153,8 @@ def invalid(faults: list[ErrorDetails]) -> ApiError:
     if isinstance(cause, Unsupported):
         return ApiError(400, f"{param}: {cause}", "unsupported_parameter", param)
     if isinstance(cause, InputError):
-        return told(cause, param)
+        said = told(cause, param)  # which names the field, and not where that is
+        return renamed(said, {said.param or "": param})
     if kind == "extra_forbidden":
         return ApiError(
             400, f"{param}: there is no such field, and none is ignored; leave it out", "unknown_parameter", param

@@ -126,12 +126,12 @@ async def _reply(events: AsyncGenerator[Event, None], asked: Drawing) -> Respons
 
 
 def _body(images: Images, asked: Drawing) -> bytes:
-    data = [{"b64_json": asked.rendering.base64(image), **_own(images, n)} for n, image in enumerate(images.images)]
+    data = [{"b64_json": asked.rendering.base64(image), **facts_of(images, n)} for n, image in enumerate(images.images)]
     reply: dict[str, Any] = {"created": int(time.time()), "data": data, **asked.facts, "usage": usage(images.usage)}
     return json.dumps(reply).encode()
 
 
-def _own(images: Images, number: int) -> dict[str, Any]:
+def facts_of(images: Images, number: int) -> dict[str, Any]:
     """Beyond the API: by what an image can be drawn again, and what the model thought of it."""
     own: dict[str, Any] = {}
     if images.seeds is not None:
@@ -184,7 +184,7 @@ def _partials(partial: Partial, asked: Drawing) -> list[bytes]:
 def _completed(images: Images, asked: Drawing) -> list[bytes]:
     used = shares(images.usage, len(images.images))
     return [
-        _event("completed", image, {"image_index": n, **_own(images, n), "usage": usage(used[n])}, asked)
+        _event("completed", image, {"image_index": n, **facts_of(images, n), "usage": usage(used[n])}, asked)
         for n, image in enumerate(images.images)
     ]
 

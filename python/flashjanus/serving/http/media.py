@@ -19,11 +19,14 @@ from flashjanus.serving.http.errors import ApiError
 from flashjanus.serving.http.settings import Settings
 
 
-async def conversation(messages: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+async def conversation(
+    messages: Sequence[Mapping[str, Any]], settings: Settings, origin: str = "messages"
+) -> list[dict[str, Any]]:
     """Messages of the API, as dicts -> those of `JanusFlow.chat`, whose images are bytes. Raises ApiError.
 
     Parts are text, input_text, output_text, image_url (a dict with "url", or the URL) and input_image; an image's
-    errors name it as messages[i].content[j]. The first messages may be of the system, the developer, or both.
+    errors name it as messages[i].content[j], or as the part's "where" says. The first messages may be of the system,
+    the developer, or both. origin: the field that they come from.
     """
     turns: list[dict[str, Any]] = []
     texts = images = 0
@@ -33,12 +36,12 @@ async def conversation(messages: Sequence[Mapping[str, Any]], settings: Settings
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         made: list[dict[str, Any]] = []
         for index, part in enumerate(parts):
-            where = f"messages[{number}].content[{index}]"
+            where = part.get("where") or f"{origin}[{number}].content[{index}]"
             if part["type"] in ("text", "input_text", "output_text"):
                 texts += len(part["text"])
                 if texts > settings.prompt_chars:
-                    words = f"messages: expected at most {settings.prompt_chars} characters of text in all"
-                    raise ApiError(400, words, "string_above_max_length", "messages")
+                    words = f"{origin}: expected at most {settings.prompt_chars} characters of text in all"
+                    raise ApiError(400, words, "string_above_max_length", origin)
                 made.append({"type": "text", "text": part["text"]})
                 continue
             if role != "user":

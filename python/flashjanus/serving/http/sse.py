@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from flashjanus.errors import FlashJanusError
 from flashjanus.serving.async_engine import Stream
-from flashjanus.serving.http.errors import told, unexpected
+from flashjanus.serving.http.errors import ApiError, told, unexpected
 from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.middleware import note
 from flashjanus.serving.http.settings import Settings
@@ -30,18 +30,29 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
+def failed(error: ApiError) -> bytes:
+    """The event that tells an error, {"type": "error", "error": {...}}."""
+    return event({"type": "error", **error.body}, "error")
+
+
 class EventStream(Response):
     """Sends the events that `events` gives. When the client leaves or stalls, it is closed, which cancels the request.
 
-    An error in the midst is the last event, {"type": "error", "error": {...}}.
+    An error in the midst is the last event: what `failed` makes of it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], streams: Sequence[Stream], settings: Settings) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        streams: Sequence[Stream],
+        settings: Settings,
+        failed: Callable[[ApiError], bytes] = failed,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._streams, self._settings = events, streams, settings
+        self._events, self._streams, self._settings, self._failed = events, streams, settings, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -68,13 +79,13 @@ class EventStream(Response):
         except FlashJanusError as error:
             said = told(error)
             note(scope, code=said.code)
-            await put(event({"type": "error", **said.body}, "error"))
+            await put(self._failed(said))
         except ClientDisconnect:
             raise
         except Exception:
             LOG.exception("a stream met an error", extra={"fields": scope["state"]["fields"]})
             note(scope, code="internal_error")
-            await put(event({"type": "error", **unexpected().body}, "error"))
+            await put(self._failed(unexpected()))
         await put(b"", more=False)
 
 
