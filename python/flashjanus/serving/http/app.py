@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from flashjanus import __version__
 from flashjanus.errors import FlashJanusError
 from flashjanus.serving.async_engine import AsyncEngine
-from flashjanus.serving.http import chat, images, pages
+from flashjanus.serving.http import chat, images, pages, responses
 from flashjanus.serving.http.access import OPEN, Access
 from flashjanus.serving.http.description import Description
 from flashjanus.serving.http.errors import ApiError, ErrorBody, plain, told
@@ -50,6 +50,7 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
         app.add_exception_handler(kind, _told)
     add_post(app, "/v1/images/generations", images.generations, ImageBody)
     add_post(app, "/v1/chat/completions", chat.completions, ChatBody)
+    add_post(app, "/v1/responses", responses.create, responses.ResponseBody)
     _add_get(app, "/v1/models", pages.models, 401, 503)
     _add_get(app, "/v1/models/{model:path}", pages.model, 401, 404, 503)
     _add_get(app, "/health/live", pages.live)

@@ -23,6 +23,7 @@ td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; bo
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/images/generations": {"prompt": "a red circle", "n": 1, "size": "auto"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Is a circle round?"}], "temperature": 0},
+    "/v1/responses": {"input": "a red circle", "tools": [{"type": "image_generation"}]},
 }
 
 
