@@ -297,7 +297,7 @@ def test_log_probabilities(web: httpx.Client) -> None:
     tokens = [token for one in deltas for token in one["logprobs"]]
     [part] = told[-1]["response"]["output"][0]["content"]
     assert tokens == part["logprobs"] == told[-4]["logprobs"]
-    assert len(tokens) == told[-1]["response"]["usage"]["output_tokens"]
+    assert len(tokens) == told[-1]["response"]["usage"]["output_tokens"] - 1  # but for the one that ends it
     assert all(len(token["top_logprobs"]) == 2 and token["logprob"] <= 0 for token in tokens)
     [part] = made(web, **ASK, include=["message.output_text.logprobs"])["output"][0]["content"]
     assert [token["top_logprobs"] for token in part["logprobs"]] == [[]] * len(tokens)

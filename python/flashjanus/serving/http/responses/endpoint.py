@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import Request
@@ -46,11 +47,11 @@ async def create(request: Request) -> Response:
     except FlashJanusError as error:
         raise renamed(told(error, "input"), TEXT_NAMES if tool is None else TOOL_NAMES) from error
     reply, events = Reply(name, _echo(body)), watched(stream, state, request.scope)
-    made = reply.image(events, asked) if isinstance(asked, Drawing) else reply.text(events, asked.logprobs is not None)
+    made = reply.image(events, asked) if isinstance(asked, Drawing) else reply.text(events)
     if body.stream:
-        return sse.EventStream(streamed(made), [stream], state.settings, reply.failed)
+        return sse.EventStream(streamed(made, tool is not None), [stream], state.settings, reply.failed)
     whole = await sse.unless_gone(last(made), [stream], request.scope, request.receive)
-    return JSONResponse(whole)
+    return await asyncio.to_thread(JSONResponse, whole)
 
 
 async def _question(state: State, body: Any, turns: list[Turn]) -> ChatRequest:

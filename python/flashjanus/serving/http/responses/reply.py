@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -9,9 +10,9 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from flashjanus.serving.http import sse
-from flashjanus.serving.http.chat import logprob_of
+from flashjanus.serving.http.chat import logprobs_of
 from flashjanus.serving.http.errors import ApiError
-from flashjanus.serving.http.images import Drawing, encoded, facts_of, usage
+from flashjanus.serving.http.images import Drawing, facts_of, usage
 from flashjanus.serving.messages import Answered, Begun, Event, Images, Partial, Piece, Usage
 
 Told: TypeAlias = AsyncGenerator[dict[str, Any], None]
@@ -62,7 +63,7 @@ class Reply:
         event = self._event("response.failed", response=self._response("failed", *output, error=why))
         return sse.event(event, event["type"])
 
-    async def text(self, events: AsyncGenerator[Event, None], logprobs: bool) -> Told:
+    async def text(self, events: AsyncGenerator[Event, None]) -> Told:
         """The events of an answer."""
         message = self._item = {
             "id": f"msg_{uuid.uuid4().hex}",
@@ -84,7 +85,7 @@ class Reply:
             async for step in told:
                 if not isinstance(step, Piece | Answered):
                     continue
-                own = [logprob_of(step)] if logprobs and isinstance(step, Piece) and step.token is not None else []
+                own = logprobs_of(step) if isinstance(step, Piece) else []
                 text, tokens = text + step.text, tokens + own
                 self._item = {**message, "content": [part()]}
                 if step.text or own:
@@ -116,11 +117,11 @@ class Reply:
                     self._item = {**call, "status": "generating"}
                     yield self._event(f"{CALL}.generating", **place)
                 elif isinstance(step, Partial):
-                    [image] = await encoded(step.images, asked.rendering)
+                    image = await asyncio.to_thread(asked.rendering.base64, step.images[0])
                     shown = {"partial_image_index": step.index, "partial_image_b64": image, **asked.facts}
                     yield self._event(f"{CALL}.partial_image", **place, **shown)
                 elif isinstance(step, Images):
-                    [image] = await encoded(step.images, asked.rendering)
+                    image = await asyncio.to_thread(asked.rendering.base64, step.images[0])
                     made = {
                         "action": "generate",
                         "revised_prompt": asked.request.prompt,
@@ -151,11 +152,12 @@ def tokens(used: Usage) -> dict[str, Any]:
     }
 
 
-async def streamed(told: Told) -> AsyncGenerator[bytes, None]:
-    """As server-sent events."""
+async def streamed(told: Told, large: bool) -> AsyncGenerator[bytes, None]:
+    """As server-sent events. large: they hold images, and are written by a thread."""
     async with aclosing(told) as events:
         async for event in events:
-            yield sse.event(event, event["type"])
+            kind = event["type"]
+            yield await asyncio.to_thread(sse.event, event, kind) if large else sse.event(event, kind)
 
 
 async def last(told: Told) -> dict[str, Any]:
