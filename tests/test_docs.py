@@ -1,4 +1,4 @@
-"""The samples of the pages in docs/ run as they are written."""
+"""The samples of the pages in docs/ run as they are written; those of serving.md: serving/test_serving_page.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").rglob("*.md"))
+PAGES = [page for page in PAGES if page.stem != "serving"]
 SAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAMPLES = [(page, sample) for page in PAGES for sample in SAMPLE.findall(page.read_text(encoding="utf-8"))]
 
