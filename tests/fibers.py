@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import itertools
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -48,11 +49,18 @@ def _run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@functools.cache
+def _generated() -> Path:
+    folder = Path(_folder().name) / "generated"
+    _run([sys.executable, str(ROOT / "csrc/generate.py"), str(folder)])
+    return folder
+
+
 def _compile(source: Path) -> Path:
     import pybind11
 
     output = Path(_folder().name) / f"{source.stem}-{next(_counter)}.o"
-    includes = [HEADERS, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [HEADERS, ROOT / "csrc", _generated(), pybind11.get_include(), sysconfig.get_path("include")]
     flags = [*FLAGS, "-Wno-unknown-pragmas", *(f"-I{path}" for path in includes)]
     level = "-O1" if source.suffix == ".cu" else "-O0"  # bindings take longer to compile than to run
     _run(["g++", level, *flags, "-x", "c++", "-c", str(source), "-o", str(output)])
@@ -61,9 +69,9 @@ def _compile(source: Path) -> Path:
 
 @functools.cache
 def _objects() -> Mapping[Path, Path]:
-    bindings = [ROOT / "csrc/bindings" / name for name in ("cuda.cpp", "fields.cpp")]
-    sources = [*KERNELS, HEADERS / "module.cpp", *bindings, ROOT / "csrc/cuda/errors.cpp"]
-    _folder()  # before the threads, each of which would make one and drop all but the last
+    # made before the threads, each of which would make one and drop all but the last
+    bindings = [ROOT / "csrc/bindings/cuda.cpp", _generated() / "fields.cpp", HEADERS / "module.cpp"]
+    sources = [*KERNELS, *bindings]
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(sources, pool.map(_compile, sources), strict=True))
 

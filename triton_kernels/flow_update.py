@@ -19,7 +19,7 @@ def flow_update_kernel(
     z_ptr,  # [rows, CHANNELS, height * PATCH, width * PATCH] float32, in place
     history_ptr,  # as z
     kept_ptr,  # [rows, height, width, CHANNELS * PATCH * PATCH], of v's type
-    schedule_ptr,  # [rows, evaluations, 9] float32: FlowEvaluation of csrc/params.h
+    schedule_ptr,  # [rows, evaluations, 9] float32: FlowEvaluation of csrc/cpu/flow_update.h
     step_ptr,  # [rows] int32, advanced
     steps_ptr,  # [rows] int32
     rows,

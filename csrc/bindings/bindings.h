@@ -8,8 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "check.h"
-#include "params.h"
+#include "kernels.h"
 
 namespace flashjanus {
 
@@ -37,7 +36,7 @@ struct Field {
 template <class P>
 using Fields = std::vector<Field<P>>;
 
-// The members of P, in the order of params.h: bindings/fields.cpp.
+// The members of P, in order: generate.py writes them.
 template <class P>
 const Fields<P>& fields();
 

@@ -1,6 +1,6 @@
 #include "bindings/bindings.h"
-#include "cpu/cpu.h"
-#include "cpu/threads.h"
+#include "host/dispatch.h"
+#include "host/threads.h"
 
 namespace py = pybind11;
 
@@ -18,16 +18,16 @@ cpu::Isa isa_named(const std::string& wanted) {
 }
 
 template <class P>
-void expect_ok(const char* kernel, Status status, const P& params, cpu::Isa isa) {
-    if (status == Status::ok) return;
-    throw py::value_error(std::string(kernel) + ": " + message(status) + ", got " + describe(params) +
+void expect_ok(const char* kernel, Refusal refusal, const P& params, cpu::Isa isa) {
+    if (!refusal) return;
+    throw py::value_error(std::string(kernel) + ": " + refusal + ", got " + describe(params) +
                           ", isa=" + cpu::name(isa));
 }
 
 // module.kernel(*, <the members of P>, isa=""): an empty isa takes the best one.
 // module.kernel_bound(the same): kernel with these arguments as a function of the number of threads.
 template <class P>
-void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, Status (*run)(const P&, cpu::Isa)) {
+void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, Refusal (*run)(const P&, cpu::Isa)) {
     const auto taken = [kernel](const py::kwargs& given) {
         py::dict arguments(given);
         const auto wanted = take<std::string>(kernel, arguments, "isa", "");
@@ -37,12 +37,12 @@ void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, S
     };
     const auto call = [kernel, run, taken](const py::kwargs& given) {
         const auto [params, isa] = taken(given);
-        Status status;
+        Refusal refusal;
         {
             py::gil_scoped_release release;
-            status = run(params, isa);
+            refusal = run(params, isa);
         }
-        expect_ok(kernel, status, params, isa);
+        expect_ok(kernel, refusal, params, isa);
     };
     const auto bound = [kernel, run, taken](const py::kwargs& given) {
         const auto held = taken(given);
@@ -50,15 +50,15 @@ void bind_cpu(py::module_& module, const char* kernel, const char* bound_name, S
         return py::cpp_function([kernel, run, held](int32_t threads) {
             P params = held.first;
             params.threads = threads;
-            Status status;
+            Refusal refusal;
             {
                 py::gil_scoped_release release;
-                status = run(params, held.second);
+                refusal = run(params, held.second);
             }
-            expect_ok(kernel, status, params, held.second);
+            expect_ok(kernel, refusal, params, held.second);
         });
     };
-    module.def(kernel, call, "A CPU kernel; its arguments are the members of its struct in csrc/params.h.");
+    module.def(kernel, call, "A CPU kernel; its arguments are the members of its struct in csrc/cpu.");
     module.def(bound_name, bound, "The kernel with these arguments, as a function of the number of threads.");
 }
 

@@ -1,5 +1,4 @@
 #include "bindings/bindings.h"
-#include "cuda/cuda.h"
 
 namespace py = pybind11;
 

@@ -1,6 +1,7 @@
 // Attention of each query for itself over its row's cached keys, with an online softmax over blocks of keys: for one
 // query a row, and for few. See flow_update.cpp for
 // what a file compiled per instruction set must not do.
+#include "cpu/decode_attention.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

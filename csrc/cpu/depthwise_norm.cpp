@@ -1,5 +1,6 @@
 // Depthwise 7x7 convolution and RMSNorm over channels, NHWC, in one pass over x. See flow_update.cpp for what a file
 // compiled per instruction set must not do.
+#include "cpu/depthwise_norm.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

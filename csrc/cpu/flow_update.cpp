@@ -1,11 +1,13 @@
 // Compiled once per instruction set, into a namespace named by FLASHJANUS_ISA.
 // Trap: an inline function with external linkage that is used here could be merged by the linker into its AVX-512 copy
 // and then run on a machine without it. Everything below is therefore local to the namespace, and no library header
-// with inline functions is included. Contraction to FMA is off, so every instruction set gives the same bits.
+// with inline functions is included.
 // No threads: a 1.3B row (9216 elements) takes microseconds, less than waking a thread.
+// No contraction to FMA, so that every instruction set and the GPU give the same bits.
+// Compiled with: -ffp-contract=off
 #include <cstdint>
 
-#include "params.h"
+#include "cpu/flow_update.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
 namespace {

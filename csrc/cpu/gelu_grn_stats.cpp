@@ -1,5 +1,6 @@
 // Exact GELU with the sums of its squares per channel, in one pass over x. See flow_update.cpp for what a file compiled
 // per instruction set must not do.
+#include "cpu/gelu_grn_stats.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

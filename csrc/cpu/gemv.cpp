@@ -2,6 +2,7 @@
 // rows of x are used while a piece of w is in registers, and more, in groups of four, while it is in the cache. A row's
 // sums have the same order in any group, so its bits do not depend on how many rows there are. See flow_update.cpp for
 // what a file compiled per instruction set must not do.
+#include "cpu/gemv.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,5 +1,6 @@
 // The scaling of global response normalisation. See flow_update.cpp for what a file compiled per instruction set must
 // not do.
+#include "cpu/grn_apply.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,5 +1,6 @@
 // GroupNorm with SiLU or without, NHWC: one pass over x for the statistics, one for y. See flow_update.cpp for what a
 // file compiled per instruction set must not do.
+#include "cpu/group_norm_silu.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

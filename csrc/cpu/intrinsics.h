@@ -7,5 +7,5 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/threads.h"
-#include "params.h"
+#include "host/threads.h"
+#include "kernel.h"

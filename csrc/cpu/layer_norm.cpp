@@ -1,5 +1,6 @@
 // Residual add and LayerNorm, or LayerNorm alone. See flow_update.cpp for what a file compiled per instruction set must
 // not do.
+#include "cpu/layer_norm.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,4 +1,5 @@
 // Rows into int8. See flow_update.cpp for what a file compiled per instruction set must not do.
+#include "cpu/quantise_rows.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,5 +1,6 @@
 // Residual add, then scale and shift from the row's place in its table. See flow_update.cpp for what a file compiled
 // per instruction set must not do.
+#include "cpu/residual_modulate.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,5 +1,6 @@
 // Residual add and RMSNorm, or RMSNorm alone, also into int8. See flow_update.cpp for what a file compiled per
 // instruction set must not do.
+#include "cpu/rms_norm.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,5 +1,6 @@
 // RoPE on queries and keys, and the write of keys and values into their cache, in one pass over qkv. See
 // flow_update.cpp for what a file compiled per instruction set must not do.
+#include "cpu/rope_kv_write.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

@@ -1,6 +1,7 @@
 // A token of each row's distribution, without sorting it: the sums that top-k, top-p and the draw compare with their
 // goals are found digit by digit, as on a GPU (cuda/sample_token.cu). See flow_update.cpp for what a file compiled per
 // instruction set must not do.
+#include "cpu/sample_token.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

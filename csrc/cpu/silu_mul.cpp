@@ -1,4 +1,5 @@
 // Gated SiLU, also into int8. See flow_update.cpp for what a file compiled per instruction set must not do.
+#include "cpu/silu_mul.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {

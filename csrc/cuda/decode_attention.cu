@@ -1,5 +1,4 @@
-#include "check.h"
-#include "cuda/cuda.h"
+#include "cpu/decode_attention.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -177,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
 }
 
 template <class T, int kLanes, int kPacks, bool kAligned>
-Status launch_rows(const DecodeAttentionParams& p, void* stream) {
+Refusal launch_rows(const DecodeAttentionParams& p, void* stream) {
     const auto kernel = decode_attention_kernel<T, kLanes, kPacks, kAligned>;
     constexpr int kPerBlock = kWarps * (kWarp / kLanes) * kUnroll;
     unsigned cluster = 1;
@@ -187,7 +186,7 @@ Status launch_rows(const DecodeAttentionParams& p, void* stream) {
 }
 
 template <class T>
-Status any_head(const DecodeAttentionParams& p, void* stream) {
+Refusal any_head(const DecodeAttentionParams& p, void* stream) {
     constexpr int kSize = Pack<T>::kSize;
     bool whole = p.head % kSize == 0 && p.batch_stride % kSize == 0 && p.key_stride % kSize == 0;
     whole = whole && aligned(p.q, 16) && aligned(p.k, 16) && aligned(p.v, 16);
@@ -201,11 +200,10 @@ Status any_head(const DecodeAttentionParams& p, void* stream) {
 
 }  // namespace
 
-Status decode_attention(const DecodeAttentionParams& params, void* stream) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
-    if (params.queries != 1) return Status::many_queries;
-    if (!params.kv_start) return Status::null_tensor;  // only a CPU's kernels serve without the rule
+Refusal decode_attention(const DecodeAttentionParams& params, void* stream) {
+    if (const Refusal refusal = check(params)) return refusal;
+    if (params.queries != 1) return "expected one query a row";
+    if (!params.kv_start) return expected::tensors;  // only a CPU's kernels serve without the rule
     if (params.dtype == Dtype::f32) return any_head<float>(params, stream);
     return any_head<bf16>(params, stream);
 }

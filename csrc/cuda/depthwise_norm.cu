@@ -1,7 +1,6 @@
 #include <cuda_pipeline.h>
 
-#include "check.h"
-#include "cuda/cuda.h"
+#include "cpu/depthwise_norm.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 2) depthwise_norm_kernel(const __gri
 
 // Large tiles read x less often, but their outputs fit one block's memory only if clusters share the channels.
 template <class T, class X, class W>
-Status launch_tiles(const DepthwiseNormParams& p, unsigned cluster, void* stream) {
+Refusal launch_tiles(const DepthwiseNormParams& p, unsigned cluster, void* stream) {
     const int slices = (p.channels + kSlice - 1) / kSlice;
     const int64_t across = (p.width + T::kWide - 1) / T::kWide, down = (p.height + T::kHeight - 1) / T::kHeight;
     const unsigned shared = Shared<T, X>::bytes((slices + cluster - 1) / cluster);
@@ -184,7 +183,7 @@ Status launch_tiles(const DepthwiseNormParams& p, unsigned cluster, void* stream
 }
 
 template <class X, class W>
-Status any_chip(const DepthwiseNormParams& p, void* stream) {
+Refusal any_chip(const DepthwiseNormParams& p, void* stream) {
     if (architecture(depthwise_norm_kernel<Large, X, W>) < 90) return launch_tiles<Small, X, W>(p, 1, stream);
     unsigned cluster = 1;
     while (cluster < kMaxCluster && static_cast<int>(cluster) * kSlice < p.channels) cluster *= 2;
@@ -192,16 +191,15 @@ Status any_chip(const DepthwiseNormParams& p, void* stream) {
 }
 
 template <class X>
-Status any_weight(const DepthwiseNormParams& p, void* stream) {
+Refusal any_weight(const DepthwiseNormParams& p, void* stream) {
     if (p.weight_dtype == Dtype::f32) return any_chip<X, float>(p, stream);
     return any_chip<X, bf16>(p, stream);
 }
 
 }  // namespace
 
-Status depthwise_norm(const DepthwiseNormParams& params, void* stream) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
+Refusal depthwise_norm(const DepthwiseNormParams& params, void* stream) {
+    if (const Refusal refusal = check(params)) return refusal;
     if (params.x_dtype == Dtype::f32) return any_weight<float>(params, stream);
     return any_weight<bf16>(params, stream);
 }

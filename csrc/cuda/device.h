@@ -4,7 +4,7 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
-#include "params.h"
+#include "kernel.h"
 
 // All shared memory of our kernels, so that the CPU build can poison and guard it (tests/kernels/cuda_on_cpu).
 extern __shared__ uint4 dynamic_shared[];

@@ -1,5 +1,6 @@
-#include "check.h"
-#include "cuda/cuda.h"
+// No contraction to FMA: the same bits as on a CPU.
+// Compiled with: -fmad=false
+#include "cpu/flow_update.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kMaxThreads) flow_update_kernel(const __grid_c
 }
 
 template <class T>
-Status launch_rows(const FlowUpdateParams& p, void* stream) {
+Refusal launch_rows(const FlowUpdateParams& p, void* stream) {
     const int items = p.height * p.width * p.channels;
     const unsigned threads = items < kMaxThreads ? (items + kWarp - 1) / kWarp * kWarp : kMaxThreads;
     const unsigned shared = threads / kWarp * sizeof(float4);
@@ -172,9 +173,8 @@ Status launch_rows(const FlowUpdateParams& p, void* stream) {
 
 }  // namespace
 
-Status flow_update(const FlowUpdateParams& params, void* stream) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
+Refusal flow_update(const FlowUpdateParams& params, void* stream) {
+    if (const Refusal refusal = check(params)) return refusal;
     return params.v_dtype == Dtype::f32 ? launch_rows<float>(params, stream) : launch_rows<bf16>(params, stream);
 }
 

@@ -1,5 +1,4 @@
-#include "check.h"
-#include "cuda/cuda.h"
+#include "cpu/gemv.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -137,7 +136,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_consta
 }
 
 template <class X, class W>
-Status any_rows(const GemvParams& p, void* stream) {
+Refusal any_rows(const GemvParams& p, void* stream) {
     const bool aligned_w = p.columns % Pack<W>::kSize == 0 && aligned(p.w, 16);
     const bool aligned_x = p.columns % Pack<X>::kSize == 0 && aligned(p.x, 16);
     const bool whole = aligned_w && aligned_x;
@@ -151,7 +150,7 @@ Status any_rows(const GemvParams& p, void* stream) {
 }
 
 template <class X>
-Status any_weight(const GemvParams& p, void* stream) {
+Refusal any_weight(const GemvParams& p, void* stream) {
     if (p.scale) return any_rows<X, int8_t>(p, stream);
     if constexpr (sizeof(X) == sizeof(float)) {
         if (p.dtype == Dtype::f32) return any_rows<X, float>(p, stream);
@@ -161,10 +160,9 @@ Status any_weight(const GemvParams& p, void* stream) {
 
 }  // namespace
 
-Status gemv(const GemvParams& params, void* stream) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
-    if (params.rows > kMaxGemvRows) return Status::too_many_rows;
+Refusal gemv(const GemvParams& params, void* stream) {
+    if (const Refusal refusal = check(params)) return refusal;
+    if (params.rows > kMaxGemvRows) return expected::few_rows;
     if (params.x_dtype == Dtype::f32) return any_weight<float>(params, stream);
     return any_weight<bf16>(params, stream);
 }

@@ -3,10 +3,11 @@
 
 #include <cuda_runtime.h>
 
-#include "params.h"
+#include "kernel.h"
 
 namespace flashjanus::cuda {
 
+// Of this thread: what the runtime said of it.
 inline thread_local cudaError_t last_launch = cudaSuccess;
 
 struct Shape {
@@ -25,8 +26,8 @@ int architecture(void (*kernel)(Params)) {
 }
 
 template <class Params>
-Status launch(void (*kernel)(Params), const Shape& shape, const Params& params, void* stream) {
-    if (shape.blocks > INT32_MAX) return Status::too_many_blocks;
+Refusal launch(void (*kernel)(Params), const Shape& shape, const Params& params, void* stream) {
+    if (shape.blocks > INT32_MAX) return "expected sizes that make fewer than 2^31 blocks";
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
@@ -49,7 +50,7 @@ Status launch(void (*kernel)(Params), const Shape& shape, const Params& params, 
         last_launch = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared);
     }
     if (last_launch == cudaSuccess) last_launch = cudaLaunchKernelEx(&config, kernel, params);
-    return last_launch == cudaSuccess ? Status::ok : Status::launch_failed;
+    return last_launch == cudaSuccess ? nullptr : "the CUDA runtime refused the launch";
 }
 
 }  // namespace flashjanus::cuda

@@ -1,5 +1,4 @@
-#include "check.h"
-#include "cuda/cuda.h"
+#include "cpu/sample_token.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -277,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_token_kernel(const __grid_
 }
 
 template <class T>
-Status launch_rows(const SampleTokenParams& p, void* stream) {
+Refusal launch_rows(const SampleTokenParams& p, void* stream) {
     const auto kernel = sample_token_kernel<T>;
     constexpr int kPerBlock = kThreads * kUnroll;
     unsigned cluster = 1;
@@ -287,9 +286,8 @@ Status launch_rows(const SampleTokenParams& p, void* stream) {
 
 }  // namespace
 
-Status sample_token(const SampleTokenParams& params, void* stream) {
-    const Status status = check(params);
-    if (status != Status::ok) return status;
+Refusal sample_token(const SampleTokenParams& params, void* stream) {
+    if (const Refusal refusal = check(params)) return refusal;
     if (params.dtype == Dtype::f32) return launch_rows<float>(params, stream);
     return launch_rows<bf16>(params, stream);
 }

@@ -80,7 +80,7 @@ OP = register(
 
 
 MAX_HEAD = 256
-"""kMaxHead of csrc/params.h."""
+"""kMaxHead of csrc/cpu/decode_attention.h."""
 
 
 def _refuses_query_by_query(specs: Sequence[TensorSpec | None]) -> str | None:

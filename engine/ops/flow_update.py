@@ -22,11 +22,11 @@ from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import branches_of_images, elements
 
 MAX_PATCH_VALUES = 4096
-"""kMaxPatchValues of csrc/params.h."""
+"""kMaxPatchValues of csrc/cpu/flow_update.h."""
 
 
 class Evaluation(NamedTuple):
-    """A row's numbers for one evaluation, the columns of `schedule`: FlowEvaluation of csrc/params.h."""
+    """A row's numbers for one evaluation, the columns of `schedule`: FlowEvaluation of csrc/cpu/flow_update.h."""
 
     z_z: float = 1.0
     z_w: float = 0.0

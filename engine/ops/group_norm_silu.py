@@ -66,7 +66,7 @@ OP = register(
 
 
 MAX_GROUPS = 128
-"""kMaxNormGroups of csrc/params.h."""
+"""kMaxNormGroups of csrc/cpu/group_norm_silu.h."""
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

@@ -60,7 +60,7 @@ OP = register(
 
 
 MAX_ROWS = 4
-"""kMaxGemvRows of csrc/params.h."""
+"""kMaxGemvRows of csrc/kernel.h."""
 FEW_TOKENS = 4
 """Of a row, above which it is no longer the weight that a CPU waits for."""
 
@@ -129,7 +129,7 @@ def gemv_arguments(
     eps: float = 0.0,
     gated: bool = False,
 ) -> dict[str, Any]:
-    """Members of GemvParams in csrc/params.h; int8 weights come with their scale."""
+    """Members of GemvParams in csrc/cpu/gemv.h; int8 weights come with their scale."""
     dtype = x.dtype if scale is not None else weight.dtype
     shared = product_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps)
     return dict(bias=bias, dtype=dtype, gated=gated, **shared)
@@ -145,7 +145,7 @@ def product_arguments(
     residual: torch.Tensor | None,
     eps: float,
 ) -> dict[str, Any]:
-    """What the structs of csrc/params.h have in common whose kernels multiply by a weight."""
+    """What the structs of kernels that multiply by a weight have in common."""
     x = x.reshape(-1, x.shape[-1]).contiguous()
     return dict(
         x=x,

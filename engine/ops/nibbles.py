@@ -11,6 +11,7 @@ import torch
 
 PANEL = 16
 GROUP = 32
+"""kInt4Group of csrc/cpu/amx/int4_linear.h."""
 REGISTERS = 4
 """Of 64 bytes, in a group of a panel."""
 Q_MIN, Q_MAX = -8, 7

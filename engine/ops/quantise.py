@@ -21,7 +21,7 @@ from ..runtime.cuda import no_e4m3
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """By dtype, what a row's largest value becomes."""
 MAX_CHANNELS = 8192
-"""kMaxQuantisedChannels of csrc/params.h."""
+"""kMaxQuantisedChannels of csrc/kernel.h."""
 
 
 def reference(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from ..runtime import native
 from .base import Refusal, Tunable
 
 MAX_NORM_CHANNELS = 2048
-"""kMaxNormChannels of csrc/params.h."""
+"""kMaxNormChannels of csrc/kernel.h."""
 WARPS = (Tunable("flashjanus.triton_kernels", "A_THREAD", (8, 32)),)
 """Of Triton kernels whose programs take a row each."""
 

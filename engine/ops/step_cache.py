@@ -22,7 +22,7 @@ from .shapes import branches_of_images, elements
 
 
 class CacheLine(NamedTuple):
-    """A row's numbers for one evaluation, the columns of `lines`: StepCacheLine of csrc/params.h."""
+    """A row's numbers for one evaluation, the columns of `lines`: StepCacheLine of csrc/cpu/step_cache.h."""
 
     recall: float = 0.0
     """Not 0: y is recalled, and no slot is written."""

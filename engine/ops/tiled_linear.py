@@ -24,7 +24,7 @@ from .refusals import floats
 from .shapes import outputs_of_row
 
 ACTIVATIONS = ("none", "gated_silu", "gelu")
-"""In the order of Activation in csrc/params.h."""
+"""In the order of Activation in csrc/cpu/amx/tiled_linear.h."""
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,7 +13,7 @@ import torch
 
 from ..errors import NativeError
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in csrc/params.h
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in csrc/kernel.h
 
 
 @functools.cache
@@ -82,6 +83,17 @@ class _Recorded:
 _recording: ContextVar[list[_Recorded] | None] = ContextVar("recording", default=None)
 
 
+@contextmanager
+def recording() -> Iterator[list[_Recorded]]:
+    """What CPU kernels are asked for meanwhile; none of them runs."""
+    recorded: list[_Recorded] = []
+    token = _recording.set(recorded)
+    try:
+        yield recorded
+    finally:
+        _recording.reset(token)
+
+
 def bind(run: Callable[[], None], tensors: Iterable[torch.Tensor]) -> Callable[[], None]:
     """`run`, or where all it does is to call one CPU kernel on `tensors`, that call with its arguments ready: a tenth
     of the Python.
@@ -89,12 +101,8 @@ def bind(run: Callable[[], None], tensors: Iterable[torch.Tensor]) -> Callable[[
     Addresses are taken now: `tensors` must stay where they are. What `run` does beside the call, e.g. the copy of a
     tensor that is not contiguous, it does once, now; such a call is not bound. Raises NativeError.
     """
-    recorded: list[_Recorded] = []
-    token = _recording.set(recorded)
-    try:
+    with recording() as recorded:
         run()
-    finally:
-        _recording.reset(token)
     owned = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     if len(recorded) != 1 or not recorded[0].storages <= owned:
         return run
@@ -160,7 +168,7 @@ Argument = torch.Tensor | torch.dtype | float | None
 
 
 def plain(kernel: str, device: torch.device, arguments: Mapping[str, Argument]) -> dict[str, int | float]:
-    """Members of a struct of csrc/params.h: a tensor as its address (None as null), a dtype as its number.
+    """Members of a struct of arguments: a tensor as its address (None as null), a dtype as its number.
 
     Raises NativeError where a tensor is not on `device`.
     """
@@ -178,7 +186,7 @@ def plain(kernel: str, device: torch.device, arguments: Mapping[str, Argument]) 
 
 
 def run(kernel: str, *, isa: str | None = None, **arguments: Argument) -> None:
-    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/params.h.
+    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/cpu.
 
     What an address points at is not checked: shapes and strides are the caller's, from a plan that was checked.
     Raises NativeError.

@@ -58,6 +58,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "stale.py" not in inside
 
 
+def test_what_is_compiled_per_instruction_set_defines_its_kernel_alone(wheel: Path) -> None:
+    """The linker keeps one copy of a function that several files define, and it may be one for another machine."""
+    if not shutil.which("nm"):
+        pytest.skip("nm is not installed")
+    objects = sorted((wheel.parent / "sources/build").glob("temp*/**/cpu_*.dir/**/*.o"))
+    assert objects
+    for path in objects:
+        (isa,) = (part.removeprefix("cpu_").removesuffix(".dir") for part in path.parts if part.startswith("cpu_"))
+        listed = subprocess.run(
+            ["nm", "-C", "-P", "--defined-only", "--extern-only", path], capture_output=True, text=True
+        )
+        names = [line.partition("(")[0] for line in listed.stdout.splitlines() if not line.startswith("DW.ref.")]
+        assert names == [f"flashjanus::cpu::{isa}::{path.name.partition('.')[0]}"], path
+
+
 def test_the_wheel_runs_away_from_the_sources(wheel: Path, tmp_path: Path, python: Run) -> None:
     target = tmp_path / "site"
     install(wheel, target, python)

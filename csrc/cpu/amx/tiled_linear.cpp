@@ -3,6 +3,7 @@
 // start of a call, block by block in the second-level cache, while the next piece of w is fetched behind the products.
 #include <cstdlib>
 
+#include "cpu/amx/tiled_linear.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -10,7 +11,7 @@ namespace {
 
 #include "cpu/vector.h"
 
-#include "cpu/amx.h"
+#include "cpu/amx/tiles.h"
 #include "cpu/quantise.h"
 
 #include "cpu/norm.h"
@@ -359,14 +360,14 @@ class Worker {
 };
 
 template <class T>
-Status multiply(const TiledLinearParams& p) {
+Refusal multiply(const TiledLinearParams& p) {
     thread_local Scratch scratch;
     const Cut cut(p, 64 / sizeof(T));
     const int32_t rows = cut.padded_rows();
     const int64_t tile_bytes = int64_t{rows} * p.columns * sizeof(T);
     const int64_t scale_bytes = (rows * int64_t{sizeof(float)} + 63) / 64 * 64;
     char* memory = scratch.fit(tile_bytes + scale_bytes + int64_t{cut.held} * p.threads * sizeof(Sums));
-    if (!memory) return Status::out_of_memory;
+    if (!memory) return kNoMemory;
     char* scales = memory + tile_bytes;
     const Operands operands{memory, reinterpret_cast<float*>(scales), scales + scale_bytes};
     const double each = 0.05 + 0.002 * p.rows;  // of a weight: its reading and its products
@@ -387,12 +388,12 @@ Status multiply(const TiledLinearParams& p) {
         _tile_release();
         _mm_sfence();
     }
-    return Status::ok;
+    return nullptr;
 }
 
 }  // namespace
 
-Status tiled_linear(const TiledLinearParams& p) {
+Refusal tiled_linear(const TiledLinearParams& p) {
     return p.scale ? multiply<int8_t>(p) : multiply<bf16>(p);
 }
 

@@ -1,6 +1,7 @@
 // y = act(norm(x) w^T) + residual for up to four rows, w in 4 bits. Bound by the reading of w: every row of x is used
 // while a piece of w is in registers. VNNI multiplies signed bytes by unsigned ones: those of w are q + 8, so each
 // group of columns takes 8 times its sum of x off again.
+#include "cpu/amx/int4_linear.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -130,14 +131,14 @@ void rows(const Int4LinearParams& p) {
 
 }  // namespace
 
-Status int4_linear(const Int4LinearParams& p) {
+Refusal int4_linear(const Int4LinearParams& p) {
     switch (p.rows) {
         case 1: rows<1>(p); break;
         case 2: rows<2>(p); break;
         case 3: rows<3>(p); break;
         default: rows<kMaxGemvRows>(p);
     }
-    return Status::ok;
+    return nullptr;
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

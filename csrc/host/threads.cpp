@@ -2,7 +2,7 @@
 // for each other by spinning keep each other from running: a loop of microseconds then takes as long as a scheduler's
 // time slice. So how long the threads of this process's teams wait for their cores is measured while kernels run, and
 // where that is much, small loops stay on the calling thread, and the runtime's threads give up their cores at once.
-#include "cpu/threads.h"
+#include "host/threads.h"
 
 #include <atomic>
 

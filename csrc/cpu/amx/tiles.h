@@ -21,6 +21,8 @@ INLINE void tiles_meet_memory() {
     asm volatile("" ::: "memory");
 }
 
+constexpr char kNoMemory[] = "expected memory for the operands in tiles";
+
 constexpr int32_t kTile = 16;         // rows of a tile, and columns of a product's
 constexpr int32_t kTileBytes = 1024;  // of any tile
 

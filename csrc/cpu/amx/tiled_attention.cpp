@@ -3,6 +3,7 @@
 // sees are left out, which for causal rows is half of them.
 #include <cstdlib>
 
+#include "cpu/amx/tiled_attention.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -10,7 +11,7 @@ namespace {
 
 #include "cpu/vector.h"
 
-#include "cpu/amx.h"
+#include "cpu/amx/tiles.h"
 
 constexpr int32_t kRows = 2 * kTile;  // queries of a block
 constexpr int32_t kKeys = 192;        // keys of a block: its scores stay in the first-level cache
@@ -98,7 +99,7 @@ INLINE void multiply_2x2(const char* a, int64_t a_rows, const char* b, int64_t b
 class Head {
  public:
     // Queries first to last - 1 of row b, for the heads that share key/value head g.
-    Head(const DecodeAttentionParams& p, int32_t b, int32_t g, int32_t first, int32_t last)
+    Head(const TiledAttentionParams& p, int32_t b, int32_t g, int32_t first, int32_t last)
         : p_(p), b_(b), g_(g), first_(first), last_(last), low_(p.keys), high_(0) {
         for (int32_t i = first; i < last; ++i) {
             low_ = begin(i) < low_ ? begin(i) : low_;
@@ -318,7 +319,7 @@ class Head {
         for (int64_t d = 0; d < panels; ++d, sums += kTile * kTile) store(sums, load(sums) * keep);
     }
 
-    const DecodeAttentionParams& p_;
+    const TiledAttentionParams& p_;
     const int32_t b_, g_, first_, last_;
     int32_t low_, high_;  // the keys that any of the queries sees lie between
     int32_t padded_;
@@ -326,9 +327,9 @@ class Head {
 
 }  // namespace
 
-Status tiled_attention(const DecodeAttentionParams& p) {
-    if (p.dtype != Dtype::bf16) return Status::bf16_only;
-    if (p.head % kPair) return Status::ragged_head;
+Refusal tiled_attention(const TiledAttentionParams& p) {
+    if (p.dtype != Dtype::bf16) return "expected dtype 1 (bfloat16)";
+    if (p.head % kPair) return "expected heads of a multiple of 32 channels";
     // as many chunks of queries as keep all threads at work, though each puts the keys into tiles for itself
     const int64_t heads = int64_t{p.batch} * p.kv_heads, blocks = (p.queries + kRows - 1) / kRows;
     const int64_t wanted = heads >= 4 * p.threads ? 1 : (4 * p.threads + heads - 1) / heads;
@@ -357,7 +358,7 @@ Status tiled_attention(const DecodeAttentionParams& p) {
         }
         _tile_release();
     }
-    return failed ? Status::out_of_memory : Status::ok;
+    return failed ? kNoMemory : nullptr;
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -1,6 +1,4 @@
-#include "cpu/cpu.h"
-
-#include "check.h"
+#include "host/dispatch.h"
 
 #ifdef FLASHJANUS_AMX
 #include <cpuid.h>
@@ -25,12 +23,14 @@ FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)
 #endif
 #undef FLASHJANUS_DECLARE
 #ifdef FLASHJANUS_AMX
-#define FLASHJANUS_DECLARE(kernel, Params) Status kernel(const Params& params);
+#define FLASHJANUS_DECLARE(kernel, Params) Refusal kernel(const Params& params);
 namespace amx {
 FLASHJANUS_AMX_KERNELS(FLASHJANUS_DECLARE)
 }
 #undef FLASHJANUS_DECLARE
 #endif
+
+static constexpr char kUnavailable[] = "expected an instruction set that this build and this machine have";
 
 const char* name(Isa isa) {
     switch (isa) {
@@ -107,17 +107,16 @@ bool amx_available() {
 #define FLASHJANUS_CALL(kernel) baseline::kernel(params)
 #endif
 
-#define FLASHJANUS_DEFINE(kernel, Params)                      \
-    static void call_##kernel(const Params& params, Isa isa) { \
-        FLASHJANUS_CALL(kernel);                               \
-        (void)isa;                                             \
-    }                                                          \
-    Status kernel(const Params& params, Isa isa) {             \
-        const Status status = check(params);                   \
-        if (status != Status::ok) return status;               \
-        if (!available(isa)) return Status::isa_unavailable;   \
-        call_##kernel(params, isa);                            \
-        return Status::ok;                                     \
+#define FLASHJANUS_DEFINE(kernel, Params)                          \
+    static void call_##kernel(const Params& params, Isa isa) {     \
+        FLASHJANUS_CALL(kernel);                                   \
+        (void)isa;                                                 \
+    }                                                              \
+    Refusal kernel(const Params& params, Isa isa) {                \
+        if (const Refusal refusal = check(params)) return refusal; \
+        if (!available(isa)) return kUnavailable;                  \
+        call_##kernel(params, isa);                                \
+        return nullptr;                                            \
     }
 FLASHJANUS_CPU_KERNELS(FLASHJANUS_DEFINE)
 #undef FLASHJANUS_DEFINE
@@ -125,14 +124,13 @@ FLASHJANUS_CPU_KERNELS(FLASHJANUS_DEFINE)
 #ifdef FLASHJANUS_AMX
 #define FLASHJANUS_CALL_AMX(kernel) return amx::kernel(params)
 #else
-#define FLASHJANUS_CALL_AMX(kernel) return Status::isa_unavailable
+#define FLASHJANUS_CALL_AMX(kernel) return kUnavailable
 #endif
-#define FLASHJANUS_DEFINE(kernel, Params)                     \
-    Status kernel(const Params& params, Isa) {                \
-        const Status status = check(params);                  \
-        if (status != Status::ok) return status;              \
-        if (!amx_available()) return Status::isa_unavailable; \
-        FLASHJANUS_CALL_AMX(kernel);                          \
+#define FLASHJANUS_DEFINE(kernel, Params)                          \
+    Refusal kernel(const Params& params, Isa) {                    \
+        if (const Refusal refusal = check(params)) return refusal; \
+        if (!amx_available()) return kUnavailable;                 \
+        FLASHJANUS_CALL_AMX(kernel);                               \
     }
 FLASHJANUS_AMX_KERNELS(FLASHJANUS_DEFINE)
 
