@@ -1,78 +1,12 @@
-"""The fused ops, one file each: importing this package registers them all."""
+"""The fused ops, one file each: importing this package registers all that its folder holds."""
 
-from . import (
-    activations,
-    attention,
-    conv2d,
-    depthwise_norm,
-    embed,
-    flow_update,
-    fused_linear,
-    grn,
-    group_norm_silu,
-    int4_linear,
-    layer_norm,
-    layout,
-    linear,
-    linear_w8a8,
-    linear_w8a16,
-    nibbles,
-    norm_concat,
-    quantise,
-    quantise_rows,
-    residual_modulate,
-    rms_norm,
-    rms_norm_quantised,
-    rope_kv_write,
-    rows,
-    sample_token,
-    silu_mul_quantised,
-    step_cache,
-    tiled_linear,
-    tiles,
-    time_embedding,
-    upsample,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from .base import Avoided, Call, Implementation, Op, Schema, Tunable, all_ops, get_op
 
-__all__ = [
-    "Avoided",
-    "Call",
-    "Implementation",
-    "Op",
-    "Schema",
-    "Tunable",
-    "activations",
-    "all_ops",
-    "attention",
-    "conv2d",
-    "depthwise_norm",
-    "embed",
-    "flow_update",
-    "fused_linear",
-    "get_op",
-    "grn",
-    "group_norm_silu",
-    "int4_linear",
-    "layer_norm",
-    "layout",
-    "linear",
-    "linear_w8a8",
-    "linear_w8a16",
-    "nibbles",
-    "norm_concat",
-    "quantise",
-    "quantise_rows",
-    "residual_modulate",
-    "rms_norm",
-    "rms_norm_quantised",
-    "rope_kv_write",
-    "rows",
-    "sample_token",
-    "silu_mul_quantised",
-    "step_cache",
-    "tiled_linear",
-    "tiles",
-    "time_embedding",
-    "upsample",
-]
+__all__ = ["Avoided", "Call", "Implementation", "Op", "Schema", "Tunable", "all_ops", "get_op"]
+
+for _name in sorted(module.name for module in iter_modules(__path__)):
+    if _name != "__main__":
+        import_module(f"{__name__}.{_name}")

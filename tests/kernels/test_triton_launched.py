@@ -110,7 +110,7 @@ def test_the_released_model_s_plans_are_launched(launches: list[Launch], plans: 
         launch(node)
         assert len(launches) > before, node.label
         served.add(node.op)
-    assert served == {op.name for op in OPS}
+    assert served == {op.name for op in OPS} & {node.op for node in plans}
     (step,) = {it.grid for it in launches if it.kernel == "attention_kernel" and it.arguments["queries"] == 576 and
                it.arguments["heads"] == 16 and it.arguments["HEAD"] == 128 and it.grid[0] == 32}  # fmt: skip
     assert step == (2 * 16, 9, 1), "two rows of 16 heads, 576 queries in tiles of 64"
