@@ -128,6 +128,13 @@ def begin(page: Page, images: int = 1, steps: int = 30) -> None:
     page.click("#fj-draw")
 
 
+def sent(page: Page) -> bool:
+    """Whether the question has left its box by now: as long as an answer is not all there, Enter does nothing."""
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    return page.locator("#fj-question textarea").input_value() == ""
+
+
 def pictures(page: Page) -> Locator:
     return page.locator("#fj-gallery img")
 
@@ -162,7 +169,7 @@ def test_a_drawn_image_is_asked_about(browser: Browser, served: Served) -> None:
         expect(page.locator("#fj-question img")).to_be_visible()
         for turn, question in enumerate((QUESTION, "What color is the square?"), 1):
             page.fill("#fj-question textarea", question)
-            page.keyboard.press("Enter")
+            until(lambda: sent(page))
             answer = page.locator("#fj-chat .bot.message").nth(turn - 1)
             expect(answer).to_contain_text(re.compile("circle|square|blue|red"), timeout=PATIENCE)
             until(lambda: not served.busy())
