@@ -101,7 +101,7 @@ def recalled_step(work: Workload, runner: Runner, rows: int) -> Measured:
     prepared = work.prepared(runner)
     with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, True) as session:
         work.join(session, prepared)
-        recall = session.forms[False, True]
+        recall = session.forms[False, session.guided]
         work.clock.spans(recall.run, 3)
         return {"time": summary(work.clock.spans(recall.run, work.sizes.steps))}, [recall.plan]
 

@@ -48,8 +48,9 @@ class Executor(ProcessBound):
 
     `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device (PlanError otherwise, or where
     one that is read through views is not contiguous); without `states` all of them are allocated. `inputs` may hold
-    some of the inputs, to share them with another executor; the others are allocated. A plan for a GPU needs its `gpu`.
-    Raises OutOfMemoryError.
+    some of the inputs, to share them with another executor; the others are allocated. beside: an executor that runs
+    at other times, and whose outputs nobody reads after this one has run: it lends its arena, where that is large
+    enough. A plan for a GPU needs its `gpu`. Raises OutOfMemoryError.
 
     host: what the caller writes of the inputs, in one block that `upload()` sends to the device; on a CPU it is the
     inputs themselves. Inputs that the plan has on the device are not among it.
@@ -62,14 +63,19 @@ class Executor(ProcessBound):
         states: Mapping[str, torch.Tensor] | None = None,
         inputs: Mapping[str, torch.Tensor] | None = None,
         gpu: Gpu | None = None,
+        beside: Executor | None = None,
     ) -> None:
         self.plan, self.gpu = plan, gpu
         self.device = plan.device if gpu is None else gpu.device
         shared = {name: inputs[name] for name in plan.inputs if inputs and name in inputs}
         self.states = allocate_states(plan, gpu) if states is None else dict(states)
         own = {name: spec for name, spec in plan.inputs.items() if name not in shared}
-        with _memory(plan, gpu, {"intermediates": plan.arena_bytes, "inputs": sum(map(nbytes, own.values()))}):
-            self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=self.device)
+        self._arena: torch.Tensor
+        lent = None if beside is None or beside._arena.nbytes < plan.arena_bytes else beside._arena
+        self.arena_bytes = plan.arena_bytes if lent is None else 0
+        """Of its own."""
+        with _memory(plan, gpu, {"intermediates": self.arena_bytes, "inputs": sum(map(nbytes, own.values()))}):
+            self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=self.device) if lent is None else lent
             made = {name: allocate(spec, self.device) for name, spec in own.items() if name in plan.on_device}
             written = {name: spec for name, spec in own.items() if name not in plan.on_device}
             self._block, placed = _block(written, self.device)

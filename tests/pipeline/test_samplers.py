@@ -118,8 +118,44 @@ def test_evaluations_that_need_no_branch_run_without_them(model: JanusFlow, runs
     assert runs == {"flow_prepare": 1, "flow_step": 3, "flow_step_conditional": 5}
     runs.clear()
     draw(model, [Sampler(4, 3.0, uncond_every=2), Sampler(3, 3.0, guidance_interval=(0.3, 1.0)), Sampler(5, 1.0)])
-    due = {"flow_prepare": 3, "flow_step": 4, "flow_step_conditional": 1}
-    assert runs == due, "one row is enough, at 0, 1 and 2; the last evaluation is of a row without a branch"
+    due = {"flow_prepare": 3, "flow_step": 3, "flow_step_conditional": 2}
+    assert runs == due, "at 0 the first row's alone; at 1 and 2 both; at 3 none; the last is of a row without guidance"
+
+
+def test_rows_whose_guidance_has_ended_do_not_pay_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order they are asked for in; each has the bits that it has alone."""
+    made = build(dtype="bfloat16")
+    samplers = [Sampler(8, 3.0, guidance_interval=(0.0, end)) for end in (0.25, 1.0, 0.5, 0.75)]
+    samplers += [Sampler(8, 1.0), Sampler(8, 2.0, guidance_interval=(0.6, 0.8))]
+    ran, run = [], Executor.run
+
+    def noted(self: Executor) -> None:
+        sizes = self.plan.sizes
+        if self.plan.name.startswith("flow_step"):
+            ran.append((sizes["R"], sizes.get("V", sizes["U"])))
+        run(self)
+
+    alone = [draw(made, [sampler], row)[0] for row, sampler in enumerate(samplers)]
+    monkeypatch.setattr(Executor, "run", noted)
+    together = draw(made, samplers)
+    # up to t = 0.25 all; the number of five is rounded up to an even one; the last interval is (0.6, 0.8)
+    needed = [5, 5, 5, 4, 4, 3, 3, 1]
+    assert ran == [(6, min(5, n + n % 2)) for n in needed]
+    for got, due in zip(together, alone, strict=True):
+        assert torch.equal(got, due)
+
+
+def test_numbers_of_branches_are_few(model: JanusFlow) -> None:
+    session = FlowSession(model.runner, 9, 9, 16, 4, skips=True)
+    row = FlowRequest(tuple(prompt(0, 4)[:-1]), Sampler(4, 3.0), normal(0, *LATENT))
+    prepared = Prepared(model.runner, 1, 1, 16, 4)
+    prepared.run([row.timed_prompt])
+    for place in range(9):
+        session.join(prepared.prefix(0), place, row)
+        session.step()
+        session.leave(place)
+    assert sorted(session.forms) == [(True, n) for n in (0, 3, 6, 9)]
+    assert session.nbytes == session.flow.nbytes, "they work in the memory of the largest"
 
 
 @pytest.mark.parametrize("sampler", [Sampler(4, 3.0), Sampler(4, 1.0), Sampler(4, 3.0, "ab2")])
@@ -134,7 +170,7 @@ def test_without_these_options_there_is_one_plan(model: JanusFlow, runs: Counter
 def test_the_plan_without_branches_is_that_of_rows_without_guidance(model: JanusFlow) -> None:
     sizes = dict(R=2, P=16, K=4)
     full, none = (model.runner.plan("flow_step", U=u, **sizes).flops for u in (2, 0))
-    assert model.runner.plan("flow_step_conditional", U=2, **sizes).flops == none < full
+    assert model.runner.plan("flow_step_conditional", U=2, V=0, **sizes).flops == none < full
 
 
 def test_a_row_joins_while_another_reuses(model: JanusFlow) -> None:
@@ -195,9 +231,11 @@ def test_a_row_that_left_runs_nothing(model: JanusFlow, runs: Counter[str]) -> N
     session.step()
     session.leave(1)
     session.step()
+    assert session._ran is session.forms[False, 1], "the first row's branch alone"
     session.leave(0)
     session.step()
-    assert runs == {"flow_step_storing": 2, "flow_step_recalling": 1, "flow_step_recalling_conditional": 1}
+    assert session._ran is session.forms[False, 0]
+    assert runs == {"flow_step_storing": 2, "flow_step_recalling_conditional": 2}
 
 
 def test_a_row_does_not_inherit_what_the_last_one_remembered(model: JanusFlow) -> None:

@@ -325,7 +325,10 @@ class TensorModel(ProcessBound):
         tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
         sizes = {
             "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
-            **{name: dict(R=rows, U=rows, P=prompt, K=steps) for name in FLOW_STEPS},
+            **{
+                name: dict(R=rows, U=rows, P=prompt, K=steps) | ({} if all_branches else {"V": 0})
+                for name, (_, all_branches) in FLOW_STEPS.items()
+            },
             "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + tokens, K=new),
             "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),

@@ -183,7 +183,7 @@ class Stages:
                 yield drawing.step
         elif stage == "recalled step":
             with self.drawing(case, caches=True) as drawing:
-                yield drawing.forms[False, True].run
+                yield drawing.forms[False, drawing.guided].run
         elif stage == "VAE":
             latents = self.noise(1)
             yield lambda: self.model.decode_latents(latents)

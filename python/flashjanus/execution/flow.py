@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
 from flashjanus.execution.runner import Runner
 from flashjanus.sampling.schedule import Sampler, Schedule
+
+NUMBERS = 4
+"""Of unconditional branches that there are plans for, besides none: of each a plan, and calls, are made."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,9 @@ class FlowSession(ProcessBound):
 
     `join` rows, `step` all of them together, read `z`, `leave` early. Between two steps a row may be joined anew, or
     `take_over` one of another session. On a GPU a step is the replay of one graph, and nothing waits for the device.
-    With `skips` there are plans on the same memory without unconditional branches, which run when no row needs its own;
-    with `caches` such without the language model, which run when all rows recall what it adds.
+    With `skips` there are plans on the same memory with fewer unconditional branches, those of the first rows, which
+    run when no other row needs its own; with `caches` such without the language model, which run when all rows recall
+    what it adds.
     """
 
     @entry
@@ -95,17 +100,15 @@ class FlowSession(ProcessBound):
         self._written = True
         self._joined: list[Schedule | None] = [None] * rows
         self._taken = [0] * rows
-        whole = "flow_step_storing" if caches else "flow_step"
-        self.flow = runner.executor(whole, R=rows, U=guided, P=prompt, K=steps)
-        states, inputs, sizes = self.flow.states, self.flow.inputs, self.flow.plan.sizes
-        self.forms: dict[tuple[bool, bool], Executor] = {}
-        """By whether the language model runs, and unconditional branches do."""
+        self._runner, self._skips, self._padded = weakref.ref(runner), skips, runner.buckets.padded
+        self._whole = "flow_step_storing" if caches else "flow_step"
+        self.flow = runner.executor(self._whole, R=rows, U=guided, P=prompt, K=steps)
+        self.forms: dict[tuple[bool, int], Executor] = {}
+        """By whether the language model runs, and how many unconditional branches do: all of them, or none; where rows
+        are not padded, numbers between are made when they are needed."""
         for model in (True, False) if caches else (True,):
-            for branches in (True, False) if skips and guided else (True,):
-                name = (whole if model else "flow_step_recalling") + ("" if branches else "_conditional")
-                self.forms[model, branches] = (
-                    self.flow if name == whole else runner.executor(name, states=states, inputs=inputs, **sizes)
-                )
+            for branches in (guided, 0) if skips and guided else (guided,):
+                self.forms[model, branches] = self._form(runner, model, branches)
         self._ran = self.flow
         self._staging = None if runner.gpu is None else Staging(runner.gpu, self.z[0].nbytes)
         host = self.flow.host
@@ -116,7 +119,7 @@ class FlowSession(ProcessBound):
 
     @property
     def nbytes(self) -> int:
-        return self.flow.nbytes + sum(form.plan.arena_bytes for form in self.forms.values() if form is not self.flow)
+        return self.flow.nbytes + sum(form.arena_bytes for form in self.forms.values() if form is not self.flow)
 
     @property
     def z(self) -> torch.Tensor:
@@ -136,23 +139,44 @@ class FlowSession(ProcessBound):
         joined = self._joined[row]
         return joined is not None and joined.needs_model(self._taken[row])
 
+    def _form(self, runner: Runner, model: bool, branches: int) -> Executor:
+        name, sizes = self._whole if model else "flow_step_recalling", dict(self.flow.plan.sizes)
+        if branches < self.guided:
+            name, sizes = f"{name}_conditional", {**sizes, "V": branches}
+        elif model:
+            return self.flow
+        return runner.executor(name, self.flow.states, self.flow.inputs, self.flow, **sizes)
+
+    def _branches(self) -> int:
+        """How many unconditional branches are to run: those of all rows up to the last that needs its own, or some
+        more, so that there are few plans."""
+        needed = max((row + 1 for row in range(self.guided) if self.needs_branch(row)), default=0)
+        if not self._skips or (needed and self._padded):
+            return self.guided
+        apart = -(-self.guided // NUMBERS) if needed else 1
+        return min(self.guided, -(-needed // apart) * apart)
+
     @entry
     def step(self) -> None:
         """One evaluation of every row that has some left."""
         if self._written:
             self.flow.upload()
             self._written = False
-        model = any(map(self._needs_model, range(self.rows))) or (False, True) not in self.forms
-        branches = any(map(self.needs_branch, range(self.guided))) or (True, False) not in self.forms
-        self._ran = self.forms[model, branches]
+        model = any(map(self._needs_model, range(self.rows))) or (False, self.guided) not in self.forms
+        form = model, self._branches()
+        if form not in self.forms:
+            runner = self._runner()
+            assert runner is not None, "whoever steps has the model"
+            self.forms[form] = self._form(runner, *form)
+        self._ran = self.forms[form]
         self._ran.run()
         self._taken = [taken + 1 for taken in self._taken]
 
     @entry
     def velocities(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(conditional (R, c, H, W), unconditional (U, c, H, W)) of the last step, before guidance.
+        """(conditional (R, c, H, W), unconditional (V, c, H, W)) of the last step, before guidance.
 
-        The unconditional ones are (0, c, H, W) if no row needed its own.
+        The unconditional ones are those of the first V <= U rows, up to the last that needed its own.
         """
         v = unpatchify(self._ran.outputs["velocity"], self.z.shape[1]).float()
         return v[: self.rows].clone(), v[self.rows :].clone()

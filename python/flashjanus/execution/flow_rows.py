@@ -28,7 +28,7 @@ class FlowRow:
 
 
 class FlowRows(Rows[FlowRow, FlowSession]):
-    """Rows of images in a FlowSession; those with guidance come first."""
+    """Rows of images in a FlowSession; those with guidance come first, and first of them those with the most left."""
 
     counts = 2
     make = FlowSession
@@ -41,6 +41,10 @@ class FlowRows(Rows[FlowRow, FlowSession]):
         steps = min(padded(max(len(r.schedule) for r in requests), buckets.steps), MAX_STEPS)
         skips, caches = (any(getattr(r.schedule, name) for r in requests) for name in ("skips", "caches"))
         return count, buckets.branches(guided, count), capacity, steps, skips, caches
+
+    def placing(self) -> list[FlowRow]:
+        """As their guidance ends, the last branches are left out."""
+        return sorted(self.rows, key=lambda row: -row.request.schedule.branches_left(row.taken))
 
     def first_place(self, row: FlowRow) -> int:
         return 0 if row.request.schedule.guided else -1

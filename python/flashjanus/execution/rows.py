@@ -68,6 +68,10 @@ class Rows(ProcessBound, Generic[R, S]):
         """Which of the free places a row takes: 0 the first, -1 the last."""
         return 0
 
+    def placing(self) -> list[R]:
+        """All rows, in the order in which they take places."""
+        return self.rows
+
     def add(self, row: R) -> None:
         """A row that comes; where others wait for memory already, it waits as well."""
         (self._without_memory or self.rows).append(row)
@@ -116,7 +120,7 @@ class Rows(ProcessBound, Generic[R, S]):
                 self._without_memory.insert(0, unplaced[-1])
         assert self.session is not None
         free = [place for place, row in enumerate(self._places) if row is None]
-        for row in self.rows:
+        for row in self.placing():
             if row.place is None:
                 place = free.pop(self.first_place(row))
                 self.join(self.session, place, row)
@@ -148,9 +152,9 @@ class Rows(ProcessBound, Generic[R, S]):
         for place in range(session.rows):  # rows of somebody who had it before
             session.leave(place)
         free = list(range(session.rows))
-        for row in self.rows:
+        for row in self.placing():
+            place = free.pop(self.first_place(row))  # which stays free for a row that comes
             if self.session is not None and row.place is not None:
-                place = free.pop(self.first_place(row))
                 self.move(session, place, row, self.session)
                 places[place] = row
         return places

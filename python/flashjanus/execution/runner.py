@@ -114,11 +114,13 @@ class Runner(ProcessBound):
         program: str,
         states: Mapping[str, torch.Tensor] | None = None,
         inputs: Mapping[str, torch.Tensor] | None = None,
+        beside: Executor | None = None,
+        /,
         **sizes: int,
     ) -> Executor:
-        """A plan bound to this model's weights, on a GPU captured; zeroes `states` there."""
+        """A plan bound to this model's weights, on a GPU captured; zeroes `states` there. beside: see Executor."""
         weights = self.vae_weights if program == "decode_latents" else self.weights
-        executor = Executor(self.plan(program, **sizes), weights, states, inputs, self.gpu)
+        executor = Executor(self.plan(program, **sizes), weights, states, inputs, self.gpu, beside)
         executor.capture()
         return executor
 

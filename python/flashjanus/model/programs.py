@@ -1,8 +1,9 @@
 """The programs, as graphs over symbolic sizes.
 
-R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), P prompt capacity, K
-evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I images. Prefixes are
-right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, the image tokens the slots behind it.
+R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), of which the first V run
+theirs, P prompt capacity, K evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I
+images. Prefixes are right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, the image tokens
+the slots behind it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from . import llama, siglip, uvit, vae
 from .policy import Policy
 
 I32, F32 = torch.int32, torch.float32
-R, U, P, K = (Dim.symbol(s) for s in "RUPK")
+R, U, V, P, K = (Dim.symbol(s) for s in "RUVPK")
 B, N, S, F, IMAGES = (Dim.symbol(s) for s in "BNSFI")
 HEIGHT, WIDTH = Dim.symbol("H"), Dim.symbol("W")
 
@@ -157,8 +158,8 @@ FLOW_STEPS: Mapping[str, tuple[str | None, bool]] = {
 """The forms of `flow_step` by name, which share inputs and states: cache and branches.
 
 cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of the
-input `cache`; "recall", where all rows recall it, and it does not run. Without branches, the rows of unconditional ones
-are left alone.
+input `cache`; "recall", where all rows recall it, and it does not run. Without all branches, the unconditional ones
+behind the first V are left alone.
 """
 
 
@@ -167,7 +168,8 @@ def flow_step(
 ) -> Graph:
     """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
-    name: the form. `velocity` (R+U, h', w', c p p) are the patches before guidance; (R, ...) without branches.
+    name: the form. `velocity` (R+U, h', w', c p p) are the patches before guidance; (R+V, ...) without all
+    branches.
     """
     cache, branches = FLOW_STEPS[name]
     language, enc = config.language, config.gen_encoder
@@ -182,7 +184,7 @@ def flow_step(
 
     def of_branches(value: Value, dim: int = 0) -> Value:
         """`value`, which has all branches, without those that do not run."""
-        return value if branches else g.narrow(value, dim, 0, R)
+        return value if branches else g.narrow(value, dim, 0, R + V)
 
     x = uvit.encode(g, config, policy, z, table, step)
     flat = g.reshape(x, (R, tokens, enc.channels))

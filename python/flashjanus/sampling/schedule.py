@@ -51,6 +51,11 @@ class Schedule:
         line = self.lines[evaluation] if evaluation < len(self) else Evaluation()
         return line.guidance != 1 and not line.recall
 
+    def branches_left(self, taken: int) -> int:
+        """After so many evaluations, how many are left up to the last that needs its unconditional branch."""
+        needing = [k for k in range(taken, len(self)) if self.needs_branch(k)]
+        return needing[-1] + 1 - taken if needing else 0
+
     def needs_model(self, evaluation: int) -> bool:
         """True where the language model is to run."""
         return evaluation < len(self) and not (self.cache and self.cache[evaluation].recall)
