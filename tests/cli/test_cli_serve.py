@@ -31,6 +31,7 @@ def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, n
     said = json.loads(process.stdout.readline())
     assert said["model"] == "shapes"
     with httpx.Client(base_url=said["url"], timeout=SECONDS) as web:
+        assert web.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
         assert [one["id"] for one in web.get("/v1/models").json()["data"]] == ["mine", "shapes"]
         body = {"prompt": "a red circle", "model": "mine", "stream": True, "partial_images": 3, "n": 4}
         with web.stream("POST", "/v1/images/generations", json=body) as reply:
@@ -41,7 +42,7 @@ def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, n
     out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (0, b"")
     lines = [json.loads(line) for line in err.splitlines() if line.startswith(b"{")]
-    assert [one["status"] for one in lines if one["message"] == "request"] == [200, 200]
+    assert [one["status"] for one in lines if one["message"] == "request"] == [403, 200, 200]
     assert any(one["message"] == "draining" for one in lines)
     assert b"Traceback" not in err
 

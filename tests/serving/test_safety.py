@@ -115,8 +115,25 @@ def test_keys_of_a_file_and_of_the_environment(tmp_path: Path) -> None:
         read_keys(file, None)
     with pytest.raises(InputError, match="cannot read"):
         read_keys(tmp_path / "none", None)
+    for none in ("", " , "):
+        with pytest.raises(InputError, match="environment"):
+            read_keys(None, none)
     with pytest.raises(InputError, match="ASCII"):
         read_keys(None, "sk-é")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LocalHost:8000", 200), ("[::1]:8000", 200), ("evil.example", 403), ("localhost.evil", 403)],
+)
+def test_a_name_that_was_made_to_mean_this_machine_is_not_taken_for_it(host: str, status: int) -> None:
+    async def asked() -> Any:
+        async with client(hosts=("localhost", "::1")) as one:
+            return await one.get("/v1/models", headers={"host": host})
+
+    reply = asyncio.run(asked())
+    assert reply.status_code == status
+    assert status == 200 or reply.json()["error"]["code"] == "host_not_allowed"
 
 
 def test_a_key_has_so_many_requests_at_once() -> None:

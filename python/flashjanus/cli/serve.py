@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flashjanus.serving.http import Settings
 
 MOST_PORTS = 65_535
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine. A web page elsewhere can let its own name mean 127.0.0.1, but not call itself so."""
 KEYS = "FLASHJANUS_API_KEYS"
 
 
@@ -79,6 +81,14 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help=f"API keys, one a line, besides those in ${KEYS} (default: no key is asked for)",
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        dest="hosts",
+        help="a name by which clients may call the server; repeatable (default: on this machine alone and without "
+        "keys, localhost and its addresses; else any)",
     )
     group.add_argument(
         "--allow-origin",
@@ -154,7 +164,7 @@ PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     try:
-        from flashjanus.serving.http.run import bound
+        from flashjanus.serving.http.run import bound, is_local
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise
@@ -166,6 +176,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--port: expected 0 to {MOST_PORTS}, got {args.port}")
     settings = settings_of(args)
     with bound(args.host, args.port) as listening:
+        if is_local(listening) and not settings.keys:
+            settings = replace(settings, hosts=(*settings.hosts, *LOCAL, args.host.lower()))
         if args.ui:
             import flashjanus.serving.ui  # noqa: F401  # says before the model is loaded where an extra is missing
         engine, wait = _engine(args, console)

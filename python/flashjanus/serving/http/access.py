@@ -55,6 +55,10 @@ class Access:
 
     def _who(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """A name for the key, from which it cannot be found, or the client's address. Raises ApiError."""
+        hosts, host = self.settings.hosts, host_of(headers.get("host", ""))
+        if hosts and host not in hosts:
+            words = f"expected the host {' or '.join(hosts)}, got {host!r:.80}; the server can be started to allow it"
+            raise ApiError(403, words, "host_not_allowed")
         if not self.settings.keys or scope["path"].startswith(scope["app"].state.open):
             client: tuple[str, int] | None = scope.get("client")
             return client[0] if client else ""
@@ -70,6 +74,12 @@ class Access:
         who = hashlib.sha256(given).hexdigest()[:8]
         note(scope, key=who)
         return who
+
+
+def host_of(header: str) -> str:
+    """The name in a Host header, without its port."""
+    named = header.strip().lower()
+    return named[1:].partition("]")[0] if named.startswith("[") else named.partition(":")[0]
 
 
 def is_known(key: bytes, settings: Settings) -> bool:

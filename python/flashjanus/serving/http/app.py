@@ -26,7 +26,7 @@ from flashjanus.serving.http.schemas import ChatBody, ImageBody
 from flashjanus.serving.http.settings import Settings
 from flashjanus.serving.http.state import State, state_of
 
-REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -51,11 +51,11 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
     add_post(app, "/v1/images/generations", images.generations, ImageBody)
     add_post(app, "/v1/chat/completions", chat.completions, ChatBody)
     add_post(app, "/v1/responses", responses.create, responses.ResponseBody)
-    _add_get(app, "/v1/models", pages.models, 401, 503)
-    _add_get(app, "/v1/models/{model:path}", pages.model, 401, 404, 503)
-    _add_get(app, "/health/live", pages.live)
-    _add_get(app, "/health/ready", pages.ready, 503)
-    _add_get(app, "/metrics", pages.metrics, 401, kind="text/plain")
+    _add_get(app, "/v1/models", pages.models, 401, 403, 503)
+    _add_get(app, "/v1/models/{model:path}", pages.model, 401, 403, 404, 503)
+    _add_get(app, "/health/live", pages.live, 403)
+    _add_get(app, "/health/ready", pages.ready, 403, 503)
+    _add_get(app, "/metrics", pages.metrics, 401, 403, kind="text/plain")
     app.add_route("/docs", description.page, ["GET"], include_in_schema=False)
     return app
 

@@ -19,6 +19,8 @@ class Settings:
     names: by which requests may name the model, besides its own name; the first is the one that replies show.
     keys: API keys, any of which opens /v1 (none: no key is asked for). key_requests: requests that each key may have at
     once, or without keys each address. origins: of web pages that browsers may let call the server, "*" for any.
+    hosts: by which clients may name the server (none: any). Where there is no key, this keeps out web pages whose own
+    name was made to mean this machine.
 
     body_bytes: of a request's body, which must arrive within body_seconds. images, image_bytes, image_pixels: images of
     a conversation, and the size of each. prompt_chars: of a prompt or of all text of a conversation. max_tokens: that a
@@ -42,6 +44,7 @@ class Settings:
     keys: tuple[str, ...] = field(default=(), repr=False)
     key_requests: int | None = None
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     body_bytes: int = 64 * MIB
     body_seconds: float = 60.0
     images: int = 16
@@ -71,8 +74,12 @@ class Settings:
 
 def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
     """Keys of a file, one a line (lines that begin with # are comments), and of a list between commas. Raises
-    InputError for a file that cannot be read, or in which there is no key."""
+    InputError for a file that cannot be read, and where there is no key in one of them."""
     found = [key.strip() for key in (environment or "").split(",")]
+    if environment is not None and not any(found):
+        raise InputError(
+            "expected API keys in the environment, between commas, and there is none; unset it for no keys"
+        )
     if file is not None:
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
