@@ -23,6 +23,15 @@ class Seen:
     taken: float
     asked: float
 
+    def stuck(self, now: float, left: int, busy: bool, stall: float, idle: float) -> bool:
+        """Whether it has been so for too long, after another look. busy: there is a request on it."""
+        if not left or left < self.left:
+            self.taken = now
+        if busy or left:
+            self.asked = now
+        self.left = left
+        return now - self.taken > stall or now - self.asked > idle
+
 
 async def end_stuck(connections: Collection[Any], stall: float, idle: float) -> None:
     """Watch uvicorn's connections until cancelled. One is aborted where its client takes nothing of what is sent to it
@@ -35,11 +44,7 @@ async def end_stuck(connections: Collection[Any], stall: float, idle: float) -> 
         seen = {one: seen.get(one) or Seen(0, now, now) for one in [*connections]}
         for one, before in seen.items():
             left = one.transport.get_write_buffer_size()
-            if not left or left < before.left:
-                before.taken = now
-            if one.cycle is not None and not one.cycle.response_complete:
-                before.asked = now
-            before.left = left
-            if now - before.taken > stall or (not left and now - before.asked > idle):
+            busy = one.cycle is not None and not one.cycle.response_complete
+            if before.stuck(now, left, busy, stall, idle):
                 LOG.info("a connection is stuck", extra={"fields": {"unsent": left, "client": one.client}})
                 one.transport.abort()
