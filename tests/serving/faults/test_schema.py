@@ -15,7 +15,7 @@ from schemathesis import GenerationMode, checks
 from serving_app import SECONDS, Served, served
 from serving_clients import CHAT, IMAGES, until_idle
 
-EXAMPLES = int(os.environ.get("FLASHJANUS_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("FLASHJANUS_EXAMPLES", "8"))
 """Of each path."""
 QUESTION = [{"role": "user", "content": "Is a circle round?"}]
 """Instead of texts and URLs at random, hardly one of which is an image."""

@@ -10,12 +10,13 @@ import httpx
 import pytest
 from flashjanus.scheduling import Limits
 from flashjanus.serving.http import run
+from flashjanus.serving.http.connections import Seen
 from serving_app import SECONDS, Served, served
 from serving_clients import CHAT, IMAGES, SHORT, Raw, until_idle
 
 LARGE: dict[str, Any] = {**SHORT, "n": 4, "size": "2048x2048"}
 """More than all buffers between a server and its client hold."""
-PATIENCE = 0.5
+PATIENCE = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def server() -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "KEEP_ALIVE", PATIENCE)
         patch.setattr(run, "LEAVE", PATIENCE)
-        with served(Limits(images=8), stall=PATIENCE, body_seconds=PATIENCE, drain=1.0) as one:
+        with served(Limits(images=8), stall=PATIENCE, body_seconds=2 * PATIENCE, drain=1.0) as one:
             yield one
 
 
@@ -50,15 +51,24 @@ def test_a_client_that_reads_nothing_is_let_go_of(server: Served, stream: bool) 
         until_alone(server)
 
 
-def test_a_client_that_reads_slowly_gets_all(server: Served) -> None:
-    """In so many parts that the whole takes longer than a client may read nothing."""
-    with Raw(server, receive_buffer=4096) as slow:
-        slow.post(IMAGES, {**LARGE, "stream": True})
-        begun, received = time.monotonic(), b""
-        while not received.endswith(b"\r\n0\r\n\r\n"):
-            received += slow.socket.recv(1 << 16)
-            time.sleep(0 if time.monotonic() - begun > 3 * PATIENCE else PATIENCE / 50)
-        assert received.count(b"event: image_generation.completed") == LARGE["n"]
+@pytest.mark.parametrize(
+    ("left", "busy", "stuck_at"),
+    [
+        ([9, 9, 9, 9, 9, 9], True, 4),  # nothing is taken
+        ([9, 8, 7, 6, 5, 4, 3], True, None),  # slowly
+        ([9, 9, 9, 8, 8, 8, 7], True, None),  # with rests
+        ([2, 9, 9, 5, 9, 9, 5, 9], True, None),  # and more is sent meanwhile
+        ([0, 0, 0, 0, 0, 0], True, None),  # an image is drawn for it
+        ([0, 0, 0, 0, 0, 0], False, 5),  # no request comes
+        ([9, 8, 7, 6, 5, 4, 3], False, None),  # the rest of a reply is taken
+        ([5, 4, 0, 0, 0, 0, 0, 0], False, 7),
+    ],
+)
+def test_only_where_nothing_moves_is_a_connection_stuck(left: list[int], busy: bool, stuck_at: int | None) -> None:
+    """Looked at each second, with a patience of 3 s for its client to read, and of 4 s for it to ask."""
+    seen = Seen(0, 0.0, 0.0)
+    found = [seen.stuck(float(second), size, busy, 3.0, 4.0) for second, size in enumerate(left)]
+    assert (found.index(True) if True in found else None) == stuck_at
 
 
 @pytest.mark.parametrize(
@@ -88,14 +98,13 @@ def test_half_a_body_of_a_client_that_left_is_no_request(server: Served, part: f
 
 
 def test_many_slow_clients_hold_no_other_up(server: Served) -> None:
-    slow = [Raw(server, receive_buffer=4096) for _ in range(40)]
+    slow = [Raw(server, receive_buffer=4096) for _ in range(16)]
     try:
         for number, one in enumerate(slow):
-            one.post(IMAGES, {**SHORT, "size": "1024x1024", "stream": True}, part=number % 2 or 0.5)
-        with httpx.Client(base_url=server.url, timeout=SECONDS) as web:
-            for path in ("/health/live", "/health/ready", "/v1/models", "/metrics"):
-                assert web.get(path).status_code == 200
-            assert web.post(IMAGES, json=SHORT).status_code == 200
+            one.post(IMAGES, {**SHORT, "size": "2048x2048", "stream": True}, part=number % 2 or 0.5)
+        for path in ("/health/live", "/health/ready", "/v1/models", "/metrics"):
+            assert httpx.get(server.url + path, timeout=SECONDS).status_code == 200
+        assert httpx.post(server.url + IMAGES, json=SHORT, timeout=SECONDS).status_code == 200
         until_idle(server)
         until_alone(server)
     finally:

@@ -50,7 +50,7 @@ def test_a_seed_gives_the_same_bytes_whatever_the_neighbors(half: Served) -> Non
     async def compared() -> None:
         async with httpx.AsyncClient(base_url=half.url, timeout=SECONDS) as web:
             alone = png(await web.post(IMAGES, json=ASKED))
-            for shift in range(3):
+            for shift in (0, 2):
                 evaluations = half.engine.stats().turns["evaluation"][0]
                 order = [*NEIGHBORS[shift:], *NEIGHBORS[:shift]]
                 before = [asyncio.ensure_future(web.post(path, json=body)) for path, body in order[:4]]
@@ -78,7 +78,7 @@ def test_both_of_two_concurrent_requests_are_answered(server: Served, stream: bo
 
     async def asked() -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=SECONDS) as web:
-            for pair in pairs * 5:
+            for pair in pairs * 3:
                 posts = [web.post(path, json={**body, "stream": stream}) for path, body in pair]
                 for (path, _), reply in zip(pair, await asyncio.gather(*posts), strict=True):
                     assert reply.status_code == 200
