@@ -61,7 +61,7 @@ def test_a_client_that_reads_nothing_is_let_go_of(server: Served, stream: bool) 
         ([0, 0, 0, 0, 0, 0], True, None),  # an image is drawn for it
         ([0, 0, 0, 0, 0, 0], False, 5),  # no request comes
         ([9, 8, 7, 6, 5, 4, 3], False, None),  # the rest of a reply is taken
-        ([5, 4, 0, 0, 0, 0, 0, 0], False, 7),
+        ([5, 4, 0, 0, 0, 0, 0, 0], False, 6),
     ],
 )
 def test_only_where_nothing_moves_is_a_connection_stuck(left: list[int], busy: bool, stuck_at: int | None) -> None:
