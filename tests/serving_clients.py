@@ -19,7 +19,7 @@ from flashjanus.serving.backend import Running
 from flashjanus.serving.desk import Ticket
 from serving_app import SECONDS, Served
 
-IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
+IMAGES, CHAT, RESPONSES = "/v1/images/generations", "/v1/chat/completions", "/v1/responses"
 LONG: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 1000, "stream": True}
 """An image that no test waits for."""
 SHORT: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}
