@@ -40,12 +40,11 @@ FROM ${PYTHON}
 ARG DEVICE
 ARG TORCH=torch
 ARG EXTRAS=server
-# Triton compiles a launcher for each of its kernels.
-RUN if [ "${DEVICE}" = cuda ]; then \
-        apt-get update \
-        && apt-get install -y --no-install-recommends gcc libc6-dev \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
+# The kernels for CPUs need libgomp; Triton compiles a launcher for each of its own.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 \
+    && if [ "${DEVICE}" = cuda ]; then apt-get install -y --no-install-recommends gcc libc6-dev; fi \
+    && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir ${TORCH}
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/flashjanus-*.whl)[${EXTRAS}]"

@@ -17,6 +17,9 @@ from flashjanus.serving.messages import Answered, Begun, Event, Images, Partial,
 
 Told: TypeAlias = AsyncGenerator[dict[str, Any], None]
 """Events of the API; the last one's "response" is the whole reply."""
+CALL = "response.image_generation_call"
+CODES = {429: "rate_limit_exceeded"}
+"""Of a response's error, by status."""
 
 
 class Reply:
@@ -44,8 +47,9 @@ class Reply:
 
     def _begun(self) -> list[dict[str, Any]]:
         """The first events, once there is an item."""
-        states = [self._event(f"response.{kind}", response=self._response("in_progress")) for kind in BEGINNINGS]
-        return [*states, self._event("response.output_item.added", output_index=0, item=self._item)]
+        states = ("created", "in_progress")
+        told = [self._event(f"response.{state}", response=self._response("in_progress")) for state in states]
+        return [*told, self._event("response.output_item.added", output_index=0, item=self._item)]
 
     def _ended(self, status: str, item: dict[str, Any], used: Usage, **more: Any) -> list[dict[str, Any]]:
         response = self._response(status, item, usage=tokens(used), **more)
@@ -73,10 +77,10 @@ class Reply:
             "content": [],
         }
         place = {"item_id": message["id"], "output_index": 0, "content_index": 0}
-        text, tokens = "", list[dict[str, Any]]()
+        text, logprobs = "", list[dict[str, Any]]()
 
         def part() -> dict[str, Any]:
-            return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*tokens]}
+            return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
         for event in self._begun():
             yield event
@@ -86,12 +90,12 @@ class Reply:
                 if not isinstance(step, Piece | Answered):
                     continue
                 own = logprobs_of(step) if isinstance(step, Piece) else []
-                text, tokens = text + step.text, tokens + own
+                text, logprobs = text + step.text, logprobs + own
                 self._item = {**message, "content": [part()]}
                 if step.text or own:
                     yield self._event("response.output_text.delta", **place, delta=step.text, logprobs=own)
                 if isinstance(step, Answered):
-                    yield self._event("response.output_text.done", **place, text=text, logprobs=tokens)
+                    yield self._event("response.output_text.done", **place, text=text, logprobs=logprobs)
                     yield self._event("response.content_part.done", **place, part=part())
                     cut = step.reason == "length"
                     status = "incomplete" if cut else "completed"
@@ -133,12 +137,6 @@ class Reply:
                     used = {"image_gen": usage(step.usage), "web_search": {"num_requests": 0}}
                     for event in self._ended("completed", item, step.usage, tool_usage=used):
                         yield event
-
-
-BEGINNINGS = ("created", "in_progress")
-CALL = "response.image_generation_call"
-CODES = {429: "rate_limit_exceeded"}
-"""Of a response's error, by status."""
 
 
 def tokens(used: Usage) -> dict[str, Any]:
