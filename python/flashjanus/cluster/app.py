@@ -1,0 +1,82 @@
+"""OpenAI's interface on Ray Serve: `serve run flashjanus.cluster.app:build model=shapes max_replicas=4`."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.cluster.arguments import LEAVE, Arguments, Replicas
+from flashjanus.errors import UnavailableError
+from flashjanus.serving.async_engine import AsyncEngine
+from flashjanus.serving.http import create_app
+
+LOG = logging.getLogger("ray.serve")
+STILL = 300.0
+"""Seconds without a turn of work, while there is some, after which an engine counts as stuck: longer than it takes to
+make the plans of a new size."""
+RETRY = 2.0
+"""Seconds after which a refused client may try again."""
+
+
+@serve.deployment
+@serve.ingress()
+class Server:
+    """One replica: a model, its engine on a thread of its own, and the application that the single server has."""
+
+    async def __init__(self, arguments: Replicas) -> None:
+        self._settings = arguments.settings()
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        model = await asyncio.to_thread(JanusFlow.from_pretrained, arguments.model, **arguments.choices())
+        self._engine = AsyncEngine(model, arguments.limits())
+        self._turns: Any = None
+        self._at = time.monotonic()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._engine, self._settings)
+
+    async def check_health(self) -> None:
+        """Raises UnavailableError where the engine has ended or is stuck: Serve then puts a new replica in its place."""
+        if not self._engine.ready:
+            raise UnavailableError("the engine has ended")
+        stats, now = self._engine.stats(), time.monotonic()
+        busy = stats.queued + stats.image_rows + stats.answer_rows
+        if not busy or stats.turns != self._turns:
+            self._turns, self._at = dict(stats.turns), now
+        if now - self._at > STILL:
+            raise UnavailableError(f"the engine has done nothing for {now - self._at:.0f} s, and has {busy} rows to do")
+
+    async def __del__(self) -> None:
+        """After Serve has waited for the requests of this replica, or for as long as it was told to."""
+        if hasattr(self, "_engine"):
+            await self._engine.aclose()
+
+
+def build(arguments: Arguments) -> Application:  # type: ignore[valid-type]
+    """An application of `Arguments`. Raises ValidationError for one that is unknown or out of range, InputError for a
+    file of keys."""
+    given: Any = arguments
+    settings = given.settings()
+    return Server.options(
+        num_replicas=None,
+        autoscaling_config={
+            "min_replicas": given.min_replicas,
+            "max_replicas": given.max_replicas,
+            "target_ongoing_requests": given.target_ongoing_requests,
+            "upscale_delay_s": given.upscale_delay_s,
+            "downscale_delay_s": given.downscale_delay_s,
+        },
+        max_ongoing_requests=given.max_ongoing_requests,
+        max_queued_requests=given.max_queued_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": RETRY},
+        graceful_shutdown_wait_loop_s=1.0,
+        graceful_shutdown_timeout_s=settings.drain + LEAVE,
+        health_check_period_s=10.0,
+        ray_actor_options={"num_cpus": given.num_cpus, "num_gpus": given.num_gpus},
+    ).bind(arguments)
