@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, add_option, add_output_options, choices, given, load_model
-from flashjanus.errors import InputError
+from flashjanus.errors import InputError, UnavailableError
 from flashjanus.sampling.fields import Options, options_of
 from flashjanus.sampling.options import ImageOptions, TokenOptions
 from flashjanus.sampling.values import MAX_SEED, integer
@@ -130,13 +130,15 @@ def _results(args: argparse.Namespace, batch: Batch, console: Console) -> Iterat
     limits = Limits(images=args.live_images, answers=args.live_answers)
     if args.ray is not None:
         try:
-            from flashjanus.cluster import data
+            from flashjanus.cluster import connect, data
         except ModuleNotFoundError as error:
-            raise InputError(
+            if error.name not in ("ray", "pyarrow"):
+                raise
+            raise UnavailableError(
                 f'{error.name} is not installed, which --ray needs: pip install "flashjanus[ray]"'
             ) from error
         source = data.Source(args.model, args.vae, choices(args), limits, args.threads)
-        with data.connected(args.ray):
+        with connect.connected(args.ray):
             pool = data.Pool(args.replicas, args.replica_cpus, args.replica_gpus)
             yield data.results(batch.pending, batch.images, source, pool)
         return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, add_output_options, choices, load_model, threads_of
+from flashjanus.cli.serve_ray import add_ray_options, run_on_ray
 from flashjanus.errors import FlashJanusError, InputError, UnavailableError
 from flashjanus.sampling.options import PRESETS
 
@@ -70,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="run the model in the server's own process, and not in one that is started again when it dies",
     )
+    add_ray_options(parser.add_argument_group("on a cluster"))
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -175,6 +177,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 0 <= args.port <= MOST_PORTS:
         raise InputError(f"--port: expected 0 to {MOST_PORTS}, got {args.port}")
     settings = settings_of(args)
+    if args.ray is not None:
+        return run_on_ray(args, settings, console)
     with bound(args.host, args.port) as listening:
         if is_local(listening) and not settings.keys:
             settings = replace(settings, hosts=(*settings.hosts, *LOCAL, args.host.lower()))

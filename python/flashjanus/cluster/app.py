@@ -29,7 +29,7 @@ RETRY = 2.0
 class Server:
     """One replica: a model, its engine on a thread of its own, and the application that the single server has."""
 
-    async def __init__(self, arguments: Replicas) -> None:
+    async def __init__(self, arguments: Replicas) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings = arguments.settings()
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
@@ -42,7 +42,7 @@ class Server:
         return create_app(self._engine, self._settings)
 
     async def check_health(self) -> None:
-        """Raises UnavailableError where the engine has ended or is stuck: Serve then puts a new replica in its place."""
+        """Raises UnavailableError where the engine has ended or is stuck: Serve then starts another replica."""
         if not self._engine.ready:
             raise UnavailableError("the engine has ended")
         stats, now = self._engine.stats(), time.monotonic()
@@ -58,12 +58,13 @@ class Server:
             await self._engine.aclose()
 
 
-def build(arguments: Arguments) -> Application:  # type: ignore[valid-type]
+def build(arguments: Arguments) -> Application:
     """An application of `Arguments`. Raises ValidationError for one that is unknown or out of range, InputError for a
     file of keys."""
     given: Any = arguments
+    server: Any = Server
     settings = given.settings()
-    return Server.options(
+    application: Application = server.options(
         num_replicas=None,
         autoscaling_config={
             "min_replicas": given.min_replicas,
@@ -80,3 +81,4 @@ def build(arguments: Arguments) -> Application:  # type: ignore[valid-type]
         health_check_period_s=10.0,
         ray_actor_options={"num_cpus": given.num_cpus, "num_gpus": given.num_gpus},
     ).bind(arguments)
+    return application

@@ -12,6 +12,17 @@ from flashjanus.scheduling.policy import Limits
 from flashjanus.serving.http.settings import Settings, read_keys
 
 KEYS = "FLASHJANUS_API_KEYS"
+CHOICES = (
+    "vae",
+    "device",
+    "dtype",
+    "vae_dtype",
+    "quantization",
+    "numerics",
+    "implementations",
+    "cuda_graphs",
+    "buckets",
+)
 LEAVE = 10.0
 """Seconds that a replica has beyond `drain` to close its connections and its engine."""
 
@@ -69,8 +80,7 @@ class Replicas(BaseModel):
 
     def choices(self) -> dict[str, Any]:
         """Options of `JanusFlow.from_pretrained`."""
-        names = "vae device dtype vae_dtype quantization numerics implementations cuda_graphs buckets".split()
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in CHOICES}
 
     def settings(self) -> Settings:
         """What the server grants. Raises InputError for a file of keys that cannot be read."""

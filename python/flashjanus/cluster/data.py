@@ -8,7 +8,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flashjanus.cluster.items import Item, items
 from flashjanus.cluster.rows import Fault, Row
-from flashjanus.errors import FlashJanusError, InputError, UnavailableError
+from flashjanus.errors import FlashJanusError, UnavailableError
 from flashjanus.scheduling.policy import Limits
 from flashjanus.serving.backend import Backend, ThreadBackend
 
@@ -107,31 +106,11 @@ class Replica:
         return pa.Table.from_pylist(found, SCHEMA)
 
 
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Raises InputError where there is no such cluster. A connection that there is already is used, and stays."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's core writes to stderr
+def results(rows: Sequence[Row], folder: Path, source: Source, pool: Pool) -> Iterator[tuple[Row, Item | Fault]]:
+    """As `items`, of a pool of replicas; closing the iterator ends them. A node that dies is made up for by others."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, ValueError) as error:
-        raise InputError(
-            f"--ray: expected the address of a Ray cluster, auto or local, got {address!r}: {error}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def results(rows: Sequence[Row], folder: Path, source: Source, pool: Pool) -> Iterator[tuple[Row, Item | Fault]]:
-    """As `items`, of a pool of replicas; closing the iterator ends them. A node that dies is made up for by others."""
     together = max(1, min(TOGETHER, len(rows) // SPREAD))
     window = 2 * (source.limits.images + source.limits.answers)
     calls = min(CALLS, math.ceil(window / together))
@@ -156,6 +135,7 @@ def results(rows: Sequence[Row], folder: Path, source: Source, pool: Pool) -> It
             num_gpus=pool.gpus,
         )
         missing = {row.line: row for row in rows}
+        table: Any
         try:
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for found in table.to_pylist():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ class Flying:
 
 def served(
     backend: Backend, keys: Iterable[Key], request: Callable[[Key], Request], window: int = WINDOW
-) -> Iterator[tuple[Key, Images | Answered | FlashJanusError]]:
+) -> Generator[tuple[Key, Images | Answered | FlashJanusError], None, None]:
     """The result of each key's request, or what it failed of, in the order in which they end; of an answer, its whole
     text. Closing the iterator cancels what is in flight. Raises what ended the engine, where it serves no more.
     """

@@ -95,7 +95,7 @@ class Folder:
 
         write_file(self.path / MANIFEST, lambda file: file.writelines(lines()))
         write_text(self.path / FAILURES, "".join(_line(asdict(fault)) for fault in faults))
-        total = len({one.line for one in [*rows, *faults]})
+        total = len({row.line for row in rows} | {fault.line for fault in faults})
         counts = {"rows": total, "done": done, "failed": len(faults), "left": total - done - len(faults)}
         write_text(self.path / BATCH, json.dumps({**head, **counts}, indent=2) + "\n")
         return counts

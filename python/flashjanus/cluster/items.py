@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Item:
 
 def items(
     backend: Backend, rows: Iterable[Row], folder: Path, window: int = WINDOW
-) -> Iterator[tuple[Row, Item | Fault]]:
+) -> Generator[tuple[Row, Item | Fault], None, None]:
     """Each row's item, or why it has none, in the order in which they end. folder: that images' paths are relative to.
     Raises what ended the engine."""
     facts = backend.facts

@@ -1,0 +1,57 @@
+"""A Ray cluster: reached, used, left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from flashjanus.errors import InputError
+
+REACH = 5.0
+"""Seconds in which a cluster takes a connection."""
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """address: HOST:PORT, "auto" for the cluster that this machine is part of, "local" for a new one of this machine.
+
+    Raises InputError where there is no such cluster. A connection that there is already is used, and stays.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _reach(address)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"--ray: expected the address of a Ray cluster, auto or local, got {address!r}: {error}"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without a word
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray waits for minutes for a cluster that is not there. Raises InputError."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        raise InputError(f"--ray: expected HOST:PORT, auto or local, got {address!r}; run the command on a node")
+    try:
+        socket.create_connection((host, int(port)), REACH).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--ray: there is no Ray cluster at {address}: {error}") from error

@@ -1,0 +1,39 @@
+"""An application on Ray Serve for as long as a command runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ray import serve
+
+from flashjanus.cluster.app import build
+from flashjanus.cluster.arguments import Replicas
+from flashjanus.cluster.connect import connected
+from flashjanus.errors import UnavailableError
+
+NAME = "flashjanus"
+LOOK = 1.0
+"""Seconds between looks at the application."""
+
+
+def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable[[], None]) -> None:
+    """Serve until an interrupt; then replicas end what they have. begun: called once requests are served.
+
+    Raises UnavailableError where the application does not begin, or ends by itself.
+    """
+    with connected(address):
+        serve.start(http_options={"host": host, "port": port})
+        try:
+            try:
+                serve.run(build(arguments), name=NAME)
+            except RuntimeError as error:
+                raise UnavailableError(f"the application did not begin: {error}") from error
+            begun()
+            while (status := serve.status().applications[NAME]).status not in ("DEPLOY_FAILED", "NOT_STARTED"):
+                time.sleep(LOOK)
+            raise UnavailableError(f"the application has ended: {status.message}")
+        finally:
+            serve.delete(NAME)
+            if not serve.status().applications:
+                serve.shutdown()  # type: ignore[no-untyped-call]

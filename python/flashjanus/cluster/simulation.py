@@ -1,0 +1,304 @@
+"""Many replicas under many requests as discrete events: what a queue and an autoscaler do, without the machines.
+
+A replica is its scheduler's law of cost (scheduling/policy.py): all images that are live share each evaluation, all
+answers each token, and an answer's tokens take their turns between evaluations. Between two events of a replica the
+rates are constant, so work is counted by two clocks that run at these rates: of evaluations and of tokens. Requests go
+to the less busy of two replicas drawn by chance, wait in one queue where none has room, and are refused beyond its
+bound, as on Ray Serve.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+WAITS, RUNS, SERVED, REFUSED, LATE = range(5)
+"""What became of a request. Refused: it found the queue full. Late: it ended past its deadline, waiting or after."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """Seconds of an evaluation of n images, evaluation + image * n, and of a token of n answers, token + answer * n.
+
+    share: of the time of an evaluation that tokens may take after it; one at least comes after each.
+    """
+
+    evaluation: float
+    image: float
+    token: float
+    answer: float
+    share: float = 0.25
+
+    def rates(self, images: int, answers: int) -> tuple[float, float]:
+        """Evaluations and tokens a second."""
+        token = self.token + self.answer * answers
+        if not images:
+            return 0.0, 1 / token if answers else 0.0
+        evaluation = self.evaluation + self.image * images
+        if not answers:
+            return 1 / evaluation, 0.0
+        tokens = max(1, math.ceil(self.share * evaluation / token))
+        cycle = evaluation + tokens * token
+        return 1 / cycle, tokens / cycle
+
+
+@dataclass(frozen=True)
+class Requests:
+    """at: seconds, rising. work: evaluations of an image, or tokens of an answer. is_image: by request."""
+
+    at: Floats
+    work: Floats
+    is_image: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Replicas, and how Serve scales them: by the mean of requests that run or wait over `look_back` seconds.
+
+    ongoing: requests of a replica at most; images: of these live at once. queued: requests that wait for each replica
+    that runs (a proxy has a bound, and there is one on each node). startup: seconds from a decision to a replica that
+    serves. deadline: seconds from a request's arrival.
+    """
+
+    least: int = 1
+    most: int = 64
+    target: float = 24.0
+    upscale_delay: float = 10.0
+    downscale_delay: float = 600.0
+    look_back: float = 30.0
+    startup: float = 60.0
+    ongoing: int = 64
+    images: int = 32
+    queued: float = 32.0
+    deadline: float = 60.0
+    tick: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """By request: what became of it, seconds that it waited for a replica, and until it ended (NaN where it did not).
+
+    samples: every minute (seconds, replicas that run, that start, requests that run, that wait).
+    """
+
+    became: npt.NDArray[np.int8]
+    waited: Floats
+    took: Floats
+    samples: npt.NDArray[np.float64]
+    replica_seconds: float
+
+
+@dataclass(eq=False)
+class Replica:
+    """Clocks: evaluations and tokens since it began. ends: (clock, request) of what is live, by kind."""
+
+    law: Law
+    at: float
+    clocks: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    rates: tuple[float, float] = (0.0, 0.0)
+    ends: tuple[list[tuple[float, int]], list[tuple[float, int]]] = field(default_factory=lambda: ([], []))
+    waiting: deque[int] = field(default_factory=deque)
+    version: int = 0
+    leaving: bool = False
+
+    @property
+    def ongoing(self) -> int:
+        return len(self.ends[0]) + len(self.ends[1]) + len(self.waiting)
+
+    def advance(self, now: float) -> None:
+        spent = now - self.at
+        self.clocks[0] += spent * self.rates[0]
+        self.clocks[1] += spent * self.rates[1]
+        self.at = now
+
+    def next(self) -> tuple[float, int]:
+        """When the next of its requests ends if nothing else happens, and of which kind it is."""
+        self.rates = self.law.rates(len(self.ends[0]), len(self.ends[1]))
+        self.version += 1
+        found = [
+            (self.at + max(0.0, ends[0][0] - self.clocks[kind]) / self.rates[kind], kind)
+            for kind, ends in enumerate(self.ends)
+            if ends
+        ]
+        return min(found, default=(math.inf, 0))
+
+
+class Simulation:
+    """`run` it once."""
+
+    def __init__(self, requests: Requests, law: Law, fleet: Fleet, seed: int = 0, first: int | None = None) -> None:
+        """first: replicas that run at the beginning; by default the least."""
+        self.requests, self.law, self.fleet = requests, law, fleet
+        self._random = np.random.default_rng(seed)
+        self._draws: list[float] = []
+        count = len(requests.at)
+        self.became = np.full(count, WAITS, np.int8)
+        self.waited, self.took = np.full(count, np.nan), np.full(count, np.nan)
+        self.running = [Replica(law, 0.0) for _ in range(fleet.least if first is None else first)]
+        self.leaving: list[Replica] = []
+        self.starting: list[float] = []
+        self.queue: deque[int] = deque()
+        self.ends: list[tuple[float, int, int, Replica, int]] = []
+        self._count = self._total = 0
+        self._seen: deque[int] = deque(maxlen=max(1, round(fleet.look_back / fleet.tick)))
+        self._above = self._below = 0.0
+        self._target = len(self.running)
+        self._replica_seconds = 0.0
+        self._samples: list[tuple[float, ...]] = []
+
+    def run(self) -> Outcome:
+        at, work, is_image = (column.tolist() for column in vars(self.requests).values())
+        self._work, self._kind = work, [0 if image else 1 for image in is_image]
+        self._arrived = at
+        request, tick = 0, self.fleet.tick
+        while request < len(at) or self._total or self.queue:
+            arrives = at[request] if request < len(at) else math.inf
+            ends = self.ends[0][0] if self.ends else math.inf
+            if tick <= arrives and tick <= ends:
+                self._scale(tick)
+                tick += self.fleet.tick
+            elif ends <= arrives:
+                self._end()
+            else:
+                self._arrive(request, arrives)
+                request += 1
+        return Outcome(self.became, self.waited, self.took, np.array(self._samples), self._replica_seconds)
+
+    def _arrive(self, request: int, now: float) -> None:
+        replica = self._free()
+        if replica is not None:
+            self._give(replica, request, now)
+        elif len(self.queue) < self.fleet.queued * max(1, len(self.running)):
+            self.queue.append(request)
+        else:
+            self.became[request] = REFUSED
+
+    def _free(self) -> Replica | None:
+        """The less busy of two; where these are full, the least busy of all."""
+        running, most = self.running, self.fleet.ongoing
+        if not running:
+            return None
+        one, other = running[self._draw(len(running))], running[self._draw(len(running))]
+        least = one if one.ongoing <= other.ongoing else other
+        if least.ongoing < most:
+            return least
+        if self._total >= most * len(running):
+            return None
+        least = min(running, key=lambda replica: replica.ongoing)
+        return least if least.ongoing < most else None
+
+    def _draw(self, below: int) -> int:
+        if not self._draws:
+            self._draws = self._random.random(4096).tolist()
+        return int(self._draws.pop() * below)
+
+    def _give(self, replica: Replica, request: int, now: float) -> None:
+        self._total += 1
+        self.became[request] = RUNS
+        self.waited[request] = now - self._arrived[request]
+        replica.advance(now)
+        replica.waiting.append(request)
+        self._admit(replica)
+        self._plan(replica)
+
+    def _admit(self, replica: Replica) -> None:
+        """What waits in a replica and has room; answers pass images that have none."""
+        left: list[int] = []
+        while replica.waiting:
+            request = replica.waiting.popleft()
+            kind = self._kind[request]
+            if kind == 0 and len(replica.ends[0]) >= self.fleet.images:
+                left.append(request)
+                continue
+            heapq.heappush(replica.ends[kind], (replica.clocks[kind] + self._work[request], request))
+        replica.waiting.extendleft(reversed(left))
+
+    def _plan(self, replica: Replica) -> None:
+        end, kind = replica.next()
+        if end < math.inf:
+            self._count += 1
+            heapq.heappush(self.ends, (end, self._count, replica.version, replica, kind))
+
+    def _end(self) -> None:
+        now, _, version, replica, kind = heapq.heappop(self.ends)
+        if version != replica.version:
+            return
+        replica.advance(now)
+        _, request = heapq.heappop(replica.ends[kind])
+        self._total -= 1
+        self.took[request] = now - self._arrived[request]
+        self.became[request] = SERVED if self.took[request] <= self.fleet.deadline else LATE
+        if replica.waiting:
+            self._admit(replica)
+        self._plan(replica)
+        if replica.leaving:
+            if not replica.ongoing:
+                self.leaving.remove(replica)
+            return
+        self._fill(now)
+
+    def _fill(self, now: float) -> None:
+        """Give what waits to replicas that have room; what has waited too long is late."""
+        while self.queue:
+            if now - self._arrived[self.queue[0]] > self.fleet.deadline:
+                self.became[self.queue.popleft()] = LATE
+                continue
+            replica = self._free()
+            if replica is None:
+                return
+            self._give(replica, self.queue.popleft(), now)
+
+    def _scale(self, now: float) -> None:
+        fleet = self.fleet
+        self._replica_seconds += fleet.tick * (len(self.running) + len(self.leaving) + len(self.starting))
+        if round(now / fleet.tick) % round(60 / fleet.tick) == 0:
+            numbers = (len(self.running), len(self.starting), self._total, len(self.queue))
+            self._samples.append((now, *map(float, numbers)))
+        ready = [begins for begins in self.starting if begins <= now]
+        if ready:
+            self.starting = self.starting[len(ready) :]
+            self.running += [Replica(self.law, now) for _ in ready]
+        self._fill(now)
+        self._seen.append(self._total + len(self.queue))
+        mean = sum(self._seen) / len(self._seen)
+        wanted = min(max(math.ceil(mean / fleet.target), fleet.least), fleet.most)
+        self._above = self._above + fleet.tick if wanted > self._target else 0.0
+        self._below = self._below + fleet.tick if wanted < self._target else 0.0
+        if self._above > fleet.upscale_delay:
+            self._more(wanted, now)
+        elif self._below > fleet.downscale_delay:
+            self._fewer(wanted)
+
+    def _more(self, wanted: int, now: float) -> None:
+        self.starting += [now + self.fleet.startup] * (wanted - self._target)
+        self._target, self._above = wanted, 0.0
+
+    def _fewer(self, wanted: int) -> None:
+        """Those that have not begun first, then the least busy, which end what they have."""
+        spare, self._target, self._below = self._target - wanted, wanted, 0.0
+        cancelled = min(spare, len(self.starting))
+        self.starting = self.starting[: len(self.starting) - cancelled]
+        for replica in sorted(self.running, key=lambda one: one.ongoing)[: spare - cancelled]:
+            self.running.remove(replica)
+            replica.leaving = True
+            if replica.ongoing:
+                self.leaving.append(replica)
+
+
+def arrivals(rates: Floats, count: int, random: np.random.Generator) -> Floats:
+    """Times of `count` requests that come by chance, at rates that are constant within each second."""
+    total = np.concatenate([[0.0], np.cumsum(rates)])
+    return np.interp(np.sort(random.random(count)) * total[-1], total, np.arange(len(total), dtype=np.float64))
+
+
+def percentiles(values: Floats, which: Sequence[float] = (50, 95, 99)) -> list[float]:
+    """Of those that are numbers; none where there are none."""
+    found = values[~np.isnan(values)]
+    return [float(one) for one in np.percentile(found, which)] if len(found) else []
