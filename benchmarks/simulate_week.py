@@ -59,9 +59,11 @@ READING = (SIGLIP + PREFILL) / TOKEN
 BURSTS = 20
 BUSIEST = 1.75
 """Requests a second of a weekday at its busiest, over the mean of the week."""
-DAYS = (20, 50, 100, 125, 150, 175, 200, 225, 250)
+DAYS = (20, 50, 100, 150, 175, 200, 225)
 """Times the week's load."""
 BASE, FACTORS, VARIED = 50, (1, 1.25, 1.5, 2, 3, 4, 6, 8), 3
+STEADY, USUAL = 100, Fleet(target=4, downscaling=1.0)
+"""Where Serve's default, to go all of the way down at once, is shown."""
 LEAST = 1e-5
 """What is shown for a share of nothing, on a logarithmic axis."""
 
@@ -130,14 +132,14 @@ def part(curve: Floats, fleet: Fleet, seed: int, one: float) -> dict[str, Any]:
 
 
 def day(times: float, mean: float) -> Floats:
-    """Twenty minutes of a weekday at its busiest, without bursts, at `times` the load of a week with this mean."""
-    return np.full(1200, BUSIEST * mean * times)
+    """Forty minutes of a weekday at its busiest, without bursts, at `times` the load of a week with this mean."""
+    return np.full(2400, BUSIEST * mean * times)
 
 
 def burst(factor: float, mean: float) -> Floats:
-    """Twenty minutes at fifty times the week's load, in which for three minutes there are `factor` times as many."""
+    """Forty minutes at fifty times the week's load, in which for three minutes there are `factor` times as many."""
     found = day(BASE, mean) / BUSIEST
-    found[300:480] *= factor
+    found[600:780] *= factor
     return found
 
 
@@ -163,11 +165,14 @@ def report(count: int, fleet: Fleet, seed: int, said: Callable[[str], None]) -> 
 
     for times in DAYS:
         add("days", f"x {times}", day(times, mean), fleet, times=times)
+    add("days", f"x {STEADY}, Serve's usual way down, target 4", day(STEADY, mean), USUAL, times=STEADY)
     for factor in FACTORS:
         add("bursts", f"{factor:g} times as many", burst(factor, mean), fleet, factor=factor)
     fleets = {
-        "target 12": replace(fleet, target=12),
-        "target 40": replace(fleet, target=40),
+        "target 1": replace(fleet, target=1),
+        "target 4": replace(fleet, target=4),
+        "target 8": replace(fleet, target=8),
+        "ongoing 16": replace(fleet, ongoing=16),
         "begins in 15 s": replace(fleet, startup=15),
         "begins in 180 s": replace(fleet, startup=180),
         "queue x 4": replace(fleet, queued=4 * fleet.queued),
@@ -205,7 +210,7 @@ def markdown(found: dict[str, Any]) -> str:
     }
     head = "|".join(("", "", *COLUMNS, "\n", *["---"] * (1 + len(COLUMNS)), ""))
     parts = [
-        f"{found['note'].capitalize()}. One replica that is never idle serves {one:.2f} of these requests a second, "
+        f"{found['note'][0].upper()}{found['note'][1:]}. One replica that is never idle serves {one:.2f} of these requests a second, "
         f"{fleet['most']} serve {fleet['most'] * one:.0f}."
     ]
     for title, rows in tables.items():
@@ -238,7 +243,7 @@ def plot(found: dict[str, Any]) -> str:
         return lines(title, below, series, axis, "{:g}".format)
 
     panels = [
-        panel("The busiest minutes of a day", "no bursts", found["days"], "times", "times the load of the week"),
+        panel("The busiest minutes of a day", "no bursts", found["days"][:-1], "times", "times the load of the week"),
         panel("A burst of three minutes", "begins at once", found["bursts"], "factor", "times as many requests"),
     ]
     return page("Up to 64 replicas, simulated", found["note"], panels)

@@ -7,13 +7,18 @@ import base64
 import io
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from socket import create_server
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -25,14 +30,11 @@ from flashjanus.cli import main
 from flashjanus.cluster.folder import verify
 from PIL import Image
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-ray = pytest.importorskip("ray")
-from flashjanus.cluster.app import build  # noqa: E402
-from flashjanus.cluster.arguments import Arguments  # noqa: E402
-from ray import serve  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.long
+README = Path(__file__).resolve().parents[2] / "README.md"
 NODE: dict[str, Any] = dict(num_cpus=1, object_store_memory=80 * 2**20)
 SERVED: dict[str, Any] = dict(
     model="shapes", dtype="float32", min_replicas=2, max_replicas=2, downscale_delay_s=3600, drain=60
@@ -41,8 +43,13 @@ PATIENCE = 120.0
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two nodes, on each of which there is room for one replica."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # takes seconds, which whoever collects these tests need not wait
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
     made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         made.add_node(**NODE)
@@ -58,14 +65,29 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def url(cluster: Cluster) -> str:
     """Of the application on both nodes."""
-    from socket import create_server
+    port = started()
+    deploy(**SERVED)
+    return f"http://127.0.0.1:{port}"
+
+
+def started() -> int:
+    """The port of Ray Serve, which uses it for whatever it is told to run."""
+    from ray import serve
 
     with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        port = int(free.getsockname()[1])
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(Arguments(**SERVED)))
+    return port
+
+
+def deploy(**arguments: Any) -> None:
+    """Serve the application on both nodes, in the place of what there is."""
+    from flashjanus.cluster.app import build
+    from flashjanus.cluster.arguments import Arguments
+    from ray import serve
+
+    serve.run(build(Arguments(**arguments)))
     until(lambda: replicas() == 2)
-    return f"http://127.0.0.1:{port}"
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -77,6 +99,8 @@ def until(true: Callable[[], bool]) -> None:
 
 def replicas() -> int:
     """That run."""
+    from ray import serve
+
     deployment = serve.status().applications["default"].deployments["Server"]
     return int(deployment.replica_states.get("RUNNING", 0))
 
@@ -133,8 +157,7 @@ def test_a_rolling_restart_fails_no_request(url: str) -> None:
         one.start()
     try:
         until(lambda: len(images) > 4)
-        serve.run(build(Arguments(**SERVED, max_steps=50)))
-        until(lambda: replicas() == 2)
+        deploy(**SERVED, max_steps=50)
         before = len(images)
         until(lambda: len(images) > before + 4)
     finally:
@@ -178,9 +201,7 @@ def test_a_storm_of_cancels_leaves_nothing(url: str) -> None:
 
 
 def test_a_full_queue_refuses_with_429_and_says_when_to_try_again(cluster: Cluster, url: str) -> None:
-    few = {**SERVED, "max_ongoing_requests": 2, "max_queued_requests": 2}
-    serve.run(build(Arguments(**few)))
-    until(lambda: replicas() == 2)
+    deploy(**SERVED, max_ongoing_requests=2, max_queued_requests=2)
 
     def ask(_: int) -> httpx.Response:
         body = dict(prompt="a red circle", num_inference_steps=100)
@@ -190,6 +211,43 @@ def test_a_full_queue_refuses_with_429_and_says_when_to_try_again(cluster: Clust
         replies = list(clients.map(ask, range(24)))
     assert {one.status_code for one in replies} == {200, 429}
     assert all("retry-after" in one.headers for one in replies if one.status_code == 429)
+
+
+def test_the_example_of_the_readme_runs(cluster: Cluster) -> None:
+    [command] = re.findall(r"^serve run .*", README.read_text(encoding="utf-8"), re.MULTILINE)
+    program = Path(sys.executable).with_name("serve")
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"}
+    port = started()
+    process = subprocess.Popen([program, *command.split()[1:]], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: process.poll() is not None or answers(address))
+        assert process.poll() is None
+        np.testing.assert_array_equal(drawn(address, 3, 4, 0).shape, (64, 64, 3))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE)
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_serve_on_ray_serves_until_it_is_told_to_stop(cluster: Cluster, spawn: Callable[..., Any]) -> None:
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = spawn("serve", "--ray", cluster.address, "--port", str(port), "--dtype", "float32")
+    until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}"))
+    np.testing.assert_array_equal(drawn(f"http://127.0.0.1:{port}", 3, 4, 0), alone(3, 4))
+    process.terminate()
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, error
+    from ray import serve
+
+    assert "flashjanus" not in serve.status().applications
 
 
 def test_a_node_that_dies_in_a_batch_loses_no_row_and_doubles_none(cluster: Cluster, tmp_path: Path) -> None:

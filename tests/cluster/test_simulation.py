@@ -78,9 +78,10 @@ def test_the_autoscaler_follows_the_load_within_its_bounds() -> None:
     random = np.random.default_rng(0)
     at = arrivals(np.array([1.0] * 300 + [12.0] * 900 + [1.0] * 2400), 15_000, random)
     requests = Requests(at, np.full(15_000, 32.0), np.full(15_000, True))
-    out = Simulation(requests, LAW, Fleet(most=8, target=8)).run()
+    out = Simulation(requests, LAW, Fleet(most=8)).run()
     replicas = out.samples[:, 1]
     assert replicas[:4].max() == 1
     assert replicas.max() > 2
     assert replicas.max() <= 8
-    assert replicas[-1] == 1
+    assert np.all(np.diff(replicas[20:]) <= 0)
+    assert replicas[-1] <= 3

@@ -70,6 +70,7 @@ def build(arguments: Arguments) -> Application:
             "min_replicas": given.min_replicas,
             "max_replicas": given.max_replicas,
             "target_ongoing_requests": given.target_ongoing_requests,
+            "downscaling_factor": given.downscaling_factor,
             "upscale_delay_s": given.upscale_delay_s,
             "downscale_delay_s": given.downscale_delay_s,
         },

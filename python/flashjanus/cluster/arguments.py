@@ -31,7 +31,10 @@ class Replicas(BaseModel):
     """Whoever starts the application with `serve run` gives each of these as NAME=VALUE; an unknown name is refused.
 
     min_replicas, max_replicas: between which Serve scales. target_ongoing_requests: per replica, running or waiting for
-    one; with more, Serve adds replicas, with fewer it takes some away, after the two delays (seconds).
+    one; with more, Serve adds replicas, with fewer it takes some away, after the two delays (seconds). A replica that
+    shares its time among n requests is busy for about n / (n + 1) of it, so that 2 leave a third for what comes by
+    chance; and half as many requests ask for far more than half of the replicas, so that it is a share of the way,
+    downscaling_factor, that the number falls at once. benchmarks/simulate_week.py shows what other values do.
     max_ongoing_requests: that a replica has at once. max_queued_requests: that wait at each proxy for a replica that
     has room; more are refused with 429. num_cpus, num_gpus: of each replica.
     live_images, live_answers: rows of a replica's model. api_keys: a file of keys, besides those in the environment.
@@ -54,7 +57,8 @@ class Replicas(BaseModel):
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(24, gt=0)
+    target_ongoing_requests: float = Field(2, gt=0)
+    downscaling_factor: float = Field(0.3, gt=0, le=1)
     upscale_delay_s: float = Field(10, ge=0)
     downscale_delay_s: float = Field(600, ge=0)
     max_ongoing_requests: int = Field(64, ge=1)

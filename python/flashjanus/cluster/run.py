@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable
 
     Raises UnavailableError where the application does not begin, or ends by itself.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connected(address):
         serve.start(http_options={"host": host, "port": port})
         try:
@@ -35,5 +37,5 @@ def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable
             raise UnavailableError(f"the application has ended: {status.message}")
         finally:
             serve.delete(NAME)
-            if not serve.status().applications:
+            if address != "local" and not serve.status().applications:
                 serve.shutdown()  # type: ignore[no-untyped-call]

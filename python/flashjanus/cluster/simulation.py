@@ -60,7 +60,8 @@ class Requests:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Replicas, and how Serve scales them: by the mean of requests that run or wait over `look_back` seconds.
+    """Replicas, and how Serve scales them: by the mean of requests that run or wait over `look_back` seconds. The
+    defaults are those of cluster/arguments.py.
 
     ongoing: requests of a replica at most; images: of these live at once. queued: requests that wait for each replica
     that runs (a proxy has a bound, and there is one on each node). startup: seconds from a decision to a replica that
@@ -69,7 +70,8 @@ class Fleet:
 
     least: int = 1
     most: int = 64
-    target: float = 24.0
+    target: float = 2.0
+    downscaling: float = 0.3
     upscale_delay: float = 10.0
     downscale_delay: float = 600.0
     look_back: float = 30.0
@@ -268,13 +270,22 @@ class Simulation:
         self._fill(now)
         self._seen.append(self._total + len(self.queue))
         mean = sum(self._seen) / len(self._seen)
-        wanted = min(max(math.ceil(mean / fleet.target), fleet.least), fleet.most)
+        wanted = min(max(self._wanted(mean), fleet.least), fleet.most)
         self._above = self._above + fleet.tick if wanted > self._target else 0.0
         self._below = self._below + fleet.tick if wanted < self._target else 0.0
         if self._above > fleet.upscale_delay:
             self._more(wanted, now)
         elif self._below > fleet.downscale_delay:
             self._fewer(wanted)
+
+    def _wanted(self, mean: float) -> int:
+        """As Serve's default policy has it: downscaling is the share of the way that it goes at once."""
+        current = len(self.running)
+        desired = mean / self.fleet.target
+        if desired >= current:
+            return math.ceil(desired)
+        scaled = math.ceil(current + self.fleet.downscaling * (desired - current))
+        return scaled - (scaled == current and math.ceil(desired) < current)
 
     def _more(self, wanted: int, now: float) -> None:
         self.starting += [now + self.fleet.startup] * (wanted - self._target)
@@ -295,7 +306,8 @@ class Simulation:
 def arrivals(rates: Floats, count: int, random: np.random.Generator) -> Floats:
     """Times of `count` requests that come by chance, at rates that are constant within each second."""
     total = np.concatenate([[0.0], np.cumsum(rates)])
-    return np.interp(np.sort(random.random(count)) * total[-1], total, np.arange(len(total), dtype=np.float64))
+    times = np.arange(len(total), dtype=np.float64)
+    return np.asarray(np.interp(np.sort(random.random(count)) * total[-1], total, times))
 
 
 def percentiles(values: Floats, which: Sequence[float] = (50, 95, 99)) -> list[float]:

@@ -43,7 +43,11 @@ class ServeReport:
         rows, goodput = data.get("samples"), data.get("goodput")
         deadlines = goodput.get("deadlines_s") if isinstance(goodput, dict) else {}
         head = {name: value for name, value in data.items() if name not in ("samples", *summary([], {}))}
-        if not isinstance(deadlines, dict) or not isinstance(rows, list) or not {"endpoint", "model", "load"} <= {*head}:
+        if (
+            not isinstance(deadlines, dict)
+            or not isinstance(rows, list)
+            or not {"endpoint", "model", "load"} <= {*head}
+        ):
             raise InputError(f"{where}: expected what `flashjanus bench serve` wrote with --json, got other JSON")
         samples = []
         for i, row in enumerate(rows):
