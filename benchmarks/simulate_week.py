@@ -210,8 +210,8 @@ def markdown(found: dict[str, Any]) -> str:
     }
     head = "|".join(("", "", *COLUMNS, "\n", *["---"] * (1 + len(COLUMNS)), ""))
     parts = [
-        f"{found['note'][0].upper()}{found['note'][1:]}. One replica that is never idle serves {one:.2f} of these requests a second, "
-        f"{fleet['most']} serve {fleet['most'] * one:.0f}."
+        f"{found['note'][0].upper()}{found['note'][1:]}. One replica that is never idle serves {one:.2f} of these "
+        f"requests a second, {fleet['most']} serve {fleet['most'] * one:.0f}."
     ]
     for title, rows in tables.items():
         parts.append(f"{title}:\n\n{head}\n" + "\n".join(row(one["what"], one) for one in rows))
