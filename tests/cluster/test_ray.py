@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from socket import create_server
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -28,6 +29,7 @@ import pytest
 from flashjanus import JanusFlow
 from flashjanus.cli import main
 from flashjanus.cluster.folder import verify
+from flashjanus.errors import InputError
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -211,6 +213,38 @@ def test_a_full_queue_refuses_with_429_and_says_when_to_try_again(cluster: Clust
         replies = list(clients.map(ask, range(24)))
     assert {one.status_code for one in replies} == {200, 429}
     assert all("retry-after" in one.headers for one in replies if one.status_code == 429)
+
+
+def test_a_row_on_which_replicas_die_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed once as many replicas as there may be have begun it; a row beside it that is new is done."""
+    import pyarrow as pa
+    from flashjanus.cluster import data
+    from flashjanus.cluster.rows import Row, Usual, read
+    from flashjanus.scheduling.policy import Limits
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "num_inference_steps": 1}\n{"prompt": "b", "num_inference_steps": 1}\n')
+    rows = [row for row in read(file, Usual({"image": {}, "answer": {}}, 0, {})) if isinstance(row, Row)]
+    attempts = data.Attempts()
+    for _ in range(data.ATTEMPTS):
+        attempts.begin([1])
+    monkeypatch.setattr(data.ray, "get", lambda found: found)
+    remote = SimpleNamespace(begin=SimpleNamespace(remote=attempts.begin))
+    replica = data.Replica(data.Source("shapes", None, {}, Limits()), tmp_path, remote)
+    found = replica(pa.table({"row": [data.packed(row) for row in rows]})).to_pylist()
+    assert {one["line"]: one["error"] for one in found} == {1: "ReplicaDied", 2: None}
+    monkeypatch.setattr(data.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    replica._backend.close()
+    with pytest.raises(SystemExit):  # so that Ray starts another process
+        replica(pa.table({"row": [data.packed(rows[1])]}))
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "nowhere", "127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_said_at_once(address: str) -> None:
+    from flashjanus.cluster.connect import connected
+
+    with pytest.raises(InputError, match="ray"), connected(address):
+        pass
 
 
 def test_the_example_of_the_readme_runs(cluster: Cluster) -> None:
