@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from flashjanus import JanusFlow
+from flashjanus.serving import ProcessBackend
 from flashjanus.serving.messages import LAST, Event, Failure
 
 PATIENCE = 60.0
@@ -57,3 +59,12 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end, "it has not come true"
         time.sleep(0.01)
+
+
+def killed(backend: ProcessBackend, number: int) -> None:
+    assert backend._child is not None
+    os.kill(backend._child.process.pid, number)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -10,13 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from flashjanus.serving.http import images
-from flashjanus.serving.http.responses import ResponseBody
-from flashjanus.serving.http.responses.turns import conversation_of, prompt_of, turns_of
-from PIL import Image
-from serving_app import SECONDS, Served, data_url, image_of, model, served
+from response_items import CALL, RED, says, shows, user
+from serving_app import SECONDS, Served, image_of, model, served
 
 PATH = "/v1/responses"
-RED = data_url(Image.new("RGB", (80, 60), "red"))
 TOOL: dict[str, Any] = {"type": "image_generation", "num_inference_steps": 3, "seed": 5}
 DRAW: dict[str, Any] = {"input": "a red circle", "tools": [TOOL]}
 ASK: dict[str, Any] = {"input": "Is a circle round?", "temperature": 0}
@@ -72,18 +69,6 @@ def text(response: dict[str, Any]) -> str:
     [part] = message["content"]
     found: str = part["text"]
     return found
-
-
-def user(*content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content[0] if content and isinstance(content[0], str) else [*content]}
-
-
-def says(text: str) -> dict[str, str]:
-    return {"type": "input_text", "text": text}
-
-
-def shows(url: str, **more: str) -> dict[str, str]:
-    return {"type": "input_image", "image_url": url, **more}
 
 
 def kind(response: dict[str, Any]) -> str:
@@ -170,57 +155,6 @@ def test_an_image_is_asked_about_as_it_was_sent(web: httpx.Client) -> None:
     assert kind(made(web, input=later, tools=[tool], temperature=0, max_output_tokens=4)) == "message"
     again = made(web, input=[*items[:-1], user("a blue square")], tools=[tool], tool_choice="required")
     assert again["output"][0]["revised_prompt"] == "a blue square"
-
-
-CALL = {"type": "image_generation_call", "id": "ig_1", "result": "AAAA", "output_format": "webp"}
-
-
-def turns(*items: Any, **more: Any) -> list[tuple[str, str]]:
-    """As the model reads them: an image as its URL."""
-    read = conversation_of(turns_of(ResponseBody.model_validate({"input": [*items], **more})))
-    return [(one["role"], "|".join(part.get("text", part.get("image_url")) for part in one["content"])) for one in read]
-
-
-def test_items_become_turns() -> None:
-    drawn = "data:image/webp;base64,AAAA"
-    said = {
-        "type": "message",
-        "id": "msg_1",
-        "role": "assistant",
-        "status": "completed",
-        "phase": None,
-        "content": [{"type": "output_text", "text": "Here.", "annotations": [], "logprobs": []}],
-    }
-    refused = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
-    lost = {"type": "image_generation_call", "result": None, "status": "failed"}
-    assert turns(user("one"), user("two")) == [("user", "one|\n|two")]
-    assert turns(user("draw"), CALL, user("ask")) == [("user", f"{drawn}|ask")]
-    assert turns(user("draw"), CALL, said, user("ask")) == [
-        ("user", "draw"),
-        ("assistant", "Here."),
-        ("user", f"{drawn}|ask"),
-    ]
-    assert turns(CALL, CALL, user("ask")) == [("user", f"{drawn}|{drawn}|ask")]
-    assert turns(user(says("draw"), shows(RED)), CALL, user("ask")) == [("user", f"draw|{RED}|{drawn}|ask")]
-    assert turns(user("draw"), lost, user("ask")) == [("user", "draw|\n|ask")]
-    assert turns(user("ask"), refused, said, user("more")) == [
-        ("user", "ask"),
-        ("assistant", "No.|\n|Here."),
-        ("user", "more"),
-    ]
-    system = {"role": "developer", "content": [says("Be"), says(" brief.")]}
-    assert turns(system, user("ask"), instructions="Speak.") == [
-        ("system", "Speak."),
-        ("system", "Be| brief."),
-        ("user", "ask"),
-    ]
-
-
-def test_what_is_drawn() -> None:
-    system = {"role": "system", "content": "Paint in oil."}
-    items = [system, user("hello"), {"role": "assistant", "content": "Hi."}, user(says("a "), says("boat"))]
-    body = ResponseBody.model_validate({"input": items, "instructions": "Draw at night."})
-    assert prompt_of(turns_of(body)) == "Draw at night.\n\nPaint in oil.\n\na boat"
 
 
 def test_instructions(web: httpx.Client) -> None:

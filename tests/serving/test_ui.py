@@ -1,88 +1,24 @@
-"""The playground without a browser: its handlers, its controls, and what its page names."""
+"""The playground without a browser: its handlers, its controls."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import re
-import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
-from functools import cache
+from contextlib import aclosing
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
-import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
-from flashjanus import JanusFlow
-from flashjanus.errors import InputError, UnavailableError
 from flashjanus.sampling import presets
 from flashjanus.sampling.fields import options_of
 from flashjanus.sampling.options import PRESETS, ImageOptions, TokenOptions
-from flashjanus.serving import AsyncEngine
-from flashjanus.serving.ui import blocks, controls, mount, views
+from flashjanus.serving.ui import controls
 from flashjanus.serving.ui.ask_tab import AskTab
 from flashjanus.serving.ui.draw_tab import DrawTab
-from flashjanus.serving.ui.running import Running
 from PIL import Image
-
-T = TypeVar("T")
-ME: Any = SimpleNamespace(session_hash="me")
-SOMEBODY: Any = SimpleNamespace(session_hash="somebody")
-
-
-@cache
-def model() -> JanusFlow:
-    return JanusFlow.from_pretrained("shapes", dtype="float32")
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(work, 60))
-
-
-class Page:
-    """The tabs of an engine, whose handlers are called as gradio calls them."""
-
-    def __init__(self, engine: AsyncEngine, **most: float) -> None:
-        self.engine, self.running = engine, Running()
-        with gr.Blocks(analytics_enabled=False):
-            self.drawing = DrawTab(engine, self.running, most, None)
-            self.asking = AskTab(engine, self.running, most, None)
-
-    def draw(
-        self, prompt: str, *, new_seed: bool = False, previews: str = "quick", before: Any = (), **given: Any
-    ) -> Any:
-        tab = self.drawing
-        return tab.drawn(ME, [*before], prompt, new_seed, previews, *values(tab.controls, given))
-
-    def ask(self, text: str, *files: str, conversation: Any = (), **given: Any) -> Any:
-        tab = self.asking
-        question = {"text": text, "files": [*files]}
-        return tab.answered(ME, question, [*conversation], *values(tab.controls, given))
-
-    async def settled(self) -> None:
-        while (stats := self.engine.stats()).queued or stats.image_rows or stats.answer_rows:
-            await asyncio.sleep(0.02)
-
-
-def values(made: controls.Controls, given: dict[str, Any]) -> list[Any]:
-    """What the controls hold: their own values, but for those given."""
-    return [given.get(name, one.value) for name, one in made.by_name.items()]  # type: ignore[attr-defined]
-
-
-@asynccontextmanager
-async def page(**most: float) -> AsyncIterator[Page]:
-    async with AsyncEngine(model()) as engine:
-        yield Page(engine, **most)
-
-
-async def seen(changes: AsyncIterator[T]) -> list[T]:
-    return [change async for change in changes]
+from ui_page import ME, SOMEBODY, model, page, run, seen, values
 
 
 def test_a_drawing_shows_its_steps_its_previews_and_the_pictures_of_the_model() -> None:
@@ -340,114 +276,3 @@ def test_a_preset_fills_the_controls_with_what_it_stands_for(preset: str) -> Non
 
     given = {name: value for name, value in run(read()).items() if name not in ("num_images_per_prompt", "seed")}
     assert presets.sampler(**given) == presets.sampler(preset=preset)
-
-
-async def fetched(app: FastAPI, path: str, **headers: str) -> httpx.Response:
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30) as client,
-    ):
-        return await client.get(path, headers=headers, follow_redirects=True)
-
-
-def test_the_page_names_no_other_host_and_tells_the_browser_to_ask_none() -> None:
-    async def got() -> list[httpx.Response]:
-        async with AsyncEngine(model()) as engine:
-            paths = "/ui", "/ui/config", "/ui/theme.css"
-            return [await fetched(mount(FastAPI(), engine), path) for path in paths]
-
-    page, config, style = run(got())
-    namespace = "http://www.w3.org/2000/svg"  # which nothing fetches
-    for response in (page, config, style):
-        assert response.status_code == 200
-        text = response.text.replace(namespace, "")
-        hosts = set(re.findall(r"(?:https?:)?//([a-z0-9-]+(?:\.[a-z0-9-]+)+)", text))
-        assert hosts <= {"127.0.0.1"}, response.url
-        policy = response.headers["content-security-policy"]
-        assert policy.startswith("default-src 'self'")
-        assert "http" not in policy
-    assert "gradio_config" in page.text
-    assert config.json()["analytics_enabled"] is False
-
-
-def test_an_open_page_does_not_keep_the_server_from_ending() -> None:
-    async def ended() -> list[str]:
-        async with AsyncEngine(model()) as engine:
-            app = mount(FastAPI(), engine)
-            server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-            serving = asyncio.create_task(server.serve())
-            while not server.started:
-                await asyncio.sleep(0.02)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            address = f"http://127.0.0.1:{port}/ui/gradio_api/heartbeat/me"
-            async with httpx.AsyncClient(timeout=30) as client, client.stream("GET", address) as response:
-                beats = response.aiter_text()
-                told = [await anext(beats)]
-                await engine.drain(10)
-                server.should_exit = True
-                told += [beat async for beat in beats]
-                await serving
-            return told
-
-    assert run(ended())[0].startswith("data: ALIVE")
-
-
-def test_only_those_who_sign_in_may_enter() -> None:
-    async def got() -> list[int]:
-        async with AsyncEngine(model()) as engine:
-            app = mount(FastAPI(), engine, auth=lambda name, word: word == "secret")
-            return [(await fetched(app, path)).status_code for path in ("/ui/config", "/ui/gradio_api/info")]
-
-    assert run(got()) == [401, 401]
-
-
-def test_a_path_that_would_hide_the_application_is_refused() -> None:
-    async def mounted() -> None:
-        async with AsyncEngine(model()) as engine:
-            mount(FastAPI(), engine, "/")
-
-    with pytest.raises(InputError, match="path"):
-        run(mounted())
-
-
-@pytest.mark.parametrize("path", ["http://127.0.0.1:9/x.png", "HTTPS://127.0.0.1/x.png", "file:///etc/passwd"])
-def test_nothing_is_fetched_for_a_client(path: str) -> None:
-    async def sent() -> None:
-        async with AsyncEngine(model()) as engine:
-            made = blocks(engine)
-            [ask] = [fn for fn in made.fns.values() if fn.name == "answered"]
-            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            rest = [None] * (len(ask.inputs) - 1)
-            await made.preprocess_data(ask, [{"text": "x", "files": [file]}, *rest], None)
-
-    with pytest.raises(gr.Error, match="nothing is fetched"):
-        run(sent())
-
-
-def test_a_model_that_is_not_there_yet_is_waited_for() -> None:
-    class Starting:
-        @property
-        def facts(self) -> Any:
-            raise UnavailableError("the model is <loading>")
-
-    engine: Any = Starting()
-    assert views.footer(engine) == '<div class="fj-footer">the model is &lt;loading&gt;</div>'
-    assert not views.known(engine)
-    assert isinstance(blocks(engine), gr.Blocks)
-
-
-def test_without_gradio_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*sys.modules]:
-        if name.startswith("flashjanus.serving.ui"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(InputError, match=re.escape("gradio is not installed, which the playground needs: pip install")):
-        importlib.import_module("flashjanus.serving.ui")
-
-
-def test_a_class_of_ours_leaves_no_file_beside_its_source() -> None:
-    """gradio writes a stub beside each subclass of a component."""
-    import flashjanus.serving.ui
-
-    assert not [*Path(flashjanus.serving.ui.__file__).parent.glob("*.pyi")]

@@ -25,12 +25,12 @@ from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.execution import flow, loading, pictures, text, warming
-from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
+from flashjanus.execution.buckets import EXACT, PADDED, Buckets
 from flashjanus.execution.prefixes import PrefixStore
 from flashjanus.execution.runner import Runner
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.tokenizer import Tokenizer
-from flashjanus.model import FLOW_STEPS, Policy
+from flashjanus.model import Policy
 from flashjanus.sampling import checks, presets
 from flashjanus.sampling.options import SAMPLING, TokenOptions
 from flashjanus.sampling.tokens import Sampling, samplings
@@ -208,11 +208,10 @@ class TensorModel(ProcessBound):
     @entry
     def preview(self, latents: torch.Tensor, full: bool = False) -> torch.Tensor:
         """Images (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W), to be shown while they are drawn; see
-        callback_on_step_end of `JanusFlow.generate_image`.
+        callback_on_step_end of `JanusFlow.generate_image`. Raises InputError.
 
-        By a linear map, which costs next to nothing, as large as the latents; or, with `full`, by the VAE, which costs
-        as much as a picture. A map that is not kept beside the VAE is fitted to the first pictures that a scheduler
-        decodes; until then the VAE makes these as well. Raises InputError.
+        By a linear map, at no cost, as large as the latents; or, with `full`, by the VAE, at the cost of a picture, as
+        also where no map is kept beside the VAE, until a scheduler has fitted one to its first pictures.
         """
         vae = self._need_vae()
         latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
@@ -220,7 +219,7 @@ class TensorModel(ProcessBound):
 
     @entry
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, D), aligned to the language model, float32, of normalised pixels (B, 3, S, S)."""
+        """Features (B, N, D), aligned to the language model, float32, of normalized pixels (B, 3, S, S)."""
         size = self.config.understanding.image_size
         pixels = checks.tensor("pixel_values", pixel_values, (None, 3, size, size), checks.FLOATS)
         return text.encode_images(self.runner, pixels).float()
@@ -317,25 +316,11 @@ class TensorModel(ProcessBound):
     def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
         """The plan of the bucket in which a program runs `rows` rows (guided, for the flow) with a prompt of so many
         tokens, for a number of steps or new tokens. Raises InputError."""
-        buckets, limit = self.runner.buckets, self.config.language.max_position_embeddings
-        rows = padded(checks.integer("rows", rows, 1, 1024), buckets.rows)
-        prompt = padded(checks.integer("prompt_tokens", prompt_tokens, 1, limit), buckets.prompt_tokens)
+        checks.integer("rows", rows, 1, 1024)
+        checks.integer("prompt_tokens", prompt_tokens, 1, self.config.language.max_position_embeddings)
         checks.integer("steps", steps, 1, checks.MAX_STEPS)
-        new, steps = padded(steps, buckets.new_tokens), padded(steps, buckets.steps)
-        tokens, latent = self.config.num_understanding_tokens, self.config.latent_size
-        sizes = {
-            "flow_prepare": dict(R=rows, U=rows, P=prompt, K=steps),
-            **{
-                name: dict(R=rows, U=rows, P=prompt, K=steps) | ({} if all_branches else {"V": 0})
-                for name, (_, all_branches) in FLOW_STEPS.items()
-            },
-            "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + tokens, K=new),
-            "decode_step": dict(B=rows, S=prompt + new, K=new),
-            "encode_images": dict(I=rows),
-            "decode_latents": dict(B=rows, H=latent, W=latent),
-        }
-        checks.choice("program", program, list(sizes))
-        if program == "decode_latents":
+        sizes = self.runner.sizes(rows, prompt_tokens, steps)
+        if checks.choice("program", program, list(sizes)) == "decode_latents":
             self._need_vae()
         return self.runner.plan(program, **sizes[program])
 

@@ -21,7 +21,7 @@ from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
-from flashjanus.execution.buckets import EXACT, Buckets
+from flashjanus.execution.buckets import EXACT, Buckets, padded
 from flashjanus.execution.latent_map import Previews
 from flashjanus.model import Policy
 
@@ -233,6 +233,22 @@ class Runner(ProcessBound):
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)
         return builders
+
+    def sizes(self, rows: int, prompt_tokens: int, steps: int) -> dict[str, dict[str, int]]:
+        """By program the sizes of the bucket for `rows` rows (guided, for the flow), a prompt of so many tokens and a
+        number of steps or of new tokens."""
+        config, buckets = self.config, self.buckets
+        rows, prompt = padded(rows, buckets.rows), padded(prompt_tokens, buckets.prompt_tokens)
+        new, steps = padded(steps, buckets.new_tokens), padded(steps, buckets.steps)
+        step = dict(R=rows, U=rows, P=prompt, K=steps)
+        return {
+            "flow_prepare": step,
+            **{name: step if every else {**step, "V": 0} for name, (_, every) in programs.FLOW_STEPS.items()},
+            "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + config.num_understanding_tokens, K=new),
+            "decode_step": dict(B=rows, S=prompt + new, K=new),
+            "encode_images": dict(I=rows),
+            "decode_latents": dict(B=rows, H=config.latent_size, W=config.latent_size),
+        }
 
     def _specs(self, layout: list[Target], policy: Policy, language: bool) -> dict[str, TensorSpec]:
         return programs.weight_specs(layout, policy, self.config.language if language else None)
