@@ -40,24 +40,24 @@ def ask(backend: Told, path: str, body: Any, **settings: Any) -> Any:
 
 
 FAILURES = [
-    (InputError("guidance_scale: expected more"), 400, "invalid_value", "invalid_request_error"),
-    (BusyError("expected at most 1 request to wait"), 429, "queue_full", "rate_limit_error"),
-    (DeadlineError("expected to end by its deadline"), 504, "deadline_exceeded", "timeout_error"),
-    (UnavailableError("the engine is shutting down"), 503, "unavailable", "server_error"),
-    (OutOfMemoryError("secret"), 503, "out_of_memory", "server_error"),
-    (NonFiniteError("a row has left its range"), 500, "non_finite", "server_error"),
-    (DeviceError("secret"), 500, "internal_error", "server_error"),
+    (InputError, "guidance_scale: expected more", 400, "invalid_value", "invalid_request_error"),
+    (BusyError, "expected at most 1 request to wait", 429, "queue_full", "rate_limit_error"),
+    (DeadlineError, "expected to end by its deadline", 504, "deadline_exceeded", "timeout_error"),
+    (UnavailableError, "the engine is shutting down", 503, "unavailable", "server_error"),
+    (OutOfMemoryError, "secret", 503, "out_of_memory", "server_error"),
+    (NonFiniteError, "a row has left its range", 500, "non_finite", "server_error"),
+    (DeviceError, "secret", 500, "internal_error", "server_error"),
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "code", "kind"), FAILURES)
+@pytest.mark.parametrize(("error", "words", "status", "code", "kind"), FAILURES)
 @pytest.mark.parametrize(("path", "body"), [(IMAGES, DRAW), (CHAT, ASK)])
 @pytest.mark.parametrize("accepted", [False, True])
 def test_each_failure_has_its_status(
-    error: Any, status: int, code: str, kind: str, path: str, body: Any, accepted: bool
+    error: Any, words: str, status: int, code: str, kind: str, path: str, body: Any, accepted: bool
 ) -> None:
     events = [Accepted(5, 0), Begun()] if accepted else []
-    reply = ask(Told(*events, Failure(error)), path, body)
+    reply = ask(Told(*events, Failure(error(words))), path, body)
     assert reply.status_code == status
     said = reply.json()["error"]
     assert (said["code"], said["type"]) == (code, kind)
@@ -67,12 +67,12 @@ def test_each_failure_has_its_status(
     assert (reply.headers.get("x-should-retry") == "false") == (code in ("deadline_exceeded", "non_finite"))
 
 
-@pytest.mark.parametrize(("error", "status", "code", "kind"), FAILURES)
+@pytest.mark.parametrize(("error", "words", "status", "code", "kind"), FAILURES)
 @pytest.mark.parametrize(("path", "body"), [(IMAGES, DRAW), (CHAT, ASK)])
 def test_a_failure_in_the_midst_of_a_stream_is_its_last_event(
-    error: Any, status: int, code: str, kind: str, path: str, body: Any
+    error: Any, words: str, status: int, code: str, kind: str, path: str, body: Any
 ) -> None:
-    reply = ask(Told(Accepted(5, 0), Begun(), Piece("so "), Failure(error)), path, {**body, "stream": True})
+    reply = ask(Told(Accepted(5, 0), Begun(), Piece("so "), Failure(error(words))), path, {**body, "stream": True})
     assert reply.status_code == 200
     *_, last = [block for block in reply.text.split("\n\n") if block]
     name, data = last.split("\n")
