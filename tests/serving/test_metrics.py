@@ -91,6 +91,8 @@ def test_the_description_is_whole_and_its_page_needs_no_network() -> None:
     assert {IMAGES, CHAT, "/v1/models", "/health/ready", "/metrics"} <= set(described["paths"])
     whole = described["components"]["schemas"]["ImageBody"]["properties"]["n"]["anyOf"][0]
     assert (whole["minimum"], whole["maximum"]) == (1, 10)
+    assert "HTTPValidationError" not in text  # no request fails so
+    assert described["paths"]["/v1/models/{model}"]["get"]["parameters"][0]["name"] == "model"
     for name in ("num_inference_steps", "guidance_scale", "max_completion_tokens", "include_usage"):
         assert f"<code>{name}</code>" in page
     assert "<script" not in page

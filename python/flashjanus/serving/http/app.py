@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,19 @@ def add_post(app: FastAPI, path: str, endpoint: Endpoint, body: type[BaseModel])
 
 
 def _add_get(app: FastAPI, path: str, endpoint: Endpoint, *refusals: int, kind: str = "application/json") -> None:
-    app.add_api_route(path, endpoint, methods=["GET"], response_class=Response, responses=_replies([kind], refusals))
+    """A path whose names in braces are texts, which its endpoint finds in `request.path_params`."""
+    named = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in re.findall(r"\{(\w+)", path)
+    ]
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["GET"],
+        response_class=Response,
+        responses=_replies([kind], refusals),
+        openapi_extra={"parameters": named} if named else None,
+    )
 
 
 def _replies(kinds: Sequence[str], refusals: Sequence[int]) -> dict[int | str, dict[str, Any]]:

@@ -23,10 +23,11 @@ class Description:
         self._made: dict[str, Any] = {}
 
     def body(self, model: type[BaseModel]) -> dict[str, Any]:
-        """What a path whose body this is says of it."""
+        """What a path whose body this is says of it. Raises ValueError where two kinds of values have one name."""
         schema = model.model_json_schema(ref_template=SCHEMAS)
-        self._schemas |= schema.pop("$defs", {})
-        self._schemas[model.__name__] = schema
+        for name, one in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+            if self._schemas.setdefault(name, one) != one:
+                raise ValueError(f"{name}: expected one kind of values of this name, and there are two")
         content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=model.__name__)}}}
         return {"requestBody": {"required": True, "content": content}}
 

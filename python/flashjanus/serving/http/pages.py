@@ -36,10 +36,10 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_model(state, name) for name in state.names]})
 
 
-async def model(request: Request, model: str) -> Response:
+async def model(request: Request) -> Response:
     """One of them."""
     state = state_of(request)
-    return JSONResponse(_model(state, state.name(model)))
+    return JSONResponse(_model(state, state.name(request.path_params["model"])))
 
 
 async def live(request: Request) -> Response:

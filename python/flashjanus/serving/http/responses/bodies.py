@@ -199,7 +199,7 @@ class Reasoning(Body):
     generate_summary: Annotated[Any, only(why="the model does not reason apart from its answer")] = None
 
 
-class StreamOptions(Body):
+class ResponseStreamOptions(Body):
     """What a stream tells besides."""
 
     include_obfuscation: Annotated[Any, only(False, why="events are sent as they are")] = None
@@ -230,7 +230,7 @@ class _ResponseFields(Body):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
         None, description=f"{LOGPROBS}: the log-probability of each token; of reasoning there is none to include"
     )
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
