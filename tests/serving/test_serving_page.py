@@ -61,6 +61,8 @@ def test_the_commands_are_understood() -> None:
     filled = re.sub(r"\{\{port\}\}", "8000", gpustack)
     for words in [*commands("flashjanus"), shlex.split(filled)]:
         assert build_parser().parse_args(words[1:]).command == "serve"
+    for line in re.findall(r"^    (flashjanus bench .*)$", PAGE, re.MULTILINE):
+        assert build_parser().parse_args(shlex.split(line)[1:]).suite == "serve"
     for words in commands("docker"):
         if words[1] == "run":
             image = next(n for n, word in enumerate(words) if word.startswith("flashjanus"))

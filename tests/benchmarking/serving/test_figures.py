@@ -126,6 +126,7 @@ def test_a_report_of_nothing(given: list[Sample]) -> None:
         {"samples": [{}]},
         {"samples": [3]},
         {"goodput": {"deadlines_s": 3}},
+        {"goodput": {"deadlines_s": {"image": "x"}}},
         {"endpoint": None},
     ],
 )

@@ -41,13 +41,11 @@ class ServeReport:
     def of_json(data: Mapping[str, Any], where: str) -> ServeReport:
         """What `to_json` gave. Raises InputError."""
         rows, goodput = data.get("samples"), data.get("goodput")
-        deadlines = goodput.get("deadlines_s") if isinstance(goodput, dict) else {}
+        limits = goodput.get("deadlines_s") if isinstance(goodput, dict) else {}
         head = {name: value for name, value in data.items() if name not in ("samples", *summary([], {}))}
-        if (
-            not isinstance(deadlines, dict)
-            or not isinstance(rows, list)
-            or not {"endpoint", "model", "load"} <= {*head}
-        ):
+        given = limits.items() if isinstance(limits, dict) else ()
+        deadlines = {name: limit for name, limit in given if isinstance(limit, float | int)}
+        if not isinstance(rows, list) or deadlines != limits or not {"endpoint", "model", "load"} <= head.keys():
             raise InputError(f"{where}: expected what `flashjanus bench serve` wrote with --json, got other JSON")
         samples = []
         for i, row in enumerate(rows):
@@ -55,7 +53,7 @@ class ServeReport:
                 samples.append(Sample.of_json(row))
             except ValueError as error:
                 raise InputError(f"{where}: samples[{i}]: {error}") from None
-        return ServeReport(head, samples, {str(name): float(limit) for name, limit in deadlines.items()})
+        return ServeReport(head, samples, deadlines)
 
     def __str__(self) -> str:
         figures, parts = self.figures, [self._about()]
