@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_option, add_output_options, choices, given, load_model
+from flashjanus.cli.options import (
+    add_model_options,
+    add_option,
+    add_output_options,
+    choices,
+    given,
+    load_model,
+    threads_of,
+)
 from flashjanus.errors import InputError, UnavailableError
 from flashjanus.sampling.fields import Options, options_of
 from flashjanus.sampling.options import ImageOptions, TokenOptions
@@ -137,7 +145,7 @@ def _results(args: argparse.Namespace, batch: Batch, console: Console) -> Iterat
             raise UnavailableError(
                 f'{error.name} is not installed, which --ray needs: pip install "flashjanus[ray]"'
             ) from error
-        source = data.Source(args.model, args.vae, choices(args), limits, args.threads)
+        source = data.Source(args.model, args.vae, choices(args), limits, threads_of(args))
         with connect.connected(args.ray):
             pool = data.Pool(args.replicas, args.replica_cpus, args.replica_gpus)
             yield data.results(batch.pending, batch.images, source, pool)

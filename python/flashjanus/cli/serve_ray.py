@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import choices
+from flashjanus.cli.options import choices, threads_of
 from flashjanus.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
             model=args.model,
             vae=args.vae,
             **choices(args),
-            threads=args.threads,
+            threads=threads_of(args),
             min_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             max_queued_requests=args.queue,
