@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import TextIO
 
 import ray
 
@@ -19,13 +21,15 @@ REACH = 5.0
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str) -> Iterator[TextIO]:
     """address: HOST:PORT, "auto" for the cluster that this machine is part of, "local" for a new one of this machine.
 
-    Raises InputError where there is no such cluster. A connection that there is already is used, and stays.
+    Raises InputError where there is no such cluster. A connection that there is already is used, and stays. Within it,
+    what is printed goes to stderr: Ray prints what it has to say of dead actors, and stdout carries results. Gives what
+    stdout was.
     """
     if ray.is_initialized():
-        yield
+        yield sys.stdout
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _reach(address)
@@ -38,10 +42,12 @@ def connected(address: str) -> Iterator[None]:
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without a word
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        try:
+            yield out
+        finally:
+            ray.shutdown()
 
 
 def _reach(address: str) -> None:

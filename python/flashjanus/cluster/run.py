@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 from ray import serve
 
@@ -24,14 +25,15 @@ def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable
     Raises UnavailableError where the application does not begin, or ends by itself.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with connected(address):
+    with connected(address) as out:
         serve.start(http_options={"host": host, "port": port})
         try:
             try:
                 serve.run(build(arguments), name=NAME)
             except RuntimeError as error:
                 raise UnavailableError(f"the application did not begin: {error}") from error
-            begun()
+            with redirect_stdout(out):
+                begun()
             while (status := serve.status().applications[NAME]).status not in ("DEPLOY_FAILED", "NOT_STARTED"):
                 time.sleep(LOOK)
             raise UnavailableError(f"the application has ended: {status.message}")
