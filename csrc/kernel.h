@@ -1,6 +1,7 @@
-// What the header of every kernel builds on: the types of arguments, what a check says, limits that kernels share.
-// A kernel takes one plain struct of raw pointers and sizes (and a stream on a GPU) and leaves no memory behind. Its
-// struct and its check are in its header, beside its .cpp in cpu/: generate.py makes lists and bindings of these.
+// What the header of every kernel builds on: types of arguments, what a check says, limits that kernels share.
+// A kernel takes one plain struct of raw pointers and sizes (and, on a GPU, a stream). The struct and its check are in
+// the kernel's own header, of which generate.py makes lists and bindings. In all of them `threads` is how many a CPU
+// kernel may use, strides are in elements, and last dimensions are dense.
 #pragma once
 
 #include <cstdint>
