@@ -106,8 +106,8 @@ def test_an_editable_install_finds_the_three_source_roots(sources: Path, tmp_pat
     site = tmp_path / "site"
     zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).extractall(site)
     names = ["flashjanus", "flashjanus.errors", "flashjanus.engine.errors", "flashjanus.triton_kernels"]
-    check = f"import site; site.addsitedir({str(site)!r}); import {', '.join(names)}, sys\n"
-    check += f"print(*(sys.modules[name].__file__ for name in {names}), sep='\\n')"
+    check = f"import site; site.addsitedir({str(site)!r}); from importlib.util import find_spec\n"
+    check += f"print(*(find_spec(name).origin for name in {names}), sep='\\n')"
     # -I -S: nothing of the environment's own site-packages, where flashjanus may be installed
     done = python("-I", "-S", "-c", check, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
