@@ -39,6 +39,8 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
 
     from flashjanus.cluster.arguments import GRANTED, Arguments
 
+    if args.ui:
+        raise InputError("--ui: expected without --ray, whose replicas serve no pages")
     if args.port == 0:
         raise InputError("--port: expected the number of a port with --ray, got 0")
     try:
