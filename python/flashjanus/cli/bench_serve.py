@@ -8,7 +8,10 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,23 +199,47 @@ def _measured(
     )
 
     async def measured() -> tuple[Target, list[Sample]]:
+        with _cancelled_by_signals(console):
+            return await sent()
+
+    async def sent() -> tuple[Target, list[Sample]]:
         async with Client(target) as client:
             if args.model is None:
                 client.target = target.named(await drive.first_model(client))
             console.status("warming up")
             await drive.warm_up(client, first)
             with console.progress(len(load), "requests") as show:
-
-                def done(number: int) -> None:
-                    console.check_interrupt()
-                    show(number)
-
                 if args.rate is not None:
-                    return client.target, await drive.open_loop(client, load, args.in_flight, done)
+                    return client.target, await drive.open_loop(client, load, args.in_flight, show)
                 workers = args.concurrency or CONCURRENCY
-                return client.target, await drive.closed_loop(client, load, workers, done, seconds=args.duration)
+                return client.target, await drive.closed_loop(client, load, workers, show, seconds=args.duration)
 
-    return asyncio.run(measured())
+    try:
+        return asyncio.run(measured())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _cancelled_by_signals(console: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM, where the console hears them, cancel this task: an exception that a handler raises would come
+    up in any task, whose neighbors nobody would end."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+
+    def end(number: int, _frame: object) -> None:
+        console.interrupt = number
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = {n: it for n, it in before.items() if callable(it) and it is not signal.default_int_handler}
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 def _base_url(text: str) -> str:

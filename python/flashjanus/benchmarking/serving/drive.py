@@ -101,5 +101,4 @@ async def open_loop(client: Client, calls: Sequence[Call], most: int, done: Done
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
