@@ -124,4 +124,5 @@ def launched(cache: Path, whole: bool = False) -> Iterator[list[Launch]]:
         try:
             yield driver.launches
         finally:
+            driver.launches.clear()  # compiled kernels hold the driver, and launches tensors of 30 GB, though unwritten
             triton.runtime.driver._active = before
