@@ -94,7 +94,7 @@ def request(row: Row, folder: Path) -> Request:
     """What is asked of the engine. folder: that paths of images are relative to. Raises InputError for images that
     cannot be read."""
     if row.kind == "image":
-        return ImageRequest(prompt=row.text, options=row.options)
+        return ImageRequest(prompt=row.text, options=row.options, steps=False)
     content: list[dict[str, Any]] = [{"type": "image", "image": contents(name, folder)} for name in row.images]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": row.text}]}]
     return ChatRequest(messages=messages, options=row.options)

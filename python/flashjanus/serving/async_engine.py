@@ -127,7 +127,7 @@ class AsyncEngine:
         self, prompt: str, *, priority: int = 0, deadline: float | None = None, **options: Any
     ) -> ImageOutput:
         """Images of a prompt: options as in `JanusFlow.generate_image`, those that JSON can hold; PIL images."""
-        request = ImageRequest(prompt=prompt, options=options, priority=priority, deadline=deadline)
+        request = ImageRequest(prompt=prompt, options=options, steps=False, priority=priority, deadline=deadline)
         began = time.perf_counter()
         async with await self.submit(request) as events:
             async for event in events:

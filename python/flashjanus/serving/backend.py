@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flashjanus.api.janusflow import JanusFlow
+from flashjanus.engine.runtime.openmp import end_team
 from flashjanus.errors import BusyError, FlashJanusError, UnavailableError
 from flashjanus.scheduling.policy import Limits
 from flashjanus.serving import orders
@@ -80,6 +81,7 @@ class ThreadBackend:
         self._turn, self._at_work = 0, False
         self._readers = ThreadPoolExecutor(READERS, "flashjanus-reader")
         self._thread = threading.Thread(target=self._serve, name="flashjanus-engine", daemon=True)
+        end_team()  # of the thread that loaded the model: it would wait beside the engine's (see openmp.py)
         self._thread.start()
 
     @property
@@ -151,6 +153,8 @@ class ThreadBackend:
             self._fail(running, unexpected(error))
         else:
             self._put(lambda: self._taken(order, running))
+        finally:
+            end_team()  # as above
 
     def _fail(self, running: Running, error: FlashJanusError) -> None:
         self._put(lambda: self._tell(running, Failure(error)))

@@ -120,7 +120,7 @@ class Desk:
             ticket.begun = True
             ticket.tell(Begun())
         elif isinstance(event, Progress):
-            ticket.tell(Step(event.step, event.steps))
+            self._step(ticket, event)
         elif isinstance(event, Preview):
             self._preview(ticket, event)
         elif isinstance(event, Token):
@@ -133,6 +133,11 @@ class Desk:
             self._finished(ticket, event)
         elif isinstance(event, Cancelled):
             self._tickets.pop(event.handle, None)
+
+    def _step(self, ticket: Ticket, event: Progress) -> None:
+        request = ticket.order.request
+        if isinstance(request, messages.ImageRequest) and request.steps:
+            ticket.tell(Step(event.step, event.steps))
 
     def _preview(self, ticket: Ticket, event: Preview) -> None:
         """As many as were asked for, and none of images that are there."""

@@ -20,13 +20,15 @@ class ImageRequest:
     """Images of one prompt. options: of `JanusFlow.generate_image`, those that JSON can hold.
 
     previews: at most so many partial images, evenly spread over the steps, by the linear map or, with full_previews, by
-    the VAE. priority: the smaller, the earlier. deadline: seconds from now.
+    the VAE. steps: whether each evaluation is told, as a Step; each wakes whoever listens, beside the engine's threads.
+    priority: the smaller, the earlier. deadline: seconds from now.
     """
 
     prompt: str
     options: Mapping[str, Any] = field(default_factory=dict)
     previews: int = 0
     full_previews: bool = False
+    steps: bool = True
     priority: int = 0
     deadline: float | None = None
 
@@ -74,7 +76,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Step:
-    """Evaluation `step` of `steps` of its images is done."""
+    """Evaluation `step` of `steps` of its images is done; told where the request asks for it."""
 
     step: int
     steps: int

@@ -86,6 +86,7 @@ def drawing(
         options={**options, "num_images_per_prompt": n or 1},
         previews=partial_images or 0,
         full_previews=settings.full_previews,
+        steps=False,
         deadline=settings.deadline,
     )
     compression = 100 if output_compression is None else output_compression
