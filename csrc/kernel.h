@@ -31,7 +31,7 @@ constexpr char tensors[] = "expected non-null pointers to all tensors that are n
 constexpr char images[] = "expected images <= batch <= 2 * images";
 constexpr char few_rows[] = "expected at most 4 rows";
 constexpr char norm_channels[] = "expected at most 2048 channels";
-constexpr char quantised_channels[] = "expected at most 8192 channels where scale is given";
+constexpr char quantized_channels[] = "expected at most 8192 channels where scale is given";
 }  // namespace expected
 
 // Trap: files compiled per instruction set see these and the checks (see cpu/flow_update.cpp). They must not call a

@@ -1,4 +1,4 @@
-"""The HTTP application on the built-in model: in process, or behind a socket of its own."""
+"""The HTTP application on the built-in model: in process, or on a socket of its own."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def post(path: str, body: Any = None, headers: Any = None, limits: Limits | None
 
 
 class Served:
-    """An application behind a socket, whose loop runs in a thread."""
+    """An application on a socket, whose loop runs in a thread."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self.engine = engine

@@ -17,7 +17,7 @@ struct QuantiseRowsParams {
 
 inline Refusal check(const QuantiseRowsParams& p) {
     if (p.rows < 1 || p.channels < 1) return expected::sizes;
-    if (p.channels > kMaxQuantisedChannels) return expected::quantised_channels;
+    if (p.channels > kMaxQuantisedChannels) return expected::quantized_channels;
     if (!valid(p.dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.q && p.scale ? nullptr : expected::tensors;

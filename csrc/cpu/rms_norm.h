@@ -25,7 +25,7 @@ struct RmsNormParams {
 
 inline Refusal check(const RmsNormParams& p) {
     if (p.rows < 1 || p.channels < 1) return expected::sizes;
-    if (p.scale && p.channels > kMaxQuantisedChannels) return expected::quantised_channels;
+    if (p.scale && p.channels > kMaxQuantisedChannels) return expected::quantized_channels;
     if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.weight && p.y && !p.delta == !p.total ? nullptr : expected::tensors;

@@ -17,7 +17,7 @@ struct SiluMulParams {
 
 inline Refusal check(const SiluMulParams& p) {
     if (p.rows < 1 || p.channels < 1) return expected::sizes;
-    if (p.scale && p.channels > kMaxQuantisedChannels) return expected::quantised_channels;
+    if (p.scale && p.channels > kMaxQuantisedChannels) return expected::quantized_channels;
     if (!valid(p.dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.y ? nullptr : expected::tensors;

@@ -1,4 +1,4 @@
-// The CPU kernels: one entry per kernel, and the choice of instruction set behind it.
+// The CPU kernels: one entry per kernel, which chooses the instruction set.
 #pragma once
 
 #include "kernels.h"

@@ -3,7 +3,7 @@
 R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), of which the first V run
 theirs, P prompt capacity, K evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I
 images. Prefixes are right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, the image tokens
-the slots behind it.
+the slots after it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ FLOW_STEPS: Mapping[str, tuple[str | None, bool]] = {
 
 cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of the
 input `cache`; "recall", where all rows recall it, and it does not run. Without all branches, the unconditional ones
-behind the first V are left alone.
+after the first V are left alone.
 """
 
 

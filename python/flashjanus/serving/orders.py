@@ -70,7 +70,7 @@ def _images(model: JanusFlow, request: ImageRequest) -> Order:
         every = max(1, steps // (request.previews + 1))
         job = replace(job, preview_every=every, full_previews=request.full_previews)
     prompt = len(job.rows[0].prompt) + 1  # and the generation tag
-    course = _chosen(model, request, options) if chosen else _drawn(model, job, prompt)
+    course = _chosen(model, request, options, prompt) if chosen else _drawn(model, job, prompt)
     return Order(request, Accepted(prompt, 0, steps), course)
 
 
@@ -81,7 +81,7 @@ def _drawn(model: JanusFlow, job: ImageJob, prompt: int) -> Course:
     return Images(images, job.seeds, None, usage)
 
 
-def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions) -> Course:
+def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions, prompt: int) -> Course:
     """Candidates are drawn and judged, of which the best are kept: `api/best_of.py` as jobs."""
     tokenizer = model.tokenizer
     assert tokenizer is not None  # which has made the prompt
@@ -90,7 +90,7 @@ def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions) -> C
 
     def course() -> Course:
         kept: list[tuple[float, int, Picture]] = []
-        drawn = prompt = enough = 0
+        drawn = enough = 0
         while drawn < choice.candidates and enough < choice.images:
             batch = ROWS_AT_ONCE if choice.enough is None else choice.images
             own = seeds[drawn : min(drawn + batch, choice.candidates)]
@@ -99,7 +99,6 @@ def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions) -> C
             shown = [to_pil(image) for image in decoded]
             asked = [*choice.checks] * len(shown)
             scores = choosing.scores(tokenizer, asked, (yield choosing.questions(model, tokenizer, shown, asked)))
-            prompt = len(job.rows[0].prompt) + 1
             found = zip(scores, own, map(np.asarray, shown), strict=True)
             kept = sorted([*kept, *found], key=lambda one: -one[0])[: choice.images]
             drawn += len(own)

@@ -123,7 +123,7 @@ class ProcessBackend:
             if not self._ready or self._child is None:
                 return UnavailableError(self._why)
             if not self._child.outbox.put({"submit": running.number, "request": request}, 1):
-                return BusyError("the engine is behind with reading requests; try again later")
+                return BusyError("the engine has more requests to read than it can hold; try again later")
             self._running[running.number] = running
             return None
 

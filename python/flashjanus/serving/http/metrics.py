@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -40,25 +40,23 @@ class Engine(Collector):
         rows.add_metric(["image"], stats.image_rows)
         rows.add_metric(["answer"], stats.answer_rows)
         yield rows
-        turns = CounterMetricFamily("flashjanus_turns", "turns of the engine by kind of work", labels=["kind"])
-        seconds = CounterMetricFamily("flashjanus_turn_seconds", "time of these turns", labels=["kind"])
-        for kind, (count, spent) in stats.turns.items():
-            turns.add_metric([kind], count)
-            seconds.add_metric([kind], spent)
-        yield turns
-        yield seconds
+        turns, prefixes = stats.turns.items(), stats.prefixes.items()
+        yield _by_kind("turns", "turns of the engine by kind of work", {kind: count for kind, (count, _) in turns})
+        yield _by_kind("turn_seconds", "time of these turns", {kind: spent for kind, (_, spent) in turns})
         yield CounterMetricFamily("flashjanus_tokens", "tokens of answers", value=stats.tokens)
         yield CounterMetricFamily("flashjanus_images", "images drawn, best_of's candidates too", value=stats.images)
-        hits = CounterMetricFamily("flashjanus_prefix_hits", "prefixes found kept, by kind", labels=["kind"])
-        misses = CounterMetricFamily("flashjanus_prefix_misses", "prefixes computed, by kind", labels=["kind"])
-        for kind, (hit, miss) in stats.prefixes.items():
-            hits.add_metric([kind], hit)
-            misses.add_metric([kind], miss)
-        yield hits
-        yield misses
+        yield _by_kind("prefix_hits", "prefixes found kept, by kind", {kind: hits for kind, (hits, _) in prefixes})
+        yield _by_kind("prefix_misses", "prefixes computed, by kind", {kind: misses for kind, (_, misses) in prefixes})
         yield GaugeMetricFamily("flashjanus_prefix_bytes", "memory of prefixes that are kept", value=stats.prefix_bytes)
         yield CounterMetricFamily("flashjanus_prefix_evictions", "prefixes given up for others", value=stats.evicted)
         yield CounterMetricFamily("flashjanus_engine_restarts", "times the engine's process died", value=stats.restarts)
+
+
+def _by_kind(name: str, words: str, values: Mapping[str, float]) -> CounterMetricFamily:
+    counter = CounterMetricFamily(f"flashjanus_{name}", words, labels=["kind"])
+    for kind, value in values.items():
+        counter.add_metric([kind], value)
+    return counter
 
 
 class Meters:
