@@ -74,7 +74,7 @@ def no_gpu(why: str) -> int:
 
 def stage(args: argparse.Namespace) -> None:
     """One stage in this process; its findings go into the book."""
-    from flashjanus.engine.runtime.cuda import unusable
+    from flashjanus.engine.device.capabilities import unusable
     from gpu_stages import alternatives, chosen, compile, headline, learned, machine, profile, workload
 
     if args.stage == "compile":

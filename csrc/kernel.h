@@ -20,7 +20,7 @@ inline constexpr int32_t kMaxGemvRows = 4;
 inline constexpr int32_t kMaxNormChannels = 2048;
 
 // The most channels of a row that is quantized: it waits on the stack, in float32, for its largest value.
-inline constexpr int32_t kMaxQuantisedChannels = 8192;
+inline constexpr int32_t kMaxQuantizedChannels = 8192;
 
 // What several kernels expect.
 namespace expected {

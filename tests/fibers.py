@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from flashjanus.engine.runtime import native
+from flashjanus.engine.device import native
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = ROOT / "tests/kernels/cuda_on_cpu"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from flashjanus import triton_kernels
 from flashjanus.api import tensor_model
+from flashjanus.engine.device import capabilities as device_module
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import shapes
-from flashjanus.engine.runtime import cuda, native
-from flashjanus.engine.runtime import device as device_module
+from flashjanus.engine.runtime import cuda
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 

@@ -130,7 +130,7 @@ class Reference:
         return z
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Aligned features (N, D) of normalised pixels (3, S, S)."""
+        """Aligned features (N, D) of normalized pixels (3, S, S)."""
         tower = "vision_und_enc_model.vision_tower"
         heads, patch = self.vit["heads"], self.vit["patch_size"]
         x = F.conv2d(pixels.double()[None], *self.weights(f"{tower}.patch_embed.proj"), stride=patch)[0]

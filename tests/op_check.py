@@ -14,9 +14,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from flashjanus.engine.ir import TensorSpec
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, Op
-from flashjanus.engine.runtime import native
+from flashjanus.engine.specs import TensorSpec
 from torch.overrides import TorchFunctionMode
 
 NOISE = 4.0
@@ -132,9 +132,9 @@ def allowed_error(
 ) -> float:
     """rounding_steps * eps * largest |output|, and the noise of float32 evaluation where the op rounds at all.
 
-    A quantised output is rounded out of float32: this is what it may be off besides (see `half_steps`).
+    A quantized output is rounded out of float32: this is what it may be off besides (see `half_steps`).
     """
-    dtype = torch.float32 if name in op.quantised else dtypes[op.computed_from.get(name, name)]
+    dtype = torch.float32 if name in op.quantized else dtypes[op.computed_from.get(name, name)]
     if not dtype.is_floating_point or not op.rounding_steps:
         return 0.0
     noise = NOISE * largest(f32.double() - exact.double())
@@ -142,7 +142,7 @@ def allowed_error(
 
 
 def half_steps(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What rounding to `dtype` may cost each value, half the distance between its neighbours there: truncation costs
+    """What rounding to `dtype` may cost each value, half the distance between its neighbors there: truncation costs
     up to twice that."""
     if not dtype.is_floating_point:
         return torch.full_like(exact, 0.5, dtype=torch.float64)
@@ -183,7 +183,7 @@ def check(op: Op, call: Call, implementations: Sequence[str], device: torch.devi
         for name, got in written.items():
             where = f"{op.name}.{name} by {implementation}"
             allowed = allowed_error(op, name, dtypes, exact[name], f32[name])
-            free = half_steps(exact[name], got.dtype) if name in op.quantised else None
+            free = half_steps(exact[name], got.dtype) if name in op.quantized else None
             err = error(got, exact[name], where, free)
             own = errors.setdefault(name, err)  # torch's on the CPU, which comes first
             assert err <= allowed, f"{where}: error {err:.3g}, allowed {allowed:.3g}"

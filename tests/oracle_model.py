@@ -69,7 +69,7 @@ class OracleModel:
         return replies
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 16, 3): the mean colour of every 16 x 16 patch."""
+        """(B, 16, 3): the mean color of every 16 x 16 patch."""
         return torch.nn.functional.avg_pool2d(pixel_values, pixel_values.shape[-1] // 4).flatten(2).transpose(1, 2)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def options(tile: int) -> dict[str, int | bool]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled form of a kernel: what a launch on torch's tensors would specialise on.
+    """One compiled form of a kernel: what a launch on torch's tensors would specialize on.
 
     pointers: Triton's type by parameter name, e.g. "*bf16", taken to be aligned to 16 bytes; a parameter in `constants`
     is a constexpr (None for an absent pointer); those in `floats` are fp32; the others are i32, multiples of 16 where

@@ -1,4 +1,4 @@
-"""GELU with the sums of its squares per channel, and the scaling by them (global response normalisation), in Triton."""
+"""GELU with the sums of its squares per channel, and the scaling by them (global response normalization), in Triton."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MAX_GROUP = 16384 // MAX_PARTS
 @triton.jit
 def moments_kernel(
     x_ptr,  # [batch, positions, channels]
-    parts_ptr,  # [batch, parts, 2, channels] float32: means, centred sums of squares
+    parts_ptr,  # [batch, parts, 2, channels] float32: means, centered sums of squares
     positions,
     channels,
     tiles,
@@ -95,7 +95,7 @@ def combine_kernel(
 
 
 @triton.jit
-def normalise_kernel(
+def normalize_kernel(
     x_ptr,  # [batch, positions, channels]
     affine_ptr,  # [batch, 2, channels] float32
     bias_ptr,  # [channels] float32
@@ -153,7 +153,7 @@ def launch(
         **constants,
         **options(constants["PARTS"] * constants["BLOCK"]),
     )
-    normalise_kernel[(triton.cdiv(positions, POSITIONS), blocks, batch)](
+    normalize_kernel[(triton.cdiv(positions, POSITIONS), blocks, batch)](
         x, affine, bias, y, positions, channels, SILU=silu, **tile, **OPTIONS
     )
 
@@ -171,8 +171,8 @@ def variants(capability: int) -> list[Variant]:
         listed.append(Variant(f"moments-{dtype}", moments_kernel, pointers, tile, OPTIONS, divisible=sizes))
         for silu in (False, True):
             pointers = {"x_ptr": f"*{dtype}", "affine_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": f"*{dtype}"}
-            name = f"normalise{'-silu' if silu else ''}-{dtype}"
-            listed.append(Variant(name, normalise_kernel, pointers, {"SILU": silu} | tile, OPTIONS, divisible=sizes))
+            name = f"normalize{'-silu' if silu else ''}-{dtype}"
+            listed.append(Variant(name, normalize_kernel, pointers, {"SILU": silu} | tile, OPTIONS, divisible=sizes))
     # parts of 48^2, 96^2, 192^2 and 384^2 positions; 32 groups of 512, 256 and 128 channels
     for parts, width in ((36, 16), (144, 16), (384, 16), (384, 8), (512, 8), (512, 4)):
         constants = _combine_tile(parts, width)

@@ -34,10 +34,10 @@ def layer_norm_kernel(
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
-    centred = tl.where(inside, x - tl.sum(x) / CHANNELS, 0.0)
-    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(centred * centred) / CHANNELS + eps))
+    centered = tl.where(inside, x - tl.sum(x) / CHANNELS, 0.0)
+    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(centered * centered) / CHANNELS + eps))
     weight = tl.load(weight_ptr + c, mask=inside, other=0.0)
-    y = centred * scale * weight + tl.load(bias_ptr + c, mask=inside, other=0.0)
+    y = centered * scale * weight + tl.load(bias_ptr + c, mask=inside, other=0.0)
     tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import Variant, options, rows_of
-from .quantise_rows import eight_bits, quantised
+from .quantize_rows import eight_bits, quantized
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def rms_norm_kernel(
     x = x.to(tl.float32)
     y = x * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x) / CHANNELS + eps)) * weight
     if scale_ptr is not None:
-        y, scale = quantised(y, y_ptr.dtype.element_ty)
+        y, scale = quantized(y, y_ptr.dtype.element_ty)
         tl.store(scale_ptr + row, scale)
     tl.store(y_ptr + row * y_stride + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import Variant
-from .quantise_rows import eight_bits
+from .quantize_rows import eight_bits
 
 GROUP = 8
 """Tiles of rows that are worked on together, so that tiles of the weight stay in the L2."""

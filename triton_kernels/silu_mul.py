@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import Variant, options, rows_of
-from .quantise_rows import eight_bits, quantised
+from .quantize_rows import eight_bits, quantized
 
 BLOCK = 1024
 OPTIONS = options(2 * BLOCK)
@@ -31,7 +31,7 @@ def silu_mul_kernel(
     up = tl.load(x_ptr + row * x_stride + CHANNELS + c, mask=inside, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
     if scale_ptr is not None:
-        y, scale = quantised(y, y_ptr.dtype.element_ty)
+        y, scale = quantized(y, y_ptr.dtype.element_ty)
         tl.store(scale_ptr + row, scale)
     tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -47,7 +47,7 @@ def launch(x: torch.Tensor, y: torch.Tensor) -> None:
     silu_mul_kernel[grid](x, y, None, x.stride(0), CHANNELS=channels, BLOCK=BLOCK, **OPTIONS)
 
 
-def launch_quantised(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+def launch_quantized(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     """y = q * scale, q [*, C] in int8 or float8_e4m3fn and scale [*] float32. As `launch`."""
     x, channels = rows_of(x), q.shape[-1]
     block = triton.next_power_of_2(channels)

@@ -58,14 +58,14 @@ def test(root: Path, scratch: Path, until: float, file: str, workers: int) -> Fo
     path = os.pathsep.join(filter(None, (str(root / "benchmarks"), os.environ.get("PYTHONPATH"))))
     env = {"GPU_OUTCOMES": str(outcomes), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     code, output = command([sys.executable, "-m", "pytest", *options, file], until, env, root)
-    found = summarised([json.loads(line) for line in outcomes.read_text().splitlines()])
+    found = summarized([json.loads(line) for line in outcomes.read_text().splitlines()])
     if code not in (0, 1):
         how = "ran out of time" if code is None else f"ended with exit code {code}"
         found["failed_to_run"] = f"pytest {how}: {output[-TAIL:]}"
     return {"exit_code": code, **found}
 
 
-def summarised(outcomes: Sequence[Mapping[str, str]]) -> Found:
+def summarized(outcomes: Sequence[Mapping[str, str]]) -> Found:
     """cuda_cases: what the sanitizers may run."""
     by = {kind: [it for it in outcomes if it["outcome"] == kind] for kind in ("passed", "failed", "skipped")}
     return {

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import op_check
 import torch
-from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import Call, Implementation, get_op
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
 
 from .workload import call_form
 
@@ -80,7 +80,7 @@ class Arguments:
         dtypes = {name: t.dtype for name, t in got.items()}
         worst = 0.0
         for name, value in got.items():
-            free = op_check.half_steps(exact[name], value.dtype) if name in self.op.quantised else None
+            free = op_check.half_steps(exact[name], value.dtype) if name in self.op.quantized else None
 
             def error(of: torch.Tensor, name: str = name, free: torch.Tensor | None = free) -> float:
                 return op_check.error(of, exact[name], name, free)

@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 
 import torch
-from flashjanus.engine.runtime import native
+from flashjanus.engine.device import native
 
 from .book import Found
 from .clock import summary

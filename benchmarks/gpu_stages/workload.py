@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
-from flashjanus.engine.ir import TensorSpec
+from flashjanus.engine.device.capabilities import no_e4m3
 from flashjanus.engine.plan import Plan
-from flashjanus.engine.runtime.cuda import Gpu, no_e4m3, open_gpu
+from flashjanus.engine.runtime.cuda import Gpu, open_gpu
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
 from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.runner import Runner

@@ -99,7 +99,7 @@ INLINE void convolve(const DepthwiseNormParams& p, const X* x, int32_t top, int3
 }
 
 template <class Y>
-INLINE void normalise(const DepthwiseNormParams& p, const float* values, F32 squares, Y* y) {
+INLINE void normalize(const DepthwiseNormParams& p, const float* values, F32 squares, Y* y) {
     const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(p.channels) + p.eps);
     for (int32_t c = 0; c < p.channels; c += kLanes) {
         store(y + c, load(values + c) * scale * load(p.norm + c, p.channels - c), p.channels - c);
@@ -120,9 +120,9 @@ void tile_at(const DepthwiseNormParams& p, int32_t b, int32_t top, int32_t left)
         for (int32_t o = 0; o < kWide && left + o < p.width; ++o) {
             const int64_t at = ((int64_t{b} * p.height + top + t) * p.width + left + o) * p.channels;
             if (p.y_dtype == Dtype::f32) {
-                normalise(p, tile.values[t][o], tile.squares[t][o], static_cast<float*>(p.y) + at);
+                normalize(p, tile.values[t][o], tile.squares[t][o], static_cast<float*>(p.y) + at);
             } else {
-                normalise(p, tile.values[t][o], tile.squares[t][o], static_cast<bf16*>(p.y) + at);
+                normalize(p, tile.values[t][o], tile.squares[t][o], static_cast<bf16*>(p.y) + at);
             }
         }
     }

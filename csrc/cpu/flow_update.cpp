@@ -53,7 +53,7 @@ float rescaling(const T* __restrict cond, const T* __restrict uncond, int64_t co
     return 1.0f + share * (static_cast<float>(__builtin_sqrt(ratio)) - 1.0f);
 }
 
-// One channel of some neighbouring tokens: w[x * token + dy * P + dx] moves z[dy * line + x * P + dx], and h there.
+// One channel of some neighboring tokens: w[x * token + dy * P + dx] moves z[dy * line + x * P + dx], and h there.
 template <int P, bool kHistory>
 void move_patches(const FlowEvaluation& e, const float* __restrict w, float* __restrict z, float* __restrict h,
                   int64_t count, int64_t patch, int64_t token, int64_t line) {

@@ -16,7 +16,7 @@ struct FlowEvaluation {
     float h_z;
     float h_w;
     float guidance;  // 1: no unconditional velocity is read
-    float rescale;   // w is drawn by this share towards the standard deviation of the conditional velocity
+    float rescale;   // w is drawn by this share toward the standard deviation of the conditional velocity
     float recall;    // not 0: the unconditional velocity is the one in `kept`
     float keep;      // not 0: the unconditional velocity goes into `kept`
 };

@@ -1,4 +1,4 @@
-// The scaling of global response normalisation. See flow_update.cpp for what a file compiled per instruction set must
+// The scaling of global response normalization. See flow_update.cpp for what a file compiled per instruction set must
 // not do.
 #include "cpu/grn_apply.h"
 #include "cpu/intrinsics.h"

@@ -10,7 +10,7 @@ namespace {
 
 #include "cpu/norm.h"
 #include "cpu/parallel.h"
-#include "cpu/quantise.h"
+#include "cpu/quantize.h"
 
 // total = x + delta, rounded as it is stored; the sum of its squares.
 template <class X, class D>

@@ -5,7 +5,7 @@
 namespace flashjanus {
 
 // total = x + delta (where delta is given), y = total / sqrt(mean(total^2) + eps) * weight; mean and product in
-// float32. Where scale is given, y in int8: see cpu/quantise.h.
+// float32. Where scale is given, y in int8: see cpu/quantize.h.
 struct RmsNormParams {
     const void* x;        // [rows, channels]
     const void* delta;    // [rows, channels], or null
@@ -25,7 +25,7 @@ struct RmsNormParams {
 
 inline Refusal check(const RmsNormParams& p) {
     if (p.rows < 1 || p.channels < 1) return expected::sizes;
-    if (p.scale && p.channels > kMaxQuantisedChannels) return expected::quantized_channels;
+    if (p.scale && p.channels > kMaxQuantizedChannels) return expected::quantized_channels;
     if (!valid(p.x_dtype) || !valid(p.delta_dtype) || !valid(p.y_dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.weight && p.y && !p.delta == !p.total ? nullptr : expected::tensors;

@@ -8,7 +8,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/parallel.h"
-#include "cpu/quantise.h"
+#include "cpu/quantize.h"
 
 template <class T, class Y>
 void rows(const SiluMulParams& p) {

@@ -66,7 +66,7 @@ INLINE F32 load(const int8_t* from) {
 #endif
 }
 
-// Two registers of neighbours as those at even and those at odd places: cheaper than in order where the order does not
+// Two registers of neighbors as those at even and those at odd places: cheaper than in order where the order does not
 // matter.
 INLINE void load_pairs(const bf16* from, F32& even, F32& odd) {
     U32 pairs;

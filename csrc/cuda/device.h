@@ -83,7 +83,7 @@ __device__ inline Pack<T> load_pack(const T* from, int count) {
     return pack;
 }
 
-// Over 2 * kHalf neighbouring lanes, of which every one gets the sum.
+// Over 2 * kHalf neighboring lanes, of which every one gets the sum.
 template <int kHalf = kWarp / 2>
 __device__ inline float sum_lanes(float x) {
 #pragma unroll

@@ -133,7 +133,7 @@ __device__ inline void patch_any(const Row<T>& row, int from, int to, int line, 
 }
 
 // One block per image row, so that one barrier orders every read of step[r] before its advance. A thread takes the
-// patch of one channel; neighbouring threads take neighbouring patches, so z is read and written in whole sectors.
+// patch of one channel; neighboring threads take neighboring patches, so z is read and written in whole sectors.
 template <class T, bool kPatch2>
 __global__ void __launch_bounds__(kMaxThreads) flow_update_kernel(const __grid_constant__ FlowUpdateParams p) {
     const int step = p.step[blockIdx.x];

@@ -48,7 +48,7 @@ __device__ inline void add_pack(float (&sums)[kRows][kOut], const Pack<W> (&w)[k
 // x / sqrt(mean(x^2) + eps) * norm, into shared memory. Every warp sums all squares: cheaper than to wait for
 // another's.
 template <class X>
-__device__ inline const X* normalised(const GemvParams& p) {
+__device__ inline const X* normalized(const GemvParams& p) {
     X* normed = reinterpret_cast<X*>(dynamic_shared);
     for (int r = 0; r < p.rows; ++r) {
         const X* x = static_cast<const X*>(p.x) + int64_t{r} * p.columns;
@@ -77,7 +77,7 @@ __device__ inline void finish(const GemvParams& p, int r, int o, float total) {
     store(static_cast<bf16*>(p.y) + at, total);
 }
 
-// A warp makes kOut neighbouring outputs of all rows, or a gated one. The first tile of w, a constant, is under way
+// A warp makes kOut neighboring outputs of all rows, or a gated one. The first tile of w, a constant, is under way
 // before x is there.
 template <class X, class W, int kRows, bool kAligned>
 __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_constant__ GemvParams p) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_consta
     Tile<W> next;
     load_tile<kAligned>(next, rows, column, p.columns);
     wait_for_inputs();
-    const X* x = p.norm ? normalised<X>(p) : static_cast<const X*>(p.x);
+    const X* x = p.norm ? normalized<X>(p) : static_cast<const X*>(p.x);
     if (first >= p.out) return;
 
     float sums[kRows][kOut] = {};

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from ... import triton_kernels
-from ..ir import TensorSpec
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from ... import triton_kernels
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, dtype_name, product, static
-from ..runtime import native
+from ..specs import Size, TensorSpec, dtype_name, product, static
 from . import shapes
 from .attention_cases import CASES, example, visible
 from .base import Bound, Op, Schema, Tunable, register

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import PlanError, SchemaError
-from ..ir import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product, static
+from ..specs import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product, static
 
 Bound = dict[str, Any]
 Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Size]]
@@ -239,7 +239,7 @@ class Op:
     """Bytes moved where it is not simply all arguments once (gathers, masked attention)."""
     computed_from: Mapping[str, str] = field(default_factory=dict)
     """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
-    quantised: Sequence[str] = ()
+    quantized: Sequence[str] = ()
     """Outputs in 8 bits that the reference leaves unrounded: an implementation's are within half a step of them."""
     as_good: Callable[[Sequence[torch.Tensor | None], Mapping[str, torch.Tensor]], str | None] | None = None
     """(arguments before a call, what it wrote by name) -> what is wrong, or None: of an op whose results are choices,

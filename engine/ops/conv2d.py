@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec
+from ..specs import Size, TensorSpec
 from .base import Bound, Call, Op, Schema, Tunable, normal, register
 from .shapes import elements
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..ir import TensorSpec, static
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import MAX_NORM_CHANNELS, native_for_f32
-from .rms_norm import normalise
+from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
 from .shapes import elements
 
@@ -143,4 +143,4 @@ def run_torch(
     dtype: torch.dtype,
 ) -> None:
     # in x's dtype: a float32 stream is neither rounded before the convolution nor between it and the norm
-    y.copy_(normalise(depthwise(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), norm, eps))
+    y.copy_(normalize(depthwise(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), norm, eps))

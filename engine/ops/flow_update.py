@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import triton_kernels
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, static
-from ..runtime import native
+from ..specs import Size, TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import branches_of_images, elements
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
     """Where z_h, h_z and h_w are all 0, h is neither read nor written."""
     guidance: float = 1.0
     rescale: float = 0.0
-    """w is drawn by this share towards the standard deviation of v_cond over the image (Lin et al. 2023)."""
+    """w is drawn by this share toward the standard deviation of v_cond over the image (Lin et al. 2023)."""
     recall: float = 0.0
     """Not 0: v_uncond is the one that is kept."""
     keep: float = 0.0

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, static
-from ..runtime import native
+from ..specs import Size, TensorSpec, static
 from . import activations, rms_norm
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import flops, gemv_arguments, many_tokens, too_many_rows
@@ -116,7 +116,7 @@ def refuses(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str
     assert x is not None
     assert weight is not None
     if norm is not None and static(x.shape[-1]) > MAX_NORM_CHANNELS:
-        return f"normalises at most {MAX_NORM_CHANNELS} channels"
+        return f"normalizes at most {MAX_NORM_CHANNELS} channels"
     if (scale is None) != weight.dtype.is_floating_point:
         return "takes a scale with int8 weights, and with those only"
     if scale is None and x.dtype is not weight.dtype and (norm is None or x.dtype is not torch.float32):
@@ -177,7 +177,7 @@ def run_torch(
     dtype: torch.dtype,
 ) -> None:
     if norm is not None:
-        x = rms_norm.normalise(x, norm, eps).to(weight.dtype if scale is None else x.dtype)
+        x = rms_norm.normalize(x, norm, eps).to(weight.dtype if scale is None else x.dtype)
     product = x.float() @ weight.float().t()
     if scale is not None:
         product *= scale

@@ -1,4 +1,4 @@
-"""Global response normalisation in two passes: GELU with the sums of squares per channel, then the scaling.
+"""Global response normalization in two passes: GELU with the sums of squares per channel, then the scaling.
 
 y = gelu(x), s_c = sum_p y_pc^2;  then  n_c = sqrt(s_c) / (mean_c sqrt(s_c) + 1e-6),  o = bias + (weight n_c + 1) y.
 An image's sums run over all its positions, so the scaling cannot start before they are complete: hence two ops.
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ... import triton_kernels
-from ..ir import TensorSpec
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec
 from .activations import reference_gelu
 from .base import Bound, Call, Op, Schema, normal, register
 from .refusals import native_for_f32, triton_for_f32

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..ir import TensorSpec, static
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import MAX_NORM_CHANNELS, native_for_f32, triton_for_f32
 from .shapes import elements
@@ -20,8 +20,8 @@ def reference(
 ) -> torch.Tensor:
     b, h, w, c = x.shape
     g = x.float().view(b, h * w, groups, c // groups)
-    centred = g - g.mean((1, 3), keepdim=True)
-    y = centred * torch.rsqrt(centred.square().mean((1, 3), keepdim=True) + eps)
+    centered = g - g.mean((1, 3), keepdim=True)
+    y = centered * torch.rsqrt(centered.square().mean((1, 3), keepdim=True) + eps)
     y = y.view(b, h, w, c) * weight.float() + bias.float()
     return y * torch.sigmoid(y) if silu else y
 

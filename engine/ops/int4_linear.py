@@ -1,7 +1,7 @@
 """y = act(rms_norm(x) W^T) + residual for a few rows, W in 4 bits (see nibbles.py): for decoding, which waits for W.
 
 act(gate, up) = silu(gate) * up over the first and the last half of W's rows where gated, else nothing. Each group of 32
-values of a row of rms_norm(x) is quantised as in quantise.py (W4A8), and its product with a group of W is exact. The
+values of a row of rms_norm(x) is quantized as in quantize.py (W4A8), and its product with a group of W is exact. The
 plan makes it out of linears for which the graph names 4-bit weights, where an implementation serves (plan/fuse.py).
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, static
-from ..runtime import native
-from . import activations, nibbles, quantise, rms_norm
+from ..specs import Size, TensorSpec, static
+from . import activations, nibbles, quantize, rms_norm
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import product_arguments, too_many_rows
 from .refusals import floats
@@ -42,8 +42,8 @@ def reference(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     x = x.float() if norm is None else rms_norm.reference(x, norm, eps, torch.float32)
-    q, steps = quantise.reference(_grouped(x))
-    y = (q.round() * steps[..., None]).flatten(-2) @ nibbles.dequantise(weight, scale).to(x.dtype).T
+    q, steps = quantize.reference(_grouped(x))
+    y = (q.round() * steps[..., None]).flatten(-2) @ nibbles.dequantize(weight, scale).to(x.dtype).T
     if gated:
         y = activations.reference_silu_mul(y)
     return y if residual is None else y + residual.float()
@@ -77,7 +77,7 @@ def example(
         x[0, 0, :32], x[0, 0, 33], x[-1, 0, :32] = 0, 1000, 1e-5
         x[1, 0, 5] = torch.inf
     weights = 1 + 0.3 * normal(generator, k) if norm else None
-    weight, scale = nibbles.quantise(normal(generator, n, k) / k**0.5)
+    weight, scale = nibbles.quantize(normal(generator, n, k) / k**0.5)
     stream = normal(generator, m, 1, n // 2 if gated else n) if residual else None
     return Call(
         (x, weights, weight, scale, stream), dict(gated=gated, eps=1e-6, dtype=torch.float32 if residual else dtype)
@@ -118,7 +118,7 @@ def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs
     if specs:
         x = specs[0]
         assert x is not None
-        reason = too_many_rows(x) or quantise.too_many_channels(static(x.shape[-1]))
+        reason = too_many_rows(x) or quantize.too_many_channels(static(x.shape[-1]))
         if reason is not None:
             return reason
     return native.refuses_amx(device, *floats(specs, attrs))
@@ -155,9 +155,9 @@ def run_torch(
     dtype: torch.dtype,
 ) -> None:
     # W is widened in every call: for comparison, not for speed
-    x = x.float() if norm is None else rms_norm.normalise(x, norm, eps)
-    q, steps = quantise.quantised(_grouped(x))
-    product = (q * steps[..., None]).flatten(-2) @ nibbles.dequantise(weight, scale).t()
+    x = x.float() if norm is None else rms_norm.normalize(x, norm, eps)
+    q, steps = quantize.quantized(_grouped(x))
+    product = (q * steps[..., None]).flatten(-2) @ nibbles.dequantize(weight, scale).t()
     if gated:
         product = activations.silu_mul(product)
     y.copy_(product if residual is None else product + residual)

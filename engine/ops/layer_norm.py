@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..runtime import native
+from ..device import native
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
@@ -18,8 +18,8 @@ def reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
     x = x.float()
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight.float() + bias.float()
+    centered = x - x.mean(-1, keepdim=True)
+    return centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps) * weight.float() + bias.float()
 
 
 def reference_add(

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..ir import TensorSpec, product, static
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec, product, static
 from .base import Bound, Call, Op, Schema, Tunable, normal, register
 from .shapes import rows_of
 

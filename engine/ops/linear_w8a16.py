@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, dtype_name
-from ..runtime import native
-from . import quantise
+from ..specs import Size, TensorSpec, dtype_name
+from . import quantize
 from .base import Bound, Call, Op, Schema, normal, register
 from .linear import flops, gemv_arguments, many_tokens, too_many_rows
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     """Nothing; refuses a weight in other dtypes."""
-    if bound["Q"] not in quantise.LARGEST:
-        known = " or ".join(map(dtype_name, quantise.LARGEST))
+    if bound["Q"] not in quantize.LARGEST:
+        known = " or ".join(map(dtype_name, quantize.LARGEST))
         raise SchemaError(f"expected a weight in {known}, got {dtype_name(bound['Q'])}")
     return {}
 

@@ -16,7 +16,7 @@ REGISTERS = 4
 """Of 64 bytes, in a group of a panel."""
 Q_MIN, Q_MAX = -8, 7
 ROWS_AT_ONCE = 256
-"""Quantised together: as many as the caches hold in float32."""
+"""Quantized together: as many as the caches hold in float32."""
 
 
 def shapes(n: int, k: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int]]:
@@ -25,20 +25,20 @@ def shapes(n: int, k: int) -> tuple[tuple[int, int, int, int], tuple[int, int, i
     return (panels, groups, REGISTERS, 64), (panels, groups, PANEL)
 
 
-def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes and scales of weight (N, K). The value of largest magnitude in a group is its -8, so that all 16 serve."""
-    parts = [_quantise(rows) for rows in torch.split(weight, ROWS_AT_ONCE)]
+    parts = [_quantize(rows) for rows in torch.split(weight, ROWS_AT_ONCE)]
     return torch.cat([packed for packed, _ in parts]), torch.cat([scale for _, scale in parts])
 
 
 def of_int8(q: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes and scales of the weight (N, K) that q (N, K) int8 and scale (N,) stand for: as `quantise` of q * scale."""
+    """Bytes and scales of the weight (N, K) that q (N, K) int8 and scale (N,) stand for: as `quantize` of q * scale."""
     rows = zip(torch.split(q, ROWS_AT_ONCE), torch.split(scale, ROWS_AT_ONCE), strict=True)
-    parts = [_quantise(part * steps[:, None]) for part, steps in rows]
+    parts = [_quantize(part * steps[:, None]) for part, steps in rows]
     return torch.cat([packed for packed, _ in parts]), torch.cat([scales for _, scales in parts])
 
 
-def _quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     n, k = weight.shape
     groups = weight.float().view(n, k // GROUP, GROUP)
     low, high = groups.aminmax(dim=2, keepdim=True)
@@ -48,7 +48,7 @@ def _quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pack(q.view(n, k)), scale.view(n // PANEL, PANEL, -1).transpose(1, 2).contiguous()
 
 
-def dequantise(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def dequantize(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The weight (N, K) that bytes and scales stand for, in float32."""
     panels, groups = scale.shape[:2]
     q = unpack(packed).view(panels, PANEL, groups, GROUP)

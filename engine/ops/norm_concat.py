@@ -13,7 +13,7 @@ import torch
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import native_for_f32, triton_for_f32
 from .residual_modulate import image_row
-from .rms_norm import normalise, normalise_native
+from .rms_norm import normalize, normalize_native
 from .rms_norm import reference as rms_reference
 from .shapes import branches_of_images, elements
 
@@ -73,7 +73,7 @@ def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
 def run_native(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
-    normalise_native(h, None, weight, None, o[..., : h.shape[-1]], eps)
+    normalize_native(h, None, weight, None, o[..., : h.shape[-1]], eps)
     copy_skip(skip, o)
 
 
@@ -91,5 +91,5 @@ def run_triton(
 def run_torch(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
-    o[..., : h.shape[-1]].copy_(normalise(h, weight, eps))
+    o[..., : h.shape[-1]].copy_(normalize(h, weight, eps))
     copy_skip(skip, o)

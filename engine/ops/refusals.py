@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ... import triton_kernels
-from ..ir import TensorSpec, static
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec, static
 from .base import Refusal, Tunable
 
 MAX_NORM_CHANNELS = 2048

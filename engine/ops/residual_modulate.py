@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import native
+from ..device import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .refusals import native_for_f32, triton_for_f32
 from .shapes import branches_of_images, elements

@@ -1,6 +1,6 @@
 """y = x / sqrt(mean(x^2) + eps) * weight, and the same behind a residual add.
 
-The mean is taken in float32. The normalised x is rounded to the weight's dtype before the product, as Llama's RMSNorm
+The mean is taken in float32. The normalized x is rounded to the weight's dtype before the product, as Llama's RMSNorm
 does: float32 weights round once, bfloat16 weights round as the official bfloat16 model does.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..runtime import native
+from ..device import native
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS, native_for_f32, triton_for_f32
 from .shapes import rows_of
 
 
-def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis; float32 inside, the result in the weight's dtype."""
     x = x.float()
     rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -82,7 +82,7 @@ ADD_RMS_NORM = register(
 
 @RMS_NORM.implementation("native", native_for_f32(1))
 def run_native(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
-    normalise_native(x, None, weight, None, y, eps)
+    normalize_native(x, None, weight, None, y, eps)
 
 
 @ADD_RMS_NORM.implementation("native", native_for_f32(2))
@@ -96,10 +96,10 @@ def run_add_native(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    normalise_native(x, delta, weight, total, y, eps)
+    normalize_native(x, delta, weight, total, y, eps)
 
 
-def normalise_native(
+def normalize_native(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
@@ -154,7 +154,7 @@ def run_add_triton(
 
 @RMS_NORM.implementation("torch")
 def run_torch(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float, dtype: torch.dtype) -> None:
-    y.copy_(normalise(x, weight, eps))
+    y.copy_(normalize(x, weight, eps))
 
 
 @ADD_RMS_NORM.implementation("torch")
@@ -169,4 +169,4 @@ def run_add_torch(
     dtype: torch.dtype,
 ) -> None:
     torch.add(x, delta, out=total)
-    y.copy_(normalise(total, weight, eps))
+    y.copy_(normalize(total, weight, eps))

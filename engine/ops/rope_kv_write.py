@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ... import triton_kernels
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec
-from ..runtime import native
+from ..specs import Size, TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import SchemaError
-from ..ir import Size
+from ..specs import Size
 from .base import Bound, Call, Op, Schema, normal, register
 from .residual_modulate import image_row
 from .shapes import branches_of_images, check_branches

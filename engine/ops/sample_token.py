@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..ir import TensorSpec
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec
 from . import shapes
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import elements

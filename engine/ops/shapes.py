@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import SchemaError
-from ..ir import Size
+from ..specs import Size
 from .base import Bound
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import triton_kernels
-from ..ir import TensorSpec
-from ..runtime import native
+from ..device import native
+from ..specs import TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
 from .residual_modulate import image_row
 from .shapes import branches_of_images, elements

@@ -1,7 +1,7 @@
 """y = act(rms_norm(x) W^T * scale + bias) + residual with W in AMX tiles (see tiles.py), for any number of rows.
 
 act(gate, up) = silu(gate) * up where act is "gated_silu", over the first and the last half of W's rows; "gelu" is the
-exact one. An int8 W has a scale for each of its rows, and each row of rms_norm(x) is quantised as in quantise.py
+exact one. An int8 W has a scale for each of its rows, and each row of rms_norm(x) is quantized as in quantize.py
 (W8A8); with a bfloat16 W it is rounded to bfloat16. The plan makes it out of linears whose weights were tiled when they
 were loaded (plan/fuse.py).
 """
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..device import native
 from ..errors import SchemaError
-from ..ir import Size, TensorSpec, static
-from ..runtime import native
-from . import activations, quantise, rms_norm, tiles
+from ..specs import Size, TensorSpec, static
+from . import activations, quantize, rms_norm, tiles
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import flops, product_arguments
 from .refusals import floats
@@ -56,7 +56,7 @@ def reference(
     if scale is None:
         y = x @ weight.float().T
     else:
-        q, steps = quantise.reference(x)
+        q, steps = quantize.reference(x)
         y = (q.round() @ weight.float().T) * steps[..., None] * scale.float()
     if bias is not None:
         y = y + bias.float()
@@ -133,8 +133,8 @@ def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs
         assert weight is not None
         if (scale is None) == (weight.dtype is torch.int8):
             return "takes a scale with int8 weights, and with those only"
-        if scale is not None and static(x.shape[-1]) > quantise.MAX_CHANNELS:
-            return quantise.too_many_channels(static(x.shape[-1]))
+        if scale is not None and static(x.shape[-1]) > quantize.MAX_CHANNELS:
+            return quantize.too_many_channels(static(x.shape[-1]))
         if scale is None and norm is None and x.dtype is not weight.dtype:
             return f"multiplies {x.dtype} by {weight.dtype} only behind a norm"
     return native.refuses_amx(device, *floats(specs, attrs))
@@ -179,11 +179,11 @@ def run_torch(
 ) -> None:
     # the order of tiles is undone in every call: for comparison, not for speed
     weight = tiles.untile(weight)
-    x = x.float() if norm is None else rms_norm.normalise(x, norm, eps)
+    x = x.float() if norm is None else rms_norm.normalize(x, norm, eps)
     if scale is None:
         product = x.to(weight.dtype).float() @ weight.float().t()
     else:
-        q, steps = quantise.quantised(x)
+        q, steps = quantize.quantized(x)
         product = (q.float() @ weight.float().t()) * steps[..., None] * scale
     if bias is not None:
         product += bias.float()

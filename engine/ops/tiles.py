@@ -1,6 +1,6 @@
 """Weights in AMX tiles: [N / 16][K / k] blocks of k x 16 values, each [k / v][16][v]; k fill 64 bytes, v four.
 
-The order in which a tile register wants the right operand of a product: the values of v neighbouring columns of W
+The order in which a tile register wants the right operand of a product: the values of v neighboring columns of W
 side by side. A tiled weight keeps its shape (N, K) and its bytes are in that order.
 """
 

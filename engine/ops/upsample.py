@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling by 2, NHWC."""
+"""Nearest-neighbor upsampling by 2, NHWC."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from ..errors import PlanError, SchemaError
-from ..ir import Graph, Node, TensorSpec, Value, bind, contiguous_strides, product
+from ..graph import Graph, Node, Value
 from ..ops import Avoided, get_op, linear
+from ..specs import TensorSpec, bind, contiguous_strides, product
 
 PARTS = ("linear", "linear_w8a16", "rms_norm", "add_rms_norm", "silu_mul", "gelu")
 
@@ -29,17 +30,17 @@ def fuse(
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
     avoided: Avoided | None = None,
-    neighbours: bool = True,
+    neighbors: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
-    """`graph` with its linears fused with their neighbours, and why not, by label, where no implementation serves.
+    """`graph` with its linears fused with their neighbors, and why not, by label, where no implementation serves.
 
-    Without `neighbours`, or where one of the parts is forced to an implementation, only tiled weights change nodes.
+    Without `neighbors`, or where one of the parts is forced to an implementation, only tiled weights change nodes.
     """
-    neighbours = neighbours and not any(part in forced for part in PARTS)
-    if not neighbours and not any(weight.tiled for weight in graph.weights.values()):
+    neighbors = neighbors and not any(part in forced for part in PARTS)
+    if not neighbors and not any(weight.tiled for weight in graph.weights.values()):
         return graph, {}
     choice = forced.get("fused_linear", ()), avoided
-    fusion = _Fusion(graph, sizes, device, choice, neighbours)
+    fusion = _Fusion(graph, sizes, device, choice, neighbors)
     fusion.run()
     return fusion.graph, fusion.refused
 
@@ -51,14 +52,14 @@ class _Fusion:
         sizes: Mapping[str, int],
         device: torch.device,
         choice: tuple[Sequence[str], Avoided | None],
-        neighbours: bool,
+        neighbors: bool,
     ) -> None:
         """choice: which implementations of `fused_linear` are forced, and what is avoided."""
         self.graph = replace(
             graph, values=dict(graph.values), nodes=[], outputs=dict(graph.outputs), labels=set(graph.labels)
         )
         self.source, self.sizes, self.device, self.choice = graph.nodes, sizes, device, choice
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             for value in node.inputs:
@@ -86,7 +87,7 @@ class _Fusion:
     def _reader(self, value: Value, *ops: str) -> Node | None:
         """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
         readers = self.readers.get(value.name, [])
-        alone = self.neighbours and len(readers) == 1 and value.name not in self.kept
+        alone = self.neighbors and len(readers) == 1 and value.name not in self.kept
         return readers[0] if alone and readers[0].op in ops else None
 
     def _behind(self, y: Value, *activations: str) -> Node | None:

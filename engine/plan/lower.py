@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from ..errors import GraphError, PlanError
-from ..ir import Dim, Graph, Node, TensorSpec, Value, bind, contiguous_strides, product, static, verify
+from ..graph import Graph, Node, Value, verify
 from ..ops import Avoided, all_ops, get_op
+from ..specs import Dim, TensorSpec, bind, contiguous_strides, product, static
 from .fuse import fuse
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
-from .w8a8 import quantise_inputs
+from .w8a8 import quantize_inputs
 
 
 def lower(
@@ -40,7 +41,7 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    graph, wide = quantise_inputs(graph, sizes, device, forced, avoided, fused)
+    graph, wide = quantize_inputs(graph, sizes, device, forced, avoided, fused)
     graph, unfused = fuse(graph, sizes, device, forced, avoided, fused)
     verify(graph)
     instead = {"linear_w8a8": wide, "fused_linear": unfused}

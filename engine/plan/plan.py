@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..ir import TensorSpec
 from ..ops import Implementation
+from ..specs import TensorSpec
 
 
 @dataclass(frozen=True)

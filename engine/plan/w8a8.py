@@ -1,7 +1,7 @@
 """Linears with weights in 8 bits on inputs in 8 bits, where that pays: `linear_w8a16` becomes `linear_w8a8`.
 
 What makes a linear's input writes it in 8 bits itself, where it is a norm or a gated SiLU that nobody else reads:
-nothing more passes through memory. Otherwise a `quantise_rows` stands in front. A linear stays as it is where its
+nothing more passes through memory. Otherwise a `quantize_rows` stands in front. A linear stays as it is where its
 weight is in tiles (see fuse.py), and where every implementation of `linear_w8a8` has a reason not to serve it: on CPUs
 with VNNI torch's int8 takes a sixth of the time from five rows on, and what decodes up to four, a token each, is a
 matrix-vector kernel.
@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import PlanError
-from ..ir import Graph, Node, TensorSpec, Value, bind
+from ..graph import Graph, Node, Value
 from ..ops import Avoided, get_op
+from ..specs import TensorSpec, bind
 from .fuse import whole
 
-QUANTISED = {
-    "rms_norm": "rms_norm_quantised",
-    "add_rms_norm": "add_rms_norm_quantised",
-    "silu_mul": "silu_mul_quantised",
+QUANTIZED = {
+    "rms_norm": "rms_norm_quantized",
+    "add_rms_norm": "add_rms_norm_quantized",
+    "silu_mul": "silu_mul_quantized",
 }
 """By the op whose last output may be in 8 bits, the op that writes it so."""
 
@@ -35,17 +36,17 @@ class _Rows:
     scale: Value
 
 
-def quantise_inputs(
+def quantize_inputs(
     graph: Graph,
     sizes: Mapping[str, int],
     device: torch.device,
     forced: Mapping[str, Sequence[str]],
     avoided: Avoided | None = None,
-    neighbours: bool = True,
+    neighbors: bool = True,
 ) -> tuple[Graph, Mapping[str, str]]:
     """`graph` with its W8A16 linears on inputs in 8 bits, and by label the reason of those that keep theirs.
 
-    A producer that is forced to an implementation keeps its op, as all do without `neighbours`; linears that are forced
+    A producer that is forced to an implementation keeps its op, as all do without `neighbors`; linears that are forced
     as `linear_w8a16` stay.
     """
     linears = [node for node in graph.nodes if node.op == "linear_w8a16" and not _weight(node).root.spec.tiled]
@@ -55,7 +56,7 @@ def quantise_inputs(
     reasons = {node.label: _refusal(node, sizes, device, choice) for node in linears}
     chosen = [node for node in linears if reasons[node.label] is None]
     graph = replace(graph, values=dict(graph.values), nodes=list(graph.nodes), labels=set(graph.labels), scope="")
-    merged = {} if not neighbours else _merge(graph, chosen, forced)
+    merged = {} if not neighbors else _merge(graph, chosen, forced)
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
         if node in chosen:
@@ -104,7 +105,7 @@ def _merge(graph: Graph, linears: Sequence[Node], forced: Mapping[str, Sequence[
     merged: dict[str, _Rows] = {}
     wanted = {_input(node).root.name: node for node in linears}
     for i, node in enumerate(graph.nodes):
-        if node.op not in QUANTISED or node.op in forced:
+        if node.op not in QUANTIZED or node.op in forced:
             continue
         *others, y = node.outputs
         linear = wanted.get(y.name)
@@ -118,7 +119,7 @@ def _merge(graph: Graph, linears: Sequence[Node], forced: Mapping[str, Sequence[
         scale = Value(f"{y.name}.scale", TensorSpec(y.shape[:-1], torch.float32), "node")
         del graph.values[y.name]
         graph.values |= {q.name: q, scale.name: scale}
-        graph.nodes[i] = Node(node.label, QUANTISED[node.op], node.inputs, (*others, q, scale), attrs)
+        graph.nodes[i] = Node(node.label, QUANTIZED[node.op], node.inputs, (*others, q, scale), attrs)
         merged[y.name] = _Rows(q, scale)
     return merged
 
@@ -127,7 +128,7 @@ def _replace(graph: Graph, linear: Node, rows: _Rows | None) -> None:
     x, weight, scale, bias = linear.inputs
     assert x is not None
     if rows is None:
-        q, q_scale = graph.add("quantise_rows", x, dtype=_weight(linear).dtype, label=f"{linear.label}.in")
+        q, q_scale = graph.add("quantize_rows", x, dtype=_weight(linear).dtype, label=f"{linear.label}.in")
     else:
         q, q_scale = rows.q, rows.scale
         if q.shape != x.shape:

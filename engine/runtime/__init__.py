@@ -1,1 +1,1 @@
-"""Executors of a plan, and the door to the native kernels."""
+"""Executors of a plan, and what they need of the process that they run in."""

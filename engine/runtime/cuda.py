@@ -17,10 +17,6 @@ from ..errors import DeviceError, OutOfMemoryError
 from .bound import ProcessBound
 from .isolation import EXACT_GPU_CONVOLUTIONS
 
-MIN_CAPABILITY = (8, 0)
-"""Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
-E4M3_CAPABILITY = (8, 9)
-"""Of tensor cores that multiply float8_e4m3fn."""
 WARM_RUNS = 2
 """Before a capture: kernels are compiled and loaded, libraries make their workspaces."""
 STAGES = 2
@@ -275,34 +271,3 @@ class Staging:
 def open_gpu(device: torch.device, graphs: bool = True) -> Gpu:
     """The GPU behind a device that `unusable` has nothing against."""
     return Gpu(TorchDriver(device), graphs)
-
-
-def unusable(device: torch.device) -> str | None:
-    """Why a CUDA device cannot run the engine, or None."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA; install a CUDA build of torch"
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:  # no driver, one too old for torch, or no device
-        return f"torch cannot use CUDA {torch.version.cuda} here: {error}"
-    count, index = torch.cuda.device_count(), device.index or 0
-    if index >= count:
-        return f"expected one of {count} CUDA devices, cuda:0 to cuda:{count - 1}" if count else "no CUDA device here"
-    found = torch.cuda.get_device_capability(index)
-    if found < MIN_CAPABILITY:
-        need, got = (".".join(map(str, version)) for version in (MIN_CAPABILITY, found))
-        name = torch.cuda.get_device_name(index)
-        return f"expected compute capability {need} or later (Ampere), got {got}: {name}"
-    return None
-
-
-def no_e4m3(device: torch.device) -> str | None:
-    """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot ask is taken to do so."""
-    need = ".".join(map(str, E4M3_CAPABILITY))
-    if device.type != "cuda":
-        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), not for the {device.type.upper()}"
-    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else E4M3_CAPABILITY
-    if found < E4M3_CAPABILITY:
-        got, name = ".".join(map(str, found)), torch.cuda.get_device_name(device)
-        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), got {got}: {name}"
-    return None

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from ..device import native
 from ..errors import PlanError
-from ..ir import TensorSpec, contiguous_strides
 from ..ops import Implementation
 from ..plan import Plan, PlannedNode, Ref
 from ..plan.plan import nbytes
-from . import native, profile
+from ..specs import TensorSpec, contiguous_strides
+from . import profile
 from .bound import ProcessBound
 from .cuda import Gpu, Replay, Staging
 from .isolation import isolated

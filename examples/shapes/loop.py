@@ -49,7 +49,7 @@ def run_stage(
 ) -> None:
     """Trains the parameters of `model` that want gradients, and leaves their average in it.
 
-    losses(step, draw) returns named losses of this process's share; their sum is minimised, and names that begin with
+    losses(step, draw) returns named losses of this process's share; their sum is minimized, and names that begin with
     "_" are only logged. watch(step) returns further numbers for the log, measured on the average. Continues from the
     newest whole checkpoint in `folder`. Raises TrainingError on a non-finite loss.
     """

@@ -53,7 +53,7 @@ class Recipe:
     scenes: drawn ones, whose latents are kept. alignment: weight of the representation alignment loss, 0 for none;
     middle: the block after which it is taken. drop: share of the pictures drawn without a prompt.
     time_mean, time_std: of the logit of t. Where things lie is decided while little but noise is there, and at t = 0.5
-    the picture shows it already: with mean 0, prompts that name places stay at chance long after colours are right.
+    the picture shows it already: with mean 0, prompts that name places stay at chance long after colors are right.
     shared: the generation encoder serves both faces, to compare with; all else, alignment included, stays as it is.
     whitened: scenes over which latents are whitened; checked: those that measure the VAE; ceiling: those whose latents
     go with the model. watched: prompts per category and questions per topic of a watch point, every watch_every steps;
@@ -138,4 +138,4 @@ MINIATURE = Recipe(
     watch_every=20,
     scored=(1, 2),
 )
-"""A minute on one slow core; it draws nothing that a person recognises."""
+"""A minute on one slow core; it draws nothing that a person recognizes."""

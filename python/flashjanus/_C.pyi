@@ -1,4 +1,4 @@
-"""Kernels on raw addresses (csrc/bindings). Call them through flashjanus.engine.runtime.native.
+"""Kernels on raw addresses (csrc/bindings). Call them through flashjanus.engine.device.native.
 
 kernel(*, isa="", ...) runs a CPU kernel, on the members of its struct in csrc/cpu: addresses and dtypes as integers.
 kernel_bound(*, isa="", ...) gives the same with these arguments ready, as a function of the number of threads.

@@ -1,4 +1,4 @@
-"""Labelled points: words of points that lie together stand apart, within the panel."""
+"""Labeled points: words of points that lie together stand apart, within the panel."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 import gpu
 import pytest
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.plan.w8a8 import QUANTISED
+from flashjanus.engine.plan.w8a8 import QUANTIZED
 from gpu_stages import budget, checks, chosen
 from gpu_stages.book import Book, read
 from gpu_stages.workload import Workload
@@ -61,7 +61,7 @@ def test_the_first_call_runs_dry(first_call):
         "flow_step 1", "flow_prepare", "decode_step 1", "decode_step 2", "decode_latents", "encode_images",
         "flow_step_recalling 1", "flow_step 1 fp8",
     }  # fmt: skip
-    assert {row["op"] for row in chosen} >= {"linear_w8a8", "linear_w8a16", "quantise_rows", *QUANTISED.values()}
+    assert {row["op"] for row in chosen} >= {"linear_w8a8", "linear_w8a16", "quantize_rows", *QUANTIZED.values()}
     headline = stages["headline"]["rows"]
     assert all("time" in row for row in headline.values())
     assert {f"{name} {mode}" for mode in ("graphs", "eager") for name in (

@@ -18,7 +18,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 FLOW_UPDATE = """
 import sys, torch, flashjanus
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.runtime import native
+from flashjanus.engine.device import native
 assert native.available() is None, native.available()
 v, z = torch.ones(2, 1, 1, 16), torch.zeros(1, 4, 2, 2)
 step = torch.zeros(1, dtype=torch.int32)
@@ -52,7 +52,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"flashjanus"}
     inside = {name.removeprefix("flashjanus/") for name in names}
-    assert {"py.typed", "_C.pyi", "engine/runtime/native.py", "triton_kernels/flow_update.py"} <= inside
+    assert {"py.typed", "_C.pyi", "engine/device/native.py", "triton_kernels/flow_update.py"} <= inside
     assert sum(name.startswith("_C.") and name.endswith(".so") for name in inside) == 1
     assert {f"builtin/shapes/{file}" for file in FILES} <= inside
     assert "stale.py" not in inside
@@ -94,7 +94,7 @@ def test_without_a_compiler_it_installs_and_says_so_once(sources: Path, tmp_path
     assert (done.stdout + done.stderr).count("(flashjanus._C) are NOT built: missing a C++ compiler") == 1
     assert not stale.exists()
     assert not list((target / "flashjanus").glob("_C.*.so"))
-    check = "from flashjanus.engine.runtime import native; print(native.available())"
+    check = "from flashjanus.engine.device import native; print(native.available())"
     done = python("-S", "-c", check, cwd=tmp_path, **away(target))
     assert "flashjanus._C is not built: the installation found no C++ compiler" in done.stdout, done.stderr
 

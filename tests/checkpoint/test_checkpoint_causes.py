@@ -50,7 +50,7 @@ def shards(folder: Path, state: State, count: int, *, index: bool = True, stem: 
 # Root may read everything, so a child process gives its rights up, after all imports: their files are root's as well.
 CHILD = """
 import json, os, sys
-import flashjanus.builtin, flashjanus.cli.app, flashjanus.checkpoint.quantise
+import flashjanus.builtin, flashjanus.cli.app, flashjanus.checkpoint.quantize
 from flashjanus.checkpoint import Checkpoint
 from flashjanus.cli import main
 from flashjanus.errors import FlashJanusError

@@ -238,9 +238,9 @@ def test_the_default_select_layer_leaves_no_block_of_one(config_dict: dict[str, 
         JanusFlowConfig.from_dict(drop(config_dict, f"{UND}.select_layer"))
 
 
-def test_a_second_normalisation_is_refused(config_dict: dict[str, Any]) -> None:
+def test_a_second_normalization_is_refused(config_dict: dict[str, Any]) -> None:
     put(config_dict, f"{UND}.pixel_mean", [0.5] * 3)
-    JanusFlowConfig.from_dict(config_dict)  # the official code normalises only when both are given
+    JanusFlowConfig.from_dict(config_dict)  # the official code normalizes only when both are given
     with pytest.raises(ConfigError, match="pixel_mean: expected null"):
         JanusFlowConfig.from_dict(put(config_dict, f"{UND}.pixel_std", [0.5] * 3))
 

@@ -32,11 +32,11 @@ size = sum(tensor.untyped_storage().nbytes() for tensor in weights.values())
 print(json.dumps({"growth": status("VmHWM") - before, "size": size}))
 """
 
-MEASURE_QUANTISE = f"""
+MEASURE_QUANTIZE = f"""
 from pathlib import Path
-from flashjanus.checkpoint.quantise import quantise_checkpoint
+from flashjanus.checkpoint.quantize import quantize_checkpoint
 {MEASURE.partition("found =")[0]}
-quantise_checkpoint(Checkpoint.open(folder), Path(folder, "int8"))
+quantize_checkpoint(Checkpoint.open(folder), Path(folder, "int8"))
 print(json.dumps({{"growth": status("VmHWM") - before}}))
 """
 
@@ -91,12 +91,12 @@ def test_peak_memory_is_at_most_a_quarter_above_the_weights(
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_quantising_holds_about_one_tensor(big: tuple[dict[str, Any], dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_quantizing_holds_about_one_tensor(big: tuple[dict[str, Any], dict[str, torch.Tensor]], tmp_path: Path) -> None:
     data, state = big
     (tmp_path / "config.json").write_text(json.dumps(data))
     save_file(state, tmp_path / "model.safetensors")
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE_QUANTISE, str(tmp_path), "float32"],
+        [sys.executable, "-c", MEASURE_QUANTIZE, str(tmp_path), "float32"],
         capture_output=True,
         text=True,
         check=True,

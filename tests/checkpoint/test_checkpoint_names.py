@@ -20,7 +20,7 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.checkpoint.names import official_names, with_tied_head
-from flashjanus.checkpoint.quantise import quantise_checkpoint
+from flashjanus.checkpoint.quantize import quantize_checkpoint
 from flashjanus.engine.ops import tiles
 from flashjanus.errors import CheckpointError
 from safetensors.torch import save_file
@@ -156,7 +156,7 @@ def test_an_adapter_that_is_not_merged(config: JanusFlowConfig, folder: Path, st
     found = Checkpoint.open(folder)
     assert message.removeprefix("here") in describe(found)["problems"][0]
     with pytest.raises(CheckpointError, match="merge_and_unload"):
-        quantise_checkpoint(found, folder.parent / "int8")
+        quantize_checkpoint(found, folder.parent / "int8")
     assert not (folder.parent / "int8").exists()
 
 
@@ -190,7 +190,7 @@ def test_an_optimizer_in_place_of_a_model(folder: Path) -> None:
 
 def test_a_quantized_copy_has_official_names(folder: Path, state: State) -> None:
     save_file(prefixed(state, "module._orig_mod."), folder / "model.safetensors")
-    quantise_checkpoint(Checkpoint.open(folder), folder.parent / "int8")
+    quantize_checkpoint(Checkpoint.open(folder), folder.parent / "int8")
     written = Checkpoint.open(folder.parent / "int8").weights
     assert {name for name in written.names() if not name.endswith("_scale")} == set(state)
     assert torch.equal(written.read("beg_of_und_embed"), state["beg_of_und_embed"])
@@ -268,7 +268,7 @@ def test_a_head_that_is_not_stored_is_the_tied_embedding(
     for model in models:
         assert model.runner.weights["llm.head"] is model.runner.weights["llm.embed"]
     if quantization is not None:
-        quantise_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "b")
+        quantize_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "b")
         models.append(JanusFlow.from_pretrained(tmp_path / "b", device="cpu", dtype="bfloat16"))
     else:
         models.append(JanusFlow.from_state_dict(untied, whole, **options))

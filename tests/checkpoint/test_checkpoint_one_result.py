@@ -13,7 +13,7 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, StateDictSource, TensorSource, weight_layout
-from flashjanus.checkpoint.quantise import quantisation_errors, quantise_checkpoint
+from flashjanus.checkpoint.quantize import quantization_errors, quantize_checkpoint
 from flashjanus.engine.ops import nibbles, tiles
 from flashjanus.execution import loading
 from flashjanus.model import Policy
@@ -72,7 +72,7 @@ def test_quantized_at_load_is_quantized_beforehand(
     tmp_path: Path, stored: torch.dtype, method: str, tiled: bool
 ) -> None:
     config, state = seeded(stored)
-    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b", method)
+    quantize_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b", method)
     before = Checkpoint.open(tmp_path / "b")
     for compute in (torch.float32, torch.bfloat16):
         policy = Policy.of(compute, tiled=tiled, quantization=method)
@@ -93,7 +93,7 @@ def test_quantized_at_load_is_quantized_beforehand(
 def test_a_model_of_either_computes_the_same(tmp_path: Path) -> None:
     config, state = seeded(torch.float32)
     written(tmp_path / "a", config, state)
-    quantise_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "b")
+    quantize_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "b")
     models = [
         JanusFlow.from_pretrained(tmp_path / "a", device="cpu", dtype="bfloat16", quantization="int8"),
         JanusFlow.from_pretrained(tmp_path / "b", device="cpu", dtype="bfloat16"),
@@ -115,7 +115,7 @@ def test_however_the_files_are_cut(tmp_path: Path, form: str, quantization: str 
     checkpoint = Checkpoint.open(written(tmp_path / "a", config, state, form))
     policy = Policy.of(torch.bfloat16, tiled=True, quantization=quantization)
     assert_same(kept(config, checkpoint.weights, policy), kept(config, StateDictSource(state), policy))
-    quantise_checkpoint(checkpoint, tmp_path / "b", shard_bytes=20_000)
+    quantize_checkpoint(checkpoint, tmp_path / "b", shard_bytes=20_000)
     before = Checkpoint.open(tmp_path / "b")
     in_8_bits = Policy.of(torch.bfloat16, tiled=True, quantization="int8")
     assert_same(kept(before.config_dict, before.weights, in_8_bits), kept(config, StateDictSource(state), in_8_bits))
@@ -127,7 +127,7 @@ def test_a_tied_head_is_the_embedding_either_way(tmp_path: Path, head_in_file: b
     config["language_config"]["tie_word_embeddings"] = True
     if not head_in_file:
         del state["language_model.lm_head.weight"]
-    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
+    quantize_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
     before, policy = Checkpoint.open(tmp_path / "b"), Policy.of(torch.bfloat16, quantization="int8")
     at_load = kept(config, StateDictSource(state), policy)
     assert_same(kept(before.config_dict, before.weights, policy), at_load)
@@ -138,7 +138,7 @@ def test_a_row_beyond_the_computing_dtype_is_quantized_all_the_same(tmp_path: Pa
     """bfloat16 rounds the largest floats to inf; their 8 bits are finite."""
     config, state = seeded(torch.float32)
     state["language_model.model.layers.0.self_attn.o_proj.weight"][0, 0] = torch.finfo(torch.float32).max
-    quantise_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
+    quantize_checkpoint(Checkpoint.open(written(tmp_path / "a", config, state)), tmp_path / "b")
     before, policy = Checkpoint.open(tmp_path / "b"), Policy.of(torch.bfloat16, quantization="int8")
     assert_same(kept(before.config_dict, before.weights, policy), kept(config, StateDictSource(state), policy))
 
@@ -149,12 +149,12 @@ def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> Non
     checkpoint = Checkpoint.open(written(tmp_path / "a", config, state))
     weights = kept(config, checkpoint.weights, Policy.of(torch.bfloat16, tiled=True, quantization="int4"))
     seen = set()
-    errors = {error.name: error.relative for error in quantisation_errors(checkpoint, method="int4")}
+    errors = {error.name: error.relative for error in quantization_errors(checkpoint, method="int4")}
     for target in weight_layout(checkpoint.config):
-        if not target.quantisable:
+        if not target.quantizable:
             continue
         if f"{target.name}.int4" in weights:
-            held = nibbles.dequantise(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
+            held = nibbles.dequantize(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
         else:
             q = weights[target.name]
             q = tiles.untile(q) if target.tileable(torch.int8) else q
@@ -180,7 +180,7 @@ def test_images_are_read_the_same_without_a_file_that_says_how(tmp_path: Path) -
 def test_a_vae_is_the_same_wherever_it_lies(
     folder_with_vae: Path, config_dict: dict[str, Any], state: State, vae_state: State, tmp_path: Path, vae_dtype: str
 ) -> None:
-    quantise_checkpoint(Checkpoint.open(folder_with_vae), tmp_path / "int8")
+    quantize_checkpoint(Checkpoint.open(folder_with_vae), tmp_path / "int8")
     vae_config = json.loads((folder_with_vae / "vae" / "config.json").read_text())
     options = dict(device="cpu", dtype="bfloat16", vae_dtype=vae_dtype)
     models = [
@@ -221,16 +221,16 @@ def test_the_callers_state_does_not_count(
     tmp_path: Path, method: str, foreign: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     source = Checkpoint.open(written(tmp_path / "floats", *seeded(torch.float32)))
-    quantise_checkpoint(source, tmp_path / "plain", method)
-    errors, seen = quantisation_errors(source, method=method), []
+    quantize_checkpoint(source, tmp_path / "plain", method)
+    errors, seen = quantization_errors(source, method=method), []
 
     def note(done: int) -> None:
         seen.append((torch.empty(()).device, torch.empty(()).dtype))
 
     with foreign():
         own = torch.empty(()).device, torch.empty(()).dtype
-        quantise_checkpoint(source, tmp_path / "foreign", method, progress=note)
-        assert quantisation_errors(source, note, method) == errors
+        quantize_checkpoint(source, tmp_path / "foreign", method, progress=note)
+        assert quantization_errors(source, note, method) == errors
     got, expected = (Checkpoint.open(tmp_path / name).weights.paths for name in ("foreign", "plain"))
     assert [path.read_bytes() for path in got] == [path.read_bytes() for path in expected]
     assert set(seen) == {own}

@@ -13,8 +13,8 @@ from flashjanus import builtin
 from flashjanus.builtin import builtin_folder
 from flashjanus.cli.machine import machine_facts
 from flashjanus.engine import ops
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.runtime import native
 
 HYPERTHREADED = """\
 processor\t: 0

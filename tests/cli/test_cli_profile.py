@@ -115,7 +115,7 @@ def test_a_profile_does_not_change_the_pictures(untrained: JanusFlow) -> None:
     assert recorder.runs
 
 
-def test_gaps_of_an_unknown_order_are_named_by_their_neighbours(untrained: JanusFlow) -> None:
+def test_gaps_of_an_unknown_order_are_named_by_their_neighbors(untrained: JanusFlow) -> None:
     runs = profile_of(untrained).median.runs
     backwards = list(reversed(runs))
     names = [gap.name for gap in Timeline(0.0, 1.0, backwards).gaps]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from flashjanus import model
 from flashjanus.checkpoint import JanusFlowConfig, VaeConfig, vae_layout, weight_layout
-from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.graph import Graph
+from flashjanus.engine.specs import TensorSpec
 
 CONFIG = {
     "model_type": "multi_modality",

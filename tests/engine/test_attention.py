@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.ops.attention_cases import visible
+from flashjanus.engine.specs import TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,14 +7,15 @@ from math import inf, nan
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Implementation, get_op
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.compare import first_disagreement, relative_error
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
 
 F32, I32 = torch.float32, torch.int32
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from flashjanus.engine.ir import TensorSpec, product, static
 from flashjanus.engine.ops import Op, all_ops, get_op
+from flashjanus.engine.specs import TensorSpec, product, static
 from op_check import make_call, specs_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,7 +90,7 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
         4 * (3 * 6 * 16),
         3 * 6 * 16 * 2 + 16 * 4 + 2 * 6 * 8 * 4 + 3 * 6 * 24 * 4,
     ),
-    ("quantise_rows", dict(m=1, c=64), 3 * 3 * 64, 3 * 64 * (2 + 1) + 3 * 4),
+    ("quantize_rows", dict(m=1, c=64), 3 * 3 * 64, 3 * 64 * (2 + 1) + 3 * 4),
     (
         "residual_modulate",
         dict(images=2, guided=1, p=3, c=8, steps=4),
@@ -99,9 +99,9 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
     ),
     ("rms_norm", dict(m=5, c=1000), 4 * 15 * 1000, 15 * 1000 * (4 + 2) + 1000 * 4),
     ("add_rms_norm", dict(m=5, c=1000), 4 * 15 * 1000, 15 * 1000 * (4 + 2 + 4 + 2) + 1000 * 4),
-    ("rms_norm_quantised", dict(m=5, c=1000), 7 * 15 * 1000, 15 * 1000 * (2 + 1) + 1000 * 4 + 15 * 4),
+    ("rms_norm_quantized", dict(m=5, c=1000), 7 * 15 * 1000, 15 * 1000 * (2 + 1) + 1000 * 4 + 15 * 4),
     (
-        "add_rms_norm_quantised",
+        "add_rms_norm_quantized",
         dict(m=5, c=1000),
         7 * 15 * 1000,
         15 * 1000 * (4 + 2 + 4 + 1) + 1000 * 4 + 15 * 4,
@@ -113,7 +113,7 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
         3 * (2 * 3 * 8 * 8),
         2 * (2 * 3 * 8 * 8) * 2,
     ),
-    ("silu_mul_quantised", dict(m=1, c=64), 8 * 3 * 64, 3 * (128 * 2 + 64) + 3 * 4),
+    ("silu_mul_quantized", dict(m=1, c=64), 8 * 3 * 64, 3 * (128 * 2 + 64) + 3 * 4),
     # x and y in float32; then a total in float32 and a slot in bfloat16, more than two slots
     ("step_cache", dict(images=2, guided=1, n=3, c=8), 4 * (3 * 3 * 8), 3 * 3 * 8 * (2 * 4 + 4 + 2)),
     (

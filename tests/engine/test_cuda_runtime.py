@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from flashjanus.engine.device.capabilities import unusable
 from flashjanus.engine.errors import DeviceError, OutOfMemoryError, PlanError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime import cuda
-from flashjanus.engine.runtime.cuda import Gpu, Staging, unusable
+from flashjanus.engine.runtime.cuda import Gpu, Staging
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import Dim, TensorSpec
 from gpu_stand_in import StandInDriver
 from torch.utils._python_dispatch import _disable_current_modes
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Implementation, all_ops
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.executor import Executor, allocate_states
+from flashjanus.engine.specs import Dim, TensorSpec
 from torch.utils._python_dispatch import TorchDispatchMode
 
 F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32

@@ -1,4 +1,4 @@
-"""Fused linears: which neighbours they take, which they leave, and that the numbers stay."""
+"""Fused linears: which neighbors they take, which they leave, and that the numbers stay."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value, verify
+from flashjanus.engine.graph import Graph, Value, verify
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.plan.fuse import fuse
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import Dim, TensorSpec
 from op_check import POISON
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))

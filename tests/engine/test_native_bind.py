@@ -8,9 +8,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError
 from flashjanus.engine.ops import Op, all_ops
-from flashjanus.engine.runtime import native
 from op_check import make_call, serving, specs_of
 from torch.utils._python_dispatch import TorchDispatchMode
 

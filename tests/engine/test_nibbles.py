@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import get_op, nibbles, tiles
-from flashjanus.engine.ops.quantise import quantise
+from flashjanus.engine.ops.quantize import quantize
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import Dim, TensorSpec
 
 F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
@@ -32,10 +33,10 @@ def test_a_byte_holds_two_columns_of_an_output() -> None:
 def test_the_value_of_largest_magnitude_is_kept_and_the_others_are_within_half_a_step() -> None:
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(1))
     weight[3, 32:64] = 0
-    packed, scale = nibbles.quantise(weight)
+    packed, scale = nibbles.quantize(weight)
     assert (scale.shape, scale.dtype) == (nibbles.shapes(48, 160)[1], BF16)
     groups = weight.view(48, 5, 32)
-    error = (nibbles.dequantise(packed, scale) - weight).view(48, 5, 32)
+    error = (nibbles.dequantize(packed, scale) - weight).view(48, 5, 32)
     extreme = groups.abs().argmax(2, keepdim=True)
     steps = scale.transpose(1, 2).reshape(48, 5, 1).float()
     assert (error.gather(2, extreme).abs() <= 2**-8 * groups.gather(2, extreme).abs()).all()
@@ -94,10 +95,10 @@ def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
     generator = torch.Generator().manual_seed(2)
     h, weights, exact = torch.randn(3, 1, 64, generator=generator), {"norm": torch.ones(64)}, {}
     for name, (n, k) in SHAPES.items():
-        packed, scales = nibbles.quantise(torch.randn(n, k, generator=generator) / 8)
-        exact[name] = nibbles.dequantise(packed, scales)
+        packed, scales = nibbles.quantize(torch.randn(n, k, generator=generator) / 8)
+        exact[name] = nibbles.dequantize(packed, scales)
         q, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
-        quantise(exact[name].clone(), q, scale)
+        quantize(exact[name].clone(), q, scale)
         weights |= {name: tiles.tile(q), f"{name}.scale": scale, f"{name}.int4": packed, f"{name}.int4.scale": scales}
     executor = Executor(lower(layer(int4=True), {"R": 3}, CPU, {"int4_linear": (implementation,)}), weights)
     executor.inputs["h"].copy_(h)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from flashjanus.engine.errors import GraphError, PlanError, SchemaError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Implementation, get_op
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.specs import Dim, TensorSpec
 
 F32, I32 = torch.float32, torch.int32
 R = Dim.symbol("R")

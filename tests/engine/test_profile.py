@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime import ceilings
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.runtime.profile import Recorder, Run, active, recording
+from flashjanus.engine.specs import Dim, TensorSpec
 from gpu_stand_in import StandInDriver
 
 F32 = torch.float32

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from flashjanus.engine.ir import Graph, TensorSpec, verify
+from flashjanus.engine.graph import Graph, verify
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.plan.plan import nbytes
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
 from flashjanus.model import FLOW_STEPS
 
 Programs = Callable[..., dict[str, Graph]]

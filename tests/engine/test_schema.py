@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Schema, get_op
 from flashjanus.engine.ops.base import Op, register
 from flashjanus.engine.ops.flow_update import COLUMNS
+from flashjanus.engine.specs import Dim, TensorSpec
 
 F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32
 R = Dim.symbol("R")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.solo import SMALL_FLOPS, Solo, solo
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, Op, all_ops
-from flashjanus.engine.runtime import native
 from op_check import make_call, run, serving
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))

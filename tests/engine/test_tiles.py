@@ -6,12 +6,13 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import Target
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError, PlanError, SchemaError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import get_op, tiles
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime import native
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import Dim, TensorSpec
 from flashjanus.model import Policy
 
 F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
@@ -74,7 +75,7 @@ def kept(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
     return {name: tiles.tile(t) if specs[name].tiled else t for name, t in weights().items()}
 
 
-def test_a_linear_takes_its_neighbours_whatever_the_number_of_rows() -> None:
+def test_a_linear_takes_its_neighbors_whatever_the_number_of_rows() -> None:
     plan = lower(layer(SPECS), {"R": 40}, CPU)
     assert [(node.op, node.attrs.get("act")) for node in plan.nodes] == [
         ("cast", None),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from flashjanus.engine.ir import Dim
 from flashjanus.engine.runtime import cuda
 from flashjanus.engine.runtime.cuda import TorchDriver
+from flashjanus.engine.specs import Dim
 
 R = Dim.symbol("R")
 F32, I32 = torch.float32, torch.int32

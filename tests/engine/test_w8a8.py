@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from flashjanus.engine.device import capabilities
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+from flashjanus.engine.graph import Graph, Value
 from flashjanus.engine.ops import get_op, linear_w8a8
-from flashjanus.engine.ops.quantise import quantised
+from flashjanus.engine.ops.quantize import quantized
 from flashjanus.engine.plan import Plan, lower
-from flashjanus.engine.runtime import cuda
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import Dim, TensorSpec
 from op_check import POISON
 
 F32, BF16, I8, E4M3 = torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn
@@ -29,7 +30,7 @@ def multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def layer(of: torch.dtype = I8, norms: torch.dtype = F32, tokens: int = 2) -> Graph:
-    """A linear behind nothing that could quantise, residual add and norm, gated linear, linear, add, norm, linear."""
+    """A linear behind nothing that could quantize, residual add and norm, gated linear, linear, add, norm, linear."""
     specs = {name: TensorSpec((32,), norms) for name in ("norm", "norm2")}
     for name, (n, k) in SHAPES.items():
         specs |= {name: TensorSpec((n, k), of), f"{name}.scale": TensorSpec((n,), F32)}
@@ -57,7 +58,7 @@ def made(of: torch.dtype) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = {name: 1 + 0.1 * torch.randn(32, generator=generator) for name in ("norm", "norm2")}
     for name, (n, k) in SHAPES.items():
-        tensors[name], tensors[f"{name}.scale"] = quantised(torch.randn(n, k, generator=generator) / 6, of)
+        tensors[name], tensors[f"{name}.scale"] = quantized(torch.randn(n, k, generator=generator) / 6, of)
     return tensors
 
 
@@ -69,10 +70,10 @@ def outputs(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.
     return {name: value.float().clone() for name, value in executor.outputs.items()}
 
 
-MERGED = ["cast", "cast", "quantise_rows", "linear_w8a8", "add_rms_norm_quantised", "linear_w8a8"]
-MERGED += ["silu_mul_quantised", "linear_w8a8", "add_rms_norm_quantised", "linear_w8a8"]
-APART = ["cast", "cast", "quantise_rows", "linear_w8a8", "add_rms_norm", "quantise_rows", "linear_w8a8", "silu_mul"]
-APART += ["quantise_rows", "linear_w8a8", "add_rms_norm", "quantise_rows", "linear_w8a8"]
+MERGED = ["cast", "cast", "quantize_rows", "linear_w8a8", "add_rms_norm_quantized", "linear_w8a8"]
+MERGED += ["silu_mul_quantized", "linear_w8a8", "add_rms_norm_quantized", "linear_w8a8"]
+APART = ["cast", "cast", "quantize_rows", "linear_w8a8", "add_rms_norm", "quantize_rows", "linear_w8a8", "silu_mul"]
+APART += ["quantize_rows", "linear_w8a8", "add_rms_norm", "quantize_rows", "linear_w8a8"]
 
 
 @pytest.mark.parametrize(("of", "forced"), [(I8, {}), (E4M3, {"linear_w8a8": ["torch"]})])
@@ -122,31 +123,31 @@ def test_without_vnni_linears_keep_their_inputs(monkeypatch: pytest.MonkeyPatch)
     ("forced", "due"),
     [
         ({"linear_w8a16": ["torch"]}, []),
-        ({"add_rms_norm": ["torch"]}, ["silu_mul_quantised"]),
-        ({"silu_mul": ["torch"]}, ["add_rms_norm_quantised"] * 2),
+        ({"add_rms_norm": ["torch"]}, ["silu_mul_quantized"]),
+        ({"silu_mul": ["torch"]}, ["add_rms_norm_quantized"] * 2),
     ],
 )
 def test_what_is_forced_keeps_its_op(forced: dict[str, Sequence[str]], due: list[str]) -> None:
     got = ops(lower(layer(), MANY, CPU, forced))
-    assert sorted(op for op in got if op in ("silu_mul_quantised", "add_rms_norm_quantised")) == due
+    assert sorted(op for op in got if op in ("silu_mul_quantized", "add_rms_norm_quantized")) == due
     assert ("linear_w8a8" in got) == bool(due)
-    assert got.count("quantise_rows") == (4 - len(due) if due else 0)
+    assert got.count("quantize_rows") == (4 - len(due) if due else 0)
 
 
 def test_a_value_that_is_read_elsewhere_or_rounds_twice_stays() -> None:
     g = layer()
     kept = next(node for node in g.nodes if node.op == "silu_mul")
     g.output("kept", kept.outputs[0])
-    assert "silu_mul_quantised" not in ops(lower(g, MANY, CPU))
+    assert "silu_mul_quantized" not in ops(lower(g, MANY, CPU))
     assert "silu_mul" in ops(lower(g, MANY, CPU))
-    assert "add_rms_norm_quantised" not in ops(lower(layer(norms=BF16), MANY, CPU))
+    assert "add_rms_norm_quantized" not in ops(lower(layer(norms=BF16), MANY, CPU))
 
 
-def test_half_of_a_norm_is_quantised_behind_it() -> None:
+def test_half_of_a_norm_is_quantized_behind_it() -> None:
     g = Graph("half", {"norm": TensorSpec((32,), F32), "w": TensorSpec((16, 32), I8), "s": TensorSpec((16,), F32)})
     normed = g.add("rms_norm", g.input("h", (R, 2, 32), F32), g.weight("norm"), eps=1e-6, dtype=F32)
     g.output("y", g.add("linear_w8a16", g.narrow(normed, 1, 1, 1), g.weight("w"), g.weight("s"), None))
-    assert ops(lower(g, MANY, CPU)) == ["rms_norm", "quantise_rows", "linear_w8a8"]
+    assert ops(lower(g, MANY, CPU)) == ["rms_norm", "quantize_rows", "linear_w8a8"]
 
 
 def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +176,8 @@ def test_on_a_gpu_triton_multiplies_int8_and_torch_e4m3_on_hopper(monkeypatch: p
         reason = linear_w8a8._not_by_torch(CUDA, 640, 96, 32, E4M3, BF16)
         assert str(reason).endswith("9 (Hopper), not {}.{}".format(*capability))
     on(8, 6)
-    assert str(cuda.no_e4m3(CUDA)).endswith("8.9 or later (Ada, Hopper), got 8.6: a GPU")
-    assert served(E4M3)[1]["triton"] == cuda.no_e4m3(CUDA)
+    assert str(capabilities.no_e4m3(CUDA)).endswith("8.9 or later (Ada, Hopper), got 8.6: a GPU")
+    assert served(E4M3)[1]["triton"] == capabilities.no_e4m3(CUDA)
     assert served(I8)[0] == "triton"
 
 

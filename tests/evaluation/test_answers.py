@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from flashjanus import JanusFlow
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import linear_w8a8
 from flashjanus.engine.ops.linear import MAX_ROWS
-from flashjanus.engine.runtime import native
 from flashjanus.evaluation.answers import QUESTIONS_AT_ONCE, at_once, score_answers
 from flashjanus.evaluation.prompts import question_set
 from gpu_stand_in import stand_in

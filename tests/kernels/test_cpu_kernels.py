@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError, PlanError
-from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import all_ops, get_op
 from flashjanus.engine.ops.linear import gemv_arguments
-from flashjanus.engine.runtime import native
+from flashjanus.engine.specs import TensorSpec
 from op_check import make_call, serving, specs_of
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
@@ -68,8 +68,8 @@ BAD = [
     ("sample_token", dict(uniforms=0), "non-null"),
     ("sample_token", dict(dtype=3), "0 .float32."),
     ("silu_mul", dict(scale=64, channels=8193), "at most 8192 channels where scale is given"),
-    ("quantise_rows", dict(channels=8193), "at most 8192 channels where scale is given"),
-    ("quantise_rows", dict(scale=0), "non-null"),
+    ("quantize_rows", dict(channels=8193), "at most 8192 channels where scale is given"),
+    ("quantize_rows", dict(scale=0), "non-null"),
     ("silu_mul", dict(y=0), "non-null"),
     ("silu_mul", dict(rows=0), "every size >= 1"),
     ("rope_kv_write", dict(half=0), "every size >= 1"),
@@ -141,8 +141,8 @@ def test_a_kernel_names_the_argument_that_is_missing_unknown_or_of_another_type(
     short = {name: value for name, value in good.items() if name != "threads"}
     with pytest.raises(TypeError, match=f"{kernel}: missing argument 'threads'"):
         run(**short)
-    with pytest.raises(TypeError, match=f"{kernel}: unexpected argument 'colour'"):
-        run(**good, colour=1)
+    with pytest.raises(TypeError, match=f"{kernel}: unexpected argument 'color'"):
+        run(**good, color=1)
     with pytest.raises(TypeError, match=f"{kernel}: argument 'threads' does not fit its type, got 'many'"):
         run(**(good | {"threads": "many"}))
     with pytest.raises(TypeError, match=f"{kernel}: argument 'isa' does not fit its type, got 3"):

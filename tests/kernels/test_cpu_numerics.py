@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, Op, all_ops, get_op
-from flashjanus.engine.runtime import native
 from op_check import check, error, make_call, reference, run, serving
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))

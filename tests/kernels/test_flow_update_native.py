@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.runtime import native
 from op_check import Call, check, make_call, run
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))

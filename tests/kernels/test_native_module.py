@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
+from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError
-from flashjanus.engine.runtime import native
 
 built = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 

@@ -24,9 +24,9 @@ from unittest.mock import patch
 
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import Implementation, Op, all_ops
 from flashjanus.engine.plan import Plan
+from flashjanus.engine.specs import TensorSpec
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import ImageTokens

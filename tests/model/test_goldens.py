@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flashjanus.checkpoint import weight_layout
-from flashjanus.engine.ir import Graph
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops.flow_update import unpatchify
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor

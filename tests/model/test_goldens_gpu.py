@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.ir import Graph
+from flashjanus.engine.device.capabilities import no_e4m3
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime.cuda import no_e4m3, open_gpu
+from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.executor import Executor
 from model import test_goldens as goldens
 from model.conftest import Case, Golden, draw, golden_json, preferring, thin_model
-from model.test_goldens_int8 import quantised
+from model.test_goldens_int8 import quantized
 from seeded import seeded_state_dict
 from small_model import relative_error, small_config, small_state
 
@@ -144,5 +145,5 @@ def test_latents_in_8_bits(thin_state, generation, quantization, share, name):
     if reason:
         pytest.skip(reason)
     z1 = generation[f"{name}.z1"]
-    got = draw(quantised(thin_state, quantization, device="cuda"), generation, name).z1
+    got = draw(quantized(thin_state, quantization, device="cuda"), generation, name).z1
     assert relative_error(got.cpu(), z1) <= share * relative_error(generation[f"{name}.z1_bf16"], z1)

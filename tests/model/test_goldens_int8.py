@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.runtime import native
+from flashjanus.engine.device import native
 from flashjanus.execution.text import ImageTokens
 from gpu_stand_in import stand_in
 from model.conftest import Golden, draw, golden_json
@@ -17,7 +17,7 @@ from small_model import relative_error
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 
 
-def quantised(
+def quantized(
     state: dict[str, torch.Tensor], quantization: str, implementations: dict[str, str] | None = None, **options: str
 ) -> JanusFlow:
     return JanusFlow.from_state_dict(
@@ -37,14 +37,14 @@ def int8(thin_state: dict[str, torch.Tensor], request: pytest.FixtureRequest) ->
         if request.param != "tiles":
             patch.setattr(native, "refuses_amx", lambda device, *dtypes: "left out here")
         forced = {"linear_w8a16": "torch"} if request.param == "W8A16" else None
-        yield quantised(thin_state, "int8", forced, device="cpu")
+        yield quantized(thin_state, "int8", forced, device="cpu")
 
 
 @pytest.fixture
 def fp8(thin_state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> JanusFlow:
     """As on a GPU, by torch's implementations."""
     stand_in(monkeypatch)
-    return quantised(thin_state, "fp8", device="cuda")
+    return quantized(thin_state, "fp8", device="cuda")
 
 
 # Measured, as a share of the official bf16 run's error, W8A8 without tiles and W8A16 (bfloat16 alone): a 0.20 and 0.13
@@ -93,7 +93,7 @@ def test_latents_of_fp8_are_within_twice_the_error_of_the_official_bf16_run(
     plan = fp8.plan("flow_step", rows=1, prompt_tokens=8)
     layers = fp8.config.language.num_hidden_layers
     assert [node.op for node in plan.nodes].count("linear_w8a8") == 4 * layers
-    assert [node.op for node in plan.nodes].count("quantise_rows") == layers
+    assert [node.op for node in plan.nodes].count("quantize_rows") == layers
     z1 = generation[f"{name}.z1"]
     official = relative_error(generation[f"{name}.z1_bf16"], z1)
     assert relative_error(draw(fp8, generation, name).z1, z1) <= 2 * official

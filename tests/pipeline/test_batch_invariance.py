@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, get_op
 from flashjanus.engine.ops.linear import MAX_ROWS
-from flashjanus.engine.runtime import native
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.text import TextRequest, TextSession

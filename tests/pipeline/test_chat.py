@@ -18,8 +18,8 @@ from flashjanus.inputs.prompts import encode_chat
 from PIL import Image
 
 
-def picture(colour: str, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    return Image.new("RGB", size, colour)
+def picture(color: str, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, color)
 
 
 def user(*content) -> dict:
@@ -66,8 +66,8 @@ def test_answers_and_streams_join(untrained, messages):
 
 
 def test_images_count_each_in_its_place(untrained):
-    def logits(*colours: str) -> torch.Tensor:
-        encoded = encode_chat([user(*(picture(c) for c in colours), "Which?")], untrained.tokenizer)
+    def logits(*colors: str) -> torch.Tensor:
+        encoded = encode_chat([user(*(picture(c) for c in colors), "Which?")], untrained.tokenizer)
         pixels = torch.stack([untrained.processor.preprocess(image) for image in encoded.images])
         return untrained.next_token_logits(torch.tensor([encoded.ids]), None, pixels[None])[0]
 

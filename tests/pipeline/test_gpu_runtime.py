@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.engine.device import capabilities as device_module
 from flashjanus.engine.ops import all_ops
-from flashjanus.engine.runtime import device as device_module
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError
 from flashjanus.execution import loading, runner
 from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded

@@ -62,7 +62,7 @@ def test_any_shape_becomes_a_square(size):
     pixels = PROCESSOR.preprocess(load_image(encoded(noise(size=size))))
     assert pixels.shape == (3, 384, 384)
     assert bool(pixels.isfinite().all())
-    if 10_000 in size:  # a strip of 14 pixels in the middle of the mean colour
+    if 10_000 in size:  # a strip of 14 pixels in the middle of the mean color
         strip = ((pixels - (127 / 255 - 0.5) / 0.5).abs() > 1e-6).any(0)
         assert strip.any(1).sum() * strip.any(0).sum() == 14 * 384
 
@@ -115,7 +115,7 @@ def test_code_defaults_where_a_file_is_silent(tmp_path):
     assert p.image_mean == (0.48145466, 0.4578275, 0.40821073)
 
 
-def test_normalisation_can_be_off(tmp_path):
+def test_normalization_can_be_off(tmp_path):
     path = tmp_path / "preprocessor_config.json"
     path.write_text('{"image_size": 20, "do_normalize": false}')
     pixels = ImageProcessor.from_file(path).preprocess(Image.new("RGB", (5, 5), (51, 102, 255)))
@@ -252,7 +252,7 @@ def test_other_modes_become_rgb(mode):
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation(kind):
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (6, 6), color) for color in ("red", "blue")]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
     assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 2

@@ -1,4 +1,4 @@
-"""A model in int8, fp8 or int4: what is quantised, how far it is from the exact one, and what goes with it."""
+"""A model in int8, fp8 or int4: what is quantized, how far it is from the exact one, and what goes with it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import Checkpoint, Target
-from flashjanus.checkpoint.quantise import quantise_checkpoint
-from flashjanus.engine.ir import TensorSpec
+from flashjanus.checkpoint.quantize import quantize_checkpoint
+from flashjanus.engine.device import native
 from flashjanus.engine.ops import nibbles, tiles
-from flashjanus.engine.ops.quantise import quantised
-from flashjanus.engine.runtime import native
+from flashjanus.engine.ops.quantize import quantized
+from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import InputError
 from flashjanus.execution.text import TextRequest, TextSession
 from flashjanus.model import Policy
@@ -40,12 +40,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(folder: Path, method: str) -> Path:
-    quantise_checkpoint(Checkpoint.open(builtin_folder()), folder / method, method)
+    quantize_checkpoint(Checkpoint.open(builtin_folder()), folder / method, method)
     return folder / method
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_the_language_model_alone_is_quantised(options: dict[str, object]) -> None:
+def test_the_language_model_alone_is_quantized(options: dict[str, object]) -> None:
     exact, int8 = of(implementations={"linear": "torch"}), of(quantization="int8", **options)
     for name, weight in int8.runner.weights.items():
         layer = name.startswith("llm.") and weight.dim() == 2 and name != "llm.embed"
@@ -91,9 +91,9 @@ def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype
         assert kept.keys() - beside.keys() == ({f"{name}.int4", f"{name}.int4.scale"} if packed else set())
         assert all(torch.equal(kept[name], t) for name, t in beside.items())
         if packed:
-            wide = nibbles.dequantise(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
-            q, scale = quantised(weight)
-            assert torch.equal(wide, nibbles.dequantise(*nibbles.quantise(q * scale[:, None])))
+            wide = nibbles.dequantize(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
+            q, scale = quantized(weight)
+            assert torch.equal(wide, nibbles.dequantize(*nibbles.quantize(q * scale[:, None])))
             assert (wide - weight.float()).norm() <= 0.1 * weight.float().norm()
 
 
@@ -105,7 +105,7 @@ def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
     assert extra
     for name in extra:
         if name.endswith(".int4"):
-            wide = nibbles.dequantise(int4.runner.weights[name], int4.runner.weights[f"{name}.scale"])
+            wide = nibbles.dequantize(int4.runner.weights[name], int4.runner.weights[f"{name}.scale"])
             weight = exact.runner.weights[name.removesuffix(".int4")].float()
             assert (wide - weight).norm() <= 0.12 * weight.norm(), name
     for program, rows, count in (("decode_step", 4, len(extra) // 2), ("decode_step", 8, 0), ("prefill", 1, 0)):
@@ -165,7 +165,7 @@ def test_what_does_not_go_together(options: dict[str, str], words: list[str]) ->
 
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("asked", [None, "int8"])
-def test_a_checkpoint_in_int8_is_the_model_quantised_at_load(
+def test_a_checkpoint_in_int8_is_the_model_quantized_at_load(
     stored: Path, options: dict[str, object], asked: str | None
 ) -> None:
     at_load, from_int8 = of(quantization="int8", **options), of(stored, quantization=asked, **options)
@@ -223,7 +223,7 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tmp_path: Path) -> None:
         )
 
 
-def test_a_checkpoint_in_fp8_is_the_model_quantised_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_in_fp8_is_the_model_quantized_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = of(implementations={"linear": "torch"})
     stand_in(monkeypatch)
     at_load, from_fp8 = of(quantization="fp8", device="cuda"), of(written(tmp_path, "fp8"), device="cuda")

@@ -164,7 +164,7 @@ def test_decoding_ends_with_the_context(model):
     assert model.generate_ids(torch.tensor([prompt(4, 127)]), max_new_tokens=500).shape == (1, 1)
 
 
-def test_a_row_at_the_end_of_the_context_does_not_cut_its_neighbours(model):
+def test_a_row_at_the_end_of_the_context_does_not_cut_its_neighbors(model):
     long, short = prompt(4, 124), prompt(5, 9)
     ids = torch.full((2, 125), 3)
     ids[0], ids[1, -10:] = torch.tensor(long), torch.tensor(short)
@@ -182,7 +182,7 @@ def test_sampling(model):
     first = model.generate_ids(IDS, seed=3, **options)
     assert torch.equal(first, model.generate_ids(IDS, seed=3, **options))
     assert not torch.equal(first, model.generate_ids(IDS, seed=4, **options))
-    # row b draws from seed + b, whatever its neighbours are
+    # row b draws from seed + b, whatever its neighbors are
     assert torch.equal(first[1:], model.generate_ids(IDS[1:], seed=4, **options))
     greedy = model.generate_ids(IDS, max_new_tokens=12)
     assert not torch.equal(first, greedy)

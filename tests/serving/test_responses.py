@@ -291,7 +291,7 @@ def until(happened: Any) -> None:
     [
         ({"input": ""}, "input", "invalid_value"),
         ({"input": []}, "input", "invalid_value"),
-        ({"input": "a", "colour": 1}, "colour", "unknown_parameter"),
+        ({"input": "a", "color": 1}, "color", "unknown_parameter"),
         ({"input": "a", "store": True}, "store", "unsupported_parameter"),
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
         ({"input": "a", "conversation": "conv_1"}, "conversation", "unsupported_parameter"),
@@ -314,7 +314,7 @@ def until(happened: Any) -> None:
         ({"input": "a", "tools": [{**TOOL, "background": "transparent"}]}, "tools[0].background", None),
         ({"input": "a", "tools": [{**TOOL, "partial_images": 1}]}, "tools[0].partial_images", "invalid_value"),
         ({"input": "a", "tools": [{**TOOL, "num_inference_steps": 0}]}, "tools[0].num_inference_steps", None),
-        ({"input": "a", "tools": [{**TOOL, "colour": 1}]}, "tools[0].colour", "unknown_parameter"),
+        ({"input": "a", "tools": [{**TOOL, "color": 1}]}, "tools[0].color", "unknown_parameter"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input[0]", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]", "invalid_value"),
         ({"input": [user("a"), {"type": "image_generation_call", "id": "ig_1"}]}, "input[1].result", None),

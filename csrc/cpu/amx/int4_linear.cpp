@@ -10,30 +10,30 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/norm.h"
-#include "cpu/quantise.h"
+#include "cpu/quantize.h"
 
 constexpr int32_t kPanel = 16;                            // outputs
 constexpr int32_t kGroupBytes = kPanel * kInt4Group / 2;  // of w
-constexpr int32_t kMaxGroups = kMaxQuantisedChannels / kInt4Group;
+constexpr int32_t kMaxGroups = kMaxQuantizedChannels / kInt4Group;
 constexpr int32_t kPanels = 4;    // panels side by side: more streams keep more of the memory busy
 constexpr int32_t kAhead = 1024;  // bytes of w that are fetched before they are needed, across the ends of panels
 
-// A row of norm(x), quantised by groups.
+// A row of norm(x), quantized by groups.
 struct Row {
-    alignas(64) int8_t q[kMaxQuantisedChannels];
+    alignas(64) int8_t q[kMaxQuantizedChannels];
     float scale[kMaxGroups];
     int32_t offset[kMaxGroups];  // -8 times the sum of a group of q
 };
 
 INLINE void place(const Int4LinearParams& p, int32_t r, Row& row) {
-    alignas(64) float y[kMaxQuantisedChannels];
+    alignas(64) float y[kMaxQuantizedChannels];
     with_type(p.x_dtype, [&](auto type) {
         const auto* x = static_cast<const decltype(type)*>(p.x) + int64_t{r} * p.columns;
         norm_or_copy(x, p.norm, p.eps, p.columns, y);
     });
     for (int32_t g = 0; g < p.columns / kInt4Group; ++g) {
         int8_t* q = row.q + g * kInt4Group;
-        quantise(y + g * kInt4Group, kInt4Group, q, row.scale + g);
+        quantize(y + g * kInt4Group, kInt4Group, q, row.scale + g);
         int32_t total = 0;
         for (int32_t c = 0; c < kInt4Group; ++c) total += q[c];
         row.offset[g] = -8 * total;

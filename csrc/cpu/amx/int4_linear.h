@@ -8,7 +8,7 @@ namespace flashjanus {
 inline constexpr int32_t kInt4Group = 32;
 
 // y = act(norm(x) w^T) + residual for a few rows, with w in 4 bits: one pass over w. act(gate, up) = silu(gate) * up
-// where gated. Each group of 32 columns of a row of norm(x) is quantized as in cpu/quantise.h.
+// where gated. Each group of 32 columns of a row of norm(x) is quantized as in cpu/quantize.h.
 struct Int4LinearParams {
     const void* x;          // [rows, columns]
     const float* norm;      // [columns] of RMSNorm, or null
@@ -32,7 +32,7 @@ inline Refusal check(const Int4LinearParams& p) {
     if (p.rows < 1 || p.columns < 1 || p.out < 1) return expected::sizes;
     if (p.rows > kMaxGemvRows) return expected::few_rows;
     if (p.out % 16 || p.columns % kInt4Group) return "expected out a multiple of 16, columns of 32";
-    if (p.columns > kMaxQuantisedChannels) return expected::quantized_channels;
+    if (p.columns > kMaxQuantizedChannels) return expected::quantized_channels;
     if (!valid(p.x_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.w && p.scale && p.y ? nullptr : expected::tensors;

@@ -12,7 +12,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/amx/tiles.h"
-#include "cpu/quantise.h"
+#include "cpu/quantize.h"
 
 #include "cpu/norm.h"
 
@@ -39,10 +39,10 @@ INLINE void place_row(const TiledLinearParams& p, const X* x, char* to, float* s
             _mm512_store_si512(to, to_bf16(value(c), value(c + kLanes)));
         }
     } else {
-        alignas(64) float y[kMaxQuantisedChannels];
-        alignas(64) int8_t q[kMaxQuantisedChannels];
+        alignas(64) float y[kMaxQuantizedChannels];
+        alignas(64) int8_t q[kMaxQuantizedChannels];
         norm_or_copy(x, p.norm, p.eps, p.columns, y);
-        quantise(y, p.columns, q, scale);
+        quantize(y, p.columns, q, scale);
         for (int32_t c = 0; c < p.columns; c += kStep, to += kTileBytes) {
             _mm512_store_si512(to, _mm512_load_si512(q + c));
         }

@@ -9,7 +9,7 @@ enum class Activation : int32_t { none = 0, gated_silu = 1, gelu = 2 };
 
 // y = act(norm(x) w^T * scale + bias) + residual for any number of rows, by AMX. w is in tiles: [out / 16][columns / k]
 // blocks of k x 16, k = 32 in bf16 and 64 in int8, each [k / v][16][v] with v values of a column side by side in four
-// bytes. With scale, w is int8 and each row of norm(x) is quantized as in cpu/quantise.h.
+// bytes. With scale, w is int8 and each row of norm(x) is quantized as in cpu/quantize.h.
 struct TiledLinearParams {
     const void* x;         // [rows, columns]
     const float* norm;     // [columns] of RMSNorm, or null
@@ -35,7 +35,7 @@ inline Refusal check(const TiledLinearParams& p) {
     if (p.out % 16 || p.columns % (p.scale ? 64 : 32)) {
         return "expected out a multiple of 16, columns of 32 (of 64 where scale is given)";
     }
-    if (p.scale && p.columns > kMaxQuantisedChannels) return expected::quantized_channels;
+    if (p.scale && p.columns > kMaxQuantizedChannels) return expected::quantized_channels;
     if (!valid(p.x_dtype) || !valid(p.bias_dtype) || !valid(p.residual_dtype) || !valid(p.y_dtype)) {
         return expected::dtype;
     }

@@ -158,7 +158,7 @@ class Choice:
 def _outputs(
     chosen: Sequence[Candidate], shelf: Shelf, spent: dict[str, float], output_type: str
 ) -> Iterator[ImageOutput]:
-    """The first one has the seconds, and `spent` is empty afterwards: those of the next prompt are its own."""
+    """The first one has the seconds, and `spent` is empty afterward: those of the next prompt are its own."""
     for start in range(0, len(chosen), JUDGED_AT_ONCE):
         part = chosen[start : start + JUDGED_AT_ONCE]
         images = [shelf.take(one.place) for one in part]

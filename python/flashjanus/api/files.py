@@ -113,7 +113,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _written_beside(target: Path, write: Writer) -> Iterator[Path]:
-    """A file in the target's folder that holds it all, and is gone afterwards unless it was given the target's name."""
+    """A file in the target's folder that holds it all, and is gone afterward unless it was given the target's name."""
     path = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with open(path, "xb") as file:

@@ -130,7 +130,7 @@ class JanusFlow(TensorModel):
         Options that are given win over it. solver: "euler"; "ab2", of second order at one evaluation a step (euler).
         timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma). guidance_interval (low,
         high) of t in [0, 1] (0, 1): no guidance outside. guidance_rescale, 0 to 1 (0): draws the guided velocity
-        towards the conditional one's standard deviation. uncond_every n (1): every n-th evaluation with guidance
+        toward the conditional one's standard deviation. uncond_every n (1): every n-th evaluation with guidance
         computes the unconditional velocity, which serves those between as well. step_cache n (1): the language model
         runs in the first two evaluations and in every n-th; or times of t, of which the first is 0: in the first
         evaluation at or after each. In the others what it adds to its input is extrapolated from its last two runs.

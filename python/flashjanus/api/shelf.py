@@ -46,7 +46,7 @@ class Shelf:
         return place
 
     def take(self, place: int) -> torch.Tensor:
-        """What lies there; the place is free afterwards."""
+        """What lies there; the place is free afterward."""
         size = int(np.prod(self._shape)) * self._like.itemsize
         self._file.seek(place * size)
         data = np.frombuffer(bytearray(self._file.read(size)), self._like.numpy().dtype)

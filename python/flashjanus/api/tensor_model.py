@@ -18,10 +18,10 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.checkpoint.names import with_tied_head
+from flashjanus.engine.device.capabilities import default_dtype, resolve_device
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import open_gpu
-from flashjanus.engine.runtime.device import default_dtype, resolve_device
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.execution import flow, loading, pictures, text, warming

@@ -1,4 +1,4 @@
-"""Bars, lines and points on labelled axes, as SVG."""
+"""Bars, lines and points on labeled axes, as SVG."""
 
 from __future__ import annotations
 

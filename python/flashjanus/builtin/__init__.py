@@ -1,6 +1,6 @@
 """The built-in models: trained weights that come with the package, in official layout.
 
-shapes: draws 64 x 64 pixels of coloured shapes and answers questions about them; its MODEL_CARD.md says how well.
+shapes: draws 64 x 64 pixels of colored shapes and answers questions about them; its MODEL_CARD.md says how well.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def checks(prompt: str) -> list[Check]:
 
 
 def _looks(found: re.Match[str]) -> list[tuple[str | None, str]]:
-    """Colour and shape of every thing that the caption names."""
+    """Color and shape of every thing that the caption names."""
     named = set(_CAPTION.groupindex.values())
     words = [found[i] for i in range(1, _CAPTION.groups + 1) if i not in named]
     return [(color, shape) for color, shape in zip(words[::2], words[1::2], strict=True) if shape]

@@ -130,7 +130,7 @@ class UnderstandingConfig:
                 expected = f"one of {', '.join(SIGLIP_SIZES)}, or explicit params for the missing {', '.join(absent)}"
                 f.bad("model_name", expected, got=name)
         if f.given("pixel_mean") and f.given("pixel_std"):
-            f.bad("pixel_mean", "null (the image processor normalises; a second normalisation is not computed)")
+            f.bad("pixel_mean", "null (the image processor normalizes; a second normalization is not computed)")
         f.refuse_unless("ignore_head", [True], "the attention pool is not computed")
         width = f.size("width", int(known["width"]), MAX_WIDTH)
         blocks = f.size("layers", int(known["layers"]), MAX_LAYERS)

@@ -91,7 +91,7 @@ class Checkpoint:
     ) -> Checkpoint:
         """Locate a checkpoint and read its config and its weights' headers; weights stay on disk.
 
-        source: a folder, or a hub id "organisation/name" at `revision`. vae: the same for the VAE; without it, the
+        source: a folder, or a hub id "organization/name" at `revision`. vae: the same for the VAE; without it, the
         `vae` subfolder, else what DEFAULT_VAE names for a published model (fetched when first used), else none.
         ConfigError or CheckpointError when a part is missing, damaged, or does not describe a JanusFlow model.
         """
@@ -154,7 +154,7 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
         raise CheckpointError(f"{path}: expected a folder with config.json and weights, got a file")
     if not is_hub_id(source):
         raise CheckpointError(
-            f"{str(path)[:200]}: no such folder; expected a checkpoint folder or a hub id such as organisation/name"
+            f"{str(path)[:200]}: no such folder; expected a checkpoint folder or a hub id such as organization/name"
         )
     vae_weights = [f"vae/{_VAE}*.safetensors*"] if stem == _MODEL else []
     groups = [

@@ -13,7 +13,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is written like "organisation/name"."""
+    """Whether `source` is written like "organization/name"."""
     return _HUB_ID.fullmatch(source) is not None and ".." not in source
 
 

@@ -55,8 +55,8 @@ class Target:
         return self.kind == "matrix" and len(self.shape) == 2 and self.name != "llm.embed" and not self.same_as
 
     @property
-    def quantisable(self) -> bool:
-        """True for a linear of the language model: what a quantised model has in fewer bits."""
+    def quantizable(self) -> bool:
+        """True for a linear of the language model: what a quantized model has in fewer bits."""
         return self.multiplied and self.name.startswith("llm.")
 
     def tileable(self, dtype: torch.dtype) -> bool:
@@ -67,7 +67,7 @@ class Target:
     @property
     def in_4_bits(self) -> bool:
         """True for a linear that an int4 model has in 4 bits besides: not the head, whose errors choose the token."""
-        return self.quantisable and self.name != "llm.head" and self.tileable(torch.int8)
+        return self.quantizable and self.name != "llm.head" and self.tileable(torch.int8)
 
 
 class Layout(list[Target]):
@@ -105,17 +105,17 @@ def weight_layout(config: JanusFlowConfig) -> Layout:
     _language(build, config)
     _understanding(build, config)
     _generation(build, config)
-    targets = [_quantised(target, config.quantization) for target in build.targets]
+    targets = [_quantized(target, config.quantization) for target in build.targets]
     return Layout(targets, ("vision_und_enc_model.vision_tower.attn_pool.*", "*.rotary_emb.inv_freq"))
 
 
 def scale_name(name: str) -> str:
-    """Under which a quantised checkpoint holds the scales of the weight `name`."""
+    """Under which a quantized checkpoint holds the scales of the weight `name`."""
     return f"{name}_scale"
 
 
-def _quantised(target: Target, method: str | None) -> Target:
-    if method is None or not target.quantisable:
+def _quantized(target: Target, method: str | None) -> Target:
+    if method is None or not target.quantizable:
         return target
     dtype = QUANTIZATIONS[method].stored
     scales = [

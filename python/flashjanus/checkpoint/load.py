@@ -11,7 +11,7 @@ import torch
 from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
 from flashjanus.checkpoint.names import foreign_names
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
-from flashjanus.engine.ops.quantise import quantise
+from flashjanus.engine.ops.quantize import quantize
 from flashjanus.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def _as_stored(target: Target, weight: torch.Tensor, scale: torch.Tensor | None)
 def quantize_rows(weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, label: str) -> None:
     """q (N, K) and scale (N,) float32 of a stored weight (N, K). CheckpointError where it is not finite in float32."""
     for rows in row_chunks(weight):
-        quantise(weight[rows].to(torch.float32, copy=True), q[rows], scale[rows])
+        quantize(weight[rows].to(torch.float32, copy=True), q[rows], scale[rows])
         if not scale[rows].isfinite().all():
             check_finite(weight[rows], weight[rows].float(), label)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's weights may be quantised to."""
+"""What a checkpoint's weights may be quantized to."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ QUANTIZATIONS = {
     "int4": Quantization("int8", 4),
     "fp8": Quantization("float8_e4m3fn", 8),
 }
-"""By the name of what a checkpoint's own weights may be quantised to; 4 bits are made from 8 when they are loaded."""
+"""By the name of what a checkpoint's own weights may be quantized to; 4 bits are made from 8 when they are loaded."""

@@ -100,8 +100,8 @@ def _problem(problem: str, fix: str, *, fatal: bool = True) -> dict[str, Any]:
 
 
 def _examine_engine(report: dict[str, Any], device: str) -> None:
-    from flashjanus.engine.runtime import native
-    from flashjanus.engine.runtime.device import default_dtype, resolve_device
+    from flashjanus.engine.device import native
+    from flashjanus.engine.device.capabilities import default_dtype, resolve_device
 
     problems = report["problems"]
     report["gpus"] = _gpus()

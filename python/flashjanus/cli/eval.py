@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_shapes(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = suites.add_parser(
         "shapes",
-        help="score a model of coloured shapes, judged by the pixels",
+        help="score a model of colored shapes, judged by the pixels",
         description="Score a model of the shapes world on combinations it has not seen: GenEval's six categories "
         "judged by the pixels, answers by topic, and the Frechet distance in its own understanding encoder's space; "
         "also how exact the judge is and what the VAE lets through.",

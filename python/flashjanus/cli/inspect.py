@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "inspect",
         help="show what a checkpoint holds",
         description="Show a checkpoint's configuration, files, tensors and sizes, without loading its weights, and, if "
-        "asked, what they lose by quantisation. Exit code 2 if it has problems.",
+        "asked, what they lose by quantization. Exit code 2 if it has problems.",
     )
     parser.add_argument("path", metavar="PATH", help="built-in name, folder or hub id")
     parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
@@ -50,14 +50,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _losses(checkpoint: Checkpoint, console: Console, method: str) -> list[dict[str, object]]:
-    from flashjanus.checkpoint.quantise import format_errors, quantisable, quantisation_errors
+    from flashjanus.checkpoint.quantize import format_errors, quantizable, quantization_errors
 
-    with console.progress(len(quantisable(checkpoint)), "quantising") as show:
+    with console.progress(len(quantizable(checkpoint)), "quantizing") as show:
 
         def done(linears: int) -> None:
             console.check_interrupt()
             show(linears)
 
-        errors = quantisation_errors(checkpoint, done, method)
+        errors = quantization_errors(checkpoint, done, method)
     console.text(f"\n{format_errors(errors, method)}")
     return [error.to_json() for error in errors]

@@ -18,7 +18,7 @@ INSTRUCTION_SETS = (
 def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> dict[str, Any]:
     """{"cpu", "architecture", "cores", "usable_threads", "instruction_sets", "memory_bytes", "available_bytes"}.
 
-    Unknown facts are None. `memory_bytes` honours a container's limit.
+    Unknown facts are None. `memory_bytes` honors a container's limit.
     """
     cpuinfo = _read(proc / "cpuinfo")
     meminfo = _read(proc / "meminfo")

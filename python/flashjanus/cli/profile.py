@@ -124,7 +124,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.nvtx:
         import torch
 
-        from flashjanus.engine.runtime.cuda import unusable
+        from flashjanus.engine.device.capabilities import unusable
 
         reason = unusable(torch.device("cuda"))
         if reason is not None:

@@ -17,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "quantize",
         help="write a checkpoint with 8-bit weights",
-        description="Write a folder in the official layout with the language model's linears quantised, all else as it "
+        description="Write a folder in the official layout with the language model's linears quantized, all else as it "
         "was, which loads without the original. DST is written whole or not at all. int4 is stored in int8, from which "
         "the 4 bits are made when it is loaded.",
     )
@@ -34,20 +34,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise OutputError("DST is empty: expected a folder that is empty or does not exist yet")
     from flashjanus.builtin import NAMES, builtin_folder
     from flashjanus.checkpoint import Checkpoint
-    from flashjanus.checkpoint.quantise import quantise_checkpoint
+    from flashjanus.checkpoint.quantize import quantize_checkpoint
     from flashjanus.checkpoint.write import refuse_taken
 
     folder = Path(args.destination)
     refuse_taken(folder)
     source = builtin_folder(args.source) if args.source in NAMES else args.source
     checkpoint = Checkpoint.open(source, vae=args.vae)
-    with console.progress(len(checkpoint.weights.names()), "quantising") as show:
+    with console.progress(len(checkpoint.weights.names()), "quantizing") as show:
 
         def done(tensors: int) -> None:
             console.check_interrupt()
             show(tensors)
 
-        quantise_checkpoint(checkpoint, folder, args.quantization, progress=done)
+        quantize_checkpoint(checkpoint, folder, args.quantization, progress=done)
     before = sum(info.nbytes for info in checkpoint.weights.names().values())
     after = sum(info.nbytes for info in Checkpoint.open(folder).weights.names().values())
     console.text(f"{folder}: {args.quantization}, {after / 1e6:.1f} MB of weights, from {before / 1e6:.1f}")

@@ -17,7 +17,7 @@ from flashjanus.evaluation import judge, world
 
 @dataclass(frozen=True)
 class Detection:
-    """One object in a picture: its class, its colour where known, its box (left, top, right, bottom) in pixels with y
+    """One object in a picture: its class, its color where known, its box (left, top, right, bottom) in pixels with y
     downwards, and the confidence from 0 to 1."""
 
     label: str

@@ -82,7 +82,7 @@ def _clause(record: Record, index: int | None) -> Clause:
 def faults(prompt: GenevalPrompt, detections: Sequence[Detection]) -> list[str]:
     """What is wrong in a picture with these detections (the surest first), in words; nothing if it is right.
 
-    Of every class of `include` at least `count` must be there (`exclude` makes it exact); colours and positions are
+    Of every class of `include` at least `count` must be there (`exclude` makes it exact); colors and positions are
     those of the `count` surest. A clause whose target is not met itself is not met.
     """
     threshold = MIN_COUNTING_SCORE if prompt.tag == "counting" else MIN_SCORE
@@ -130,7 +130,7 @@ Box = tuple[float, float, float, float]
 def relations(a: Box, b: Box) -> set[str]:
     """Where box `a` lies, seen from `b`.
 
-    The centres' offset, shortened on each axis by TOLERANCE of both widths (heights), must keep more than
+    The centers' offset, shortened on each axis by TOLERANCE of both widths (heights), must keep more than
     MIN_DIRECTION of the offset's own length on an axis to lie to that side: two sides for a diagonal, none when close.
     """
     offsets = [(a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2 for axis in (0, 1)]

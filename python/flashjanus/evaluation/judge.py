@@ -1,7 +1,7 @@
 """What a 64 x 64 picture of the shapes world shows, by deterministic pixel analysis.
 
-The border's commonest palette colour is the background; connected pixels away from it are a thing; its colour is the
-palette colour of most of its inner pixels, its shape the one whose drawing overlaps it best.
+The border's commonest palette color is the background; connected pixels away from it are a thing; its color is the
+palette color of most of its inner pixels, its shape the one whose drawing overlaps it best.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flashjanus.evaluation import world
 
 MIN_PIXELS = 24  # smaller specks are not counted: an eighth of the smallest shape's area
 MIN_OVERLAP = 0.75  # intersection over union below which a thing is no shape at all
-MAX_DISTANCE = 90.0  # RGB distance above which a pixel has no palette colour
+MAX_DISTANCE = 90.0  # RGB distance above which a pixel has no palette color
 
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing: shape and colour (None where it is neither), its centre (x, y) in pixels and the overlap found."""
+    """One thing: shape and color (None where it is neither), its center (x, y) in pixels and the overlap found."""
 
     shape: str | None
     color: str | None
@@ -35,7 +35,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Sight:
-    """All that is seen; background is None where the border has no palette colour."""
+    """All that is seen; background is None where the border has no palette color."""
 
     background: str | None
     things: tuple[Seen, ...]
@@ -85,7 +85,7 @@ def _describe(image: Image, away: Floats, mask: npt.NDArray[np.bool_]) -> Seen |
 
 
 def _best_shape(mask: npt.NDArray[np.bool_]) -> tuple[str, float, float, float]:
-    """The shape whose drawing in the mask's bounding box overlaps it best: (name, overlap, x, y of the centre)."""
+    """The shape whose drawing in the mask's bounding box overlaps it best: (name, overlap, x, y of the center)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     x, width, height = (left + right) / 2, right - left, bottom - top
@@ -100,12 +100,12 @@ def _best_shape(mask: npt.NDArray[np.bool_]) -> tuple[str, float, float, float]:
     return best
 
 
-# Half width, extent above and extent below the centre of a shape of radius 1.
+# Half width, extent above and extent below the center of a shape of radius 1.
 _EXTENT = {"circle": (1.0, 1.0, 1.0), "square": (0.88, 0.88, 0.88), "triangle": (1.0, 1.0, 0.8)}
 
 
 def _commonest(colors: npt.NDArray[np.uint8], palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """The palette colour nearest to most of `colors` (n, 3); None if most are near none."""
+    """The palette color nearest to most of `colors` (n, 3); None if most are near none."""
     table = np.array(list(palette.values()), np.float32)
     distances = np.linalg.norm(colors[:, None].astype(np.float32) - table, axis=2)
     nearest = np.where(distances.min(1) <= MAX_DISTANCE, distances.argmin(1), len(table))

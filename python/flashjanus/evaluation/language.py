@@ -27,7 +27,7 @@ _OPENINGS = ("a picture of ", "a photo of ", "an image of ")
 
 @dataclass(frozen=True)
 class Caption:
-    """Words for a scene, and what they promise: whether the colours and the background are among it."""
+    """Words for a scene, and what they promise: whether the colors and the background are among it."""
 
     text: str
     colored: bool

@@ -37,7 +37,7 @@ class Prompt:
     """A caption, the scene it was written for, and what of the scene it promises.
 
     place: where a single thing belongs. relation: where the first thing lies, seen from the second. seed: of the
-    picture's noise; seeds of neighbouring prompts follow each other.
+    picture's noise; seeds of neighboring prompts follow each other.
     """
 
     category: Kind

@@ -47,10 +47,10 @@ class Share:
         n, p = self.total, self.value
         if not n:
             return 0.0, 1.0
-        centre = p + Z * Z / (2 * n)
+        center = p + Z * Z / (2 * n)
         half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
         scale = 1 + Z * Z / n
-        return max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale))
+        return max(0.0, min(p, (center - half) / scale)), min(1.0, max(p, (center + half) / scale))
 
     def to_json(self) -> dict[str, Any]:
         return {

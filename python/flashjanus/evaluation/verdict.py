@@ -16,7 +16,7 @@ FaultKind = Literal["background", "count", "shape", "color", "place", "relation"
 
 TOLERANCE = 8.0
 """Pixels: at most so far from its place, at least so far to the named side."""
-# Axis (0 = x, 1 = y) and sign of the first thing's centre minus the second's.
+# Axis (0 = x, 1 = y) and sign of the first thing's center minus the second's.
 _SIDES: dict[Relation, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -50,8 +50,8 @@ def give_verdict(prompt: Prompt, image: npt.NDArray[np.uint8]) -> Verdict:
 def judge_sight(prompt: Prompt, sight: Sight) -> Verdict:
     """The verdict on what was seen in a picture.
 
-    Exactly as many things as named, of the named shapes, the named colours bound to them, on the named background
-    (white where none is), a single thing within TOLERANCE of its place; for two things with a relation the centres
+    Exactly as many things as named, of the named shapes, the named colors bound to them, on the named background
+    (white where none is), a single thing within TOLERANCE of its place; for two things with a relation the centers
     differ by at least TOLERANCE along its axis, and by more than along the other one.
     """
     faults = []
@@ -76,7 +76,7 @@ def judge_sight(prompt: Prompt, sight: Sight) -> Verdict:
 
 
 def _pair(wanted: tuple[Wanted, ...], seen: tuple[Seen, ...]) -> list[tuple[Wanted, Seen]]:
-    """Every wanted thing, in order, with one that was seen: of its shape and colour, else its shape, else any."""
+    """Every wanted thing, in order, with one that was seen: of its shape and color, else its shape, else any."""
     left = list(seen)
     found: dict[int, Seen] = {}
     tests = (

@@ -1,7 +1,7 @@
-"""The world of the built-in model: 64 x 64 pictures of coloured shapes, what is true of them, and how they are drawn.
+"""The world of the built-in model: 64 x 64 pictures of colored shapes, what is true of them, and how they are drawn.
 
-A scene is one shape in the centre, or one to four shapes in the four quarters of the picture, on a plain background.
-Everything follows from a seed. Combinations of colour, shape and position are split: those of "validation" and "test"
+A scene is one shape in the center, or one to four shapes in the four quarters of the picture, on a plain background.
+Everything follows from a seed. Combinations of color, shape and position are split: those of "validation" and "test"
 never appear in a scene of "train".
 """
 
@@ -40,7 +40,7 @@ QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 RADIUS, CENTER_RADIUS = 12.0, 15.0
 JITTER = 2.0
 
-# How far the outline of a shape of radius 1 lies from its centre: outward normals and offsets of its edges.
+# How far the outline of a shape of radius 1 lies from its center: outward normals and offsets of its edges.
 _TRIANGLE = ((0.0, 1.0, 0.8), (0.874157, -0.485643, 0.485643), (-0.874157, -0.485643, 0.485643))
 _SQUARE = ((0.0, 1.0, 0.88), (0.0, -1.0, 0.88), (1.0, 0.0, 0.88), (-1.0, 0.0, 0.88))
 _EDGES = {"square": _SQUARE, "triangle": _TRIANGLE}
@@ -50,7 +50,7 @@ Combination = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: its centre (x, y) and radius in pixels, and the name of the place it lies in."""
+    """One shape: its center (x, y) and radius in pixels, and the name of the place it lies in."""
 
     shape: str
     color: str
@@ -111,7 +111,7 @@ def _draw_scene(rng: np.random.Generator, kind: Kind) -> Scene:
         looks = [(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in positions]
     else:
         first, second = _some(rng, QUARTERS, 2)
-        if kind == "position":  # neighbours: the same row or the same column
+        if kind == "position":  # neighbors: the same row or the same column
             lines = (QUARTERS[:2], QUARTERS[2:], QUARTERS[::2], QUARTERS[1::2])
             first, second = _some(rng, lines[rng.integers(4)], 2)
         positions = [first, second]
@@ -138,7 +138,7 @@ def _some(rng: np.random.Generator, names: Sequence[str], count: int) -> list[st
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> npt.NDArray[np.float32]:
-    """Share of every pixel (SIZE, SIZE) that a shape centred at (x, y) covers, by its distance to the outline."""
+    """Share of every pixel (SIZE, SIZE) that a shape centered at (x, y) covers, by its distance to the outline."""
     dx = np.arange(SIZE, dtype=np.float32)[None, :] + 0.5 - x
     dy = np.arange(SIZE, dtype=np.float32)[:, None] + 0.5 - y
     if shape == "circle":

@@ -11,8 +11,9 @@ import torch
 
 from flashjanus.checkpoint import Layout, TensorSource, load_weights
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
-from flashjanus.engine.runtime import native
-from flashjanus.engine.runtime.cuda import Gpu, no_e4m3
+from flashjanus.engine.device import native
+from flashjanus.engine.device.capabilities import no_e4m3
+from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
 

@@ -14,12 +14,13 @@ import torch
 
 from flashjanus import model as programs
 from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout, weight_layout
-from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Avoided, all_ops
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
 from flashjanus.execution.buckets import EXACT, Buckets, padded
 from flashjanus.execution.latent_map import Previews

@@ -108,7 +108,7 @@ class ImageProcessor:
         return cls(**values)
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The image with its long side scaled to S (bicubic), in the centre of an S x S square of the mean colour."""
+        """The image with its long side scaled to S (bicubic), in the center of an S x S square of the mean color."""
         if image.mode != "RGB":
             raise InputError(f"expected an RGB image, got mode {image.mode!r}; use load_image")
         if isinstance(image, ImageFile.ImageFile):  # not decoded yet, perhaps, and not ours alone

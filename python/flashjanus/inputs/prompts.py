@@ -144,7 +144,7 @@ def segments_text(segments: Sequence[Segment]) -> str:
 
 
 def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer, max_tokens: int | None = None) -> list[int]:
-    """BOS (if the tokenizer adds one) and the ids of all segments; neighbouring texts are one text to the BPE.
+    """BOS (if the tokenizer adds one) and the ids of all segments; neighboring texts are one text to the BPE.
 
     Raises `InputError` for more than `max_tokens` ids; a text that must exceed them is refused before encoding.
     """

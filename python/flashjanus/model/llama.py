@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from flashjanus.checkpoint import LanguageConfig
-from flashjanus.engine.ir import Graph, Size, Value
+from flashjanus.engine.graph import Graph, Value
+from flashjanus.engine.specs import Size
 
 from .policy import Policy
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from flashjanus.checkpoint import Target
-from flashjanus.engine.ir import TensorSpec
 from flashjanus.engine.ops import nibbles, tiles
-from flashjanus.engine.ops.quantise import quantised
+from flashjanus.engine.ops.quantize import quantized
+from flashjanus.engine.specs import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Policy:
 
     def quantized(self, target: Target) -> torch.dtype | None:
         """In which 8 bits a weight is kept, or None."""
-        if self.quantization is None or not target.quantisable:
+        if self.quantization is None or not target.quantizable:
             return None
         return torch.float8_e4m3fn if self.quantization == "fp8" else torch.int8
 
@@ -68,7 +68,7 @@ class Policy:
         """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in 8 bits."""
         dtype = self.quantized(target)
         if dtype is not None and scale is None:
-            weight, scale = quantised(weight, dtype)
+            weight, scale = quantized(weight, dtype)
         tensors = {target.name: weight}
         if scale is not None:
             tensors[f"{target.name}.scale"] = scale

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
-from flashjanus.engine.ir import Dim, Graph, TensorSpec, Value
+from flashjanus.engine.graph import Graph, Value
 from flashjanus.engine.ops import step_cache
 from flashjanus.engine.ops.flow_update import COLUMNS
+from flashjanus.engine.specs import Dim, TensorSpec
 
 from . import llama, siglip, uvit, vae
 from .policy import Policy

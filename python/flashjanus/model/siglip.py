@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flashjanus.checkpoint import UnderstandingConfig
-from flashjanus.engine.ir import Graph, Value
+from flashjanus.engine.graph import Graph, Value
 
 from .policy import Policy
 
 
 def encode(g: Graph, config: UnderstandingConfig, policy: Policy, pixels: Value) -> Value:
-    """Aligned features (I, N, D) of normalised pixels (I, 3, S, S)."""
+    """Aligned features (I, N, D) of normalized pixels (I, 3, S, S)."""
     images, channels = pixels.shape[0], pixels.shape[1]
     tokens = (config.image_size // config.patch_size) ** 2
     width, heads, head_dim, eps = config.width, config.heads, config.head_dim, config.norm_eps

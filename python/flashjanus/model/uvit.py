@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flashjanus.checkpoint import GenDecoderConfig, GenEncoderConfig, JanusFlowConfig
-from flashjanus.engine.ir import Graph, Value
+from flashjanus.engine.graph import Graph, Value
 
 from .policy import Policy
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flashjanus.checkpoint import VaeConfig
-from flashjanus.engine.ir import Graph, Value, static
+from flashjanus.engine.graph import Graph, Value
+from flashjanus.engine.specs import static
 
 from .policy import Policy
 

@@ -15,7 +15,7 @@ BAR = 20
 """Pixels from a bar to the next."""
 LABEL = 300
 ARENA_HEIGHT = 240
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#bab0ac")
+COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#bab0ac")
 STYLE = """
 body { font: 14px system-ui, sans-serif; max-width: 940px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; font-size: 12px; } td, th { padding: 1px 8px; text-align: right; }
@@ -72,12 +72,12 @@ def _bars(bars: Sequence[tuple[str, Row]], wall: float) -> str:
     drawn = []
     for i, (name, row) in enumerate(bars):
         y, length = i * BAR, room * row.seconds / longest
-        colour = COLOURS[0] if row.floor else COLOURS[-1]
+        color = COLORS[0] if row.floor else COLORS[-1]
         said = f"{row.seconds * 1e3:.3f} ms, {row.seconds / wall:.1%}"
         said += f", roofline {row.floor / row.seconds:.0%}" if row.floor and row.seconds else ""
         drawn.append(
             f'<text x="{LABEL - 6}" y="{y + 14}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="14" fill="{colour}"/>'
+            f'<rect x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="14" fill="{color}"/>'
             f'<rect x="{LABEL}" y="{y + 3}" width="{min(length, room * row.floor / longest):.1f}" height="14" '
             f'fill="#1f3a5f"/><text x="{LABEL + length + 6:.1f}" y="{y + 14}">{said}</text>'
         )
@@ -106,7 +106,7 @@ def _arena(timeline: ArenaTimeline) -> str:
         until = "end" if life.last == len(plan.nodes) else plan.nodes[last].label
         drawn.append(
             f'<rect x="{life.first * across:.2f}" y="{top:.2f}" width="{(last - life.first + 1) * across:.2f}" '
-            f'height="{life.nbytes * up:.2f}" fill="{COLOURS[i % len(COLOURS)]}"><title>{escape(life.name)}: '
+            f'height="{life.nbytes * up:.2f}" fill="{COLORS[i % len(COLORS)]}"><title>{escape(life.name)}: '
             f"{life.nbytes:,} bytes at {plan.offsets[life.name]:,}, until {escape(until)}</title></rect>"
         )
     frame = f'<rect width="{WIDTH}" height="{ARENA_HEIGHT}" fill="#f4f4f4"/>'

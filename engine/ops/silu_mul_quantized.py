@@ -1,4 +1,4 @@
-"""Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see quantise.py and activations.py.
+"""Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see quantize.py and activations.py.
 
 Inputs of a `linear_w8a8`; `dtype` is q's.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import quantise
+from . import quantize
 from .activations import reference_silu_mul, run_silu_mul_native
 from .base import Bound, Call, Op, Schema, normal, register
 from .refusals import WARPS
@@ -20,7 +20,7 @@ from .shapes import rows_of
 
 
 def reference(gate_up: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantise.reference(reference_silu_mul(gate_up), dtype)
+    return quantize.reference(reference_silu_mul(gate_up), dtype)
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -31,12 +31,12 @@ def example(
     generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
 ) -> Call:
     x = 4 * normal(generator, m, 3, 2 * c).to(dtype)
-    return Call((quantise.with_edges(x) if edges else x,), dict(dtype=to))
+    return Call((quantize.with_edges(x) if edges else x,), dict(dtype=to))
 
 
 OP = register(
     Op(
-        "silu_mul_quantised",
+        "silu_mul_quantized",
         Schema.parse("x: T[*, 2*C] -> q: Q[*, C], scale: f32[*]"),
         reference,
         flops,
@@ -53,24 +53,24 @@ OP = register(
             dict(m=1, c=5632, to=torch.float8_e4m3fn),
         ],
         example=example,
-        quantised=("q",),
+        quantized=("q",),
     )
 )
 
 
-@OP.implementation("native", partial(quantise.refuses_native, inputs=2))
+@OP.implementation("native", partial(quantize.refuses_native, inputs=2))
 def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     run_silu_mul_native(x, q, scale)
 
 
-@OP.implementation("triton", partial(quantise.refuses_triton, inputs=2), tunables=WARPS)
+@OP.implementation("triton", partial(quantize.refuses_triton, inputs=2), tunables=WARPS)
 def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    from ...triton_kernels.silu_mul import launch_quantised
+    from ...triton_kernels.silu_mul import launch_quantized
 
-    launch_quantised(x, q, scale)
+    launch_quantized(x, q, scale)
 
 
 @OP.implementation("torch")
 def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     gate, up = x.float().chunk(2, dim=-1)
-    quantise.quantise(F.silu(gate).mul_(up), q, scale)
+    quantize.quantize(F.silu(gate).mul_(up), q, scale)

@@ -2,7 +2,7 @@
 // zeros, scale 0) or not finite: then so is scale, and q * scale is NaN. Included inside an anonymous namespace, behind
 // vector.h.
 
-INLINE void quantise(const float* y, int32_t channels, int8_t* q, float* scale) {
+INLINE void quantize(const float* y, int32_t channels, int8_t* q, float* scale) {
     I32 sizes{};  // |y| as integers, which NaN wins
     for (int32_t c = 0; c < channels; c += kLanes) {
         const I32 size = (I32)load(y + c, channels - c) & 0x7fffffff;
@@ -22,7 +22,7 @@ INLINE void quantise(const float* y, int32_t channels, int8_t* q, float* scale) 
     for (int32_t c = 0; c < channels; c += kLanes) store(q + c, load(y + c, channels - c) * steps, channels - c);
 }
 
-// fill(y) of row r, or where y is int8, fill(a row of float32) and that quantised.
+// fill(y) of row r, or where y is int8, fill(a row of float32) and that quantized.
 template <class P, class Y, class Fill>
 INLINE void write(const P&, int32_t, Y* y, const Fill& fill) {
     fill(y);
@@ -30,7 +30,7 @@ INLINE void write(const P&, int32_t, Y* y, const Fill& fill) {
 
 template <class P, class Fill>
 INLINE void write(const P& p, int32_t r, int8_t* q, const Fill& fill) {
-    float y[kMaxQuantisedChannels];
+    float y[kMaxQuantizedChannels];
     fill(y);
-    quantise(y, p.channels, q, p.scale + r);
+    quantize(y, p.channels, q, p.scale + r);
 }

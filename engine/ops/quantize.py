@@ -14,24 +14,24 @@ from typing import Any
 import torch
 
 from ... import triton_kernels
-from ..ir import TensorSpec, static
-from ..runtime import native
-from ..runtime.cuda import no_e4m3
+from ..device import native
+from ..device.capabilities import no_e4m3
+from ..specs import TensorSpec, static
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """By dtype, what a row's largest value becomes."""
 MAX_CHANNELS = 8192
-"""kMaxQuantisedChannels of csrc/kernel.h."""
+"""kMaxQuantizedChannels of csrc/kernel.h."""
 
 
 def reference(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """q before it is rounded (see Op.quantised) and scale, in y's dtype."""
+    """q before it is rounded (see Op.quantized) and scale, in y's dtype."""
     largest = y.abs().amax(-1, keepdim=True)
     scale = largest / LARGEST[dtype]
     return torch.where(_usable(largest), y / scale, 0.0), scale.squeeze(-1)
 
 
-def quantise(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+def quantize(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     """q and scale of y (*, C) in float32, which is overwritten, by torch."""
     largest, most = y.abs().amax(-1), LARGEST[q.dtype]
     torch.div(largest, most, out=scale)
@@ -43,11 +43,11 @@ def quantise(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     q.copy_(torch.where(_usable(largest)[..., None], steps, 0.0))
 
 
-def quantised(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
+def quantized(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
     """q (*, C) and scale (*) of y (*, C), by torch; y stays as it is."""
     q = torch.empty(y.shape, dtype=dtype, device=y.device)
     scale = torch.empty(y.shape[:-1], dtype=torch.float32, device=y.device)
-    quantise(y.to(torch.float32, copy=True), q, scale)
+    quantize(y.to(torch.float32, copy=True), q, scale)
     return q, scale
 
 
@@ -56,8 +56,8 @@ def _usable(largest: torch.Tensor) -> torch.Tensor:
 
 
 def too_many_channels(channels: int) -> str | None:
-    """Why a native kernel cannot quantise rows of so many channels, or None."""
-    return f"quantises rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
+    """Why a native kernel cannot quantize rows of so many channels, or None."""
+    return f"quantizes rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
 
 
 def _channels(specs: Sequence[TensorSpec | None], inputs: int) -> int:
@@ -67,10 +67,10 @@ def _channels(specs: Sequence[TensorSpec | None], inputs: int) -> int:
 def refuses_native(
     device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
 ) -> str | None:
-    """Why a native kernel cannot quantise what it makes of the first argument, `inputs` values a channel, or None."""
+    """Why a native kernel cannot quantize what it makes of the first argument, `inputs` values a channel, or None."""
     channels = _channels(specs, inputs)
     if attrs.get("dtype", torch.int8) is not torch.int8:
-        return f"quantises to int8, not to {attrs['dtype']}"
+        return f"quantizes to int8, not to {attrs['dtype']}"
     return too_many_channels(channels) or native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
 
 

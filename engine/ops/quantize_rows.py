@@ -1,4 +1,4 @@
-"""Rows into 8 bits with a scale for each: see quantise.py. `dtype` is q's.
+"""Rows into 8 bits with a scale for each: see quantize.py. `dtype` is q's.
 
 Inputs of a `linear_w8a8` where no op that ends in them writes them: attention's output is made head by head.
 """
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ..runtime import native
-from . import quantise
+from ..device import native
+from . import quantize
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 
 
 def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantise.reference(x.float(), dtype)
+    return quantize.reference(x.float(), dtype)
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -28,12 +28,12 @@ def example(
     generator: torch.Generator, dtype: torch.dtype, m: int, c: int, edges: bool = False, to: torch.dtype = torch.int8
 ) -> Call:
     x = 5 * normal(generator, m, 3, c + 8).to(dtype)[..., :c]  # rows further apart than they are long
-    return Call((quantise.with_edges(x) if edges else x,), dict(dtype=to))
+    return Call((quantize.with_edges(x) if edges else x,), dict(dtype=to))
 
 
 OP = register(
     Op(
-        "quantise_rows",
+        "quantize_rows",
         Schema.parse("x: X[*, C] -> q: Q[*, C], scale: f32[*]"),
         reference,
         flops,
@@ -48,24 +48,24 @@ OP = register(
             dict(m=1, c=2048, to=torch.float8_e4m3fn),
         ],
         example=example,
-        quantised=("q",),
+        quantized=("q",),
     )
 )
 
 
-@OP.implementation("native", quantise.refuses_native)
+@OP.implementation("native", quantize.refuses_native)
 def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     x, channels = x.contiguous(), x.shape[-1]
-    native.run("quantise_rows", x=x, q=q, scale=scale, dtype=x.dtype, rows=x.numel() // channels, channels=channels)
+    native.run("quantize_rows", x=x, q=q, scale=scale, dtype=x.dtype, rows=x.numel() // channels, channels=channels)
 
 
-@OP.implementation("triton", quantise.refuses_triton)
+@OP.implementation("triton", quantize.refuses_triton)
 def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    from ...triton_kernels.quantise_rows import launch
+    from ...triton_kernels.quantize_rows import launch
 
     launch(x, q, scale)
 
 
 @OP.implementation("torch")
 def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    quantise.quantise(x.to(torch.float32, copy=True), q, scale)
+    quantize.quantize(x.to(torch.float32, copy=True), q, scale)

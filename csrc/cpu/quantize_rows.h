@@ -4,8 +4,8 @@
 
 namespace flashjanus {
 
-// x in int8: see cpu/quantise.h.
-struct QuantiseRowsParams {
+// x in int8: see cpu/quantize.h.
+struct QuantizeRowsParams {
     const void* x;  // [rows, channels]
     void* q;        // [rows, channels] int8
     float* scale;   // [rows]
@@ -15,9 +15,9 @@ struct QuantiseRowsParams {
     int32_t threads;
 };
 
-inline Refusal check(const QuantiseRowsParams& p) {
+inline Refusal check(const QuantizeRowsParams& p) {
     if (p.rows < 1 || p.channels < 1) return expected::sizes;
-    if (p.channels > kMaxQuantisedChannels) return expected::quantized_channels;
+    if (p.channels > kMaxQuantizedChannels) return expected::quantized_channels;
     if (!valid(p.dtype)) return expected::dtype;
     if (p.threads < 1) return expected::threads;
     return p.x && p.q && p.scale ? nullptr : expected::tensors;

@@ -9,19 +9,8 @@ from functools import reduce
 import pytest
 import torch
 from flashjanus.engine.errors import GraphError, SchemaError
-from flashjanus.engine.ir import (
-    Dim,
-    Graph,
-    Node,
-    Size,
-    TensorSpec,
-    Value,
-    bind,
-    contiguous_strides,
-    product,
-    static,
-    verify,
-)
+from flashjanus.engine.graph import Graph, Node, Value, verify
+from flashjanus.engine.specs import Dim, Size, TensorSpec, bind, contiguous_strides, product, static
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""RMSNorm, alone and behind a residual add, into 8 bits with a scale for each row: see quantise.py and rms_norm.py.
+"""RMSNorm, alone and behind a residual add, into 8 bits with a scale for each row: see quantize.py and rms_norm.py.
 
 Inputs of a `linear_w8a8`; `dtype` is q's. The weight is float32: nothing is rounded between the norm and q.
 """
@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from . import quantise
+from . import quantize
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS
-from .rms_norm import normalise, normalise_native
+from .rms_norm import normalize, normalize_native
 from .rms_norm import reference as rms_reference
 from .shapes import rows_of
 
@@ -21,7 +21,7 @@ from .shapes import rows_of
 def reference(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantise.reference(rms_reference(x, weight, eps, torch.float32), dtype)
+    return quantize.reference(rms_reference(x, weight, eps, torch.float32), dtype)
 
 
 def reference_add(
@@ -47,7 +47,7 @@ def example(
     x = (normal(generator, m, 3, c) * 5).to(dtype)
     if eps_decides:
         quiet(x)
-    return Call((quantise.with_edges(x) if edges else x, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=to))
+    return Call((quantize.with_edges(x) if edges else x, 1 + 0.1 * normal(generator, c)), dict(eps=1e-6, dtype=to))
 
 
 def example_add(
@@ -62,7 +62,7 @@ def example_add(
     x = 5 * normal(generator, m, 3, c + 8)[..., :c]  # rows further apart than they are long
     delta = normal(generator, m, 3, c, dtype=dtype)
     if edges:
-        quantise.with_edges(x)
+        quantize.with_edges(x)
         delta[0, 0] = 0
     if eps_decides:
         quiet(x, 0.5)
@@ -84,38 +84,38 @@ CASES: list[dict[str, Any]] = [
     dict(m=3, c=96, eps_decides=True),
     dict(m=3, c=96, eps_decides=True, to=torch.float8_e4m3fn),
 ]
-RMS_NORM_QUANTISED = register(
+RMS_NORM_QUANTIZED = register(
     Op(
-        "rms_norm_quantised",
+        "rms_norm_quantized",
         Schema.parse("x: X[*, C], weight: f32[C] -> q: Q[*, C], scale: f32[*]"),
         reference,
         flops,
         CASES,
         example,
-        quantised=("q",),
+        quantized=("q",),
     )
 )
-ADD_RMS_NORM_QUANTISED = register(
+ADD_RMS_NORM_QUANTIZED = register(
     Op(
-        "add_rms_norm_quantised",
+        "add_rms_norm_quantized",
         Schema.parse("x: X[*, C], delta: T[*, C], weight: f32[C] -> total: X[*, C], q: Q[*, C], scale: f32[*]"),
         reference_add,
         flops,
         CASES,
         example_add,
-        quantised=("q",),
+        quantized=("q",),
     )
 )
 
 
-@RMS_NORM_QUANTISED.implementation("native", quantise.refuses_native)
+@RMS_NORM_QUANTIZED.implementation("native", quantize.refuses_native)
 def run_native(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
-    normalise_native(x, None, weight, None, q, eps, scale)
+    normalize_native(x, None, weight, None, q, eps, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("native", quantise.refuses_native)
+@ADD_RMS_NORM_QUANTIZED.implementation("native", quantize.refuses_native)
 def run_add_native(
     x: torch.Tensor,
     delta: torch.Tensor,
@@ -127,10 +127,10 @@ def run_add_native(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    normalise_native(x, delta, weight, total, q, eps, scale)
+    normalize_native(x, delta, weight, total, q, eps, scale)
 
 
-@RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton, tunables=WARPS)
+@RMS_NORM_QUANTIZED.implementation("triton", quantize.refuses_triton, tunables=WARPS)
 def run_triton(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
@@ -139,7 +139,7 @@ def run_triton(
     launch(x, weight, q, eps, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("triton", quantise.refuses_triton, tunables=WARPS)
+@ADD_RMS_NORM_QUANTIZED.implementation("triton", quantize.refuses_triton, tunables=WARPS)
 def run_add_triton(
     x: torch.Tensor,
     delta: torch.Tensor,
@@ -156,15 +156,15 @@ def run_add_triton(
     launch_add(x, delta, weight, total, q, eps, scale)
 
 
-@RMS_NORM_QUANTISED.implementation("torch")
+@RMS_NORM_QUANTIZED.implementation("torch")
 def run_torch(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
     # contiguous: summed in one order whatever the strides, since a sum's last bit can turn q's rounding
-    quantise.quantise(normalise(x.contiguous(), weight, eps), q, scale)
+    quantize.quantize(normalize(x.contiguous(), weight, eps), q, scale)
 
 
-@ADD_RMS_NORM_QUANTISED.implementation("torch")
+@ADD_RMS_NORM_QUANTIZED.implementation("torch")
 def run_add_torch(
     x: torch.Tensor,
     delta: torch.Tensor,
@@ -177,4 +177,4 @@ def run_add_torch(
     dtype: torch.dtype,
 ) -> None:
     torch.add(x, delta, out=total)
-    quantise.quantise(normalise(total, weight, eps), q, scale)
+    quantize.quantize(normalize(total, weight, eps), q, scale)

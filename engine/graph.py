@@ -1,4 +1,4 @@
-"""The graph of a program: symbolic sizes, tensor specs, values, nodes.
+"""The graph of a program: values and nodes.
 
 A `Graph` is built once per program; its sizes may be symbols (`Dim.symbol("R")`). A bucket binds the symbols when the
 graph is lowered to a plan. Node order is execution order: nodes may write state, so nothing is reordered.
@@ -13,142 +13,8 @@ from typing import Any, Literal
 import torch
 
 from .errors import GraphError
-
-Monomial = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A symbolic size: a polynomial with integer coefficients, e.g. `P + 577` or `2*R`. Equal iff identical."""
-
-    terms: tuple[tuple[Monomial, int], ...]
-
-    @staticmethod
-    def symbol(name: str) -> Dim:
-        return Dim((((name,), 1),))
-
-    @staticmethod
-    def _of(terms: Mapping[Monomial, int]) -> Size:
-        kept = tuple(sorted((m, c) for m, c in terms.items() if c))
-        if not kept:
-            return 0
-        if len(kept) == 1 and kept[0][0] == ():
-            return kept[0][1]
-        return Dim(kept)
-
-    def __add__(self, other: Size) -> Size:
-        total = dict(self.terms)
-        for m, c in _terms(other):
-            total[m] = total.get(m, 0) + c
-        return Dim._of(total)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Size) -> Size:
-        return self + other * -1
-
-    def __rsub__(self, other: int) -> Size:
-        return self * -1 + other
-
-    def __mul__(self, other: Size) -> Size:
-        total: dict[Monomial, int] = {}
-        for m, c in self.terms:
-            for n, d in _terms(other):
-                key = tuple(sorted(m + n))
-                total[key] = total.get(key, 0) + c * d
-        return Dim._of(total)
-
-    __rmul__ = __mul__
-
-    def divided(self, by: int) -> Size | None:
-        """self / by, or None where some coefficient does not divide."""
-        if any(c % by for _, c in self.terms):
-            return None
-        return Dim._of({m: c // by for m, c in self.terms})
-
-    def bind(self, sizes: Mapping[str, int]) -> int:
-        total = 0
-        for m, c in self.terms:
-            for name in m:
-                if name not in sizes:
-                    raise GraphError(f"size '{self}': symbol '{name}' is not bound; the bucket gives {dict(sizes)}")
-                c *= sizes[name]
-            total += c
-        return total
-
-    def __str__(self) -> str:
-        return "+".join("*".join(([str(c)] if c != 1 or not m else []) + list(m)) for m, c in self.terms)
-
-    __repr__ = __str__
-
-
-Size = int | Dim
-Shape = tuple[Size, ...]
-
-
-def _terms(size: Size) -> tuple[tuple[Monomial, int], ...]:
-    return size.terms if isinstance(size, Dim) else (((), size),)
-
-
-def bind(size: Size, sizes: Mapping[str, int]) -> int:
-    """The integer that `size` is under `sizes`."""
-    return size.bind(sizes) if isinstance(size, Dim) else size
-
-
-def static(size: Size) -> int:
-    """`size` where it is a number; raises GraphError where it is a symbol."""
-    if isinstance(size, Dim):
-        raise GraphError(f"size '{size}' is symbolic here, expected a number; bind it first")
-    return size
-
-
-def product(shape: Sequence[Size]) -> Size:
-    total: Size = 1
-    for s in shape:
-        total = total * s
-    return total
-
-
-def contiguous_strides(shape: Sequence[Size]) -> Shape:
-    """Row-major strides, in elements."""
-    strides: list[Size] = []
-    step: Size = 1
-    for s in reversed(shape):
-        strides.append(step)
-        step = step * s
-    return tuple(reversed(strides))
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype. tiled: a weight whose bytes are in another order, for one op alone (ops/tiles.py)."""
-
-    shape: Shape
-    dtype: torch.dtype
-    tiled: bool = False
-
-    def __str__(self) -> str:
-        tiled = " in tiles" if self.tiled else ""
-        return f"{dtype_name(self.dtype)}[{', '.join(str(s) for s in self.shape)}]{tiled}"
-
-
-_DTYPE_NAMES = {
-    torch.float32: "f32",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.uint8: "u8",
-    torch.int8: "i8",
-    torch.float8_e4m3fn: "e4m3",
-    torch.bool: "bool",
-}
-DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return _DTYPE_NAMES.get(dtype, str(dtype))
-
+from .ops import get_op
+from .specs import Shape, Size, TensorSpec, contiguous_strides, product
 
 Kind = Literal["input", "weight", "state", "node"]
 
@@ -273,8 +139,6 @@ class Graph:
 
     def add(self, op: str, *inputs: Value | None, label: str = "", **attrs: Any) -> Any:
         """Append a node; returns its output value, or a tuple where the op has several, or None where it has none."""
-        from .ops import get_op  # ops know the IR; the builder needs their schemas only when a node is added
-
         schema = get_op(op).schema
         label = self._fresh(f"{self.scope}{label or op}")
         self.labels.add(label)
@@ -304,8 +168,6 @@ class Graph:
 
 def verify(graph: Graph) -> None:
     """Raises GraphError unless every value is written before it is read and only state is written in place."""
-    from .ops import get_op
-
     known = {v.name for v in graph.values.values() if v.kind != "node"}
     for node in graph.nodes:
         schema = get_op(node.op).schema

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from flashjanus.engine.device import capabilities as module
+from flashjanus.engine.device.capabilities import cpu_flags, default_dtype, resolve_device
 from flashjanus.engine.errors import DeviceError
-from flashjanus.engine.runtime import device as module
-from flashjanus.engine.runtime.device import cpu_flags, default_dtype, resolve_device
 
 CPU = torch.device("cpu")
 

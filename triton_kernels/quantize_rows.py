@@ -10,8 +10,8 @@ from . import Variant, options, rows_of
 
 
 @triton.jit
-def quantised(y, DTYPE: tl.constexpr):
-    """A row in DTYPE, y / scale rounded to even, and scale = max |y| / 127 or 448: see engine/ops/quantise.py."""
+def quantized(y, DTYPE: tl.constexpr):
+    """A row in DTYPE, y / scale rounded to even, and scale = max |y| / 127 or 448: see engine/ops/quantize.py."""
     largest_q: tl.constexpr = 127.0 if tl.int8 == DTYPE else 448.0
     sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, which NaN wins
     largest = tl.max(sizes).to(tl.float32, bitcast=True)
@@ -30,7 +30,7 @@ def quantised(y, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def quantise_rows_kernel(
+def quantize_rows_kernel(
     x_ptr,  # [rows, CHANNELS], rows x_stride apart
     q_ptr,  # [rows, CHANNELS] int8 or float8e4nv
     scale_ptr,  # [rows] float32
@@ -43,7 +43,7 @@ def quantise_rows_kernel(
     c = tl.arange(0, BLOCK)
     inside = c < CHANNELS
     x = tl.load(x_ptr + row * x_stride + c, mask=inside, other=0.0).to(tl.float32)
-    q, scale = quantised(x, q_ptr.dtype.element_ty)
+    q, scale = quantized(x, q_ptr.dtype.element_ty)
     tl.store(scale_ptr + row, scale)
     tl.store(q_ptr + row * CHANNELS + c, q, mask=inside)
 
@@ -56,7 +56,7 @@ def launch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
     """
     x, channels = rows_of(x), q.shape[-1]
     block = triton.next_power_of_2(channels)
-    quantise_rows_kernel[(len(x),)](x, q, scale, x.stride(0), CHANNELS=channels, BLOCK=block, **options(block))
+    quantize_rows_kernel[(len(x),)](x, q, scale, x.stride(0), CHANNELS=channels, BLOCK=block, **options(block))
 
 
 def eight_bits(capability: int) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def variants(capability: int) -> list[Variant]:
     return [
         Variant(
             f"{x}-{q}",
-            quantise_rows_kernel,
+            quantize_rows_kernel,
             {"x_ptr": f"*{x}", "q_ptr": f"*{q}", "scale_ptr": "*fp32"},
             {"CHANNELS": 2048, "BLOCK": 2048},
             options(2048),

@@ -31,7 +31,7 @@ Progress = Callable[[int], None]
 """Takes the number of tensors done."""
 
 
-def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
+def quantizable(checkpoint: Checkpoint) -> dict[str, Target]:
     """Name -> target of each tensor that quantization changes. CheckpointError, InputError where there is no way to."""
     if checkpoint.config.quantization is not None:
         raise InputError(
@@ -42,12 +42,12 @@ def quantisable(checkpoint: Checkpoint) -> dict[str, Target]:
     problem = mismatch(layout, checkpoint.weights)
     if problem is not None:
         raise CheckpointError(problem)
-    parts = [(stored_name(part, stored), target) for target in layout if target.quantisable for part in target.sources]
+    parts = [(stored_name(part, stored), target) for target in layout if target.quantizable for part in target.sources]
     return {name: target for name, target in parts if name is not None}
 
 
 @isolated()
-def quantise_checkpoint(
+def quantize_checkpoint(
     checkpoint: Checkpoint,
     folder: Path,
     method: str = "int8",
@@ -55,11 +55,11 @@ def quantise_checkpoint(
     progress: Progress = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `checkpoint` quantised by `method` to `folder`, whole or not at all: weights, text files and VAE.
+    """Write `checkpoint` quantized by `method` to `folder`, whole or not at all: weights, text files and VAE.
 
     Raises CheckpointError, InputError, and OutputError where `folder` cannot be written or holds something.
     """
-    changed, quantization = set(quantisable(checkpoint)), QUANTIZATIONS[method]
+    changed, quantization = set(quantizable(checkpoint)), QUANTIZATIONS[method]
     dtype: torch.dtype = getattr(torch, quantization.stored)
     source, vae = checkpoint.weights, checkpoint.vae
     vae_files = [] if vae is None else [*vae.folder.glob("*.json"), *vae.weights.paths]
@@ -75,7 +75,7 @@ def quantise_checkpoint(
         for done, name in enumerate(source.names(), 1):
             tensor = source.read(name)
             if name in changed:
-                tensor, scale = quantised(tensor, dtype, f"{source.label}: {name}")
+                tensor, scale = quantized(tensor, dtype, f"{source.label}: {name}")
                 shards.write(scale_name(name), scale)
             shards.write(name, tensor)
             with callers_state():
@@ -100,7 +100,7 @@ def _copy(path: Path, to: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def quantised(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
+def quantized(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
     """q (N, K) and scale (N,) float32 of a weight, as when it is loaded. Raises as `quantize_rows`."""
     q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight), dtype=torch.float32)
     quantize_rows(weight, q, scale, label)
@@ -113,7 +113,7 @@ class LinearError:
 
     name: str
     weight: float
-    quantised: float
+    quantized: float
     difference: float
     product: float
 
@@ -130,22 +130,22 @@ class LinearError:
     @property
     def cosine(self) -> float:
         """<Wq, W> / (||Wq|| ||W||); 1 for zeros."""
-        return self.product / math.sqrt(self.weight * self.quantised) if self.weight and self.quantised else 1.0
+        return self.product / math.sqrt(self.weight * self.quantized) if self.weight and self.quantized else 1.0
 
     def to_json(self) -> dict[str, object]:
         return {"name": self.name, "kind": self.kind, "relative_error": self.relative, "cosine": self.cosine}
 
 
 @isolated()
-def quantisation_errors(
+def quantization_errors(
     checkpoint: Checkpoint, progress: Progress = lambda done: None, method: str = "int8"
 ) -> list[LinearError]:
-    """Of every linear that quantization changes, in the checkpoint's order. Raises as `quantisable` and `quantised`.
+    """Of every linear that quantization changes, in the checkpoint's order. Raises as `quantizable` and `quantized`.
 
     int4: of what few rows are decoded on; a linear that is not in 4 bits, such as the head, is in int8.
     """
     found = []
-    for done, (name, target) in enumerate(quantisable(checkpoint).items(), 1):
+    for done, (name, target) in enumerate(quantizable(checkpoint).items(), 1):
         in_4_bits = method == "int4" and target.in_4_bits
         found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method, in_4_bits))
         with callers_state():
@@ -169,14 +169,14 @@ def format_errors(errors: list[LinearError], method: str = "int8") -> str:
 
 
 def _pooled(name: str, errors: list[LinearError]) -> LinearError:
-    sums = [sum(getattr(e, part) for e in errors) for part in ("weight", "quantised", "difference", "product")]
+    sums = [sum(getattr(e, part) for e in errors) for part in ("weight", "quantized", "difference", "product")]
     return LinearError(name, *sums)
 
 
 def _error(name: str, weight: torch.Tensor, label: str, method: str, in_4_bits: bool) -> LinearError:
-    q, scale = quantised(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
+    q, scale = quantized(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
     if in_4_bits:
-        q, scale = nibbles.dequantise(*nibbles.of_int8(q, scale)), torch.ones(len(weight), dtype=torch.float32)
+        q, scale = nibbles.dequantize(*nibbles.of_int8(q, scale)), torch.ones(len(weight), dtype=torch.float32)
     sums = torch.zeros(4, dtype=torch.float64)
     for rows in row_chunks(weight):
         exact, held = weight[rows].double(), q[rows].double() * scale[rows, None].double()

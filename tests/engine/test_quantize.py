@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flashjanus.engine.ops import get_op, quantise
+from flashjanus.engine.ops import get_op, quantize
 from flashjanus.engine.ops.activations import reference_silu_mul
 from flashjanus.engine.ops.base import Implementation
 from op_check import CPU, check, make_call, specs_of
@@ -29,7 +29,7 @@ def truncates(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
         return
     near = steps.clamp(-448, 448).to(E4M3)
     away = near.float().abs() > steps.abs()
-    q.view(torch.uint8).copy_(near.view(torch.uint8) - away.to(torch.uint8))  # the next value towards zero
+    q.view(torch.uint8).copy_(near.view(torch.uint8) - away.to(torch.uint8))  # the next value toward zero
 
 
 def rounds_to_bfloat16_first(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
@@ -67,19 +67,19 @@ FAULTS: dict[str, tuple[Fault, bool, str, tuple[torch.dtype, ...]]] = {
 
 
 @pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, fault in FAULTS.items() for dtype in fault[3]])
-def test_a_wrong_quantiser_is_caught(name: str, dtype: torch.dtype) -> None:
+def test_a_wrong_quantizer_is_caught(name: str, dtype: torch.dtype) -> None:
     fault, edges, output, _ = FAULTS[name]
-    op = get_op("silu_mul_quantised")
+    op = get_op("silu_mul_quantized")
     call = make_call(op, dict(m=3, c=131, edges=edges, to=dtype), torch.float32, False)
 
     def run(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
         y = reference_silu_mul(x)
-        quantise.quantise(y.clone(), q, scale)
+        quantize.quantize(y.clone(), q, scale)
         fault(y, q, scale)
 
     torchs = op.implementations["torch"]
     op = replace(op, implementations={"torch": torchs, "wrong": Implementation("wrong", run, torchs.refuses_call)})
-    with pytest.raises(AssertionError, match=rf"silu_mul_quantised\.{output} by wrong: "):
+    with pytest.raises(AssertionError, match=rf"silu_mul_quantized\.{output} by wrong: "):
         check(op, call, ["wrong"])
 
 
@@ -88,7 +88,7 @@ def test_every_value_of_e4m3_is_reached_and_rounds_to_even() -> None:
     values = torch.arange(0, 127, dtype=torch.uint8).view(E4M3).float()
     between = (values[1:] + values[:-1]) / 2
     y = torch.cat([values, -values, between])[None]
-    q, scale = quantise.quantised(y, E4M3)
+    q, scale = quantize.quantized(y, E4M3)
     assert scale.tolist() == [1.0]
     assert torch.equal(q[0, :254].float(), torch.cat([values, -values]))
     codes = torch.arange(126)
@@ -98,7 +98,7 @@ def test_every_value_of_e4m3_is_reached_and_rounds_to_even() -> None:
 def test_an_outlier_does_not_overflow_e4m3() -> None:
     """y * (448 / largest) may be above 448 by a last bit, and in e4m3 what is above may be NaN."""
     y = torch.randn(4096, 3, generator=torch.Generator().manual_seed(1)).exp()
-    q, scale = quantise.quantised(y, E4M3)
+    q, scale = quantize.quantized(y, E4M3)
     assert (q.float().abs().amax(1) == 448).all()
     assert ((q.float() * scale[:, None] - y).abs() <= y / 15.9).all()
 
@@ -108,23 +108,23 @@ def test_rows_that_cannot_be_scaled_are_zeros() -> None:
         [[0.0, -0.0], [2e-31, 1e-31], [torch.nan, 1.0], [-torch.inf, 1.0], [-torch.inf, torch.nan], [-4, 1]]
     )
     q, scale = torch.full((6, 2), 9, dtype=torch.int8), torch.full((6,), -1.0)
-    quantise.quantise(y, q, scale)
+    quantize.quantize(y, q, scale)
     assert q.tolist() == [[0, 0]] * 5 + [[-127, 32]]
     torch.testing.assert_close(
         scale, torch.tensor([0, 2e-31 / 127, torch.nan, torch.inf, torch.nan, 4 / 127]), equal_nan=True
     )
 
 
-QUANTISERS = ["rms_norm_quantised", "add_rms_norm_quantised", "silu_mul_quantised", "quantise_rows"]
+QUANTIZERS = ["rms_norm_quantized", "add_rms_norm_quantized", "silu_mul_quantized", "quantize_rows"]
 
 
-@pytest.mark.parametrize("name", QUANTISERS)
+@pytest.mark.parametrize("name", QUANTIZERS)
 def test_native_kernels_say_why_they_leave_rows_to_torch(name: str) -> None:
     """Rows that are too long for the stack, and e4m3."""
     op = get_op(name)
     for case, reason in (
         (dict(m=1, c=8193), "rows of at most 8192 channels, not 8193"),
-        (dict(m=1, c=64, to=E4M3), "quantises to int8, not to torch.float8_e4m3fn"),
+        (dict(m=1, c=64, to=E4M3), "quantizes to int8, not to torch.float8_e4m3fn"),
     ):
         call = make_call(op, case, torch.float32, False)
         chosen, reasons = op.choose(CPU, specs_of(call), call.attrs)

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what is written, what is refused, and that it loads as if quantised at load."""
+"""Quantized checkpoints: what is written, what is refused, and that it loads as if quantized at load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from flashjanus.checkpoint import (
     load_weights,
     weight_layout,
 )
-from flashjanus.checkpoint.quantise import format_errors, quantisation_errors, quantise_checkpoint
-from flashjanus.engine.ops import nibbles, quantise
+from flashjanus.checkpoint.quantize import format_errors, quantization_errors, quantize_checkpoint
+from flashjanus.engine.ops import nibbles, quantize
 from flashjanus.errors import CheckpointError, ConfigError, InputError, OutputError
 from flashjanus.model import Policy
 from safetensors.torch import load_file, save_file
@@ -28,8 +28,8 @@ QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
 UNUSED = "vision_und_enc_model.vision_tower.attn_pool.latent"
 
 
-def quantised(folder: Path, to: Path, **options: Any) -> Checkpoint:
-    quantise_checkpoint(Checkpoint.open(folder), to, **options)
+def quantized(folder: Path, to: Path, **options: Any) -> Checkpoint:
+    quantize_checkpoint(Checkpoint.open(folder), to, **options)
     return Checkpoint.open(to)
 
 
@@ -57,13 +57,13 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, method: str = "int8") -> 
 @pytest.mark.parametrize(
     ("method", "shard_bytes"), [("int8", 2**30), ("int8", 20_000), ("fp8", 20_000), ("int4", 2**30)]
 )
-def test_it_loads_as_if_quantised_at_load(
+def test_it_loads_as_if_quantized_at_load(
     folder: Path, tmp_path: Path, state: State, dtype: torch.dtype, compute: torch.dtype, method: str, shard_bytes: int
 ) -> None:
     state[DOWN][3] = 0
     state[DOWN][5] *= 1e-36
     save_file({name: tensor.to(dtype) for name, tensor in state.items()}, folder / "model.safetensors")
-    written = quantised(folder, tmp_path / "out", method=method, shard_bytes=shard_bytes)
+    written = quantized(folder, tmp_path / "out", method=method, shard_bytes=shard_bytes)
     assert written.config.quantization == method
     assert check_layout(weight_layout(written.config), written.weights) == []
     expected, got = loaded(Checkpoint.open(folder), compute, method), loaded(written, compute, method)
@@ -78,7 +78,7 @@ def test_linears_of_the_language_model_change_and_nothing_else(folder: Path, tmp
     state[UNUSED] = torch.randn(3, dtype=torch.float64)
     state["vision_und_enc_aligner.bias"] = state["vision_und_enc_aligner.bias"].half()
     save_file(state, folder / "model.safetensors")
-    written = stored(quantised(folder, tmp_path / "int8"))
+    written = stored(quantized(folder, tmp_path / "int8"))
     linears = {name for name in state if name.startswith("language_model.") and ("proj" in name or "head" in name)}
     assert len(linears) == 2 * 7 + 1
     assert written.keys() == state.keys() | {f"{name}_scale" for name in linears}
@@ -93,15 +93,15 @@ def test_linears_of_the_language_model_change_and_nothing_else(folder: Path, tmp
         assert ((q * scale[:, None] - tensor).abs() <= 0.5001 * scale[:, None]).all()
 
 
-def test_large_weights_are_quantised_in_chunks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = stored(quantised(folder, tmp_path / "whole"))
+def test_large_weights_are_quantized_in_chunks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = stored(quantized(folder, tmp_path / "whole"))
     monkeypatch.setattr("flashjanus.checkpoint.load.CHUNK_BYTES", 1000)
-    parts = stored(quantised(folder, tmp_path / "parts"))
+    parts = stored(quantized(folder, tmp_path / "parts"))
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def test_shards_are_as_small_as_asked_and_the_index_names_them(folder: Path, tmp_path: Path) -> None:
-    written = quantised(folder, tmp_path / "int8", shard_bytes=20_000)
+    written = quantized(folder, tmp_path / "int8", shard_bytes=20_000)
     index = json.loads((tmp_path / "int8" / "model.safetensors.index.json").read_text())
     paths = written.weights.paths
     assert len(paths) > 5
@@ -116,7 +116,7 @@ def test_shards_are_as_small_as_asked_and_the_index_names_them(folder: Path, tmp
 def test_a_tied_head_stays_the_embedding(folder: Path, tmp_path: Path, config_dict: dict[str, Any]) -> None:
     config_dict["language_config"]["tie_word_embeddings"] = True
     (folder / "config.json").write_text(json.dumps(config_dict))
-    written = quantised(folder, tmp_path / "int8")
+    written = quantized(folder, tmp_path / "int8")
     assert stored(written)["language_model.lm_head.weight"].dtype is torch.float32
     weights = loaded(written, torch.float32)
     assert weights["llm.head"] is weights["llm.embed"]
@@ -133,7 +133,7 @@ def test_the_other_files_come_along(folder_with_vae: Path, vae_state: State, tmp
         save_file({name: vae_state[name] for name in held}, vae / file)
     weight_map = {name: file for file, held in shards.items() for name in held}
     (vae / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    written = quantised(folder_with_vae, tmp_path / "int8")
+    written = quantized(folder_with_vae, tmp_path / "int8")
     assert {name: path.read_text() for name, path in written.text_files.items()} == {
         "tokenizer.json": "{}",
         "preprocessor_config.json": '{"image_size": 32}',
@@ -148,7 +148,7 @@ def test_the_other_files_come_along(folder_with_vae: Path, vae_state: State, tmp
 
 def test_a_vae_from_elsewhere_comes_along(folder_with_vae: Path, tmp_path: Path) -> None:
     vae = (folder_with_vae / "vae").rename(tmp_path / "elsewhere")
-    quantise_checkpoint(Checkpoint.open(folder_with_vae, vae=vae), tmp_path / "int8")
+    quantize_checkpoint(Checkpoint.open(folder_with_vae, vae=vae), tmp_path / "int8")
     written = Checkpoint.open(tmp_path / "int8")
     assert written.vae is not None
     written.check_vae()
@@ -156,7 +156,7 @@ def test_a_vae_from_elsewhere_comes_along(folder_with_vae: Path, tmp_path: Path)
 
 def test_an_empty_folder_is_taken(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "int8").mkdir()
-    assert quantised(folder, tmp_path / "int8").config.quantization == "int8"
+    assert quantized(folder, tmp_path / "int8").config.quantization == "int8"
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "int8"}
 
 
@@ -171,7 +171,7 @@ def test_what_is_there_is_left_alone(folder: Path, tmp_path: Path, kind: str) ->
     else:
         to.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="int8: expected a folder that is empty or does not exist yet"):
-        quantise_checkpoint(Checkpoint.open(folder), to)
+        quantize_checkpoint(Checkpoint.open(folder), to)
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "int8"}
     if kind != "dangling link":
         assert (to / "notes.txt" if kind == "folder" else to).read_text() == "mine"
@@ -180,7 +180,7 @@ def test_what_is_there_is_left_alone(folder: Path, tmp_path: Path, kind: str) ->
 def test_a_link_to_an_empty_folder_is_written_through(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "int8").symlink_to("real")
-    quantise_checkpoint(Checkpoint.open(folder), tmp_path / "int8")
+    quantize_checkpoint(Checkpoint.open(folder), tmp_path / "int8")
     assert (tmp_path / "int8").is_symlink()
     assert Checkpoint.open(tmp_path / "int8").config.quantization == "int8"
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "int8", "real"}
@@ -194,20 +194,20 @@ def test_a_run_that_ends_early_leaves_nothing(folder: Path, tmp_path: Path, erro
             raise error
 
     with pytest.raises((KeyboardInterrupt, OutputError)):
-        quantise_checkpoint(Checkpoint.open(folder), tmp_path / "int8", progress=interrupt)
+        quantize_checkpoint(Checkpoint.open(folder), tmp_path / "int8", progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize("to", ["tiny/config.json/int8", "nul\0"])
 def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, to: str) -> None:
     with pytest.raises(OutputError, match="cannot write to"):
-        quantise_checkpoint(Checkpoint.open(folder), tmp_path / to)
+        quantize_checkpoint(Checkpoint.open(folder), tmp_path / to)
 
 
 @pytest.mark.parametrize("method", ["int8", "int4", "fp8"])
-def test_a_quantised_checkpoint_is_not_quantised_again(folder: Path, tmp_path: Path, method: str) -> None:
-    written = quantised(folder, tmp_path / "out", method=method)
-    for again in (quantisation_errors, lambda found: quantise_checkpoint(found, tmp_path / "again")):
+def test_a_quantized_checkpoint_is_not_quantized_again(folder: Path, tmp_path: Path, method: str) -> None:
+    written = quantized(folder, tmp_path / "out", method=method)
+    for again in (quantization_errors, lambda found: quantize_checkpoint(found, tmp_path / "again")):
         with pytest.raises(InputError, match=f"expected a checkpoint of floats, got one in {method}"):
             again(written)
     assert not (tmp_path / "again").exists()
@@ -218,7 +218,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path, s
     state[DOWN][47, 7] = value
     save_file(state, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{DOWN}: holds NaN or inf"):
-        quantised(folder, tmp_path / "int8")
+        quantized(folder, tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
 
 
@@ -226,19 +226,19 @@ def test_tensors_that_do_not_match_the_config_are_refused(folder: Path, tmp_path
     del state[QUERY]
     save_file(state, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"missing: {QUERY}"):
-        quantised(folder, tmp_path / "int8")
+        quantized(folder, tmp_path / "int8")
 
 
 def test_a_dtype_that_safetensors_lacks_is_refused(folder: Path, tmp_path: Path, state: State) -> None:
     torch.save({**state, UNUSED: torch.zeros(2, dtype=torch.complex64)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"{UNUSED}: complex64 cannot be written"):
-        quantised(folder, tmp_path / "int8")
+        quantized(folder, tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
 
 
 def test_int8_tensors_and_their_scales_are_checked(folder: Path, tmp_path: Path, state: State) -> None:
-    written = quantised(folder, tmp_path / "int8")
+    written = quantized(folder, tmp_path / "int8")
     layout, tensors = weight_layout(written.config), stored(written)
     assert check_layout(layout, StateDictSource(tensors)) == []
     at = "language_model.model.layers.0.self_attn"
@@ -257,7 +257,7 @@ def test_int8_tensors_and_their_scales_are_checked(folder: Path, tmp_path: Path,
 
 
 def test_int8_tensors_need_the_config_to_say_so(folder: Path, tmp_path: Path, config: JanusFlowConfig) -> None:
-    problems = check_layout(weight_layout(config), quantised(folder, tmp_path / "int8").weights)
+    problems = check_layout(weight_layout(config), quantized(folder, tmp_path / "int8").weights)
     assert f"wrong dtype: {DOWN} expected one of float64, float32, float16, bfloat16, got int8" in problems
     assert f"left over: {DOWN}_scale [48]" in problems
     assert len(problems) == 2 * 15
@@ -267,7 +267,7 @@ def test_int8_tensors_need_the_config_to_say_so(folder: Path, tmp_path: Path, co
 def test_a_weight_or_scale_that_is_not_finite_is_refused(
     folder: Path, tmp_path: Path, method: str, damaged: str
 ) -> None:
-    written = quantised(folder, tmp_path / "out", method=method)
+    written = quantized(folder, tmp_path / "out", method=method)
     tensors = stored(written)
     tensors[damaged].view(-1)[4] = torch.nan
     with pytest.raises(CheckpointError, match=f"{damaged}: holds NaN or inf"):
@@ -289,7 +289,7 @@ def test_a_weight_or_scale_that_is_not_finite_is_refused(
         ([], ["quantization_config", "an object"]),
     ],
 )
-def test_another_quantisation_is_refused(config_dict: dict[str, Any], entry: Any, words: list[str]) -> None:
+def test_another_quantization_is_refused(config_dict: dict[str, Any], entry: Any, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         JanusFlowConfig.from_dict({**config_dict, "quantization_config": entry})
     assert all(word in str(caught.value) for word in words)
@@ -300,9 +300,9 @@ def test_errors_are_those_of_what_is_written(folder: Path, tmp_path: Path, state
     state[QUERY][0, 0] = 100.0  # coarsens its row
     state[DOWN].zero_()
     save_file(state, folder / "model.safetensors")
-    written = stored(quantised(folder, tmp_path / "int8"))
+    written = stored(quantized(folder, tmp_path / "int8"))
     seen: list[int] = []
-    errors = {error.name: error for error in quantisation_errors(Checkpoint.open(folder), seen.append)}
+    errors = {error.name: error for error in quantization_errors(Checkpoint.open(folder), seen.append)}
     assert seen == list(range(1, 16))
     for name, error in errors.items():
         exact = state[name].double()
@@ -331,8 +331,8 @@ def test_errors_of_other_methods_are_those_of_what_is_multiplied(folder: Path, t
     """fp8: of what is written; int4: of 4 bits out of what is written, but for the head and what does not fit them."""
     narrow = "language_model.model.layers.0.mlp.gate_proj.weight"
     checkpoint = Checkpoint.open(folder)
-    errors = {m: {e.name: e for e in quantisation_errors(checkpoint, method=m)} for m in ("int8", "int4", "fp8")}
-    written = stored(quantised(folder, tmp_path / "fp8", method="fp8"))
+    errors = {m: {e.name: e for e in quantization_errors(checkpoint, method=m)} for m in ("int8", "int4", "fp8")}
+    written = stored(quantized(folder, tmp_path / "fp8", method="fp8"))
     for name, error in errors["fp8"].items():
         assert written[name].dtype is torch.float8_e4m3fn
         held = written[name].double() * written[f"{name}_scale"].double()[:, None]
@@ -347,9 +347,9 @@ def test_errors_of_other_methods_are_those_of_what_is_multiplied(folder: Path, t
 
 def test_4_bits_are_made_of_8_with_hardly_more_error() -> None:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
-    q, scale = quantise.quantised(weight)
+    q, scale = quantize.quantized(weight)
     direct, through = (
-        float((nibbles.dequantise(*made) - weight).norm() / weight.norm())
-        for made in (nibbles.quantise(weight), nibbles.of_int8(q, scale))
+        float((nibbles.dequantize(*made) - weight).norm() / weight.norm())
+        for made in (nibbles.quantize(weight), nibbles.of_int8(q, scale))
     )
     assert direct < through < 1.01 * direct

@@ -1,5 +1,5 @@
 // Rows into int8. See flow_update.cpp for what a file compiled per instruction set must not do.
-#include "cpu/quantise_rows.h"
+#include "cpu/quantize_rows.h"
 #include "cpu/intrinsics.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
@@ -8,10 +8,10 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/parallel.h"
-#include "cpu/quantise.h"
+#include "cpu/quantize.h"
 
 template <class T>
-void rows(const QuantiseRowsParams& p) {
+void rows(const QuantizeRowsParams& p) {
     parallel_for(p.threads, p.rows, 0.5 * p.rows * p.channels, [&](int64_t row) {
         const auto r = static_cast<int32_t>(row);
         const int64_t at = row * p.channels;
@@ -24,7 +24,7 @@ void rows(const QuantiseRowsParams& p) {
 
 }  // namespace
 
-void quantise_rows(const QuantiseRowsParams& p) {
+void quantize_rows(const QuantizeRowsParams& p) {
     with_type(p.dtype, [&](auto x) { rows<decltype(x)>(p); });
 }
 

@@ -1,0 +1,85 @@
+"""What a device can do, and which device and dtype a model runs on: resolved once, with the reason in words."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..errors import DeviceError
+
+MIN_CAPABILITY = (8, 0)
+"""Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
+E4M3_CAPABILITY = (8, 9)
+"""Of tensor cores that multiply float8_e4m3fn."""
+
+
+def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
+    """The device for "auto", "cpu", "cuda" or a torch device, and why. Raises DeviceError where it cannot be used."""
+    if str(device) == "auto":
+        return torch.device("cpu"), "auto: the CPU; a GPU is used where it is asked for, 'cuda'"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"device '{device}': expected 'auto', 'cpu' or 'cuda', got something torch does not know"
+        ) from error
+    if resolved.type == "cpu":
+        return torch.device("cpu"), "asked for"
+    if resolved.type != "cuda":
+        raise DeviceError(f"device '{device}': there is no {resolved.type} runtime; use 'cpu', 'cuda' or 'auto'")
+    reason = unusable(resolved)
+    if reason is not None:
+        raise DeviceError(f"device '{device}': {reason}; 'cpu' runs everywhere")
+    return torch.device("cuda", resolved.index or 0), "asked for"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of this machine, empty where the system does not list them."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def default_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """bfloat16 where the device multiplies it in hardware, else float32; and why."""
+    flags = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    if device.type == "cpu" and not flags:
+        return torch.float32, "auto: this CPU has no bfloat16 instructions"
+    return torch.bfloat16, f"auto: {device.type} with {', '.join(flags) or 'bfloat16'}"
+
+
+def unusable(device: torch.device) -> str | None:
+    """Why a CUDA device cannot run the engine, or None."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA; install a CUDA build of torch"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # no driver, one too old for torch, or no device
+        return f"torch cannot use CUDA {torch.version.cuda} here: {error}"
+    count, index = torch.cuda.device_count(), device.index or 0
+    if index >= count:
+        return f"expected one of {count} CUDA devices, cuda:0 to cuda:{count - 1}" if count else "no CUDA device here"
+    found = torch.cuda.get_device_capability(index)
+    if found < MIN_CAPABILITY:
+        need, got = (".".join(map(str, version)) for version in (MIN_CAPABILITY, found))
+        name = torch.cuda.get_device_name(index)
+        return f"expected compute capability {need} or later (Ampere), got {got}: {name}"
+    return None
+
+
+def no_e4m3(device: torch.device) -> str | None:
+    """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot ask is taken to do so."""
+    need = ".".join(map(str, E4M3_CAPABILITY))
+    if device.type != "cuda":
+        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), not for the {device.type.upper()}"
+    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else E4M3_CAPABILITY
+    if found < E4M3_CAPABILITY:
+        got, name = ".".join(map(str, found)), torch.cuda.get_device_name(device)
+        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), got {got}: {name}"
+    return None
