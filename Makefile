@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test test-all lint bench gpu gpu-env wheel clean
+.PHONY: demo test pytest test-all lint bench gpu gpu-env wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -24,7 +24,9 @@ demo: $(VENV)/.installed
 	@echo "more pictures with their verdicts: demo/sheet.png"
 
 # A worker a core, each with one thread; what needs more threads asks for them itself.
-test: lint
+test: lint pytest
+
+pytest: $(VENV)/.test-tools
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
 		--cov=engine --cov=python/flashjanus --cov-report=term --cov-fail-under=90
 

@@ -233,7 +233,8 @@ def _refuses_xformers(device: torch.device, specs: Sequence[TensorSpec | None], 
 def _refuses_library(device: torch.device, module: str) -> str | None:
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
-    return None if find_spec(module) else f"{module} is not installed: `pip install flashjanus[attention]`"
+    extra = module.replace("_", "-")
+    return None if find_spec(module) else f'{module} is not installed: `pip install "flashjanus[{extra}]"`'
 
 
 @OP.implementation("flash_attn", _refuses_flash_attn)

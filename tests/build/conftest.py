@@ -9,8 +9,14 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["csrc", "engine", "python", "triton_kernels"]
@@ -40,6 +46,12 @@ def run_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=env | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def project() -> dict[str, Any]:
+    """pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -97,5 +97,6 @@ def test_without_the_library_the_reason_is_given(name: str) -> None:
     call = make_call(OP, OP.cases[0], torch.bfloat16, False)
     with patch.object(attention, "find_spec", lambda module: None):
         reason = OP.implementations[name].refuses(CUDA, specs_of(call), call.attrs)
-    assert reason == f"{name} is not installed: `pip install flashjanus[attention]`"
+    extra = name.replace("_", "-")
+    assert reason == f'{name} is not installed: `pip install "flashjanus[{extra}]"`'
     assert OP.implementations[name].refuses(torch.device("cpu")) == "runs on a CUDA device, not on cpu"
