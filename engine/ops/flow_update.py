@@ -4,7 +4,7 @@ w is the guided velocity g v_cond - (g - 1) v_uncond of a row, unpatchified; h i
 coefficients are those of its schedule at its own step. Rows b < R of v are conditional; row R + r is the unconditional
 branch of image r, for the first B - R images; the others, and rows whose g is 1 now, take no guidance. A row whose
 step has reached its number of steps is left as it is. Arithmetic is in z's dtype: float32, or bfloat16 rounded after
-every operation as the official bfloat16 loop does.
+every operation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..device import native
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import branches_of_images, elements
+from .shapes import branches_of_rows, elements
 
 MAX_PATCH_VALUES = 4096
 """kMaxPatchValues of csrc/cpu/flow_update.h."""
@@ -90,7 +90,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
         p = y // h if h else 0
         if (h * p, w * p, c * p * p) != (y, x, e):
             raise SchemaError(f"expected v[B, H, W, C p p] for z[R, C, H p, W p], got v {v} and z {z}")
-    return branches_of_images(bound, attrs)
+    return branches_of_rows(bound, attrs)
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -152,7 +152,7 @@ OP = register(
 
 def _refuses(specs: Sequence[TensorSpec | None]) -> str | None:
     if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
-        return "keeps the latents in float32; numerics='official' keeps them in bfloat16"
+        return "keeps the latents in float32, not in bfloat16"
     return None
 
 

@@ -1,4 +1,4 @@
-"""y = (x - mean) / sqrt(var + eps) * weight + bias in float32, and the same behind a residual add."""
+"""y = (x - mean) / sqrt(var + eps) * weight + bias in float32, and the same after a residual add."""
 
 from __future__ import annotations
 

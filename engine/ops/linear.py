@@ -1,7 +1,7 @@
 """y = x W^T + b. GEMMs come from torch (oneDNN, cuBLASLt).
 
 `split_bias` rounds the product to the output's dtype before it adds the bias, as torch does for inputs that
-are not contiguous: the first linear of the official U-ViT meets one, and its bfloat16 results show it.
+are not contiguous.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ import torch
 
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import native_for_f32, triton_for_f32
-from .residual_modulate import image_row
+from .residual_modulate import branched_row
 from .rms_norm import normalize, normalize_native
 from .rms_norm import reference as rms_reference
-from .shapes import branches_of_images, elements
+from .shapes import branches_of_rows, elements
 
 
 def reference(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
     return torch.cat(
-        [rms_reference(h, weight, eps, dtype), skip.float()[image_row(len(h), len(skip), h.device)]], dim=-1
+        [rms_reference(h, weight, eps, dtype), skip.float()[branched_row(len(h), len(skip), h.device)]], dim=-1
     )
 
 
@@ -49,7 +49,7 @@ def example(
 OP = register(
     Op(
         "norm_concat",
-        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]", branches_of_images),
+        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]", branches_of_rows),
         reference,
         flops,
         cases=[

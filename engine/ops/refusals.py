@@ -21,11 +21,11 @@ WARPS = (Tunable("flashjanus.triton_kernels", "A_THREAD", (8, 32)),)
 def rounds_once(weight: TensorSpec | None) -> str | None:
     """Why a kernel that computes in float32 and rounds only what it stores cannot take this weight or table, or None.
 
-    Beside bfloat16 weights (official numerics) torch rounds every step to bfloat16.
+    Beside bfloat16 weights torch rounds every step to bfloat16.
     """
     if weight is None or weight.dtype is torch.float32:
         return None
-    return "rounds once, for float32 weights; numerics='official' keeps them in bfloat16"
+    return "rounds once, for float32 weights, not for bfloat16 ones"
 
 
 def floats(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> list[torch.dtype]:

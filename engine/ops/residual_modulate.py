@@ -15,10 +15,10 @@ import torch
 from ..device import native
 from .base import Bound, Call, Op, Schema, normal, register
 from .refusals import native_for_f32, triton_for_f32
-from .shapes import branches_of_images, elements
+from .shapes import branches_of_rows, elements
 
 
-def image_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
+def branched_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
     """The image row that each branch row belongs to, int64 (branches,)."""
     row = torch.arange(branches, device=device)
     return torch.where(row < images, row, row - images)
@@ -27,7 +27,7 @@ def image_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
 def reference(
     y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    row = image_row(len(y), len(step), y.device)
+    row = branched_row(len(y), len(step), y.device)
     entry = table.float()[row, step.long()[row].clamp(max=table.shape[1] - 1)]
     scale, shift = entry[:, None].chunk(2, dim=-1)
     return (x.float() + y.float()) * (1 + scale) + shift
@@ -58,7 +58,7 @@ OP = register(
     Op(
         "residual_modulate",
         Schema.parse(
-            "y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]", branches_of_images
+            "y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]", branches_of_rows
         ),
         reference,
         flops,
@@ -130,7 +130,7 @@ def run_torch(
     *,
     dtype: torch.dtype,
 ) -> None:
-    images = image_row(len(y), len(step), y.device)
+    images = branched_row(len(y), len(step), y.device)
     entry = table[images, step.clamp(max=table.shape[1] - 1)[images].long()]
     scale, shift = entry[:, None].chunk(2, dim=-1)
     o.copy_(torch.addcmul(shift, torch.add(y, x).to(table.dtype), 1 + scale))

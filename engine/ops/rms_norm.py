@@ -1,7 +1,7 @@
-"""y = x / sqrt(mean(x^2) + eps) * weight, and the same behind a residual add.
+"""y = x / sqrt(mean(x^2) + eps) * weight, and the same after a residual add.
 
 The mean is taken in float32. The normalized x is rounded to the weight's dtype before the product, as Llama's RMSNorm
-does: float32 weights round once, bfloat16 weights round as the official bfloat16 model does.
+does: float32 weights round once, bfloat16 weights round after each operation.
 """
 
 from __future__ import annotations

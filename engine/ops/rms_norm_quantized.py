@@ -1,4 +1,4 @@
-"""RMSNorm, alone and behind a residual add, into 8 bits with a scale for each row: see quantize.py and rms_norm.py.
+"""RMSNorm, alone and after a residual add, into 8 bits with a scale for each row: see quantize.py and rms_norm.py.
 
 Inputs of a `linear_w8a8`; `dtype` is q's. The weight is float32: nothing is rounded between the norm and q.
 """

@@ -1,8 +1,8 @@
 """q = RoPE(q); caches[slot] = RoPE(k), v: rotary embedding in the half-rotation layout, fused with the cache write.
 
 [a, b] -> [a cos - b sin, b cos + a sin] over the halves of a head, angles from a table of cosines and sines by
-position. The products are taken in the wider of the two dtypes: float32 tables round once, bfloat16 tables as the
-official bfloat16 model does. Keys are rotated when they are written, so a cached key is never touched again.
+position. The products are taken in the wider of the two dtypes: float32 tables round once, bfloat16 tables after
+each operation. Keys are rotated when they are written, so a cached key is never touched again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ OP = register(
 
 def _needs_f32_angles(specs: Sequence[TensorSpec | None]) -> str | None:
     if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
-        return "takes angles in float32; numerics='official' keeps them in bfloat16"
+        return "takes angles in float32, not in bfloat16"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Row bookkeeping of a batch: branches for guidance, the step's hoisted token, the unconditional prefix, advancing.
+"""Row bookkeeping of a batch: rows that branch, slots of a cache taken from a table or another row, advancing.
 
 Caches are (L, B, S, G, D): layer, row, slot, key/value head, head size.
 """
@@ -13,8 +13,8 @@ import torch
 from ..errors import SchemaError
 from ..specs import Size
 from .base import Bound, Call, Op, Schema, normal, register
-from .residual_modulate import image_row
-from .shapes import branches_of_images, check_branches
+from .residual_modulate import branched_row
+from .shapes import branches_of_rows, check_branches
 
 LAST = 2**31 - 2
 """The last position where none is given."""
@@ -33,11 +33,11 @@ def derive_slot(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     slot, slots = attrs["slot"], bound["S"]
     if isinstance(slot, int) and isinstance(slots, int) and not 0 <= slot < slots:
         raise SchemaError(f"attribute 'slot' expected to be one of the cache's {slots} slots, got {slot}")
-    return branches_of_images(bound, attrs)
+    return branches_of_rows(bound, attrs)
 
 
 def reference_branch(x: torch.Tensor, B: int, dtype: torch.dtype) -> torch.Tensor:
-    return x.float()[image_row(B, len(x), x.device)]
+    return x.float()[branched_row(B, len(x), x.device)]
 
 
 def example_branch(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int) -> Call:
@@ -55,7 +55,7 @@ BRANCH_ROWS = register(
         rounding_steps=0.0,
     )
 )
-"""y = image rows, then the first B - R of them again: both branches of guidance start from the same values."""
+"""y = the R rows of x, then the first B - R of them again: both branches start from the same values."""
 
 
 @BRANCH_ROWS.implementation("torch")
@@ -72,7 +72,7 @@ def reference_load(
     v_cache: torch.Tensor,
     slot: int,
 ) -> None:
-    for row, image in enumerate(image_row(k_cache.shape[1], len(step), step.device).tolist()):
+    for row, image in enumerate(branched_row(k_cache.shape[1], len(step), step.device).tolist()):
         s = min(int(step[image]), k_table.shape[2] - 1)
         k_cache[:, row, slot], v_cache[:, row, slot] = k_table[:, row, s], v_table[:, row, s]
 
@@ -89,9 +89,9 @@ def example_load(
     return Call((*tables, step, *caches), dict(slot=slot))
 
 
-LOAD_STEP_TOKEN = register(
+LOAD_SLOT = register(
     Op(
-        "load_step_token",
+        "load_slot",
         Schema.parse(
             "k_table: T[L, B, K, G, D], v_table: T[L, B, K, G, D], step: i32[R], "
             "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->",
@@ -104,10 +104,10 @@ LOAD_STEP_TOKEN = register(
         rounding_steps=0.0,
     )
 )
-"""Copy each row's keys/values of the time token at its own step, computed before the loop, into the cache's slot."""
+"""Copy the keys/values at each row's own step, computed before the loop, from a table into the cache's slot."""
 
 
-@LOAD_STEP_TOKEN.implementation("torch")
+@LOAD_SLOT.implementation("torch")
 def run_load(
     k_table: torch.Tensor,
     v_table: torch.Tensor,
@@ -118,45 +118,44 @@ def run_load(
     slot: int,
 ) -> None:
     rows = torch.arange(k_cache.shape[1], device=step.device)
-    steps = step.clamp(max=k_table.shape[2] - 1).long()[image_row(len(rows), len(step), step.device)]
+    steps = step.clamp(max=k_table.shape[2] - 1).long()[branched_row(len(rows), len(step), step.device)]
     k_cache[:, :, slot].copy_(k_table[:, rows, steps])
     v_cache[:, :, slot].copy_(v_table[:, rows, steps])
 
 
-def reference_first(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_start: torch.Tensor, slot: int) -> None:
-    images = len(kv_start)
-    for row in range(images, k_cache.shape[1]):
-        first = int(kv_start[row - images])
-        k_cache[:, row, slot], v_cache[:, row, slot] = k_cache[:, row - images, first], v_cache[:, row - images, first]
+def reference_copy(k_cache: torch.Tensor, v_cache: torch.Tensor, source: torch.Tensor, slot: int) -> None:
+    rows = len(source)
+    for row in range(rows, k_cache.shape[1]):
+        first = int(source[row - rows])
+        k_cache[:, row, slot], v_cache[:, row, slot] = k_cache[:, row - rows, first], v_cache[:, row - rows, first]
 
 
-def example_first(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, slot: int) -> Call:
+def example_copy(generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, slot: int) -> Call:
     caches = [normal(generator, 2, images + guided, 6, 2, 4, dtype=dtype) for _ in range(2)]
-    start = torch.randint(0, slot + 1, (images,), generator=generator, dtype=torch.int32)
-    return Call((*caches, start), dict(slot=slot))
+    source = torch.randint(0, slot + 1, (images,), generator=generator, dtype=torch.int32)
+    return Call((*caches, source), dict(slot=slot))
 
 
-COPY_FIRST_TOKEN = register(
+COPY_SLOT = register(
     Op(
-        "copy_first_token",
-        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], kv_start: i32[R] ->", derive_slot),
-        reference_first,
+        "copy_slot",
+        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], source: i32[R] ->", derive_slot),
+        reference_copy,
         no_flops,
         [dict(images=2, guided=1, slot=4), dict(images=2, guided=2, slot=5), dict(images=1, guided=0, slot=1)],
-        example_first,
+        example_copy,
         rounding_steps=0.0,
     )
 )
-"""Give each unconditional row its prefix: the keys/values of its prompt's first token (BOS), which saw only itself."""
+"""Give each branch row R + r, in `slot`, the keys/values that row r holds in slot source[r]."""
 
 
-@COPY_FIRST_TOKEN.implementation("torch")
-def run_first(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_start: torch.Tensor, *, slot: int) -> None:
-    images = len(kv_start)
-    rows = torch.arange(k_cache.shape[1] - images, device=kv_start.device)
-    first = kv_start[: len(rows)].long()
-    k_cache[:, images:, slot].copy_(k_cache[:, rows, first])
-    v_cache[:, images:, slot].copy_(v_cache[:, rows, first])
+@COPY_SLOT.implementation("torch")
+def run_copy(k_cache: torch.Tensor, v_cache: torch.Tensor, source: torch.Tensor, *, slot: int) -> None:
+    branches = torch.arange(k_cache.shape[1] - len(source), device=source.device)
+    slots = source[: len(branches)].long()
+    k_cache[:, len(source) :, slot].copy_(k_cache[:, branches, slots])
+    v_cache[:, len(source) :, slot].copy_(v_cache[:, branches, slots])
 
 
 def reference_advance(

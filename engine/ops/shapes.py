@@ -30,14 +30,14 @@ def outputs_of_row(bound: Bound, columns: Size) -> Mapping[str, Size]:
     return {"M": columns}
 
 
-def check_branches(branches: Size, images: Size) -> None:
-    """Branch rows are the images and, behind them, unconditional branches of the first of them: R <= B <= 2 R."""
-    if isinstance(branches, int) and isinstance(images, int) and not images <= branches <= 2 * images:
-        raise SchemaError(f"expected R <= B <= 2 R branch rows for R images, got B = {branches}, R = {images}")
+def check_branches(branches: Size, rows: Size) -> None:
+    """R rows may branch: the second branches of the first ones follow them, R <= B <= 2 R."""
+    if isinstance(branches, int) and isinstance(rows, int) and not rows <= branches <= 2 * rows:
+        raise SchemaError(f"expected R <= B <= 2 R branches of R rows, got B = {branches}, R = {rows}")
 
 
-def branches_of_images(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
-    """`derive` of ops whose B rows are branches of R images."""
+def branches_of_rows(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    """`derive` of ops whose B rows are branches of R rows."""
     check_branches(bound["B"], bound["R"])
     return {}
 

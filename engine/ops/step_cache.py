@@ -17,8 +17,8 @@ from ... import triton_kernels
 from ..device import native
 from ..specs import TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
-from .residual_modulate import image_row
-from .shapes import branches_of_images, elements
+from .residual_modulate import branched_row
+from .shapes import branches_of_rows, elements
 
 
 class CacheLine(NamedTuple):
@@ -45,7 +45,7 @@ def reference(
     step: torch.Tensor,
 ) -> torch.Tensor:
     slots, y = (slot_0, slot_1), torch.empty(slot_0.shape, dtype=x.float().dtype, device=x.device)
-    for b, r in enumerate(image_row(len(slot_0), len(x), x.device).tolist()):
+    for b, r in enumerate(branched_row(len(slot_0), len(x), x.device).tolist()):
         line = CacheLine(*lines[r, min(int(step[r]), lines.shape[1] - 1)].tolist())
         if total is None or line.recall:
             y[b] = x[r].float()
@@ -95,7 +95,7 @@ OP = register(
         Schema.parse(
             "x: X[R, N, C], total?: X[B, N, C], slot_0!: S[B, N, C], slot_1!: S[B, N, C], "
             f"lines: f32[R, K, {COLUMNS}], step: i32[R] -> y: X[B, N, C]",
-            branches_of_images,
+            branches_of_rows,
         ),
         reference,
         flops,
@@ -175,7 +175,7 @@ def run_torch(
     step: torch.Tensor,
     y: torch.Tensor,
 ) -> None:
-    images = image_row(len(y), len(x), x.device)
+    images = branched_row(len(y), len(x), x.device)
     now = lines[images, step.clamp(max=lines.shape[1] - 1).long()[images]][:, :, None, None]
     recall, kept, *weights = now.unbind(1)
     x = x[images].float()

@@ -13,7 +13,7 @@ from op_check import make_call, specs_of
 from torch.utils.flop_counter import FlopCounterMode
 
 MOVES = {
-    *("add", "advance", "branch_rows", "cast", "copy_first_token", "load_step_token", "patchify", "pixel_shuffle"),
+    *("add", "advance", "branch_rows", "cast", "copy_slot", "load_slot", "patchify", "pixel_shuffle"),
     *("to_nchw", "to_nhwc", "upsample_nearest"),
 }
 """Ops that count as memory traffic alone."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.ops.depthwise_norm import depthwise
 from flashjanus.engine.ops.flow_update import unpatchify
-from flashjanus.engine.ops.residual_modulate import image_row
+from flashjanus.engine.ops.residual_modulate import branched_row
 from flashjanus.engine.ops.rope_kv_write import rotate, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ def test_unpatchify_is_pixel_shuffle() -> None:
     ("branches", "images", "rows"), [(3, 3, [0, 1, 2]), (5, 3, [0, 1, 2, 0, 1]), (2, 1, [0, 0]), (0, 0, [])]
 )
 def test_branch_rows_belong_to_the_first_images_in_order(branches: int, images: int, rows: list[int]) -> None:
-    assert image_row(branches, images, torch.device("cpu")).tolist() == rows
+    assert branched_row(branches, images, torch.device("cpu")).tolist() == rows
 
 
 def test_depthwise_weights_are_row_column_channel() -> None:

@@ -98,8 +98,8 @@ def test_the_node_s_label_is_in_the_message() -> None:
 @pytest.mark.parametrize(
     ("op", "specs", "attrs", "message"),
     [
-        ("flow_update", [f32(3, 2, 2, 16), f32(1, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 3, R = 1"),
-        ("flow_update", [f32(1, 2, 2, 16), f32(2, 4, 4, 4)], {}, "expected R <= B <= 2 R branch rows .*B = 1, R = 2"),
+        ("flow_update", [f32(3, 2, 2, 16), f32(1, 4, 4, 4)], {}, "expected R <= B <= 2 R branches .*B = 3, R = 1"),
+        ("flow_update", [f32(1, 2, 2, 16), f32(2, 4, 4, 4)], {}, "expected R <= B <= 2 R branches .*B = 1, R = 2"),
         ("flow_update", [f32(1, 2, 2, 12), f32(1, 4, 4, 4)], {}, r"expected v\[B, H, W, C p p\]"),
         ("flow_update", [f32(1, 2, 2, 16), f32(1, 4, 4, 6)], {}, r"expected v\[B, H, W, C p p\]"),
         ("branch_rows", [f32(2, 3, 4)], {"B": 5, "dtype": F32}, "expected R <= B <= 2 R"),
@@ -120,10 +120,10 @@ def test_impossible_rows_are_refused(op: str, specs: list[TensorSpec], attrs: di
 def test_a_slot_outside_of_the_cache_is_refused() -> None:
     cache = f32(2, 3, 6, 1, 4)
     specs = [cache, cache, TensorSpec((3,), I32)]
-    get_op("copy_first_token").schema.bind("copy_first_token", specs, {"slot": 5})
+    get_op("copy_slot").schema.bind("copy_slot", specs, {"slot": 5})
     for slot in (6, -1):
         with pytest.raises(SchemaError, match=f"one of the cache's 6 slots, got {slot}"):
-            get_op("copy_first_token").schema.bind("copy_first_token", specs, {"slot": slot})
+            get_op("copy_slot").schema.bind("copy_slot", specs, {"slot": slot})
 
 
 def test_heads_must_fill_the_row() -> None:

@@ -137,7 +137,7 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     seq = llama.Sequences(image_k, image_v, kv_start=prompt_start, **numbers, causal=True)
     h = g.add("embed", ids, g.weight("llm.embed"), None, None, dtype=policy.residual)
     llama.layers(g, language, policy, h, seq, keys_only=True)
-    g.add("copy_first_token", k, v, prompt_start, slot=P - 1)
+    g.add("copy_slot", k, v, prompt_start, slot=P - 1)
 
     t_emb, modulation = uvit.time_tables(g, config, policy, t)
     h = g.add("branch_rows", t_emb, B=rows, dtype=policy.residual, label="time_tokens")
@@ -233,7 +233,7 @@ def _image_tokens(
     numbers = {name: of_branches(g.input(name, (rows, tokens), I32)) for name in ("positions", "slots", "kv_end")}
     kv_start = of_branches(g.input("kv_start", (rows,), I32))
     seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=config.image_attention == "causal")
-    g.add("load_step_token", k_table, v_table, step, k, v, slot=P)
+    g.add("load_slot", k_table, v_table, step, k, v, slot=P)
     through = llama.layers(g, language, policy, h, seq, out_dtype=policy.residual)
     assert through is not None
     return through
