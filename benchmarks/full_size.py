@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flashjanus.benchmarking.models import SeededState, configs
-from flashjanus.benchmarking.stages import CHAT_TOKENS, PROMPT_TOKENS
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import JanusFlowConfig, VaeConfig, vae_layout, weight_layout
+from flashjanus.measure.bench.models import SeededState, configs
+from flashjanus.measure.bench.stages import CHAT_TOKENS, PROMPT_TOKENS
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]

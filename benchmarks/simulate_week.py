@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flashjanus.benchmarking.drawing import COLORS, Line, Panel, lines, page
 from flashjanus.cluster.simulation import (
     LATE,
     REFUSED,
@@ -30,6 +29,7 @@ from flashjanus.cluster.simulation import (
     arrivals,
     percentiles,
 )
+from flashjanus.measure.bench.drawing import COLORS, Line, Panel, lines, page
 
 # Computed for an H200 in bfloat16 from tiles, waves and bytes at 790 TFLOP/s and 4.3 TB/s (gpu_stages/report.py).
 STEP = (5.7e-3 + 6.2e-3) / 2

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 from flashjanus import JanusFlow
-from flashjanus.benchmarking.ops import Form, executors, forms
-from flashjanus.benchmarking.stages import Stages
-from flashjanus.benchmarking.timing import Case
 from flashjanus.engine.ops import all_ops
+from flashjanus.measure.bench.ops import Form, executors, forms
+from flashjanus.measure.bench.stages import Stages
+from flashjanus.measure.bench.timing import Case
 from pytest_benchmark.fixture import BenchmarkFixture
 
 SIZES = Case("mix", (("rows", 1), ("prompt_tokens", 40), ("steps", 30), ("chat_tokens", 256)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from flashjanus.benchmarking.models import configs
 from flashjanus.checkpoint import JanusFlowConfig, VaeConfig
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.execution.runner import Runner
+from flashjanus.measure.bench.models import configs
 from flashjanus.model import Policy
 from gpu_stand_in import StandInDriver
 

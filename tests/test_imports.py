@@ -1,8 +1,8 @@
 """Imports go one way: each room may import those before it.
 
 _C, triton_kernels <- engine (errors <- specs <- device <- ops <- graph <- plan <- runtime) <- checkpoint <- model
-<- inputs, sampling <- execution <- scheduling <- api <- flashjanus <- serving, evaluation, profiling, benchmarking
-<- quality, cluster <- cli; builtin <- api. And no file imports one that imports it.
+<- inputs, sampling <- execution <- scheduling <- api <- flashjanus <- serving, measure (evaluation, profile, bench
+<- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -28,6 +28,7 @@ SOURCES = {  # folder: dotted name that it installs as
 ENGINE = ["errors", "specs", "device", "ops", "graph", "plan", "runtime"]  # each floor may import those before it
 FLOORS = {f"engine.{floor}" for floor in ENGINE}
 PACKAGES = {"errors", *FLOORS, "checkpoint", "model", "builtin", "inputs", "sampling", "execution", "scheduling"}
+MEASURE = ["evaluation", "profile", "bench", "quality"]
 MAY_IMPORT = {
     "_C": set(),
     "triton_kernels": set(),
@@ -47,12 +48,13 @@ MAY_IMPORT = {
     "api": PACKAGES,
     "root": {"errors", "execution", "api"},
     "serving": {*PACKAGES, "api", "root"},
-    "evaluation": {*PACKAGES, "api", "root"},
-    "profiling": {*PACKAGES, "api", "root"},
-    "benchmarking": {*PACKAGES, "api"},
-    "quality": {*PACKAGES, "api", "evaluation", "benchmarking"},
+    "measure": {"errors"},  # what its parts share
+    "measure.evaluation": {*PACKAGES, "api", "root", "measure"},
+    "measure.profile": {*PACKAGES, "api", "root", "measure"},
+    "measure.bench": {*PACKAGES, "api", "measure"},
+    "measure.quality": {*PACKAGES, "api", *(f"measure.{part}" for part in ("evaluation", "bench")), "measure"},
     "cluster": {*PACKAGES, "api", "root", "serving"},
-    "cli": {*PACKAGES, "api", "root", "evaluation", "profiling", "benchmarking", "quality", "serving", "cluster"},
+    "cli": {*PACKAGES, "api", "root", "measure", *(f"measure.{part}" for part in MEASURE), "serving", "cluster"},
     "__main__": {"cli"},
 }
 NATIVE = "flashjanus.engine.device.native"  # the one importer of flashjanus._C
@@ -69,11 +71,11 @@ MODULES = {name for _, name in FILES} | {f"{PACKAGE}._C"}
 
 
 def room(module: str) -> str:
-    """The room of a module of ours: its first name below flashjanus. Each floor of the engine is a room."""
+    """The room of a module of ours: its first name below flashjanus, or two of the engine and of measure."""
     if module == PACKAGE:
         return "root"
     names = module.removeprefix(f"{PACKAGE}.").split(".")
-    return ".".join(names[:2]) if names[0] == "engine" else names[0]
+    return ".".join(names[:2]) if ".".join(names[:2]) in MAY_IMPORT or names[0] == "engine" else names[0]
 
 
 def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
@@ -154,8 +156,8 @@ def test_every_room_is_walked() -> None:
         ("flashjanus.builtin", "from flashjanus.inputs import images"),
         ("flashjanus.execution.text", "from flashjanus.cli.console import Console"),
         ("flashjanus.execution.text", "from flashjanus import JanusFlow"),
-        ("flashjanus.execution.text", "from flashjanus.evaluation import evaluate_shapes"),
-        ("flashjanus.evaluation.shapes", "from flashjanus.cli.console import Console"),
+        ("flashjanus.execution.text", "from flashjanus.measure.evaluation import evaluate_shapes"),
+        ("flashjanus.measure.evaluation.shapes", "from flashjanus.cli.console import Console"),
         ("flashjanus.errors", "from flashjanus.engine.graph import Dim"),
         ("flashjanus.model.llama", "import transformers.models.llama"),
         ("flashjanus.model.llama", "from engine.ir import Dim"),
@@ -191,7 +193,7 @@ def test_an_import_along_the_order_is_accepted(module: str, source: str) -> None
         "flashjanus.cli.app",
         "flashjanus.errors",
         "flashjanus.sampling.options",
-        "flashjanus.benchmarking.serving.report",
+        "flashjanus.measure.bench.serving.report",
     ],
 )
 def test_the_command_starts_without_torch(module: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashjanus.evaluation import world
+from flashjanus.measure.evaluation import world
 from recipe import Sizes
 
 LATENT_CHANNELS, LATENT_SIZE = 4, world.SIZE // 8

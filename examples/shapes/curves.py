@@ -17,7 +17,7 @@ from pathlib import Path
 
 from files import whole, write_text
 from flashjanus import JanusFlow
-from flashjanus.evaluation.shapes import evaluate_shapes
+from flashjanus.measure.evaluation.shapes import evaluate_shapes
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flashjanus.evaluation import language, world
 from flashjanus.inputs.prompts import encode_chat, encode_generation_prompt
 from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.measure.evaluation import language, world
 from janusflow import Packed
 from loop import Draw
 from torch import Tensor

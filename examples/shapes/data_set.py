@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 from files import write_text
-from flashjanus.evaluation import language, world
+from flashjanus.measure.evaluation import language, world
 from PIL import Image
 
 KINDS: tuple[world.Kind, ...] = (*language.CAPTIONED, "mixed")

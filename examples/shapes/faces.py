@@ -10,11 +10,11 @@ import torch
 from autoencoder import AutoencoderKL
 from configs import LATENT_CHANNELS, LATENT_SIZE
 from data import Encoder, answer_batch, draw_batch
-from flashjanus.evaluation import language, world
-from flashjanus.evaluation.prompts import prompt_set
-from flashjanus.evaluation.shapes import Drawn
-from flashjanus.evaluation.statistics import shares_by_name
-from flashjanus.evaluation.verdict import give_verdict
+from flashjanus.measure.evaluation import language, world
+from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.shapes import Drawn
+from flashjanus.measure.evaluation.statistics import shares_by_name
+from flashjanus.measure.evaluation.verdict import give_verdict
 from janusflow import JanusFlow
 from pictures import rendered, to_u8
 from PIL import Image

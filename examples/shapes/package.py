@@ -12,9 +12,9 @@ import torch
 from autoencoder import AutoencoderKL
 from configs import PREPROCESSOR, PROCESSOR
 from files import whole, write_text
-from flashjanus.evaluation import language, world
-from flashjanus.evaluation.prompts import ceiling_scenes
 from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT
+from flashjanus.measure.evaluation import language, world
+from flashjanus.measure.evaluation.prompts import ceiling_scenes
 from janusflow import JanusFlow
 from pictures import rendered
 from safetensors.torch import load_file, save

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flashjanus.evaluation import world
+from flashjanus.measure.evaluation import world
 from torch import Tensor
 
 

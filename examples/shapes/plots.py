@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from files import whole
-from flashjanus.evaluation.prompts import CATEGORIES
+from flashjanus.measure.evaluation.prompts import CATEGORIES
 from PIL import Image, ImageDraw, ImageFont
 from recipe import Recipe, read_recipe
 

@@ -13,8 +13,8 @@ from checkpoints import TrainingError, load_finished, save_atomically
 from data import TAKEN, AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
 from faces import Faces, draw_score
 from files import whole
-from flashjanus.evaluation import language, world
-from flashjanus.evaluation.shapes import category_sheet
+from flashjanus.measure.evaluation import language, world
+from flashjanus.measure.evaluation.shapes import category_sheet
 from janusflow import UNDERSTANDING, JanusFlow
 from loop import Draw, Losses, run_stage
 from pictures import rendered

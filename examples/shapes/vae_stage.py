@@ -9,7 +9,7 @@ import torch
 from autoencoder import AutoencoderKL
 from checkpoints import TrainingError, save_atomically
 from configs import vae_config
-from flashjanus.evaluation import judge, world
+from flashjanus.measure.evaluation import judge, world
 from loop import Draw, run_stage
 from pictures import rendered, to_u8
 from ranks import rank, share, spread

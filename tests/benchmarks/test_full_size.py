@@ -7,7 +7,7 @@ from pathlib import Path
 import full_size
 import pytest
 from flashjanus import JanusFlow
-from flashjanus.benchmarking.models import configs, random_model
+from flashjanus.measure.bench.models import configs, random_model
 from small_model import small_config
 
 

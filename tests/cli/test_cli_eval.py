@@ -10,12 +10,12 @@ from typing import Any
 
 import flashjanus
 import pytest
-from flashjanus.evaluation import shapes
+from flashjanus.measure.evaluation import shapes
 from oracle_model import SAMPLES, OracleModel
 from PIL import Image
 
 SHAPES = ["eval", "shapes", "--samples", str(SAMPLES), "--questions", str(SAMPLES), "--steps", "2"]
-DETECTOR = "flashjanus.evaluation.detectors:shapes_detector"
+DETECTOR = "flashjanus.measure.evaluation.detectors:shapes_detector"
 Cli = Callable[..., Any]
 
 

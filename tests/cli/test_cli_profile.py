@@ -12,10 +12,10 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.runtime import ceilings
 from flashjanus.engine.runtime.profile import Recorder, recording
-from flashjanus.profiling.measure import GAPS, Profile, Timeline, measure
-from flashjanus.profiling.memory import arena_timeline
-from flashjanus.profiling.rows import OUTSIDE, programs, rows
-from flashjanus.profiling.trace import trace
+from flashjanus.measure.profile.measure import GAPS, Profile, Timeline, measure
+from flashjanus.measure.profile.memory import arena_timeline
+from flashjanus.measure.profile.rows import OUTSIDE, programs, rows
+from flashjanus.measure.profile.trace import trace
 from PIL import Image
 
 STEPS = 2

@@ -1,4 +1,4 @@
-"""`quality`: options, outputs, exit codes and errors; what it measures is tested in tests/quality."""
+"""`quality`: options, outputs, exit codes and errors; what it measures is tested in tests/measure/quality."""
 
 from __future__ import annotations
 

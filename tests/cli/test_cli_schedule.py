@@ -1,4 +1,4 @@
-"""`schedule`: what it prints serves as --step-cache; what it finds is tested in tests/quality."""
+"""`schedule`: what it prints serves as --step-cache; what it finds is tested in tests/measure/quality."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from data import DRAWN, TOPIC_SHARES, drawn_scenes, seen_scenes
 from data_set import examples, write_data_set
 from faces import validation_question
-from flashjanus.evaluation import judge, language, world
+from flashjanus.measure.evaluation import judge, language, world
 from PIL import Image
 from plots import plot_run, read_log
 from recipe import MINIATURE, Recipe, read_recipe, write_recipe

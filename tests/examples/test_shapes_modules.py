@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from autoencoder import AutoencoderKL, norm_silu
 from configs import model_config, vae_config
 from data import Encoder, answer_batch, ask, draw_batch, seen_scenes
-from flashjanus.evaluation import world
 from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.measure.evaluation import world
 from janusflow import JanusFlow, rms_norm, rotate
 from model_reference import Reference
 from package import TOKENIZER_FILES, train_tokenizer, write_text_files

@@ -16,8 +16,8 @@ from data import Encoder, answer_batch
 from faces import Faces, validation_question
 from flashjanus import JanusFlow
 from flashjanus.builtin import builtin_folder
-from flashjanus.evaluation import evaluate_shapes, world
 from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.measure.evaluation import evaluate_shapes, world
 from loop import Draw, averaged
 from package import TOKENIZER_FILES, read_model
 from pictures import pixels

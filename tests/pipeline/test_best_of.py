@@ -16,10 +16,10 @@ from flashjanus.api.outputs import joined
 from flashjanus.api.shelf import Shelf
 from flashjanus.builtin.checks import checks
 from flashjanus.errors import InputError, OutputError
-from flashjanus.evaluation.prompts import prompt_set
-from flashjanus.evaluation.verdict import give_verdict
-from flashjanus.evaluation.world import render
 from flashjanus.inputs.prompts import encode_chat
+from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.verdict import give_verdict
+from flashjanus.measure.evaluation.world import render
 from flashjanus.sampling.options import ImageOptions
 from PIL import Image
 from small_model import small_config, small_state

@@ -1,4 +1,4 @@
-"""The built-in model as it is installed; what its weights are worth, flashjanus.evaluation measures."""
+"""The built-in model as it is installed; what its weights are worth, flashjanus.measure.evaluation measures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flashjanus import JanusFlow
 from flashjanus.builtin import FILES, NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, check_layout, vae_layout, weight_layout
 from flashjanus.errors import CheckpointError
-from flashjanus.evaluation import world
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT, encode_chat, encode_generation_prompt
 from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.measure.evaluation import world
 from safetensors.torch import load_file
 
 WEIGHTS = [file for file in FILES if file.endswith(".safetensors")]

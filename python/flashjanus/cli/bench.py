@@ -18,9 +18,9 @@ from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
-    from flashjanus.benchmarking.report import Report
-    from flashjanus.benchmarking.stages import Stages
-    from flashjanus.benchmarking.timing import Engine
+    from flashjanus.measure.bench.report import Report
+    from flashjanus.measure.bench.stages import Stages
+    from flashjanus.measure.bench.timing import Engine
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +57,7 @@ def _check_plot(path: str | None) -> None:
 
 def _plot(path: str | None, report: Report) -> None:
     from flashjanus.api.files import write_text
-    from flashjanus.benchmarking.chart import svg
+    from flashjanus.measure.bench.chart import svg
 
     if path is not None:
         write_text(path, svg(report))
@@ -73,8 +73,8 @@ def _check_peers(args: argparse.Namespace) -> None:
 def _stages(args: argparse.Namespace, console: Console) -> Stages:
     """The model as an engine."""
     from flashjanus import JanusFlow
-    from flashjanus.benchmarking.models import random_model
-    from flashjanus.benchmarking.stages import Stages
+    from flashjanus.measure.bench.models import random_model
+    from flashjanus.measure.bench.stages import Stages
 
     source: dict[str, Any] = {}
 
@@ -88,9 +88,9 @@ def _stages(args: argparse.Namespace, console: Console) -> Stages:
 
 
 def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
-    from flashjanus.benchmarking import stages as all_stages
-    from flashjanus.benchmarking.timing import measure
-    from flashjanus.benchmarking.vae_peer import Diffusers
+    from flashjanus.measure.bench import stages as all_stages
+    from flashjanus.measure.bench.timing import measure
+    from flashjanus.measure.bench.vae_peer import Diffusers
 
     model = stages.model
     if args.stages is None:
@@ -128,10 +128,10 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
 def _time_ops(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
     import torch
 
-    from flashjanus.benchmarking import stages as all_stages
-    from flashjanus.benchmarking.ops import measure_ops
     from flashjanus.engine.ops import all_ops
     from flashjanus.engine.runtime.ceilings import measure
+    from flashjanus.measure.bench import stages as all_stages
+    from flashjanus.measure.bench.ops import measure_ops
 
     wanted = args.ops.split(",") if args.ops else []
     unknown = [name for name in wanted if name not in all_ops()]
@@ -157,11 +157,11 @@ def _time_ops(args: argparse.Namespace, console: Console, stages: Stages) -> Rep
 
 
 def _peer(name: str, args: argparse.Namespace, stages: Stages) -> Engine:
-    from flashjanus.benchmarking.models import sibling
-    from flashjanus.benchmarking.peers import Official, Transformers
-    from flashjanus.benchmarking.stages import Stages
-    from flashjanus.benchmarking.vae_peer import Diffusers
     from flashjanus.engine.ops import all_ops
+    from flashjanus.measure.bench.models import sibling
+    from flashjanus.measure.bench.peers import Official, Transformers
+    from flashjanus.measure.bench.stages import Stages
+    from flashjanus.measure.bench.vae_peer import Diffusers
 
     if name == "torch":
         return Stages(sibling(stages.model, dict.fromkeys(all_ops(), "torch")), "torch")
@@ -175,7 +175,7 @@ def _peer(name: str, args: argparse.Namespace, stages: Stages) -> Engine:
 
 def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
     """Sizes by name."""
-    from flashjanus.benchmarking.stages import CHAT_TOKENS, new_tokens
+    from flashjanus.measure.bench.stages import CHAT_TOKENS, new_tokens
 
     limit = stages.model.config.language.max_position_embeddings
     fits = max(1, min(CHAT_TOKENS, limit - new_tokens(args.repeats)))
@@ -184,14 +184,14 @@ def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
 
 
 def _report(args: argparse.Namespace, stages: Stages, records: Any, ceilings: dict[str, Any] | None) -> Report:
-    from flashjanus.benchmarking.report import Report
+    from flashjanus.measure.bench.report import Report
 
     head = {"kind": args.suite, **provenance(stages.model), "ceilings": ceilings}
     return Report(head, records)
 
 
 def _run_compare(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.benchmarking.report import Report, difference_table, differences
+    from flashjanus.measure.bench.report import Report, difference_table, differences
 
     before, after = Report.read(args.before), Report.read(args.after)
     found = differences(before, after, args.margin / 100)
@@ -210,8 +210,8 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
     if args.goal and not args.markdown:
         raise InputError("--goal: expected --markdown beside it")
     from flashjanus.api.files import write_text
-    from flashjanus.benchmarking.document import Goal, markdown
-    from flashjanus.benchmarking.report import Report
+    from flashjanus.measure.bench.document import Goal, markdown
+    from flashjanus.measure.bench.report import Report
 
     served = bench_serve.read(args.file)
     if served is not None:

@@ -24,10 +24,10 @@ from flashjanus.cli.machine import machine_facts
 from flashjanus.errors import ConfigError, InputError, UnavailableError
 
 if TYPE_CHECKING:
-    from flashjanus.benchmarking.serving.endpoint import Target
-    from flashjanus.benchmarking.serving.load import Call
-    from flashjanus.benchmarking.serving.report import ServeReport
-    from flashjanus.benchmarking.serving.sample import Sample
+    from flashjanus.measure.bench.serving.endpoint import Target
+    from flashjanus.measure.bench.serving.load import Call
+    from flashjanus.measure.bench.serving.report import ServeReport
+    from flashjanus.measure.bench.serving.sample import Sample
 
 CONCURRENCY, REQUESTS, SECONDS = 8, 64, 60.0
 FAILED = 1
@@ -129,9 +129,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.plot is not None and not args.plot.endswith(".svg"):
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
     from flashjanus.api.files import check_writable, write_text
-    from flashjanus.benchmarking.serving.load import MOST_CALLS, arrivals, calls, read_mix
-    from flashjanus.benchmarking.serving.prompts import read_prompts
-    from flashjanus.benchmarking.serving.report import ServeReport
+    from flashjanus.measure.bench.serving.load import MOST_CALLS, arrivals, calls, read_mix
+    from flashjanus.measure.bench.serving.prompts import read_prompts
+    from flashjanus.measure.bench.serving.report import ServeReport
 
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
     for path in files:
@@ -165,8 +165,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def read(path: str) -> ServeReport | None:
     """A report of --json; None where it is one of another suite. Raises InputError."""
-    from flashjanus.benchmarking.serving.report import ServeReport
     from flashjanus.checkpoint.fields import read_json
+    from flashjanus.measure.bench.serving.report import ServeReport
 
     try:
         data = read_json(Path(path))
@@ -179,8 +179,8 @@ def _measured(
     args: argparse.Namespace, console: Console, load: list[Call], first: list[Call]
 ) -> tuple[Target, list[Sample]]:
     try:
-        from flashjanus.benchmarking.serving import drive
-        from flashjanus.benchmarking.serving.endpoint import Client, Target
+        from flashjanus.measure.bench.serving import drive
+        from flashjanus.measure.bench.serving.endpoint import Client, Target
     except ModuleNotFoundError as error:
         if error.name != "httpx":
             raise
@@ -263,7 +263,7 @@ def _api_key(given: str | None) -> str | None:
 
 def _head(args: argparse.Namespace, target: Target) -> dict[str, Any]:
     """What is needed to repeat the run. machine: the client's."""
-    from flashjanus.benchmarking.words import commit
+    from flashjanus.measure.bench.words import commit
 
     if args.rate is None:
         load = f"closed loop of {args.concurrency or CONCURRENCY}"

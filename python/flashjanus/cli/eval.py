@@ -16,8 +16,8 @@ from flashjanus.errors import InputError, OutputError
 from flashjanus.sampling.options import USUAL, ImageOptions
 
 if TYPE_CHECKING:
-    from flashjanus.evaluation.geneval import GenevalPrompt
-    from flashjanus.evaluation.pictures import NumberedPicture
+    from flashjanus.measure.evaluation.geneval import GenevalPrompt
+    from flashjanus.measure.evaluation.pictures import NumberedPicture
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +62,7 @@ def _add_geneval(suites: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--detector",
         metavar="MODULE:NAME",
-        help="function from a PIL image to a list of flashjanus.evaluation.Detection",
+        help="function from a PIL image to a list of flashjanus.measure.evaluation.Detection",
     )
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="pictures drawn per prompt (default: 4)")
     parser.add_argument("--out", metavar="DIR", help="new folder for what is drawn, in GenEval's layout")
@@ -96,7 +96,7 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
 def _run_shapes(args: argparse.Namespace, console: Console) -> int:
     _check_sheet(args.sheet)
     model = load_model(args, console)
-    from flashjanus.evaluation.shapes import evaluate_shapes
+    from flashjanus.measure.evaluation.shapes import evaluate_shapes
 
     report = evaluate_shapes(
         model,
@@ -116,10 +116,10 @@ def _run_shapes(args: argparse.Namespace, console: Console) -> int:
 
 def _run_geneval(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.api.files import save_png
-    from flashjanus.evaluation import pictures
-    from flashjanus.evaluation.detectors import load_detector, no_detector
-    from flashjanus.evaluation.geneval import read_prompts
-    from flashjanus.evaluation.report import table
+    from flashjanus.measure.evaluation import pictures
+    from flashjanus.measure.evaluation.detectors import load_detector, no_detector
+    from flashjanus.measure.evaluation.geneval import read_prompts
+    from flashjanus.measure.evaluation.report import table
 
     begun = time.perf_counter()
     if args.images is not None and args.out is not None:
@@ -179,8 +179,8 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
 
 
 def _run_choices(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.evaluation.choices import evaluate_choices, read_choices
-    from flashjanus.evaluation.report import table
+    from flashjanus.measure.evaluation.choices import evaluate_choices, read_choices
+    from flashjanus.measure.evaluation.report import table
 
     begun = time.perf_counter()
     choices, skipped = read_choices(Path(args.questions), None if args.images is None else Path(args.images))
@@ -205,7 +205,7 @@ def _written(
     shown: Iterator[NumberedPicture], prompts: list[GenevalPrompt], out: Path, paths: list[str]
 ) -> Iterator[NumberedPicture]:
     """The same pictures, each written below `out` before it is passed on; `paths` grows with their files."""
-    from flashjanus.evaluation.pictures import write_picture
+    from flashjanus.measure.evaluation.pictures import write_picture
 
     for number, name, image in shown:
         write_picture(out, prompts[number], name, image)

@@ -24,7 +24,7 @@ from flashjanus.sampling.options import ImageOptions, TokenOptions
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
-    from flashjanus.profiling.measure import Profile
+    from flashjanus.measure.profile.measure import Profile
 
 MAX_REPEATS = 1000
 
@@ -139,10 +139,10 @@ def _profile(
     asked: dict[str, Any],
 ) -> int:
     from flashjanus.api.files import write_text
-    from flashjanus.profiling.html import page
-    from flashjanus.profiling.measure import measure
-    from flashjanus.profiling.table import report
-    from flashjanus.profiling.trace import trace
+    from flashjanus.measure.profile.html import page
+    from flashjanus.measure.profile.measure import measure
+    from flashjanus.measure.profile.table import report
+    from flashjanus.measure.profile.trace import trace
 
     with console.progress(2 * args.repeats + 1, "profiling") as show:
         profile = measure(model, request, args.repeats, args.nvtx, show)
@@ -159,8 +159,8 @@ def _profile(
 
 
 def _facts(profile: Profile, by_node: bool) -> dict[str, Any]:
-    from flashjanus.profiling.memory import arena_timeline
-    from flashjanus.profiling.rows import bucket, programs, rows
+    from flashjanus.measure.profile.memory import arena_timeline
+    from flashjanus.measure.profile.rows import bucket, programs, rows
 
     wall, parts = profile.median.wall, rows(profile, by_node)
     plans = {bucket(run.plan): run.plan for run in profile.median.runs}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flashjanus.cli.console import Console
 
 if TYPE_CHECKING:
-    from flashjanus.evaluation.drawing import Progress
+    from flashjanus.measure.evaluation.drawing import Progress
 
 
 def progress_of(console: Console) -> Progress:

@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--modes",
         default="euler-20,euler-10",
         metavar="NAME[,NAME]",
-        help="modes of flashjanus/quality/modes.py beside the exact one (default: euler-20,euler-10)",
+        help="modes of flashjanus/measure/quality/modes.py beside the exact one (default: euler-20,euler-10)",
     )
     group.add_argument(
         "--mode",
@@ -99,9 +99,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
     from flashjanus.api.files import check_writable, write_text
-    from flashjanus.quality.distance import ENOUGH_PROMPTS
-    from flashjanus.quality.modes import modes
-    from flashjanus.quality.prompts import choose_prompts
+    from flashjanus.measure.quality.distance import ENOUGH_PROMPTS
+    from flashjanus.measure.quality.modes import modes
+    from flashjanus.measure.quality.prompts import choose_prompts
 
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
     for path in files:
@@ -114,9 +114,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"--bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing, got {len(prompts)}"
         )
     from flashjanus.builtin import NAMES
-    from flashjanus.quality.report import QualityReport
-    from flashjanus.quality.run import Plan, measure_quality
-    from flashjanus.quality.subject import Work
+    from flashjanus.measure.quality.report import QualityReport
+    from flashjanus.measure.quality.run import Plan, measure_quality
+    from flashjanus.measure.quality.subject import Work
 
     scored = args.score or exact.name in NAMES
     plan = Plan(
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.json not in (None, STDOUT):
         write_text(args.json, json.dumps(found, allow_nan=False, indent=1) + "\n")
     if args.plot is not None:
-        from flashjanus.quality.plot import svg
+        from flashjanus.measure.quality.plot import svg
 
         write_text(args.plot, svg(report))
     console.text(str(report))
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _loader(args: argparse.Namespace, console: Console) -> tuple[Callable[..., JanusFlow], JanusFlow]:
     """What loads the model with other options, each once, and the model as the command's options have it."""
     from flashjanus import JanusFlow
-    from flashjanus.benchmarking.models import random_model
+    from flashjanus.measure.bench.models import random_model
 
     base: dict[str, Any] = {}
     loaded: dict[str, JanusFlow] = {}

@@ -43,8 +43,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.quality.prompts import choose_prompts, noise, prompt_ids
-    from flashjanus.quality.step_cache import find_times
+    from flashjanus.measure.quality.prompts import choose_prompts, noise, prompt_ids
+    from flashjanus.measure.quality.step_cache import find_times
     from flashjanus.sampling import checks
 
     sampler = sampler_of(args)

@@ -1,0 +1,45 @@
+"""Scores: how well a model draws what it is asked for and answers what it is asked.
+
+`world`, `language` and `judge` need numpy alone, for programs that make training data.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashjanus.measure.evaluation.detectors import Detection, Detector
+    from flashjanus.measure.evaluation.prompts import ceiling_scenes, prompt_set, question_set
+    from flashjanus.measure.evaluation.report import ShapesReport
+    from flashjanus.measure.evaluation.shapes import evaluate_shapes
+    from flashjanus.measure.evaluation.verdict import Verdict, give_verdict
+
+_HOME = {
+    "Detection": "detectors",
+    "Detector": "detectors",
+    "ShapesReport": "report",
+    "Verdict": "verdict",
+    "ceiling_scenes": "prompts",
+    "evaluate_shapes": "shapes",
+    "give_verdict": "verdict",
+    "prompt_set": "prompts",
+    "question_set": "prompts",
+}
+
+__all__ = [
+    "Detection",
+    "Detector",
+    "ShapesReport",
+    "Verdict",
+    "ceiling_scenes",
+    "evaluate_shapes",
+    "give_verdict",
+    "prompt_set",
+    "question_set",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part when it is first asked for: the world must not wait for torch."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

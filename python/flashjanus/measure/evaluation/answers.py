@@ -1,0 +1,50 @@
+"""Questions put to a model in batches, and the share that it answers word for word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.engine.ops import linear
+from flashjanus.measure.evaluation import world
+from flashjanus.measure.evaluation.drawing import Progress, silent
+from flashjanus.measure.evaluation.prompts import Asked
+from flashjanus.measure.evaluation.statistics import Share, shares_by_name
+
+QUESTIONS_AT_ONCE = 16
+MAX_NEW_TOKENS = 8
+
+
+def at_once(model: JanusFlow) -> int:
+    """Questions of a batch: where few rows are decoded by a kernel that rounds otherwise, no more than it serves.
+
+    Those are 4-bit weights, and int8 without tiles, whose inputs stay as they are for few rows.
+    """
+    apart = model.quantization == "int4" or (model.quantization == "int8" and not model.runner.policy.tiled)
+    return linear.MAX_ROWS if apart else QUESTIONS_AT_ONCE
+
+
+def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
+    """Greedy answers of at most MAX_NEW_TOKENS tokens, as one batch; a question may have no picture."""
+    conversations = []
+    for image, text in questions:
+        content: list[dict[str, Any]] = [] if image is None else [{"type": "image", "image": image}]
+        conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+    return list(model.chat(conversations, max_new_tokens=MAX_NEW_TOKENS, do_sample=False))
+
+
+def score_answers(model: JanusFlow, asked: Sequence[Asked], progress: Progress = silent) -> dict[str, Share]:
+    """By topic, the share of questions about ground-truth renders whose answer is right, but for case and spaces."""
+    outcomes = []
+    with progress(len(asked), "asking") as show:
+        for start in range(0, len(asked), at_once(model)):
+            batch = asked[start : start + at_once(model)]
+            replies = ask(model, [(Image.fromarray(world.render(one.scene)), one.question.text) for one in batch])
+            for one, reply in zip(batch, replies, strict=True):
+                correct = reply.strip().casefold() == one.question.answer.casefold()
+                outcomes.append((one.question.topic, correct))
+            show(start + len(batch))
+    return shares_by_name(outcomes)

@@ -1,0 +1,128 @@
+"""The pictures of GenEval prompts: found in a folder, or drawn, judged by a detector, and written where asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from flashjanus.api.files import save_new_png, write_text
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.errors import InputError, OutputError
+from flashjanus.inputs.images import load_image
+from flashjanus.measure.evaluation.detectors import Detector, detect
+from flashjanus.measure.evaluation.drawing import Progress, draw, silent
+from flashjanus.measure.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, faults
+from flashjanus.measure.evaluation.records import read_lines
+from flashjanus.measure.evaluation.sheet import Picture, draw_sheet
+from flashjanus.sampling import checks
+
+NumberedPicture = tuple[int, str, Image.Image]
+"""The number of its prompt, its file's name, and the picture."""
+SAMPLES = 4
+"""Pictures per prompt, as GenEval draws them."""
+SHEET_COLUMNS = 6
+
+
+def find_pictures(prompts: Sequence[GenevalPrompt], folder: Path) -> list[tuple[int, Path]]:
+    """(number of the prompt, file) of every picture.
+
+    Where the prompts' lines name an "image", it lies in `folder`; else `folder` has GenEval's layout, in which the
+    pictures of line N (from 0) are N in five digits / samples / NNNN.png. Raises InputError for what is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--images {folder}: expected a folder")
+    named = [prompt.record.has("image") for prompt in prompts]
+    if any(named):
+        return [(number, prompt.record.path("image", folder)) for number, prompt in enumerate(prompts)]
+    found = []
+    for number, prompt in enumerate(prompts):
+        home = folder / f"{number:05}"
+        samples = sorted(path for path in (home / "samples").glob("*.png") if path.stem.isdigit() and path.is_file())
+        if not samples:
+            raise InputError(
+                f"{home / 'samples'}: no pictures NNNN.png of {prompt.record.where}; expected GenEval's layout, or "
+                "an 'image' in every line of the prompts' file"
+            )
+        _check_belongs(home / "metadata.jsonl", prompt)
+        found += [(number, path) for path in samples]
+    return found
+
+
+def _check_belongs(path: Path, prompt: GenevalPrompt) -> None:
+    """InputError if the folder's own metadata is of another prompt, as in pictures of another prompt file."""
+    if path.is_file():
+        text = read_lines(path)[0].text("prompt")
+        if text != prompt.text:
+            raise InputError(
+                f"{path}: 'prompt': expected {prompt.text!r:.80} of {prompt.record.where}, got {text!r:.80}"
+            )
+
+
+def load_pictures(found: Sequence[tuple[int, Path]], progress: Progress = silent) -> Iterator[NumberedPicture]:
+    """What `find_pictures` found, opened one by one. Raises InputError for what is no picture."""
+    with progress(len(found), "judging") as show:
+        for done, (number, path) in enumerate(found, 1):
+            yield number, str(path), load_image(path)
+            show(done)
+
+
+def draw_pictures(
+    model: JanusFlow,
+    prompts: Sequence[GenevalPrompt],
+    *,
+    samples: int = SAMPLES,
+    steps: int = 30,
+    guidance: float = 2.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Iterator[NumberedPicture]:
+    """`samples` pictures of each prompt, number k of all from seed + k, named as in GenEval's layout."""
+    samples = checks.integer("samples", samples, 1, 10_000)
+    wanted = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
+    texts = [prompts[number].text for number, _ in wanted]
+    drawn = draw(model, texts, seed=seed, progress=progress, num_inference_steps=steps, guidance_scale=guidance)
+    for (number, sample), image in zip(wanted, drawn, strict=True):
+        yield number, f"{number:05}/samples/{sample:04}.png", image
+
+
+def write_picture(folder: Path, prompt: GenevalPrompt, name: str, image: Image.Image) -> None:
+    """Writes a drawn picture below `folder`, with the prompt's line beside it, in GenEval's layout.
+
+    Raises OutputError, also where the picture is there already: another run writes into the same folder.
+    """
+    path = folder / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path.parent}: {error.strerror}") from error
+    save_new_png(image, [path])
+    write_text(path.parent.parent / "metadata.jsonl", json.dumps(prompt.record.data, allow_nan=False) + "\n")
+
+
+def judge_pictures(
+    prompts: Sequence[GenevalPrompt],
+    pictures: Iterator[NumberedPicture],
+    detector: Detector,
+    *,
+    shown: int = 0,
+) -> tuple[GenevalReport, dict[str, list[Picture]]]:
+    """The report on all pictures, and the first `shown` of each tag for a sheet."""
+    judged: list[Judged] = []
+    sheet: dict[str, list[Picture]] = {}
+    for number, name, image in pictures:
+        prompt = prompts[number]
+        one = Judged(number, prompt.tag, prompt.text, name, tuple(faults(prompt, detect(detector, image))))
+        judged.append(one)
+        row = sheet.setdefault(prompt.tag, [])
+        if len(row) < shown:
+            row.append(Picture(image, prompt.text, one.correct, "; ".join(one.faults)))
+    return GenevalReport(judged), sheet
+
+
+def geneval_sheet(report: GenevalReport, rows: dict[str, list[Picture]]) -> Image.Image:
+    """The pictures of `judge_pictures` with the scores as headings."""
+    tags = report.tags
+    return draw_sheet(f"GenEval  {report.overall}", [(f"{tag}  {tags[tag]}", row) for tag, row in rows.items()])
