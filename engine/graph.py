@@ -57,16 +57,20 @@ class Node:
     attrs: Mapping[str, Any]
 
 
+def full_name(program: str, form: str) -> str:
+    return f"{program}_{form}" if form else program
+
+
 @dataclass
 class Graph:
-    """A program as an ordered list of nodes over named values.
+    """A program as an ordered list of nodes over named values. form: which one, where a program has several.
 
     `weights` gives the spec of every tensor that `weight()` may ask for. `int4`: by the name of a weight in tiles, its
     values in 4 bits and their scales (ops/nibbles.py), which serve instead of it where the rows are few. `rows`: the
     sizes that count rows; an axis of a state or an input that has such a size is its axis of rows.
     """
 
-    name: str
+    program: str
     weights: Mapping[str, TensorSpec] = field(default_factory=dict)
     rows: tuple[Size, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
@@ -76,6 +80,12 @@ class Graph:
     on_device: set[str] = field(default_factory=set)
     int4: dict[str, tuple[Value, Value]] = field(default_factory=dict)
     scope: str = ""
+    form: str = ""
+
+    @property
+    def name(self) -> str:
+        """Program and form, for a person."""
+        return full_name(self.program, self.form)
 
     def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype, *, on_device: bool = False) -> Value:
         """A tensor that the caller fills before a run; it keeps its contents between runs.

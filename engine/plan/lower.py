@@ -54,7 +54,8 @@ def lower(
         return {v.name: _concrete(v, sizes).spec for v in roots}
 
     return Plan(
-        name=graph.name,
+        program=graph.program,
+        form=graph.form,
         sizes=dict(sizes),
         device=device,
         nodes=nodes,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..graph import full_name
 from ..ops import Implementation
 from ..specs import TensorSpec
 
@@ -49,7 +50,7 @@ class PlannedNode:
 class Plan:
     """A graph lowered for one bucket, device and choice of implementations."""
 
-    name: str
+    program: str
     sizes: Mapping[str, int]
     device: torch.device
     nodes: tuple[PlannedNode, ...]
@@ -65,6 +66,13 @@ class Plan:
     """By the name of a state or an input, which of its axes is that of the rows."""
     unpacked_bytes: int = field(default=0)
     """Bytes that the intermediates would take without sharing."""
+    form: str = ""
+    """Which one, where the program has several."""
+
+    @property
+    def name(self) -> str:
+        """Program and form, for a person."""
+        return full_name(self.program, self.form)
 
     @property
     def flops(self) -> int:
@@ -121,7 +129,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Everything a program needs to know of the plan, as plain data."""
         return {
-            "program": self.name,
+            "program": self.program,
+            "form": self.form,
             "device": str(self.device),
             "bucket": dict(self.sizes),
             "flops": self.flops,

@@ -150,6 +150,16 @@ def test_steps_without_branches_are_a_program_of_their_own(cli, untrained_folder
     assert found["uncond_every"] == 3
 
 
+def test_gaps_between_all_forms_of_a_step_have_names(cli, untrained_folder: Path) -> None:
+    options = ["--model", untrained_folder, "--dtype", "float32", "--repeats", 1, "--json"]
+    options += ["--step-cache", "0,0.25,0.75", "--guidance-interval", 0, 0.5]
+    found = cli("profile", "generate", "a red circle", "--steps", 8, *options).json
+    ran = {row["program"].partition(" ")[0] for row in found["programs"]}
+    forms = {"storing", "storing_conditional", "recalling", "recalling_conditional"}
+    assert {f"flow_step_{form}" for form in forms} <= ran
+    assert {row["name"] for row in found["ops"] if row["program"] == OUTSIDE} <= set(GAPS.values())
+
+
 @pytest.mark.parametrize("program", ["encode_images", "prefill", "decode_step", "flow_prepare", "flow_step"])
 def test_the_arena_timeline_is_the_planner_s(untrained: JanusFlow, program: str) -> None:
     plan = untrained.plan(program)

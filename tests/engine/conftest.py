@@ -76,7 +76,7 @@ def build_programs(dtype: torch.dtype, numerics: str = "exact") -> dict[str, Gra
     specs = model.weight_specs(weight_layout(config), policy, config.language)
     names = ("encode_images", "prefill", "decode_step", "flow_prepare")
     graphs: dict[str, Graph] = {name: getattr(model, name)(config, policy, specs) for name in names}
-    graphs |= {name: model.flow_step(config, policy, specs, name) for name in model.FLOW_STEPS}
+    graphs |= {name: model.flow_step(config, policy, specs, form) for name, form in model.FLOW_FORMS.items()}
     vae_policy = model.Policy.of(dtype)
     graphs["decode_latents"] = model.decode_latents(vae, vae_policy, model.weight_specs(vae_layout(vae), vae_policy))
     return graphs

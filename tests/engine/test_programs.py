@@ -11,7 +11,7 @@ from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.plan.plan import nbytes
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import TensorSpec
-from flashjanus.model import FLOW_STEPS
+from flashjanus.model import FLOW_FORMS
 
 Programs = Callable[..., dict[str, Graph]]
 Draws = Callable[[Mapping[str, TensorSpec]], dict[str, torch.Tensor]]
@@ -21,7 +21,7 @@ BUCKETS = {
     "decode_step": [dict(B=1, S=9, K=4), dict(B=3, S=6, K=2)],
     "flow_prepare": [dict(R=2, U=u, P=5, K=3) for u in (0, 1, 2)],
     "flow_step": [dict(R=2, U=u, P=5, K=3) for u in (0, 1, 2)],
-    **{name: [dict(R=2, U=u, V=u - 1, P=5, K=3) for u in (1, 2)] for name in FLOW_STEPS if name != "flow_step"},
+    **{name: [dict(R=2, U=u, V=u - 1, P=5, K=3) for u in (1, 2)] for name in FLOW_FORMS if name != "flow_step"},
     "decode_latents": [dict(B=1, H=4, W=4), dict(B=2, H=2, W=6)],
 }
 CASES = [(name, bucket) for name, buckets in BUCKETS.items() for bucket in buckets]

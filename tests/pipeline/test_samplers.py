@@ -131,7 +131,7 @@ def test_rows_whose_guidance_has_ended_do_not_pay_for_others(monkeypatch: pytest
 
     def noted(self: Executor) -> None:
         sizes = self.plan.sizes
-        if self.plan.name.startswith("flow_step"):
+        if self.plan.program == "flow_step":
             ran.append((sizes["R"], sizes.get("V", sizes["U"])))
         run(self)
 

@@ -11,7 +11,7 @@ from flashjanus import JanusFlow
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import PlanError
 from flashjanus.execution.text import ImageTokens
-from flashjanus.model import FLOW_STEPS
+from flashjanus.model import FLOW_FORMS
 from small_model import (
     END,
     FEATURES,
@@ -302,7 +302,7 @@ def test_an_unknown_implementation_is_refused_when_the_model_is_built(implementa
 
 @pytest.mark.parametrize(
     "program",
-    ["encode_images", "prefill", "decode_step", "flow_prepare", *FLOW_STEPS, "decode_latents"],
+    ["encode_images", "prefill", "decode_step", "flow_prepare", *FLOW_FORMS, "decode_latents"],
 )
 def test_plans_of_all_programs(untrained, program):
     plan = untrained.plan(program, rows=2, prompt_tokens=20, steps=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,7 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
 from flashjanus.execution.runner import Runner
+from flashjanus.model import FlowForm
 from flashjanus.sampling.schedule import Sampler, Schedule
 
 NUMBERS = 4
@@ -101,8 +102,8 @@ class FlowSession(ProcessBound):
         self._joined: list[Schedule | None] = [None] * rows
         self._taken = [0] * rows
         self._runner, self._skips, self._padded = weakref.ref(runner), skips, runner.buckets.padded
-        self._whole = "flow_step_storing" if caches else "flow_step"
-        self.flow = runner.executor(self._whole, R=rows, U=guided, P=prompt, K=steps)
+        self._whole = FlowForm("store" if caches else None)
+        self.flow = runner.executor(self._whole.name, R=rows, U=guided, P=prompt, K=steps)
         self.forms: dict[tuple[bool, int], Executor] = {}
         """By whether the language model runs, and how many unconditional branches do: all of them, or none; where rows
         are not padded, numbers between are made when they are needed."""
@@ -140,12 +141,12 @@ class FlowSession(ProcessBound):
         return joined is not None and joined.needs_model(self._taken[row])
 
     def _form(self, runner: Runner, model: bool, branches: int) -> Executor:
-        name, sizes = self._whole if model else "flow_step_recalling", dict(self.flow.plan.sizes)
-        if branches < self.guided:
-            name, sizes = f"{name}_conditional", {**sizes, "V": branches}
-        elif model:
+        if model and branches == self.guided:
             return self.flow
-        return runner.executor(name, self.flow.states, self.flow.inputs, self.flow, **sizes)
+        form, sizes = self._whole if model else FlowForm("recall"), dict(self.flow.plan.sizes)
+        if branches < self.guided:
+            form, sizes = replace(form, branches=False), {**sizes, "V": branches}
+        return runner.executor(form.name, self.flow.states, self.flow.inputs, self.flow, **sizes)
 
     def _branches(self) -> int:
         """How many unconditional branches are to run: those of all rows up to the last that needs its own, or some

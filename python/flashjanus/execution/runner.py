@@ -228,8 +228,8 @@ class Runner(ProcessBound):
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
         }
-        for name in programs.FLOW_STEPS:
-            builders[name] = partial(programs.flow_step, self.config, self.policy, specs, name)
+        for name, form in programs.FLOW_FORMS.items():
+            builders[name] = partial(programs.flow_step, self.config, self.policy, specs, form)
         if self.vae_config is not None:
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)
@@ -244,7 +244,7 @@ class Runner(ProcessBound):
         step = dict(R=rows, U=rows, P=prompt, K=steps)
         return {
             "flow_prepare": step,
-            **{name: step if every else {**step, "V": 0} for name, (_, every) in programs.FLOW_STEPS.items()},
+            **{name: step if form.branches else {**step, "V": 0} for name, form in programs.FLOW_FORMS.items()},
             "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + config.num_understanding_tokens, K=new),
             "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),

@@ -2,7 +2,8 @@
 
 from .policy import Policy
 from .programs import (
-    FLOW_STEPS,
+    FLOW_FORMS,
+    FlowForm,
     decode_latents,
     decode_step,
     encode_images,
@@ -14,7 +15,8 @@ from .programs import (
 )
 
 __all__ = [
-    "FLOW_STEPS",
+    "FLOW_FORMS",
+    "FlowForm",
     "Policy",
     "decode_latents",
     "decode_step",

@@ -9,11 +9,13 @@ the slots after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
-from flashjanus.engine.graph import Graph, Value
+from flashjanus.engine.graph import Graph, Value, full_name
 from flashjanus.engine.ops import step_cache
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.specs import Dim, TensorSpec
@@ -151,30 +153,42 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     return g
 
 
-FLOW_STEPS: Mapping[str, tuple[str | None, bool]] = {
-    f"flow_step{of_cache}{of_branches}": (cache, branches)
-    for cache, of_cache in ((None, ""), ("store", "_storing"), ("recall", "_recalling"))
-    for branches, of_branches in ((True, ""), (False, "_conditional"))
-}
-"""The forms of `flow_step` by name, which share inputs and states: cache and branches.
+@dataclass(frozen=True)
+class FlowForm:
+    """A form of `flow_step`; all share inputs and states.
 
-cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of the
-input `cache`; "recall", where all rows recall it, and it does not run. Without all branches, the unconditional ones
-after the first V are left alone.
-"""
+    cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of
+    the input `cache`; "recall", where all rows recall it, and it does not run. Without all `branches`, the
+    unconditional ones after the first V are left alone.
+    """
+
+    cache: Literal["store", "recall"] | None = None
+    branches: bool = True
+
+    def __str__(self) -> str:
+        of_cache = {None: [], "store": ["storing"], "recall": ["recalling"]}[self.cache]
+        return "_".join([*of_cache, *([] if self.branches else ["conditional"])])
+
+    @property
+    def name(self) -> str:
+        """As the runner and the command line know it."""
+        return full_name("flow_step", str(self))
+
+
+_CACHES: tuple[Literal["store", "recall"] | None, ...] = (None, "store", "recall")
+FLOW_FORMS = {form.name: form for cache in _CACHES for form in (FlowForm(cache), FlowForm(cache, branches=False))}
 
 
 def flow_step(
-    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], name: str = "flow_step"
+    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], form: FlowForm = FlowForm()
 ) -> Graph:
     """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
-    name: the form. `velocity` (R+U, h', w', c p p) are the patches before guidance; (R+V, ...) without all
-    branches.
+    `velocity` (R+U, h', w', c p p) are the patches before guidance; (R+V, ...) without all branches.
     """
-    cache, branches = FLOW_STEPS[name]
+    cache, branches = form.cache, form.branches
     language, enc = config.language, config.gen_encoder
-    g = Graph(name, weights, rows=(R, R + U))
+    g = Graph("flow_step", weights, rows=(R, R + U), form=str(form))
     tokens = config.num_image_tokens
     size = config.latent_size
     z, history = (g.state(name, (R, enc.input_channels, size, size), policy.latents) for name in ("z", "history"))

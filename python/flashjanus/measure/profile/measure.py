@@ -63,8 +63,8 @@ class Timeline:
 
     @property
     def gaps(self) -> list[Gap]:
-        """What lies before, between and behind the runs."""
-        names = [None, *(run.plan.name.removesuffix("_conditional") for run in self.runs), None]
+        """What lies before, between and after the runs."""
+        names = [None, *(run.plan.program for run in self.runs), None]
         begins = [self.begin, *(run.begin + run.seconds for run in self.runs)]
         ends = [*(run.begin for run in self.runs), self.begin + self.wall]
         return [
@@ -88,7 +88,7 @@ class Profile:
 
     def floor(self, plan: Plan, flops: int, nbytes: int) -> float:
         """The roofline's seconds, with the GEMM rate of the dtype that the plan's program multiplies in."""
-        return self.ceilings.seconds(flops, nbytes, self.vae_dtype if plan.name == "decode_latents" else self.dtype)
+        return self.ceilings.seconds(flops, nbytes, self.vae_dtype if plan.program == "decode_latents" else self.dtype)
 
 
 def measure(
