@@ -1,8 +1,8 @@
 """Imports go one way: each room may import those before it.
 
-_C, triton_kernels <- engine (errors <- specs <- device <- ops <- graph <- plan <- runtime) <- checkpoint <- model
-<- inputs, sampling <- execution <- scheduling <- api <- flashjanus <- serving, measure (evaluation, profile, bench
-<- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
+_C, triton_kernels <- engine (errors <- specs <- device <- ops <- graph <- plan <- runtime) <- disk <- checkpoint
+<- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus <- serving, measure (evaluation, profile,
+bench <- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -27,7 +27,8 @@ SOURCES = {  # folder: dotted name that it installs as
 # A room may import itself and what is named here; `root` is python/flashjanus/__init__.py, the public names.
 ENGINE = ["errors", "specs", "device", "ops", "graph", "plan", "runtime"]  # each floor may import those before it
 FLOORS = {f"engine.{floor}" for floor in ENGINE}
-PACKAGES = {"errors", *FLOORS, "checkpoint", "model", "builtin", "inputs", "sampling", "execution", "scheduling"}
+LOW = {"errors", "disk", *FLOORS}
+PACKAGES = {*LOW, "checkpoint", "model", "builtin", "inputs", "sampling", "execution", "scheduling"}
 MEASURE = ["evaluation", "profile", "bench", "quality"]
 MAY_IMPORT = {
     "_C": set(),
@@ -38,17 +39,18 @@ MAY_IMPORT = {
         for i, floor in enumerate(ENGINE)
     },
     "errors": {"engine.errors"},
-    "checkpoint": {"errors", *FLOORS},
-    "model": {"errors", *FLOORS, "checkpoint"},
+    "disk": {"errors"},
+    "checkpoint": {*LOW},
+    "model": {*LOW, "checkpoint"},
     "builtin": {"errors"},
-    "inputs": {"errors", *FLOORS, "checkpoint"},
-    "sampling": {"errors", *FLOORS},
-    "execution": {"errors", *FLOORS, "checkpoint", "model", "inputs", "sampling"},
-    "scheduling": {"errors", *FLOORS, "checkpoint", "model", "inputs", "sampling", "execution"},
+    "inputs": {*LOW, "checkpoint"},
+    "sampling": {*LOW},
+    "execution": {*LOW, "checkpoint", "model", "inputs", "sampling"},
+    "scheduling": {*LOW, "checkpoint", "model", "inputs", "sampling", "execution"},
     "api": PACKAGES,
     "root": {"errors", "execution", "api"},
     "serving": {*PACKAGES, "api", "root"},
-    "measure": {"errors"},  # what its parts share
+    "measure": {"errors", "disk"},  # what its parts share
     "measure.evaluation": {*PACKAGES, "api", "root", "measure"},
     "measure.profile": {*PACKAGES, "api", "root", "measure"},
     "measure.bench": {*PACKAGES, "api", "measure"},

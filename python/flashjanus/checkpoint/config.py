@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashjanus.checkpoint.fields import Fields, raise_problems, read_json, show
+from flashjanus.checkpoint.fields import Fields, raise_problems
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
+from flashjanus.disk.reading import read_json, show
 from flashjanus.errors import ConfigError
 
 # Far beyond any model of this family, and small enough that no product of them is allocated by mistake.
@@ -322,7 +323,7 @@ class JanusFlowConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> JanusFlowConfig:
-        return cls.from_dict(read_json(Path(path)))
+        return cls.from_dict(read_json(Path(path), ConfigError))
 
 
 def _params(top: Fields, key: str, cls_name: str) -> Fields:

@@ -5,53 +5,13 @@ Keys that nobody asks for are ignored; the official configs carry several that n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from flashjanus.checkpoint.paths import HEAD_BYTES, cannot_read, stand_in
+from flashjanus.disk.reading import show
 from flashjanus.errors import ConfigError
 
-MAX_JSON_BYTES = 256 * 2**20
 MAX_NUMBER = 1e30
-
-
-def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in `path`. ConfigError when it is absent, unreadable, too large, or not a JSON object."""
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ConfigError(f"{path}: {size} bytes; a file of this kind has at most {max_bytes}")
-        content = path.read_bytes()
-        cause = stand_in(content[:HEAD_BYTES])
-        if cause is not None:
-            raise ConfigError(f"{path}: {cause}")
-        data = json.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            raise ConfigError(f"{path}: no such file") from None
-        raise ConfigError(str(cannot_read(path, error))) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: expected a JSON object, got JSON nested too deeply to parse") from None
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: expected a JSON object, got something that is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {show(data)}")
-    return data
-
-
-def show(value: object) -> str:
-    """`value` for an error message: JSON's spelling for scalars, printable, shortened."""
-    if value is None or isinstance(value, (bool, str)):
-        text = json.dumps(value)
-    elif isinstance(value, int) and value.bit_length() > 256:
-        text = f"an integer of {value.bit_length()} bits"
-    else:
-        text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 _VALUE = object()

@@ -16,12 +16,12 @@ from typing import Any
 
 from flashjanus.checkpoint import hints
 from flashjanus.checkpoint.config import JanusFlowConfig
-from flashjanus.checkpoint.fields import read_json
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
 from flashjanus.checkpoint.names import with_tied_head
-from flashjanus.checkpoint.paths import is_file, is_folder, names_in, unfinished
 from flashjanus.checkpoint.sources import FileSource
 from flashjanus.checkpoint.vae_config import VaeConfig
+from flashjanus.disk.paths import is_file, is_folder, names_in, unfinished
+from flashjanus.disk.reading import read_json
 from flashjanus.errors import CheckpointError, ConfigError
 
 TEXT_FILES = (
@@ -106,7 +106,7 @@ class Checkpoint:
         path = self.folder / "config.json"
         if not is_file(path):
             raise ConfigError(f"{path}: no such file{hints.no_config(self.folder, names_in(self.folder))}")
-        return read_json(path)
+        return read_json(path, ConfigError)
 
     @cached_property
     def config(self) -> JanusFlowConfig:
@@ -198,7 +198,7 @@ def _check_complete(folder: Path, names: list[str]) -> None:
 
 def _indexed(index: Path) -> FileSource:
     """The shards that an index names; each must be the plain name of a file beside the index."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, ConfigError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected an object weight_map from tensor names to file names")
     names = set()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flashjanus.checkpoint.names import MERGE
-from flashjanus.checkpoint.paths import unfinished
+from flashjanus.disk.paths import unfinished
 
 _OTHER_FORMATS = (".gguf", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".npz", ".distcp", ".bin")
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flashjanus.checkpoint.fields import read_json
 from flashjanus.checkpoint.files import TEXT_FILES, Checkpoint
 from flashjanus.checkpoint.hub import is_hub_id
 from flashjanus.checkpoint.layout import Layout, weight_layout
 from flashjanus.checkpoint.load import mismatch
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
 from flashjanus.checkpoint.vae_layout import vae_layout
+from flashjanus.disk.reading import read_json
 from flashjanus.errors import CheckpointError
 
 PARTS = {
@@ -39,7 +39,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     config_dict = _try(lambda: checkpoint.config_dict, problems)
     config = _try(lambda: checkpoint.config, problems) if config_dict is not None else None
     weights = _try(lambda: checkpoint.weights, problems)
-    texts = {name: _try(partial(read_json, path), problems) or {} for name, path in checkpoint.text_files.items()}
+    texts = {
+        name: _try(partial(read_json, path, CheckpointError), problems) or {}
+        for name, path in checkpoint.text_files.items()
+    }
     described: dict[str, Any] = {
         "source": checkpoint.source,
         "folder": str(checkpoint.folder),

@@ -19,10 +19,10 @@ import torch
 from flashjanus.checkpoint.files import Checkpoint
 from flashjanus.checkpoint.layout import Target, scale_name, weight_layout
 from flashjanus.checkpoint.load import mismatch, quantize_rows, row_chunks, stored_name
-from flashjanus.checkpoint.paths import cannot_read
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
+from flashjanus.disk.paths import cannot_read
 from flashjanus.engine.ops import nibbles
 from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from flashjanus.checkpoint.names import official_names, state_dict_in
-from flashjanus.checkpoint.paths import cannot_read, check_readable
+from flashjanus.disk.paths import cannot_read, check_readable
 from flashjanus.errors import CheckpointError
 
 # Mapped bytes handed out per opening, unless one tensor is larger: a floor, and a share of the file, since parsing the

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flashjanus.checkpoint.config import MAX_WIDTH, JanusFlowConfig
-from flashjanus.checkpoint.fields import Fields, raise_problems, read_json
+from flashjanus.checkpoint.fields import Fields, raise_problems
+from flashjanus.disk.reading import read_json
 from flashjanus.errors import ConfigError
 
 
@@ -70,7 +71,7 @@ class VaeConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> VaeConfig:
-        return cls.from_dict(read_json(Path(path)))
+        return cls.from_dict(read_json(Path(path), ConfigError))
 
     def check_fits(self, config: JanusFlowConfig) -> None:
         """ConfigError unless this VAE decodes the latents that `config` draws, into RGB."""

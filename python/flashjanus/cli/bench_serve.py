@@ -21,7 +21,8 @@ from flashjanus import __version__
 from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, count, count_or_none
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
-from flashjanus.errors import ConfigError, InputError, UnavailableError
+from flashjanus.disk.reading import parse_object, read_json
+from flashjanus.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
     from flashjanus.measure.bench.serving.endpoint import Target
@@ -165,13 +166,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def read(path: str) -> ServeReport | None:
     """A report of --json; None where it is one of another suite. Raises InputError."""
-    from flashjanus.checkpoint.fields import read_json
     from flashjanus.measure.bench.serving.report import ServeReport
 
-    try:
-        data = read_json(Path(path))
-    except ConfigError as error:
-        raise InputError(str(error)) from None
+    data = read_json(Path(path))
     return ServeReport.of_json(data, path) if data.get("kind") == "serve" else None
 
 
@@ -303,9 +300,6 @@ def _partial_images(text: str) -> int:
 
 def _fields(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r:.40} ({error})") from None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r:.40}")
-    return found
+        return parse_object(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -20,6 +20,7 @@ from typing import Any
 from flashjanus.api.files import write_file, write_text
 from flashjanus.cluster.items import Item, summed
 from flashjanus.cluster.rows import Fault, Row
+from flashjanus.disk.reading import parse_object, read_json
 from flashjanus.errors import InputError, OutputError
 
 MANIFEST, FAILURES, BATCH = "manifest.jsonl", "failures.jsonl", "batch.json"
@@ -129,12 +130,12 @@ def verify(path: Path) -> dict[str, Any]:
     ids: set[str] = set()
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_object(line)
             files = [entry["record"], *entry["files"]]
             wrong = [reason for one in files if (reason := _differs(path, one)) is not None]
             wrong += ["this id is listed twice"] if entry["id"] in ids else []
             ids.add(entry["id"])
-        except (ValueError, LookupError, TypeError):
+        except (InputError, LookupError, TypeError):
             damaged.append({"id": None, "reason": f"{MANIFEST}: line {number} is damaged"})
             continue
         listed.update(one["file"] for one in files)
@@ -182,10 +183,9 @@ def _size(path: Path) -> int | None:
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none, or half of one, as after a power failure."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _line(value: Mapping[str, Any]) -> str:

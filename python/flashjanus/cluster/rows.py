@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashjanus.checkpoint.fields import show
+from flashjanus.disk.reading import parse_object, refused, show
 from flashjanus.errors import InputError
 from flashjanus.sampling.fields import options_of
 from flashjanus.sampling.options import ImageOptions, TokenOptions
@@ -72,7 +72,7 @@ def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
     seen: dict[str, int] = {}
     line = 0
     for line, text in _lines(path):
-        given: Any = None
+        given: dict[str, Any] = {}
         try:
             given = _parsed(text)
             row = _row(line, given, usual)
@@ -81,7 +81,7 @@ def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
                     f"id: expected one that no other line has, got {show(row.id)}, as in line {seen[row.id]}"
                 )
         except InputError as error:
-            name = given.get("id") if isinstance(given, dict) else None
+            name = given.get("id")
             yield Fault(line, str(name) if isinstance(name, str | int) else None, "InputError", str(error))
         else:
             seen[row.id] = line
@@ -146,24 +146,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
         raise InputError(f"expected at most {LONGEST_LINE} bytes a line")
-    try:
-        return json.loads(line.decode("utf-8"), parse_constant=_no_number)
-    except RecursionError:
-        raise InputError("expected a JSON object, got JSON nested too deeply to parse") from None
-    except ValueError as error:  # UnicodeDecodeError too
-        raise InputError(f"expected a JSON object, got something that is not JSON ({error})") from None
+    return parse_object(line, constant=refused)
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _row(line: int, given: Any, usual: Usual) -> Row:
-    if not isinstance(given, dict):
-        raise InputError(f"expected a JSON object, got {show(given)}")
+def _row(line: int, given: Mapping[str, Any], usual: Usual) -> Row:
     asked = [name for name in ("prompt", "question") if name in given]
     if len(asked) != 1:
         raise InputError(f"expected either 'prompt' or 'question', got {' and '.join(asked) or 'neither'}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flashjanus.checkpoint.fields import read_json
+from flashjanus.disk.reading import read_json
 from flashjanus.errors import ConfigError
 
 FILE = "preview.json"
@@ -35,7 +35,7 @@ class LatentMap:
         if not path.is_file():
             return None
         try:
-            found = read_json(path)
+            found = read_json(path, ConfigError)
             weight, bias = (torch.tensor(found[name], dtype=torch.float32) for name in ("weight", "bias"))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: expected 'weight' and 'bias' as lists of numbers; got {error}") from error

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFile
 
+from flashjanus.disk.reading import read_json
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
 from flashjanus.inputs.arrays import image_of
 from flashjanus.inputs.decoding import copy_of, decode
 from flashjanus.inputs.sources import Readable, from_file, from_path, from_text
-from flashjanus.inputs.tokenizer import read_json_object
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | Readable | Image.Image | npt.NDArray[np.generic] | torch.Tensor
@@ -82,7 +82,7 @@ class ImageProcessor:
         Raises `CheckpointError` for an unreadable file, `ConfigError` for impossible settings or a size that is not
         the encoder's.
         """
-        raw = RELEASED if path is None else read_json_object(Path(path))
+        raw = RELEASED if path is None else read_json(Path(path), ConfigError)
         source = str(path or "the default image settings")
         values = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
         size = values.setdefault("image_size", image_size)

@@ -7,7 +7,6 @@ ones are added, the chat templates).
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import tokenizers
 from tokenizers import AddedToken
 from tokenizers.decoders import ByteLevel
 
-from flashjanus.checkpoint.paths import HEAD_BYTES, stand_in
-from flashjanus.errors import CheckpointError, ConfigError, InputError
+from flashjanus.disk.reading import read_json, read_text
+from flashjanus.errors import ConfigError, InputError
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -69,32 +68,6 @@ class ProcessorConfig:
             # The official code then keeps an extra image tag before each image and miscounts its features.
             raise ConfigError(f"{source}: add_special_token = true is not supported; JanusFlow sets it to false")
         return config
-
-
-def read_utf8(path: Path) -> str:
-    """Text of `path`. Raises `CheckpointError` if it cannot be read, `ConfigError` if it is not UTF-8."""
-    try:
-        content = path.read_bytes()
-        cause = stand_in(content[:HEAD_BYTES])
-        if cause is not None:
-            raise ConfigError(f"{path}: {cause}")
-        return content.decode()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises `CheckpointError` if it cannot be read, `ConfigError` if it is not one."""
-    text = read_utf8(path)
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
 
 
 class Tokenizer:
@@ -165,18 +138,18 @@ class Tokenizer:
     ) -> Tokenizer:
         """The tokenizer of a checkpoint folder; `None` stands for a file that the checkpoint does not have.
 
-        Raises `CheckpointError` for a file that cannot be read, `ConfigError` for one that does not make sense.
+        Raises `ConfigError` for a file that cannot be read or does not make sense.
         """
         path = Path(tokenizer_json)
-        text = read_utf8(path)
+        text = read_text(path, ConfigError)
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for every damaged file
             raise ConfigError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from error
-        raw = {} if processor_config is None else read_json_object(Path(processor_config))
+        raw = {} if processor_config is None else read_json(Path(processor_config), ConfigError)
         processor = ProcessorConfig.from_dict(raw, str(processor_config or "the default processor settings"))
-        config = {} if tokenizer_config is None else read_json_object(Path(tokenizer_config))
-        special = {} if special_tokens_map is None else read_json_object(Path(special_tokens_map))
+        config = {} if tokenizer_config is None else read_json(Path(tokenizer_config), ConfigError)
+        special = {} if special_tokens_map is None else read_json(Path(special_tokens_map), ConfigError)
         return cls(backend, processor, config, special, str(path))
 
     def _add_control(self, text: str) -> None:

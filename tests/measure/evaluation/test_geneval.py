@@ -85,7 +85,7 @@ def test_lines_of_the_published_file_are_read(tmp_path: Path) -> None:
         (line(include=[CUP, {**DOG, "position": [["above"], 0]}]), "position"),
         (line(exclude=[{"class": "cup", "count": -1}]), "count"),
         (line(tag={}), "tag"),
-        ("[1]", "an object"),
+        ("[1]", "a JSON object"),
         ("{", "JSON"),
         ('{"tag": 1e999}', "JSON"),
         ("[" * 100_000, "JSON"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashjanus.checkpoint.fields import read_json, show
-from flashjanus.errors import ConfigError, InputError
+from flashjanus.disk.reading import read_json, show
+from flashjanus.errors import InputError
 
 from .stages import rates
 from .timing import Case, Ratio, Record, Spread, beside, unpaired
@@ -53,10 +53,7 @@ class Report:
     @staticmethod
     def read(path: str) -> Report:
         """A report that `to_json` gave. Raises InputError."""
-        try:
-            data = read_json(Path(path))
-        except ConfigError as error:
-            raise InputError(str(error)) from None
+        data = read_json(Path(path))
         rows = data.pop("records", None)
         if not isinstance(rows, list) or data.get("kind") not in ("latency", "throughput", "ops"):
             raise InputError(f"{path}: expected what `flashjanus bench` wrote with --json, got other JSON")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashjanus.measure.evaluation.detectors import Detection
-from flashjanus.measure.evaluation.records import Record, read_lines
+from flashjanus.measure.evaluation.records import Record, read_records
 from flashjanus.measure.evaluation.statistics import MEAN_INTERVAL, Interval, Share, mean_of, shares_by_name
 
 MIN_SCORE = 0.3
@@ -54,7 +54,7 @@ class GenevalPrompt:
 
 def read_prompts(path: Path) -> list[GenevalPrompt]:
     """The prompts of a JSON-lines file. Raises InputError that names line and key."""
-    return [_prompt(record) for record in read_lines(path)]
+    return [_prompt(record) for record in read_records(path)]
 
 
 def _prompt(record: Record) -> GenevalPrompt:

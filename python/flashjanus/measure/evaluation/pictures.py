@@ -15,7 +15,7 @@ from flashjanus.inputs.images import load_image
 from flashjanus.measure.evaluation.detectors import Detector, detect
 from flashjanus.measure.evaluation.drawing import Progress, draw, silent
 from flashjanus.measure.evaluation.geneval import GenevalPrompt, GenevalReport, Judged, faults
-from flashjanus.measure.evaluation.records import read_lines
+from flashjanus.measure.evaluation.records import read_records
 from flashjanus.measure.evaluation.sheet import Picture, draw_sheet
 from flashjanus.sampling import checks
 
@@ -54,7 +54,7 @@ def find_pictures(prompts: Sequence[GenevalPrompt], folder: Path) -> list[tuple[
 def _check_belongs(path: Path, prompt: GenevalPrompt) -> None:
     """InputError if the folder's own metadata is of another prompt, as in pictures of another prompt file."""
     if path.is_file():
-        text = read_lines(path)[0].text("prompt")
+        text = read_records(path)[0].text("prompt")
         if text != prompt.text:
             raise InputError(
                 f"{path}: 'prompt': expected {prompt.text!r:.80} of {prompt.record.where}, got {text!r:.80}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashjanus.checkpoint.fields import MAX_JSON_BYTES, show
+from flashjanus.disk.reading import parse, parse_object, read_lines, read_text, show
 from flashjanus.errors import InputError
 
 _ABSENT = object()
@@ -67,58 +65,27 @@ class Record:
         return path
 
 
-def as_record(value: object, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object, got {_shown(value)}")
-    return Record(where, value)
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The objects of a JSON-lines file, at least one; empty lines are skipped."""
-    lines = enumerate(_text(path).split("\n"), 1)
-    records = [as_record(_parsed(line, f"{path}: line {n}"), f"{path}: line {n}") for n, line in lines if line.strip()]
+def read_records(path: Path) -> list[Record]:
+    """The objects of a JSON-lines file, at least one."""
+    records = [Record(where, parse_object(line, where, constant=_absent)) for where, line in read_lines(path)]
     if not records:
-        raise InputError(f"{path}: expected one JSON object per line, got an empty file")
+        raise InputError(f"{path}: expected one JSON object per line, got none")
     return records
 
 
+def as_record(value: object, where: str) -> Record:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, got {show(value)}")
+    return Record(where, value)
+
+
 def read_document(path: Path) -> Any:
-    """The JSON value in `path`; NaN, which pandas writes for absent cells, is None."""
-    return _parsed(_text(path), str(path))
+    """The JSON value in `path`."""
+    return parse(read_text(path), str(path), constant=_absent)
 
 
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():  # a pipe would block, a device never end
-            raise InputError(f"{path}: expected a regular file")
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: {size} bytes; expected at most {MAX_JSON_BYTES}")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got a byte that is not at {error.start}") from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{str(path)!a}: is not a path ({error})") from None
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-    except RecursionError:
-        raise InputError(f"{where}: expected JSON, got JSON nested too deeply to parse") from None
-    except ValueError as error:
-        raise InputError(f"{where}: expected JSON, got something else ({error})") from None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # 1e999, which could not be written again
-        raise ValueError(f"number out of range: {text:.40}")
-    return value
+def _absent(constant: str) -> None:
+    """NaN, which pandas writes for absent cells."""
 
 
 def _shown(value: object) -> str:

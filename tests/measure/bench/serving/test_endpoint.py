@@ -206,7 +206,7 @@ def test_the_command_says_where_nothing_succeeds(stub: Stub, capsys: pytest.Capt
         (["--image-options", "[]"], "expected a JSON object"),
         (["--chat-options", "{"], "expected a JSON object"),
         (["--api-key", "a b"], "--api-key"),
-        (["--prompts", "none.txt"], "none.txt: cannot be read"),
+        (["--prompts", "none.txt"], "none.txt: no such file"),
         (["--plot", "a.png"], "expected FILE.svg"),
         (["--json", "/nowhere/a.json"], "cannot write"),
     ],

@@ -91,7 +91,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         (b'{"prompt": " "}', "got '{"),
         (b'{"prompt": "x", "size": 3}', "got '{"),
         (b"\xff", "UTF-8"),
-        (b"", "at least one prompt"),
+        (b"", "an empty file"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, text: bytes, words: str) -> None:
@@ -99,6 +99,6 @@ def test_another_file_is_refused(tmp_path: Path, text: bytes, words: str) -> Non
     file.write_bytes(text)
     with pytest.raises(InputError, match=words):
         read_prompts(file, ["image"])
-    for path, said in ((tmp_path, "expected a file"), (tmp_path / "none", "cannot be read")):
+    for path, said in ((tmp_path, "expected a regular file"), (tmp_path / "none", "no such file")):
         with pytest.raises(InputError, match=said):
             read_prompts(path, ["image"])

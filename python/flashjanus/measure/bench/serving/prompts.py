@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import colorsys
 import io
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw
 
+from flashjanus.disk.reading import parse_object, read_lines
 from flashjanus.errors import InputError
 
 Prompts: TypeAlias = Mapping[str, Sequence[str]]
 """By kind, at least one each."""
 PICTURES, SIDE = 16, 384
 """Built-in pictures, so many that an endpoint does not answer about one that it has just seen, and their pixels."""
-MAX_BYTES = 16 << 20
 COLORS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "triangle")
 BUILT_IN: Prompts = {
@@ -37,41 +36,24 @@ def read_prompts(path: Path | None, kinds: Sequence[str]) -> Prompts:
     if path is None:
         return BUILT_IN
     found: dict[str, list[str]] = {kind: [] for kind in BUILT_IN}
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            for kind, prompt in _prompts(line.strip(), f"{path}:{number}"):
-                found[kind].append(prompt)
+    for where, line in read_lines(path):
+        for kind, prompt in _prompts(line.strip(), where):
+            found[kind].append(prompt)
     for kind in kinds:
         if not found[kind]:
             raise InputError(f"{path}: expected at least one prompt of kind {kind}, which --mix asks for")
     return found
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: expected a file, one prompt a line")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_BYTES} bytes")
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got a byte that is not at {error.start}") from None
-
-
 def _prompts(line: str, where: str) -> list[tuple[str, str]]:
     if not line.startswith("{"):
         return [(kind, line) for kind in BUILT_IN]
-    expected = f'{where}: expected text, or {{"kind": KIND, "prompt": TEXT}} with kinds {", ".join(BUILT_IN)}'
-    try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{expected}, got what is not JSON ({error})") from None
+    given = parse_object(line, where)
     kind, prompt = given.get("kind"), given.get("prompt")
     known = kind is None or (isinstance(kind, str) and kind in BUILT_IN)
     if not known or not isinstance(prompt, str) or not prompt.strip() or given.keys() - {"kind", "prompt"}:
-        raise InputError(f"{expected}, got {line!r:.80}")
+        expected = f'text, or {{"kind": KIND, "prompt": TEXT}} with kinds {", ".join(BUILT_IN)}'
+        raise InputError(f"{where}: expected {expected}, got {line!r:.80}")
     return [(one, prompt) for one in ([*BUILT_IN] if kind is None else [kind])]
 
 

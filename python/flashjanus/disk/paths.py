@@ -65,13 +65,18 @@ def stand_in(head: bytes) -> str | None:
 
 
 def cannot_read(path: Path, error: OSError) -> CheckpointError:
-    """The error that says why `path` cannot be read, and what to do."""
-    if isinstance(error, FileNotFoundError) and path.is_symlink():
-        target = os.readlink(path)
-        return CheckpointError(f"{path}: a link to {target}, where nothing is{unfinished(path.parent)}; fetch it again")
+    return CheckpointError(why_unreadable(path, error))
+
+
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Why `path` cannot be read, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        if not path.is_symlink():
+            return f"{path}: no such file"
+        return f"{path}: a link to {os.readlink(path)}, where nothing is{unfinished(path.parent)}; fetch it again"
     if isinstance(error, PermissionError):
-        return CheckpointError(f"{path}: cannot be read: {error.strerror}; give this user access to it and its folders")
-    return CheckpointError(f"{path}: cannot be read: {error.strerror or error}")
+        return f"{path}: cannot be read: {error.strerror}; give this user access to it and its folders"
+    return f"{path}: cannot be read: {error.strerror or error}"
 
 
 def unfinished(folder: Path) -> str:
