@@ -225,6 +225,7 @@ def test_a_server_that_does_not_read_costs_its_requests_and_no_more(monkeypatch:
     assert type(told[11][-1].error) is UnavailableError
     assert len(told[11]) < 1024
     drawing(Begun())
+    worker._outbox.flush()  # as the engine does after each turn
     assert server.receive() == {"event": Begun(), "of": 0}
     ours.close()
     theirs.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 from PIL import Image
 from typing_extensions import Self
@@ -25,11 +27,50 @@ from flashjanus.serving.messages import (
     Request,
     Stats,
 )
+from flashjanus.serving.together import afterwards
 
 if TYPE_CHECKING:  # torch comes with them, which a server whose model is in another process does without
     from flashjanus.api.janusflow import JanusFlow
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.backend import Backend
+
+
+class Post:
+    """What a backend's threads tell the tasks of a loop: it wakes once for all that has come meanwhile."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._lock = loop, threading.Lock()
+        self._events: list[tuple[asyncio.Queue[Event], Event]] = []
+
+    def send(self, to: asyncio.Queue[Event], event: Event) -> None:
+        """On any thread."""
+        with self._lock:
+            first = not self._events
+            self._events.append((to, event))
+        if first:
+            afterwards(self._wake)
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _deliver(self) -> None:
+        with self._lock:
+            events, self._events = self._events, []
+        for to, event in events:
+            to.put_nowait(event)
+
+    @staticmethod
+    def here() -> Post:
+        """The one of the running loop."""
+        loop = asyncio.get_running_loop()
+        return _POSTS.setdefault(loop, Post(loop))
+
+
+_POSTS: WeakValueDictionary[asyncio.AbstractEventLoop, Post] = WeakValueDictionary()
 
 
 class Stream:
@@ -40,19 +81,17 @@ class Stream:
 
     def __init__(self, backend: Backend, request: Request) -> None:
         self.request = request
-        self._backend, self._loop = backend, asyncio.get_running_loop()
+        self._backend, self._loop, self._post = backend, asyncio.get_running_loop(), Post.here()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = False
         self._ticket = backend.submit(request, self._tell)
 
     def _tell(self, event: Event) -> None:
         """On a thread of the backend's. The loop may have been closed: then nobody waits any more."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
+        if self._loop.is_closed():
             self._backend.cancel(self._ticket)
+        else:
+            self._post.send(self._events, event)
 
     async def accepted(self) -> Accepted:
         """Wait until the request has been checked. Raises InputError, BusyError, UnavailableError."""

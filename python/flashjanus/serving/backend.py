@@ -18,6 +18,7 @@ from flashjanus.scheduling.policy import Limits
 from flashjanus.serving import orders
 from flashjanus.serving.desk import Desk, Tell, Ticket, facts
 from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats, unexpected
+from flashjanus.serving.together import together
 
 READERS = 2
 """Threads that tokenize prompts and decode images."""
@@ -210,10 +211,12 @@ class ThreadBackend:
             works, ended = [*self._inbox], self._ended
             self._inbox.clear()
         self._turn, self._at_work = self._turn + 1, True
-        for work in works:
-            work()
+        with together():
+            for work in works:
+                work()
         if not ended and self._desk.busy:
-            self._desk.step()
+            with together():
+                self._desk.step()
         return not ended
 
     def _lose(self, error: FlashJanusError) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from flashjanus.errors import FlashJanusError, UnavailableError
 from flashjanus.serving.outbox import Outbox, Unsent
 from flashjanus.serving.portable import portable
+from flashjanus.serving.together import together
 from flashjanus.serving.wire import TICK, Parts, Wire, WireError, frame
 
 UNSENT = 4096
@@ -85,14 +86,20 @@ class Child:
         try:
             while True:
                 body = self.wire.receive(self._look)
-                if not isinstance(body, dict):
-                    raise WireError(f"expected a message, got {body!r:.80}")
-                if "pong" in body:
-                    self._pulse.works(body["pong"])
-                else:
-                    yield body
+                with together():
+                    yield from self._read(body)
+                    while self.wire.holds:
+                        yield from self._read(self.wire.receive(self._look))
         except (EOFError, OSError):
             return
+
+    def _read(self, body: Any) -> Iterator[Mapping[str, Any]]:
+        if not isinstance(body, dict):
+            raise WireError(f"expected a message, got {body!r:.80}")
+        if "pong" in body:
+            self._pulse.works(body["pong"])
+        else:
+            yield body
 
     def _look(self, heard: bool) -> None:
         if heard:

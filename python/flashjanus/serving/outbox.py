@@ -1,4 +1,4 @@
-"""What waits to be sent over a wire: in order, by a thread of its own, and no more than fits."""
+"""What waits to be sent over a wire: in order, by a thread of its own or whoever flushes it, and no more than fits."""
 
 from __future__ import annotations
 
@@ -27,21 +27,44 @@ class Outbox:
         self._change = threading.Condition()
         self._bodies: deque[tuple[Any, int]] = deque()
         self._latest: dict[str, Any] = {}
+        self._left: tuple[Parts, int] | None = None
         self._weight = 0
-        self._closed = self._ended = False
+        self._closed = self._ended = self._writing = False
         self._thread = threading.Thread(target=self._write, name="flashjanus-outbox", daemon=True)
         self._thread.start()
 
-    def put(self, body: Any, weight: int = 0, share: float = 1.0) -> bool:
+    def put(self, body: Any, weight: int = 0, share: float = 1.0, wake: bool = True) -> bool:
         """False where nobody receives any more, or it has a weight, and all that waits would exceed this share of what
-        may."""
+        may. wake: without it the body waits for `flush`."""
         with self._change:
             if self._ended or (weight and self._weight + weight > share * self._most):
                 return False
             self._bodies.append((body, weight))
             self._weight += weight
-            self._change.notify_all()
+            if wake:
+                self._change.notify_all()
             return True
+
+    def flush(self) -> None:
+        """Send all that waits, on the calling thread and without blocking it: what the system has no room for is left
+        to the outbox's own thread, which otherwise sleeps on."""
+        with self._change:
+            if self._writing or self._left or self._ended:  # the thread takes what waits, or nobody does
+                return
+            parts, weight = list[Any](), 0
+            while self._latest or self._bodies:
+                body, own = self._taken()
+                parts += self._encoded(body)
+                weight += own
+            try:
+                left = self._wire.send(parts, wait=False)
+            except OSError:
+                return self._end()
+            if left:
+                self._left = left, weight
+                self._change.notify_all()
+            else:
+                self._weight -= weight
 
     def replace(self, name: str, body: Any) -> None:
         """Of bodies of one name only the latest is sent, and before all others."""
@@ -58,17 +81,19 @@ class Outbox:
 
     def _write(self) -> None:
         while (taken := self._next()) is not None:
-            body, weight = taken
-            parts = self._encoded(body)
+            parts, weight = taken
             try:
                 self._wire.send(parts)
-            except OSError:  # nobody receives any more, which whoever reads this wire sees as well
-                with self._change:
-                    self._ended = True
-                    self._bodies.clear()
-                return
+            except OSError:
+                return self._end()
             with self._change:
                 self._weight -= weight
+
+    def _end(self) -> None:
+        """Nobody receives any more, which whoever reads this wire sees as well."""
+        with self._change:
+            self._ended = True
+            self._bodies.clear()
 
     def _encoded(self, body: Any) -> Parts:
         """Nothing where it cannot be sent, which `unsent` is told."""
@@ -81,9 +106,18 @@ class Outbox:
             self._unsent(body, unexpected(error))
         return []
 
-    def _next(self) -> tuple[Any, int] | None:
+    def _next(self) -> tuple[Parts, int] | None:
         with self._change:
-            self._change.wait_for(lambda: self._latest or self._bodies or self._closed)
-            if self._latest:
-                return self._latest.pop(next(iter(self._latest))), 0
-            return self._bodies.popleft() if self._bodies else None
+            self._writing = False
+            self._change.wait_for(lambda: self._left or self._latest or self._bodies or self._closed)
+            if not (self._left or self._latest or self._bodies):
+                return None
+            self._writing = True
+            if self._left:
+                left, self._left = self._left, None
+                return left
+            body, weight = self._taken()
+        return self._encoded(body), weight
+
+    def _taken(self) -> tuple[Any, int]:
+        return (self._latest.pop(next(iter(self._latest))), 0) if self._latest else self._bodies.popleft()

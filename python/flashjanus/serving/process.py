@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -199,9 +200,10 @@ class ProcessBackend:
         told: FlashJanusError | None = None
         fault: FlashJanusError | None = None
         try:
-            for body in child.bodies():
-                told = body.get("ends", told)
-                self._received(body)
+            with closing(child.bodies()) as bodies:
+                for body in bodies:
+                    told = body.get("ends", told)
+                    self._received(body)
         except FlashJanusError as error:
             fault = error
         served = self._ready

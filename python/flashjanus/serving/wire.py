@@ -6,9 +6,10 @@ import json
 import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,10 @@ MOST_BYTES = 2 * 2**30
 """Of a frame."""
 DEEPEST = 64
 """Lists and objects within each other."""
+AT_ONCE = 2**16
+"""Bytes that are received at once: all frames that have come meanwhile, but for large ones."""
+MOST_PARTS = 512
+"""Of what is sent at once: systems take 1024."""
 TICK = 0.5
 """Seconds of silence after which `receive` lets its caller look around."""
 NUMBERS = "buif"
@@ -144,17 +149,37 @@ def _error(name: str, message: str) -> FlashJanusError:
 
 
 class Wire:
-    """A connected socket of whole frames. One thread sends, one receives."""
+    """A connected socket of whole frames. One thread at a time sends, one receives."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
+        self._buffer = memoryview(bytearray(AT_ONCE))
+        self._held = self._buffer[:0]
 
-    def send(self, parts: Parts) -> None:
-        """Raises OSError once nobody receives."""
-        for part in parts:
-            self._socket.sendall(part)
+    def send(self, parts: Parts, wait: bool = True) -> Parts:
+        """Nothing is left, or without `wait` what the system has no room for. Raises OSError once nobody receives."""
+        left = deque(memoryview(part).cast("B") for part in parts if len(part))
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        while left:
+            try:
+                count = self._socket.sendmsg([*islice(left, MOST_PARTS)], [], flags)
+            except BlockingIOError:
+                break
+            while left and count >= len(left[0]):
+                count -= len(left.popleft())
+            if count:
+                left[0] = left[0][count:]
+        return [*left]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the next frame is here already, whole."""
+        if len(self._held) < HEAD.size:
+            return False
+        _, text, size = HEAD.unpack_from(self._held)
+        return len(self._held) >= HEAD.size + int(text) + int(size)
 
     def receive(self, look: Callable[[bool], None] = lambda heard: None) -> Any:
         """The next frame's body. look: called with True when bytes have come, with False after each TICK without.
@@ -168,15 +193,24 @@ class Wire:
         whole = memoryview(bytearray(size))
         left = whole
         while left:
-            if not self._poll.poll(TICK * 1000):
-                look(False)
+            if len(left) >= AT_ONCE and not self._held:
+                left = left[self._received(left, look) :]
                 continue
-            count = self._socket.recv_into(left)
-            if not count:
-                raise EOFError("the other process has closed the wire")
-            look(True)
-            left = left[count:]
+            if not self._held:
+                self._held = self._buffer[: self._received(self._buffer, look)]
+            count = min(len(left), len(self._held))
+            left[:count] = self._held[:count]
+            left, self._held = left[count:], self._held[count:]
         return whole
+
+    def _received(self, into: memoryview, look: Callable[[bool], None]) -> int:
+        while not self._poll.poll(TICK * 1000):
+            look(False)
+        count = self._socket.recv_into(into)
+        if not count:
+            raise EOFError("the other process has closed the wire")
+        look(True)
+        return count
 
     def shut(self) -> None:
         """Both sides find the end, whoever else holds the socket."""

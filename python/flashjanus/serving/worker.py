@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from flashjanus.errors import DeviceError, FlashJanusError, InputError, UnavailableError
 from flashjanus.serving.messages import LAST, Event, Failure, Images, Partial, Request, Step
 from flashjanus.serving.outbox import Outbox
+from flashjanus.serving.together import afterwards
 from flashjanus.serving.wire import Wire, WireError
 
 UNREAD = 256 * 2**20
@@ -116,7 +117,9 @@ class Worker:
             if number not in self._tickets:
                 return
         previews = isinstance(event, Step | Partial)
-        sent = self._outbox.put({"event": event, "of": number}, weight(event), PREVIEWS if previews else 1.0)
+        share = PREVIEWS if previews else 1.0
+        sent = self._outbox.put({"event": event, "of": number}, weight(event), share, wake=False)
+        afterwards(self._outbox.flush)
         if isinstance(event, LAST) and sent:
             with self._lock:
                 self._tickets.pop(number, None)
