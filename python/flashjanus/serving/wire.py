@@ -8,8 +8,8 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from itertools import islice, pairwise
+from dataclasses import fields
+from itertools import accumulate, islice, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,8 +42,14 @@ TYPES: dict[str, type[Any]] = {
         *(messages.Failure, messages.Facts, messages.Stats),
     )
 }
+FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in TYPES.values()}
+PLAIN = frozenset((str, bool, int, float, type(None)))
+"""What JSON holds as it is."""
 Parts: TypeAlias = list[Any]
 """Of a frame: bytes and memoryviews."""
+Place: TypeAlias = "tuple[Place, str] | None"
+"""Where a value is, put into words for errors alone: a frame is made for every token."""
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class WireError(DeviceError):
@@ -53,9 +59,9 @@ class WireError(DeviceError):
 def frame(body: Any) -> Parts:
     """The bytes that stand for `body`. Raises InputError for what cannot be sent, or is too large."""
     buffers: Parts = []
-    packed = _pack(body, "", buffers, 0)
+    packed = _pack(body, None, buffers, 0)
     try:
-        text = json.dumps([packed, [len(buffer) for buffer in buffers]], separators=(",", ":")).encode()
+        text = _json([packed, [len(buffer) for buffer in buffers]]).encode()
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"the request cannot be sent to the engine: {error}") from error
     size = sum(map(len, buffers))
@@ -67,10 +73,21 @@ def frame(body: Any) -> Parts:
     return [HEAD.pack(MAGIC, len(text), size) + text, *buffers]
 
 
-def _pack(value: Any, place: str, buffers: Parts, depth: int) -> Any:
+def _pack(value: Any, place: Place, buffers: Parts, depth: int) -> Any:
+    kind = type(value)
+    if kind in PLAIN:
+        return value
     if depth > DEEPEST:
-        raise InputError(f"{place:.200}: expected at most {DEEPEST} lists and objects within each other")
-    if value is None or isinstance(value, str | bool | int | float):
+        raise InputError(f"{_words(place):.200}: expected at most {DEEPEST} lists and objects within each other")
+    if kind in FIELDS:
+        own = {name: _pack(getattr(value, name), (place, f".{name}"), buffers, depth + 1) for name in FIELDS[kind]}
+        return {"t": [kind.__name__, own]}
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise InputError(f"{_words(place)}: expected names that are text, got {name!r:.80}")
+        return {"d": {name: _pack(one, (place, f".{name}"), buffers, depth + 1) for name, one in value.items()}}
+    if isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, np.generic):
         return _pack(value.item(), place, buffers, depth + 1)
@@ -81,34 +98,29 @@ def _pack(value: Any, place: str, buffers: Parts, depth: int) -> Any:
         buffers.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b"")
         return {"a": [len(buffers) - 1, value.dtype.str, list(value.shape)]}
     if isinstance(value, FlashJanusError):
-        return {"e": [type(value).__name__, str(value)]}
-    if is_dataclass(value) and TYPES.get(type(value).__name__) is type(value):
-        own = {one.name: getattr(value, one.name) for one in fields(value)}
-        return {"t": [type(value).__name__, _object(own, place, buffers, depth)]}
-    if isinstance(value, Mapping):
-        return {"d": _object(value, place, buffers, depth)}
+        return {"e": [kind.__name__, str(value)]}
     if isinstance(value, Sequence):
-        items = [_pack(one, f"{place}[{n}]", buffers, depth + 1) for n, one in enumerate(value)]
+        items = [_pack(one, (place, f"[{n}]"), buffers, depth + 1) for n, one in enumerate(value)]
         return {"u": items} if isinstance(value, tuple) else items
     raise InputError(
-        f"{place or 'the request'}: expected what can be sent to the engine's process (text, numbers, lists, images), "
-        f"got {type(value).__name__}"
+        f"{_words(place)}: expected what can be sent to the engine's process (text, numbers, lists, images), "
+        f"got {kind.__name__}"
     )
 
 
-def _object(value: Mapping[Any, Any], place: str, buffers: Parts, depth: int) -> dict[str, Any]:
-    for name in value:
-        if not isinstance(name, str):
-            raise InputError(f"{place or 'the request'}: expected names that are text, got {name!r:.80}")
-    prefix = f"{place}." if place else ""
-    return {name: _pack(one, f"{prefix}{name}", buffers, depth + 1) for name, one in value.items()}
+def _words(place: Place) -> str:
+    steps = list[str]()
+    while place is not None:
+        place, step = place
+        steps.append(step)
+    return "".join(reversed(steps)).removeprefix(".") or "the request"
 
 
 def body_of(text: bytes, data: memoryview) -> Any:
     """What a frame stands for, from its JSON and its buffers. Raises WireError."""
     try:
         packed, sizes = json.loads(text)
-        ends = np.cumsum([0, *sizes]).tolist()
+        ends = [*accumulate(sizes, initial=0)]
         if min(sizes, default=0) < 0 or ends[-1] != len(data):
             raise ValueError(f"buffers of {sizes} bytes, {len(data)} in all")
         return _unpack(packed, [data[low:high] for low, high in pairwise(ends)])
@@ -124,6 +136,9 @@ def _unpack(packed: Any, buffers: Sequence[memoryview]) -> Any:
     [(kind, held)] = packed.items()
     if kind == "d":
         return {name: _unpack(one, buffers) for name, one in held.items()}
+    if kind == "t":
+        name, own = held
+        return TYPES[name](**{one: _unpack(value, buffers) for one, value in own.items()})
     if kind == "u":
         return tuple(_unpack(one, buffers) for one in held)
     if kind == "b":
@@ -135,9 +150,6 @@ def _unpack(packed: Any, buffers: Sequence[memoryview]) -> Any:
         return np.require(np.frombuffer(buffers[number], dtype).reshape(shape), requirements="A")
     if kind == "e":
         return _error(*held)
-    if kind == "t":
-        name, own = held
-        return TYPES[name](**{one: _unpack(value, buffers) for one, value in own.items()})
     raise ValueError(f"a value of kind {kind!r}")
 
 
