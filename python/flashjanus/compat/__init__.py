@@ -1,0 +1,1 @@
+"""Interfaces of other programs, under their names, on this engine."""
