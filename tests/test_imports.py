@@ -1,14 +1,8 @@
 """Imports go one way: each room may import those before it.
 
-    "compat": {*PACKAGES, "api"},
 _C, triton_kernels <- engine (errors <- specs <- device <- ops <- graph <- plan <- runtime) <- disk <- checkpoint
-<- model <- inputs, sampling <- execution <- scheduling <- api <- flashjanus <- serving, measure (evaluation, profile,
-bench <- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
-=======
-_C, triton_kernels <- engine (errors <- specs <- device <- ops <- graph <- plan <- runtime) <- checkpoint <- model
-<- inputs, sampling <- execution <- scheduling <- api <- compat <- flashjanus <- serving, evaluation, profiling,
-benchmarking <- quality, cluster <- cli; builtin <- api. And no file imports one that imports it.
->>>>>>> 36f2277 (Give the official package's names a place: flashjanus.compat.janusflow)
+<- model <- inputs, sampling <- execution <- scheduling <- api <- compat <- flashjanus <- serving, measure (evaluation,
+profile, bench <- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """
@@ -56,7 +50,7 @@ MAY_IMPORT = {
     "api": PACKAGES,
     "root": {"errors", "execution", "api"},
     "serving": {*PACKAGES, "api", "root"},
-<<<<<<< HEAD
+    "compat": {*PACKAGES, "api"},
     "measure": {"errors", "disk"},  # what its parts share
     "measure.evaluation": {*PACKAGES, "api", "root", "measure"},
     "measure.profile": {*PACKAGES, "api", "root", "measure"},

@@ -116,6 +116,7 @@ class TensorModel(ProcessBound):
         processor: ImageProcessor,
         name: str,
         choices: loading.Choices,
+        placed: tuple[loading.Placed | None, loading.Placed | None] = (None, None),
     ) -> Self:
         numerics = choices.numerics
         device, why_device = resolve_device(choices.device)
@@ -143,19 +144,18 @@ class TensorModel(ProcessBound):
         runner = Runner(
             config,
             policy,
-            loading.load(weight_layout(config), weights, policy, device, gpu, name),
+            loading.load(weight_layout(config), weights, policy, device, gpu, name, placed[0]),
             device,
             vae_config=None if vae is None else vae[0],
             vae_policy=vae_policy,
             vae_weights=None
             if vae is None
-            else loading.load(vae_layout(vae[0]), vae[1], vae_policy, device, gpu, name),
+            else loading.load(vae_layout(vae[0]), vae[1], vae_policy, device, gpu, name, placed[1]),
             implementations=implementations,
             buckets=buckets,
             gpu=gpu,
         )
-        asked = choices.dtype != "auto"
-        why = f"{device} ({why_device}), {dtype} ({'asked for' if asked else why_dtype})"
+        why = f"{device} ({why_device}), {dtype} ({'asked for' if choices.dtype != 'auto' else why_dtype})"
         return cls(runner, tokenizer, processor, name, why)
 
     @entry

@@ -51,14 +51,16 @@ def load_weights(
     device: torch.device = CPU,
     quantized: Callable[[Target], torch.dtype | None] = lambda target: None,
     finish: Callable[[Target, torch.Tensor, torch.Tensor | None], Mapping[str, torch.Tensor]] | None = None,
+    placed: Callable[[Target, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
     allow_unused: patterns (fnmatch) of further tensors that may be left over. quantized(target) -> the 8 bits that a
     target is quantized to, out of the stored values, or None: a checkpoint that is written so holds the same bits.
     finish(target, tensor, scale) -> what is kept of a target, by name, in place of the tensor and, in 8 bits, its
-    scale. CheckpointError, before anything is allocated, with every tensor that is missing, left over, misshapen or of
-    a dtype that is no weight; and for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
+    scale. placed(target, tensors) is told of each target what lies on `device`. CheckpointError, before anything is
+    allocated, with every tensor that is missing, left over, misshapen or of a dtype that is no weight; and for the
+    first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
     problem = mismatch(layout, source, allow_unused=allow_unused)
     if problem is not None:
@@ -81,7 +83,10 @@ def load_weights(
             if scale is not None and target.scales:
                 _stack(scale, target.scales, source)
             kept = (_as_stored if finish is None else finish)(target, weight, scale)
-            weights.update({name: tensor.to(device) for name, tensor in kept.items()})
+            there = {name: tensor.to(device) for name, tensor in kept.items()}
+            weights.update(there)
+            if placed is not None:
+                placed(target, there)
     source.close()
     return weights
 

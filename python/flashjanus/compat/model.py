@@ -2,8 +2,135 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
+from typing_extensions import Self
+
+from flashjanus.checkpoint import JanusFlowConfig
+from flashjanus.compat import checkpoints
+from flashjanus.compat.core import Core
+from flashjanus.compat.language import LlamaForCausalLM
+from flashjanus.compat.modules.uvit import RMSNorm
+from flashjanus.compat.outputs import Config
+from flashjanus.compat.units import CLIPVisionTower, ShallowUViTDecoder, ShallowUViTEncoder
+from flashjanus.errors import InputError
 
 
 class MultiModalityCausalLM(nn.Module):
-    """JanusFlow as the official code holds it."""
+    """JanusFlow as the official code holds it: the same modules, names and calls.
+
+    Calls run on the engine where that computes the same: in eval mode, without hooks or replaced modules inside, in
+    float32, bfloat16 or float16. Others run on the modules, with one ReferencePathWarning that says why. Gradients that
+    are asked for come from the modules.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | JanusFlowConfig | Any) -> None:
+        """config: what config.json holds, as a mapping or an object with to_dict(). The weights are torch's initial
+        ones. Raises ConfigError."""
+        super().__init__()
+        self.config = Config(checkpoints.as_mapping(config))
+        parsed = JanusFlowConfig.from_dict(self.config.to_dict())
+        self._parsed = parsed
+        language, hidden = parsed.language, parsed.language.hidden_size
+        core = self.core = Core()
+        self.vision_und_enc_model = CLIPVisionTower(parsed, core)
+        self.vision_und_enc_aligner = nn.Linear(parsed.understanding.width, hidden)
+        self.beg_of_und_embed = nn.Parameter(torch.zeros(1, hidden))
+        self.vision_gen_enc_model = ShallowUViTEncoder(parsed, core)
+        self.vision_gen_enc_aligner = nn.Linear(parsed.gen_encoder.channels, hidden)
+        self.vision_gen_dec_model = ShallowUViTDecoder(parsed, core)
+        shown = Config({**checkpoints.language_defaults(language), **self.config.get("language_config", {})})
+        self.language_model = LlamaForCausalLM(parsed, shown, core)
+        self.vision_gen_dec_aligner_norm = RMSNorm(hidden, language.rms_norm_eps)
+        self.vision_gen_dec_aligner = nn.Linear(hidden, parsed.gen_decoder.in_channels)
+        self._link()
+
+    def _link(self) -> None:
+        own = weakref.ref(self)
+
+        def root() -> tuple[nn.Module, JanusFlowConfig]:
+            model = own()
+            assert model is not None, "a module of it is called without the model: keep the model"
+            return model, model._parsed
+
+        for module in self.modules():
+            if isinstance(getattr(module, "core", None), Core):
+                module.core = self.core  # type: ignore[assignment]
+        self.core.link(root)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has an engine of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.core = Core()
+        self._link()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """The model of a folder in the official layout, of a hub id, or "shapes", in eval mode.
+
+        torch_dtype (or dtype): of the parameters; the checkpoint's own where it is not given. device_map: a device.
+        config: what config.json would hold. language_config, trust_remote_code, attn_implementation and other
+        options of transformers are taken and change nothing. Raises CheckpointError, ConfigError, InputError.
+        """
+        return checkpoints.load(cls, pretrained_model_name_or_path, options)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """config.json and model.safetensors in a folder, as from_pretrained reads them. Raises OutputError."""
+        checkpoints.save(self, save_directory)
+
+    @property
+    def device(self) -> torch.device:
+        return self.beg_of_und_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.beg_of_und_embed.dtype
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.language_model.gradient_checkpointing_disable()
+
+    def prepare_inputs_embeds(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        images_seq_mask: torch.Tensor,
+        images_emb_mask: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Embeddings (b, T, D) of input_ids (b, T), in the places of images_seq_mask (b, T) those of the images.
+
+        pixel_values (b, n, 3, S, S); images_emb_mask (b, n, 1 + N): which of an image's begin embedding and N features
+        take a place. Raises InputError.
+        """
+        if pixel_values.dim() != 5:
+            raise InputError(f"pixel_values: expected (b, n, 3, S, S), got {list(pixel_values.shape)}")
+        images = pixel_values.flatten(0, 1).to(self.device, self.dtype)
+        places, used = images_seq_mask.bool(), images_emb_mask.bool().flatten(1)
+        if int(places.sum()) != int(used.sum()):
+            raise InputError(
+                f"images_seq_mask, images_emb_mask: expected as many places as embeddings, got {int(places.sum())} and "
+                f"{int(used.sum())}"
+            )
+        embeds: torch.Tensor = self.language_model.get_input_embeddings()(input_ids.clamp(min=0))
+        if not len(images) or not bool(used.any()):
+            return embeds
+        features = self.vision_und_enc_aligner(self.vision_und_enc_model(images))
+        begin = self.beg_of_und_embed.detach().expand(len(images), 1, -1)
+        shown = torch.cat([begin, features], 1).view(len(input_ids), -1, features.shape[-1])
+        embeds = embeds.clone()
+        embeds[places] = shown[used].to(embeds.dtype)
+        return embeds

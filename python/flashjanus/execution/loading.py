@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
-from flashjanus.checkpoint import Layout, TensorSource, load_weights
+from flashjanus.checkpoint import Layout, Target, TensorSource, load_weights
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.engine.device import native
 from flashjanus.engine.device.capabilities import no_e4m3
@@ -18,6 +19,8 @@ from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
 RELOAD = "load the checkpoint that it was made from"
+Placed: TypeAlias = Callable[[Policy, Target, Mapping[str, torch.Tensor]], None]
+"""placed(policy, target, tensors): what is kept of a target, where it lies from now on."""
 
 
 def policy(
@@ -64,7 +67,13 @@ def _loadable(stored: str | None) -> list[str]:
 
 
 def load(
-    layout: Layout, source: TensorSource, policy: Policy, device: torch.device, gpu: Gpu | None, name: str
+    layout: Layout,
+    source: TensorSource,
+    policy: Policy,
+    device: torch.device,
+    gpu: Gpu | None,
+    name: str,
+    placed: Placed | None = None,
 ) -> dict[str, torch.Tensor]:
     """What `policy` keeps of a layout's tensors, by name. Raises CheckpointError, OutOfMemoryError."""
     try:
@@ -76,6 +85,7 @@ def load(
             device=device if gpu is None else gpu.device,
             quantized=policy.quantized,
             finish=policy.kept,
+            placed=None if placed is None else partial(placed, policy),
         )
     except torch.OutOfMemoryError as error:
         if gpu is None:

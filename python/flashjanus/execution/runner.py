@@ -224,12 +224,14 @@ class Runner(ProcessBound):
     def _builders(self) -> dict[str, Callable[[], Graph]]:
         """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
         specs = self._specs(weight_layout(self.config), self.policy, language=True)
-        names = ("encode_images", "prefill", "decode_step", "flow_prepare")
+        names = ("encode_images", "prefill", "decode_step", "flow_prepare", "encode_latents", "decode_velocity")
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
         }
         for name, form in programs.FLOW_FORMS.items():
             builders[name] = partial(programs.flow_step, self.config, self.policy, specs, form)
+        for name in programs.READS:
+            builders[name] = partial(programs.read_embeds, self.config, self.policy, specs, name)
         if self.vae_config is not None:
             vae_specs = self._specs(vae_layout(self.vae_config), self.vae_policy, language=False)
             builders["decode_latents"] = partial(programs.decode_latents, self.vae_config, self.vae_policy, vae_specs)
@@ -248,6 +250,9 @@ class Runner(ProcessBound):
             "prefill": dict(B=rows, N=prompt, S=prompt + new, F=1 + config.num_understanding_tokens, K=new),
             "decode_step": dict(B=rows, S=prompt + new, K=new),
             "encode_images": dict(I=rows),
+            "encode_latents": dict(R=rows),
+            "decode_velocity": dict(R=rows),
+            **{name: dict(B=rows, N=prompt, S=prompt + new) for name in programs.READS},
             "decode_latents": dict(B=rows, H=config.latent_size, W=config.latent_size),
         }
 

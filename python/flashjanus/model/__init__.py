@@ -1,5 +1,6 @@
 """The parts of JanusFlow as functions that append nodes to a graph, and the programs built from them."""
 
+from .parts import READS, decode_velocity, encode_latents, read_embeds
 from .policy import Policy
 from .programs import (
     FLOW_FORMS,
@@ -17,13 +18,17 @@ from .programs import (
 __all__ = [
     "FLOW_FORMS",
     "FlowForm",
+    "READS",
     "Policy",
     "decode_latents",
     "decode_step",
+    "decode_velocity",
     "encode_images",
+    "encode_latents",
     "flow_prepare",
     "flow_step",
     "prefill",
+    "read_embeds",
     "rope_table",
     "weight_specs",
 ]

@@ -18,10 +18,16 @@ def time_tables(g: Graph, config: JanusFlowConfig, policy: Policy, t: Value) -> 
         if name == "time.2":
             e = g.add("silu", e)
         e = g.add("linear", e, g.weight(f"{name}.w"), g.optional_weight(f"{name}.b"), label=f"{name}.out")
+    return e, modulation(g, config, e)
+
+
+def modulation(g: Graph, config: JanusFlowConfig, t_emb: Value) -> Value | None:
+    """The (scale, shift) of every block (R, K, E) by t_emb (R, K, D); None without ConvNeXt blocks."""
     if not modulation_width(config):
-        return e, None
-    mod = g.add("linear", g.add("silu", e), g.weight("mod.w"), g.optional_weight("mod.b"), label="mod.out")
-    return e, mod
+        return None
+    bias = g.optional_weight("mod.b")
+    out: Value = g.add("linear", g.add("silu", t_emb), g.weight("mod.w"), bias, label="mod.out")
+    return out
 
 
 def modulation_width(config: JanusFlowConfig) -> int:

@@ -1,0 +1,179 @@
+"""Which calls of a model's modules run on the engine, and which on the modules themselves, with the reason."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as all_modules
+
+from flashjanus.compat import sharing
+from flashjanus.compat.engine import Engine
+from flashjanus.compat.modules import llama, siglip, uvit
+from flashjanus.compat.outputs import ReferencePathWarning
+from flashjanus.compat.said import warn
+from flashjanus.errors import FlashJanusError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from flashjanus.checkpoint import JanusFlowConfig
+
+T = TypeVar("T")
+Tensors = tuple[torch.Tensor, ...]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+KNOWN: set[type[nn.Module]] = {
+    *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Embedding, nn.ModuleList),
+    *(siglip.PatchEmbed, siglip.Attention, siglip.Mlp, siglip.Block, siglip.AttentionPool, siglip.VisionTransformer),
+    *(uvit.RMSNorm, uvit.TimeEmbedding, uvit.GlobalResponseNorm, uvit.ConvNextBlock, uvit.MidBlock, uvit.Unpatchify),
+    *(llama.Attention, llama.Mlp, llama.DecoderLayer),
+}
+"""Modules whose forward the engine computes; `unit` adds those that ask it to."""
+
+
+def unit(cls: type[T]) -> type[T]:
+    """A module class whose forward goes to the engine itself."""
+    KNOWN.add(cls)  # type: ignore[arg-type]
+    return cls
+
+
+class Core:
+    """Of one model: its engine, made when a call is first eligible, made anew when weights have changed since."""
+
+    def __init__(self) -> None:
+        self._root: Callable[[], tuple[nn.Module, JanusFlowConfig]] | None = None
+        self._engine: Engine | None = None
+        self._made_of: tuple[Any, ...] = ()
+        self._failed: tuple[tuple[Any, ...], str] | None = None
+        self._said: set[str] = set()
+        self._lock = threading.RLock()
+        self._sample: sharing.Sample | None = None
+
+    def __deepcopy__(self, memo: object) -> Core:
+        return Core()
+
+    def __reduce__(self) -> tuple[type[Core], tuple[()]]:
+        return Core, ()
+
+    def link(self, root: Callable[[], tuple[nn.Module, JanusFlowConfig]]) -> None:
+        self._root = root
+
+    @property
+    def engine(self) -> Engine | None:
+        """What is there, if it is."""
+        return self._engine
+
+    def run(
+        self,
+        module: nn.Module,
+        fast: Callable[[Engine], Tensors],
+        slow: Callable[..., Tensors],
+        inputs: Tensors,
+        refusal: str | None = None,
+    ) -> Tensors:
+        """fast(engine), or slow(*inputs) where something is against it. Where gradients may be asked for later, they
+        come from `slow`, which is run again when they are."""
+        engine = self.eligible(module, refusal)
+        if engine is None:
+            return slow(*inputs)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if torch.is_grad_enabled() and (parameters or any(t.requires_grad for t in inputs)):
+            results: Tensors = Recomputed.apply(  # type: ignore[no-untyped-call]
+                lambda: fast(engine), slow, len(inputs), *inputs, *parameters
+            )
+            return results
+        return fast(engine)
+
+    def eligible(self, module: nn.Module, refusal: str | None = None) -> Engine | None:
+        """The engine, if it computes what `module` would; else None, and the reason is said once."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return None
+        reason = refusal or self._reason(module)
+        if reason is None:
+            try:
+                return self._current()
+            except OutOfMemoryError:
+                raise
+            except FlashJanusError as error:
+                reason = str(error)
+        if reason not in self._said:
+            self._said.add(reason)
+            warn(f"{type(module).__name__} runs on torch, not on the engine: {reason}.", ReferencePathWarning)
+        return None
+
+    def _reason(self, module: nn.Module) -> str | None:
+        """What is against the engine, in words."""
+        if module.training:
+            return "the model is in training mode; call .eval() where it is not trained"
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            return "autocast is on, which chooses dtypes operation by operation; .to(dtype) says which"
+        if any(getattr(all_modules, name, None) for name in _GLOBAL_HOOKS):
+            return "hooks are registered on all modules, which would not be called"
+        for name, one in module.named_modules(prefix=self._name(module)):
+            if one is not module and any(getattr(one, hooks) for hooks in _HOOKS):
+                return f"{name} has hooks, which would not be called"
+            if type(one) not in KNOWN:
+                return f"{name} is a {type(one).__name__}, whose forward may be another"
+            if "forward" in one.__dict__:
+                return f"{name} has another forward than its class"
+        return None
+
+    def _name(self, module: nn.Module) -> str:
+        """In the whole model, so that a cause has one name whichever module meets it."""
+        assert self._root is not None
+        return next((name for name, one in self._root()[0].named_modules() if one is module), type(module).__name__)
+
+    def _current(self) -> Engine:
+        """Raises FlashJanusError where none can be made."""
+        assert self._root is not None
+        root, config = self._root()
+        with self._lock:
+            state = fingerprint(root)
+            if self._engine is not None and state == self._made_of and not (self._sample and self._sample.changed()):
+                return self._engine
+            if self._failed is not None and self._failed[0] == state:
+                raise FlashJanusError(self._failed[1])
+            self._engine = None  # before there are two
+            try:
+                model, shared = sharing.engine_of(root, config)
+            except FlashJanusError as error:
+                self._failed = state, str(error)
+                raise
+            self._engine, self._made_of, self._failed = Engine(model), fingerprint(root), None
+            self._sample = shared.sample()
+            return self._engine
+
+
+class Recomputed(torch.autograd.Function):
+    """Results of `fast`; gradients of `slow` at the same inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, fast: Any, slow: Any, count: int, *tensors: torch.Tensor) -> Tensors:
+        ctx.slow, ctx.count = slow, count
+        ctx.save_for_backward(*tensors)
+        return tuple(fast())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        tensors: Sequence[torch.Tensor] = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        inputs = [t.detach().requires_grad_(n) for t, n in zip(tensors[: ctx.count], needed, strict=False)]
+        with torch.enable_grad():
+            results = ctx.slow(*inputs)
+        wanted = [*inputs, *tensors[ctx.count :]]
+        asked = [t for t, n in zip(wanted, needed, strict=True) if n]
+        kept = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+        found = torch.autograd.grad([r for r, _ in kept], asked, [g for _, g in kept], allow_unused=True)
+        given = iter(found)
+        return (None, None, None, *(next(given) if n else None for n in needed))
+
+
+def fingerprint(root: nn.Module) -> tuple[Any, ...]:
+    """Which parameters a model has, where, and how often torch has written them."""
+    return tuple(
+        (p.data_ptr() if p.device.type != "meta" else 0, 0 if p.is_inference() else p._version, p.dtype, p.device)
+        for p in root.parameters()
+    )

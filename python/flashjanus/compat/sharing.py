@@ -1,0 +1,198 @@
+"""An engine out of a torch model's parameters, whose memory both then share where its layouts allow that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.checkpoint import JanusFlowConfig, Target, TensorInfo, VaeConfig
+from flashjanus.checkpoint.load import stored_name
+from flashjanus.errors import InputError
+from flashjanus.execution import loading
+from flashjanus.inputs.images import ImageProcessor
+from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.model import Policy
+
+SAMPLED = 3
+"""Values of each copied parameter that are compared to tell whether it was written past torch's count of writes."""
+
+
+class ParameterSource:
+    """The parameters and buffers of a module as a source of weights: each is looked up when it is read."""
+
+    def __init__(self, module: nn.Module, label: str) -> None:
+        self.label = label
+        self.tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        self._names = {
+            name: TensorInfo(tuple(p.shape), str(p.dtype).removeprefix("torch."), p.nbytes)
+            for name, p in self.tensors.items()
+        }
+
+    def names(self) -> Mapping[str, TensorInfo]:
+        return self._names
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.tensors[name].detach()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@dataclass
+class Shared:
+    """What an engine and a module share. Bytes of the module's parameters: `shared` are the engine's own memory,
+    `copied` are also in the engine in another layout or dtype, `unused` only in the module.
+
+    copies: the names of the copied ones, and why."""
+
+    shared: int = 0
+    copied: int = 0
+    unused: int = 0
+    copies: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def share(self) -> float:
+        """Shared bytes of all bytes of the module's parameters, 0 to 1."""
+        return self.shared / max(1, self.shared + self.copied + self.unused)
+
+    def __str__(self) -> str:
+        reasons: dict[str, int] = {}
+        for reason in self.copies.values():
+            reasons[reason] = reasons.get(reason, 0) + 1
+        why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+        return (
+            f"{self.share:.1%} of {(self.shared + self.copied + self.unused) / 2**20:.0f} MiB shared, "
+            f"{self.copied / 2**20:.0f} MiB copied{f' ({why})' if why else ''}, "
+            f"{self.unused / 2**20:.0f} MiB not used by the engine"
+        )
+
+    def sample(self) -> Sample:
+        return Sample([self.tensors[name] for name in self.copies])
+
+
+class Sample:
+    """Some values of tensors: what is written through `.data` is not counted by torch."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._values = self._read()
+
+    def changed(self) -> bool:
+        return self._read() != self._values
+
+    def _read(self) -> list[float]:
+        picked = []
+        for tensor in self._tensors:
+            flat = tensor.detach()
+            flat = flat.as_strided((flat.numel(),), (1,)) if flat.is_contiguous() else flat.flatten()
+            picked.append(flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].float())
+        return torch.cat(picked).tolist() if picked else []
+
+
+class Sharing:
+    """Points a module's parameters at the engine's weights as they are loaded."""
+
+    def __init__(self, source: ParameterSource) -> None:
+        self._source = source
+        self.result = Shared()
+        self._seen: set[str] = set()
+
+    def __call__(self, policy: Policy, target: Target, kept: Mapping[str, torch.Tensor]) -> None:
+        weight, spec = kept[target.name], policy.specs(target)[target.name]
+        row = 0
+        for wanted in target.sources:
+            name = stored_name(wanted, self._source.names())
+            assert name is not None, "what is missing was refused"
+            tensor = self._source.tensors[name]
+            rows = tensor.numel() // math.prod(target.shape[1:])
+            part = weight[row : row + rows]
+            row += rows
+            if tensor.dtype is not weight.dtype:
+                self._copied(name, f"kept in {str(weight.dtype).removeprefix('torch.')}")
+            elif spec.tiled:
+                self._copied(name, "kept in AMX tiles")
+            elif target.permute or not part.is_contiguous():
+                self._copied(name, "kept in another order")
+            elif tensor.device != weight.device:
+                self._copied(name, f"kept on {weight.device}")
+            else:
+                tensor.data = part.view(tensor.shape)
+                self.result.shared += tensor.nbytes
+                self._seen.add(name)
+
+    def _copied(self, name: str, reason: str) -> None:
+        self.result.copies[name] = reason
+        self.result.tensors[name] = self._source.tensors[name]
+        self.result.copied += self._source.tensors[name].nbytes
+        self._seen.add(name)
+
+    def finished(self) -> Shared:
+        """Names of one tensor, such as a tied head, count once."""
+        counted = {id(self._source.tensors[name]) for name in self._seen}
+        for tensor in self._source.tensors.values():
+            if id(tensor) not in counted:
+                counted.add(id(tensor))
+                self.result.unused += tensor.nbytes
+        return self.result
+
+
+def place_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Of all parameters. Raises InputError where they differ."""
+    places = {(p.device, p.dtype) for p in module.parameters()}
+    if len(places) != 1:
+        found = ", ".join(sorted({f"{dtype} on {device}" for device, dtype in places})) or "none"
+        raise InputError(f"parameters: expected one dtype on one device, got {found}; .to(device, dtype) moves them")
+    (place,) = places
+    if place[0].type not in ("cpu", "cuda"):
+        raise InputError(f"parameters: expected them on a CPU or a CUDA device, got {place[0]}")
+    return place
+
+
+def engine_of(
+    module: nn.Module,
+    config: JanusFlowConfig,
+    *,
+    vae: tuple[nn.Module, VaeConfig] | None = None,
+    tokenizer: Tokenizer | None = None,
+    processor: ImageProcessor | None = None,
+    name: str = "module",
+    **choices: Any,
+) -> tuple[JanusFlow, Shared]:
+    """A model that runs on the parameters of a module of the official layout, and what they share. Raises
+    FlashJanusError where its parameters are not those of `config`, or of a dtype or device that no engine has."""
+    device, dtype = place_and_dtype(module)
+    source = ParameterSource(module, name)
+    sharing = Sharing(source)
+    vae_files, vae_dtype, vae_sharing = None, dtype, None
+    if vae is not None:
+        vae_source = ParameterSource(vae[0], "vae")
+        vae_files, vae_dtype, vae_sharing = (vae[1], vae_source), place_and_dtype(vae[0])[1], Sharing(vae_source)
+    asked: dict[str, Any] = dict(
+        vae_dtype=vae_dtype, numerics="exact", implementations=None, cuda_graphs=True, buckets=None, quantization=None
+    )
+    model = JanusFlow._build(
+        config,
+        source,
+        vae_files,
+        tokenizer,
+        processor or ImageProcessor.from_file(None, config.understanding.image_size),
+        name,
+        loading.Choices(device, dtype, **(asked | choices)),
+        placed=(sharing, vae_sharing),
+    )
+    shared = sharing.finished()
+    if vae_sharing is not None:
+        of_vae = vae_sharing.finished()
+        shared.shared += of_vae.shared
+        shared.copied += of_vae.copied
+        shared.unused += of_vae.unused
+        shared.copies |= {f"vae.{key}": reason for key, reason in of_vae.copies.items()}
+        shared.tensors |= {f"vae.{key}": tensor for key, tensor in of_vae.tensors.items()}
+    return model, shared
