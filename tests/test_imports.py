@@ -194,6 +194,7 @@ def test_an_import_along_the_order_is_accepted(module: str, source: str) -> None
     [
         "flashjanus",
         "flashjanus.cli.app",
+        "flashjanus.compat",
         "flashjanus.errors",
         "flashjanus.sampling.options",
         "flashjanus.measure.bench.serving.report",

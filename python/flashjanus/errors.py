@@ -24,6 +24,10 @@ class InputError(FlashJanusError, ValueError):
     """A request is outside what the model accepts: prompt, image, option or tensor."""
 
 
+class AbsentError(FlashJanusError, AttributeError):
+    """Another program's interface has something that is not here under its name."""
+
+
 class BusyError(FlashJanusError, RuntimeError):
     """A queue has no room for another request: try again later."""
 
@@ -49,6 +53,7 @@ class OutputError(FlashJanusError, OSError):
 
 
 __all__ = [
+    "AbsentError",
     "BusyError",
     "CheckpointError",
     "ConfigError",

@@ -1,1 +1,17 @@
 """Interfaces of other programs, under their names, on this engine."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashjanus.compat.pipeline import JanusFlowPipeline
+
+__all__ = ["JanusFlowPipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is first asked for, and torch with it."""
+    if name == "JanusFlowPipeline":
+        from flashjanus.compat.pipeline import JanusFlowPipeline
+
+        return JanusFlowPipeline
+    raise AttributeError(f"module 'flashjanus.compat' has no attribute '{name}'")

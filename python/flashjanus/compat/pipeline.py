@@ -1,0 +1,365 @@
+"""`JanusFlowPipeline`: JanusFlow as a pipeline of diffusers, for code that was written for one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import Self
+
+from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
+from flashjanus.api.outputs import ImageOutput, joined, of_type
+from flashjanus.compat import absent
+from flashjanus.compat.pipeline_source import Source, destination, one_device, same_device
+from flashjanus.compat.pipeline_steps import TENSORS, Interrupted, Step, StepEnd, tensors_of
+from flashjanus.errors import AbsentError, InputError
+from flashjanus.inputs.tokenizer import Tokenizer
+from flashjanus.sampling import checks
+from flashjanus.sampling.options import ImageOptions
+from flashjanus.sampling.presets import sampler_of
+
+
+class JanusFlowPipelineOutput(dict[str, Any]):
+    """images: a list of PIL images, or an array or tensor of the output type asked for. timings: seconds, by stage.
+
+    By attribute, by name, or by position, as diffusers' outputs.
+    """
+
+    @property
+    def images(self) -> Any:
+        return self["images"]
+
+    @property
+    def timings(self) -> dict[str, float]:
+        timings: dict[str, float] = self["timings"]
+        return timings
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self.values())
+
+
+class JanusFlowPipeline:
+    """JanusFlow under the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or of a
+    loaded `JanusFlow`; pipelines of one model share it.
+
+    Names of diffusers that would change nothing here warn once and say why; what cannot be done raises an error that
+    says what to do instead: InputError for an argument, AbsentError for an attribute or a method.
+    """
+
+    _callback_tensor_inputs: ClassVar[list[str]] = list(TENSORS)
+
+    def __init__(self, model: JanusFlow) -> None:
+        if not isinstance(model, JanusFlow):
+            raise InputError(f"model: expected a JanusFlow, got {type(model).__name__}; see from_pretrained")
+        self._model = model
+        self._source: Source | None = None
+        self._said: set[str] = set()
+        self._guidance_scale = 2.0
+        self._num_timesteps = 0
+        self._interrupt = False
+        self._progress_bar_config: Mapping[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        torch_dtype: str | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: str | torch.device | None = None,
+        vae: str | os.PathLike[str] | None = None,
+        vae_dtype: str | torch.dtype | None = None,
+        quantization: str | None = None,
+        numerics: str = "exact",
+        revision: str | None = None,
+        implementations: Mapping[str, str | Sequence[str]] | None = None,
+        cuda_graphs: bool = True,
+        buckets: Mapping[str, Sequence[int]] | None = None,
+        **others: Any,
+    ) -> Self:
+        """A pipeline from "shapes" (built in), a folder in the official layout, or a hub id.
+
+        torch_dtype, or dtype as it is called since: None chooses as `JanusFlow` does; with float16 the VAE, whose
+        decoder overflows in it, runs in float32 unless vae_dtype says otherwise. device_map: the device that the
+        weights are loaded to, which saves loading them twice where `to` would follow; "cpu" if None. vae: folder or hub
+        id of another VAE. quantization and what follows: as in `JanusFlow.from_pretrained`, whose errors are raised.
+        """
+        asked = {name: value for name, value in others.items() if name not in absent.PROMISED}
+        absent.refuse(asked, absent.LOADING, cls.from_pretrained)
+        if None not in (torch_dtype, dtype) and torch_dtype != dtype:
+            raise InputError(f"torch_dtype, dtype: two names of one argument, got {torch_dtype} and {dtype}")
+        if vae is not None and not isinstance(vae, str | os.PathLike):
+            raise InputError(
+                f"vae: expected a folder or a hub id, got {type(vae).__name__}; pass what it was made from"
+            )
+        options = dict[str, Any](
+            vae=vae,
+            device=one_device(device_map),
+            dtype=dtype if torch_dtype is None else torch_dtype,
+            vae_dtype=vae_dtype,
+            quantization=quantization,
+            numerics=numerics,
+            revision=revision,
+            implementations=implementations,
+            cuda_graphs=cuda_graphs,
+            buckets=buckets,
+        )
+        source = Source(pretrained_model_name_or_path, options)
+        pipe = cls(source.load())
+        pipe._source = source
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: JanusFlowPipeline) -> Self:
+        """Another pipeline on the same model."""
+        pipe = cls(pipeline.model)
+        pipe._source = pipeline._source
+        return pipe
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int | None = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        max_sequence_length: int | None = None,
+        preset: str = "exact",
+        solver: str | None = None,
+        timestep_shift: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
+        uncond_every: int | None = None,
+        step_cache: int | Sequence[float] | None = None,
+        **others: Any,
+    ) -> JanusFlowPipelineOutput | tuple[Any]:
+        """Images of a prompt or of several, `num_images_per_prompt` each, in order.
+
+        num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2). height, width: those of the model, if given.
+        generator: one draws the noise of all images at once, a list has one for each, and a generator of the CPU gives
+        the same noise whatever the device; without one torch's own of the device draws, which torch.manual_seed seeds.
+        The noise is drawn in float32 whatever the weights' dtype (with numerics="official" in bfloat16, as officially).
+        latents: the noise (B, c, H, W) itself. output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1];
+        "latent", as the flow leaves them: not divided by the VAE's scaling factor. max_sequence_length: a prompt of
+        more tokens is refused; none is cut or padded.
+
+        callback_on_step_end(pipe, step, t, tensors) -> dict: after every step; t is a tensor of no dimension that rises
+        from 0, the noise, towards 1000. tensors are those of callback_on_step_end_tensor_inputs: "latents", which are
+        used if they are changed in place or returned, and "pred_original_sample", where they are heading. Setting
+        `pipe._interrupt` ends the steps there, and the images are made of the latents as they are. More than 8 images
+        are drawn 8 at a time: a callback sees the steps of each batch, and no batch begins after an interrupt.
+        preset and what follows: as in `JanusFlow.generate_image`. Raises InputError.
+        """
+        flow = dict[str, Any](
+            preset=preset,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            timestep_shift=timestep_shift,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            uncond_every=uncond_every,
+            step_cache=step_cache,
+        )
+        absent.refuse(others, absent.ARGUMENTS, self.__call__)
+        prompts = self._prompts(prompt, max_sequence_length)
+        self._check_size(height, width)
+        wanted = tensors_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        images = 1 if num_images_per_prompt is None else num_images_per_prompt
+        asked = ImageOptions(num_images_per_prompt=images, output_type=output_type or "pil", **flow).checked()
+        sampler = sampler_of(asked)
+        if generator is None and latents is None:
+            generator = _default_generator(self.device)
+
+        self._guidance_scale = sampler.guidance_scale
+        self._num_timesteps = len(sampler.schedule)
+        self._interrupt = False
+        batches = -(-len(prompts) * asked.num_images_per_prompt // ROWS_AT_ONCE)
+        with self.progress_bar(total=batches * self._num_timesteps) as bar:
+            step = None
+            if callback_on_step_end is not None or not bar.disable:
+                step = Step(self, bar, callback_on_step_end, wanted)
+            output = self._drawn(
+                prompts,
+                num_images_per_prompt=asked.num_images_per_prompt,
+                generator=generator,
+                latents=latents,
+                output_type=asked.output_type,
+                callback_on_step_end=step,
+                **flow,
+            )
+        if not return_dict:
+            return (output.images,)
+        return JanusFlowPipelineOutput(images=output.images, timings=output.timings)
+
+    def _drawn(self, prompts: Sequence[str], **options: Any) -> ImageOutput:
+        done: list[ImageOutput] = []
+        try:
+            done.extend(self._model.stream_images(prompts, **options))
+        except Interrupted as interrupted:
+            images: Any = interrupted.latents
+            if options["output_type"] != "latent":
+                images = of_type(self._model.decode_latents(images), options["output_type"])
+            done.append(ImageOutput(images, None))
+        return joined(done)
+
+    def _prompts(self, prompt: Any, longest: int | None) -> Sequence[str]:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
+            raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
+        if longest is not None:
+            room = checks.integer(
+                "max_sequence_length", longest, 1, self._model.config.language.max_position_embeddings
+            )
+            for one in prompts:
+                tokens = 0 if self.tokenizer is None else len(self.tokenizer.encode_text(one))
+                if tokens > room:
+                    raise InputError(
+                        f"max_sequence_length: expected prompts of at most {room} tokens, got {tokens} in {one!r:.40}; "
+                        "prompts are not cut here: shorten it, or leave max_sequence_length out"
+                    )
+        return prompts
+
+    def _check_size(self, height: Any, width: Any) -> None:
+        side = self._model.config.latent_size * self.vae_scale_factor
+        for name, value in (("height", height), ("width", width)):
+            if value not in (None, side):
+                raise InputError(
+                    f"{name}: expected {side}, or left out, as this model draws {side}x{side} alone, got {value!r}; "
+                    "resize the images"
+                )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """This pipeline on another device, or in another dtype: `to(device)`, `to(dtype)`, `to(device, dtype)`, or by
+        name. The model is loaded anew for it, from where it came; one that is there already is kept. Raises
+        DeviceError, InputError and what loading raises, and is then as it was."""
+        device, dtype = destination(args, kwargs)
+        device = None if device is None or same_device(device, self.device) else device
+        dtype = None if dtype == self.dtype else dtype
+        if device is None and dtype is None:
+            return self
+        if self._source is None:
+            raise InputError(
+                f"to: expected {self.device} and {self.dtype}, in which the model of this pipeline was loaded, got "
+                f"{device or dtype}; load it with JanusFlowPipeline.from_pretrained, which knows from where"
+            )
+        options = self._source.options
+        there = Source(
+            self._source.path,
+            {**options, "device": device or self.device, "dtype": dtype or options["dtype"]},
+        )
+        self._model = there.load()
+        self._source = there
+        return self
+
+    @property
+    def model(self) -> JanusFlow:
+        """The model, with all that it can do."""
+        return self._model
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline is made of: `JanusFlowPipeline(**pipe.components)`."""
+        return {"model": self._model}
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    _execution_device = device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._model.dtype
+
+    @property
+    def name_or_path(self) -> str:
+        return self._model.name
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image to one of its latents, along a side."""
+        vae = self._model.runner.vae_config
+        return 8 if vae is None else vae.scale
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the last call was told to end; a callback sets `_interrupt` for that."""
+        return self._interrupt
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Options of tqdm for the bar of a call; `disable=True` for none. Without them there is one on a terminal."""
+        self._progress_bar_config = config
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """tqdm over `iterable`, or of so many steps."""
+        from tqdm.auto import tqdm
+
+        if iterable is None and total is None:
+            raise InputError("progress_bar: expected total or iterable, got neither")
+        return tqdm(iterable, total=total, **{"disable": None, **self._progress_bar_config})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in absent.NO_OPS:
+            return _NoOp(self, name)
+        reason = absent.PARTS.get(name)
+        raise AbsentError(f"JanusFlowPipeline has no {name}" + (f": {reason}" if reason else ""))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in absent.PARTS and value is not None:
+            raise InputError(f"{name}: expected it left as it is, got {type(value).__name__}; {absent.PARTS[name]}")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return f"JanusFlowPipeline({self.name_or_path!r}, {self.device}, {self.dtype})"
+
+
+class _NoOp:
+    """A method that says once for each pipeline why it changes nothing."""
+
+    def __init__(self, pipe: JanusFlowPipeline, name: str) -> None:
+        self._pipe, self._name = pipe, name
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        reason = absent.NO_OPS[self._name].format(device=self._pipe.device)
+        if reason not in self._pipe._said:
+            self._pipe._said.add(reason)
+            warnings.warn(f"{self._name} changes nothing: {reason}", stacklevel=2)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -1,0 +1,60 @@
+"""Where a pipeline's model comes from, and where it is to go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.errors import InputError
+from flashjanus.sampling import checks
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline's model came from: a path or a hub id, and the options of `JanusFlow.from_pretrained`. A dtype
+    that is None is chosen when it is loaded, a vae_dtype that is None follows it as far as the VAE can."""
+
+    path: str | os.PathLike[str]
+    options: Mapping[str, Any]
+
+    def load(self) -> JanusFlow:
+        dtype, vae_dtype = self.options["dtype"], self.options["vae_dtype"]
+        dtype = "auto" if dtype is None else dtype
+        if vae_dtype is None:  # the VAE's decoder overflows in float16
+            vae_dtype = "float32" if checks.dtype(dtype, torch.float32) is torch.float16 else "auto"
+        return JanusFlow.from_pretrained(self.path, **{**self.options, "dtype": dtype, "vae_dtype": vae_dtype})
+
+
+def one_device(device_map: Any) -> Any:
+    """Of the names of diffusers, those of one device."""
+    if device_map in ("balanced", "balanced_low_0", "sequential") or isinstance(device_map, Mapping):
+        raise InputError(f"device_map: expected one device, as 'cpu' or 'cuda', got {device_map!r:.80}")
+    return "auto" if device_map is None else device_map
+
+
+def destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.dtype | None]:
+    """Device and dtype of the arguments of `to`, None where they are not given."""
+    named = {"device": None, "dtype": None, **kwargs}
+    unknown = set(named) - {"device", "dtype", "silence_dtype_warnings"}
+    if unknown or len(args) > 2:
+        raise InputError(f"to: expected a device, a dtype, or a device and a dtype, got {(*args, *sorted(unknown))}")
+    for position, value in enumerate(args):
+        name = "dtype" if isinstance(value, torch.dtype) else "device"
+        if value is None:
+            continue
+        if named[name] is not None or (position == 1 and name == "device"):
+            raise InputError(f"to: expected a device, a dtype, or a device and a dtype, got {args}")
+        named[name] = value
+    if named["dtype"] is not None:
+        named["dtype"] = checks.dtype(named["dtype"], torch.float32)
+    return named["device"], named["dtype"]
+
+
+def same_device(device: Any, here: torch.device) -> bool:
+    kind, _, index = str(device).partition(":")
+    return kind == here.type and (not index or index == str(here.index or 0))

@@ -1,0 +1,61 @@
+"""What follows each step of a pipeline's call: its bar, the user's callback, an interrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.errors import InputError
+from flashjanus.sampling import checks
+
+StepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], Mapping[str, Any]]
+TENSORS = ("latents", "pred_original_sample")
+"""What a callback may ask for."""
+
+
+class Interrupted(Exception):
+    """A callback set the pipeline's `_interrupt`; latents (B, c, H, W) are those of its batch."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        super().__init__("interrupted")
+        self.latents = latents
+
+
+class Step:
+    """After each step: the bar moves, and the user's callback has its say."""
+
+    def __init__(self, pipe: Any, bar: Any, callback: StepEnd | None, wanted: Sequence[str]) -> None:
+        self.pipe, self.bar, self.callback, self.wanted = pipe, bar, callback, wanted
+
+    def __call__(self, model: JanusFlow, step: int, t: float, state: dict[str, Any]) -> Mapping[str, Any]:
+        self.bar.update()
+        if self.callback is None:
+            return state
+        scale = self.pipe._guidance_scale
+        given = {name: state[name] for name in self.wanted}
+        returned = self.callback(self.pipe, step, torch.tensor(t, device="cpu", dtype=torch.float32), given)
+        if not isinstance(returned, Mapping):
+            raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
+        if self.pipe._guidance_scale != scale:
+            raise InputError(
+                f"callback_on_step_end: expected _guidance_scale to stay {scale:g}, got {self.pipe._guidance_scale!r}; "
+                "guidance_interval=(0.0, t) ends guidance at t"
+            )
+        latents = returned.get("latents", state["latents"])
+        if self.pipe._interrupt:
+            raise Interrupted(checks.tensor("latents", latents, state["latents"].shape, checks.FLOATS).float())
+        return {"latents": latents}
+
+
+def tensors_of(callback: Any, names: Sequence[str] | None) -> Sequence[str]:
+    """Those that the callback asks for itself, as diffusers' PipelineCallback does, else `names`."""
+    names = getattr(callback, "tensor_inputs", names)
+    others = [name for name in names or () if name not in TENSORS]
+    if isinstance(names, str) or others:
+        raise InputError(
+            f"callback_on_step_end_tensor_inputs: expected a list of {', '.join(map(repr, TENSORS))}, got {names!r:.80}"
+        )
+    return names or ()
