@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.compat import JanusFlowPipeline, absent
+from flashjanus.compat import JanusFlowPipeline
+from flashjanus.compat.pipeline import absent
 from flashjanus.errors import AbsentError, CopyError, DeviceError, FlashJanusError, InputError
 
 PROMPT, OTHER = "a red circle", "a blue square"
@@ -227,6 +228,36 @@ def test_a_part_that_is_not_there(pipe: JanusFlowPipeline, name: str) -> None:
 def test_a_part_is_not_put_in(pipe: JanusFlowPipeline) -> None:
     with pytest.raises(InputError, match="scheduler: expected it left as it is, got SimpleNamespace; the solver is"):
         pipe.scheduler = SimpleNamespace()
+
+
+def test_latents_are_decoded_as_with_diffusers(pipe: JanusFlowPipeline) -> None:
+    """By the last lines of diffusers' own pipelines, which many scripts have copied."""
+    options = dict(latents=torch.randn(2, 4, 8, 8, generator=seeded(0)), num_images_per_prompt=2, **STEPS)
+    latents = pipe(PROMPT, **options, output_type="latent").images
+    vae = pipe.vae
+    assert vae is not None
+    images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    assert torch.equal(images, vae.decode(latents / vae.config.scaling_factor).sample)
+    for output_type in ("pt", "np"):
+        shown = pipe.image_processor.postprocess(images, output_type=output_type)
+        np.testing.assert_allclose(shown, pipe(PROMPT, **options, output_type=output_type).images, atol=1e-5)
+    assert [picture.size for picture in pipe.image_processor.postprocess(images)] == [(64, 64)] * 2
+    assert pipe.image_processor.postprocess(images, output_type="latent") is images
+    assert (vae.device, vae.dtype, 2 ** (len(vae.config.block_out_channels) - 1)) == (pipe.device, pipe.dtype, 8)
+
+
+def test_the_vae_is_a_decoder_alone(pipe: JanusFlowPipeline, untrained_folder: Path) -> None:
+    again = JanusFlowPipeline.from_pipe(pipe)
+    with pytest.warns(UserWarning, match="enable_tiling changes nothing: the VAE decodes one image at a time") as said:
+        again.vae.enable_tiling()
+    assert said[0].filename == __file__
+    for absent_one in (lambda: pipe.vae.encode, lambda: pipe.image_processor.preprocess):
+        with pytest.raises(AbsentError, match=r"JanusFlowPipeline\.(vae|image_processor) has no \w+: "):
+            absent_one()
+    with pytest.raises(InputError, match="z: expected shape"):
+        pipe.vae.decode(torch.zeros(4, 8, 8))
+    with pytest.raises(InputError, match="vae: expected it left as it is, got PipelineVae; from_pretrained"):
+        pipe.vae = pipe.vae
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,7 @@ PARTS = _table(
      "latents are one plan, not modules; pipe.model is the model, and flashjanus.compat.janusflow has it as modules"),
     ("tokenizer_2 tokenizer_3", "there is one tokenizer, pipe.tokenizer"),
     ("scheduler", "the solver is an option of each call: solver, num_inference_steps, timestep_shift"),
-    ("vae", "pipe.model.decode_latents makes images (B, 3, H, W) in [-1, 1] of latents; another VAE: "
-     "from_pretrained(vae=...)"),
-    ("image_processor feature_extractor image_encoder", "output_type says what images are returned as"),
+    ("feature_extractor image_encoder", "output_type says what images are returned as"),
     ("safety_checker watermark", "images are returned as they were drawn"),
     ("config", "pipe.model.config is the model's"),
     ("save_pretrained push_to_hub", "weights are packed for this machine when they are loaded: copy the checkpoint's "
@@ -104,9 +102,17 @@ PARTS = _table(
 )  # fmt: skip
 """Of a pipeline: attributes and methods."""
 
+FIXED = _table(
+    ("vae", "from_pretrained(vae=...) takes another one"),
+    ("image_processor", "output_type says what images are returned as"),
+    ("tokenizer", "the checkpoint's own is the one that the model was trained with"),
+    ("model components", "JanusFlowPipeline(model) makes a pipeline of another model"),
+)
+"""Of a pipeline: what is there, and not to be replaced."""
+
 _OFFLOAD = "nothing is offloaded: all weights stay on {device}, where the pipeline runs; pipe.to() moves them"
 _ATTENTION = "attention is a fused kernel that keeps no table of scores"
-_VAE = "the VAE decodes one image at a time already"
+ONE_BY_ONE = "the VAE decodes one image at a time already"
 NO_OPS = _table(
     (
         "enable_model_cpu_offload enable_sequential_cpu_offload enable_group_offload maybe_free_model_hooks "
@@ -119,7 +125,7 @@ NO_OPS = _table(
         "set_use_memory_efficient_attention_xformers",
         _ATTENTION,
     ),
-    ("enable_vae_slicing disable_vae_slicing enable_vae_tiling disable_vae_tiling", _VAE),
+    ("enable_vae_slicing disable_vae_slicing enable_vae_tiling disable_vae_tiling", ONE_BY_ONE),
     ("fuse_qkv_projections unfuse_qkv_projections", "projections are fused when the weights are loaded"),
 )
 """Methods that change nothing, and why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,10 @@ from typing_extensions import Self
 
 from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.api.outputs import ImageOutput, joined, of_type
-from flashjanus.compat import absent
-from flashjanus.compat.pipeline_source import Source, destination, one_device, same_device
-from flashjanus.compat.pipeline_steps import TENSORS, Interrupted, Step, StepEnd, tensors_of
+from flashjanus.compat.pipeline import absent
+from flashjanus.compat.pipeline.source import Source, destination, one_device, same_device
+from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, tensors_of
+from flashjanus.compat.pipeline.vae import PipelineImageProcessor, PipelineVae
 from flashjanus.errors import AbsentError, InputError
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
@@ -281,6 +283,17 @@ class JanusFlowPipeline:
         return self._model.tokenizer
 
     @property
+    def vae(self) -> PipelineVae | None:
+        """The decoder, to make images of latents; None where the model has no VAE."""
+        config = self._model.runner.vae_config
+        return None if config is None else PipelineVae(self._model, config, partial(_NoOp, self))
+
+    @property
+    def image_processor(self) -> PipelineImageProcessor:
+        """What makes pictures of images that `vae` has decoded."""
+        return PipelineImageProcessor()
+
+    @property
     def device(self) -> torch.device:
         return self._model.device
 
@@ -338,8 +351,9 @@ class JanusFlowPipeline:
         raise AbsentError(f"JanusFlowPipeline has no {name}" + (f": {reason}" if reason else ""))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in absent.PARTS and value is not None:
-            raise InputError(f"{name}: expected it left as it is, got {type(value).__name__}; {absent.PARTS[name]}")
+        reason = absent.PARTS.get(name) or absent.FIXED.get(name)
+        if reason and value is not None:
+            raise InputError(f"{name}: expected it left as it is, got {type(value).__name__}; {reason}")
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -353,7 +367,7 @@ class _NoOp:
         self._pipe, self._name = pipe, name
 
     def __call__(self, *args: object, **kwargs: object) -> None:
-        reason = absent.NO_OPS[self._name].format(device=self._pipe.device)
+        reason = (absent.NO_OPS.get(self._name) or absent.ONE_BY_ONE).format(device=self._pipe.device)
         if reason not in self._pipe._said:
             self._pipe._said.add(reason)
             warnings.warn(f"{self._name} changes nothing: {reason}", stacklevel=2)

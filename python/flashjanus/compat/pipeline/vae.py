@@ -1,0 +1,62 @@
+"""The VAE and what makes pictures of its images, under the names that diffusers' pipelines have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.outputs import of_type
+from flashjanus.checkpoint import VaeConfig
+from flashjanus.compat.pipeline import absent
+from flashjanus.errors import AbsentError
+from flashjanus.sampling import checks
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """sample: images (B, 3, H, W), float32, about [-1, 1]."""
+
+    sample: torch.Tensor
+
+
+class PipelineVae:
+    """The decoder of diffusers' AutoencoderKL: `decode(latents / vae.config.scaling_factor).sample`."""
+
+    def __init__(self, model: JanusFlow, config: VaeConfig, no_op: Callable[[str], Any]) -> None:
+        self._model, self._no_op = model, no_op
+        self.config = config
+        self.device = model.device
+        self.dtype = model.runner.vae_policy.matrix
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: object = None) -> Decoded | tuple[Any]:
+        """Images of latents (B, c, H, W) that are divided by the scaling factor. Nothing is drawn from `generator`.
+        Raises InputError."""
+        z = checks.tensor("z", z, (None, self.config.latent_channels, None, None), checks.FLOATS)
+        images = self._model.decode_latents(z.float() * self.config.scaling_factor)
+        return Decoded(images) if return_dict else (images,)
+
+    def __getattr__(self, name: str) -> Any:
+        if f"{name.partition('_')[0]}_vae_{name.partition('_')[2]}" in absent.NO_OPS:  # enable_tiling, ...
+            return self._no_op(name)
+        return _absent("vae", name, "this is the decoder alone; JanusFlow encodes no images with its VAE")
+
+
+class PipelineImageProcessor:
+    """What makes pictures of decoded images, as diffusers' VaeImageProcessor does."""
+
+    def postprocess(self, image: torch.Tensor, output_type: str = "pil") -> Any:
+        """Images (B, 3, H, W), about [-1, 1], as "pil", "np", "pt", or as they are ("latent"). Raises InputError."""
+        checks.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        checks.tensor("image", image, (None, 3, None, None), checks.FLOATS)
+        return image if output_type == "latent" else of_type(image.detach().float(), output_type)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _absent("image_processor", name, "it makes pictures of decoded images alone; JanusFlow edits none")
+
+
+def _absent(part: str, name: str, reason: str) -> NoReturn:
+    raise AbsentError(f"JanusFlowPipeline.{part} has no {name}: {reason}")
