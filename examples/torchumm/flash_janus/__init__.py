@@ -1,0 +1,3 @@
+from .adapter import FlashJanusBackbone
+
+__all__ = ["FlashJanusBackbone"]
