@@ -17,8 +17,8 @@ from .programs import (
 
 __all__ = [
     "FLOW_FORMS",
-    "FlowForm",
     "READS",
+    "FlowForm",
     "Policy",
     "decode_latents",
     "decode_step",

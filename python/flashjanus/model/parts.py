@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flashjanus.checkpoint import JanusFlowConfig
-from flashjanus.engine.ir import Graph, TensorSpec
+from flashjanus.engine.graph import Graph
+from flashjanus.engine.specs import TensorSpec
 
 from . import llama, uvit
 from .policy import Policy

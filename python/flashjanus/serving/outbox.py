@@ -59,7 +59,8 @@ class Outbox:
             try:
                 left = self._wire.send(parts, wait=False)
             except OSError:
-                return self._end()
+                self._end()
+                return
             if left:
                 self._left = left, weight
                 self._change.notify_all()
@@ -85,7 +86,8 @@ class Outbox:
             try:
                 self._wire.send(parts)
             except OSError:
-                return self._end()
+                self._end()
+                return
             with self._change:
                 self._weight -= weight
 
