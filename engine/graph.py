@@ -177,7 +177,7 @@ class Graph:
 
 
 def verify(graph: Graph) -> None:
-    """Raises GraphError unless every value is written before it is read and only state is written in place."""
+    """Raises GraphError unless every value is written before it is read, and neither inputs nor weights are."""
     known = {v.name for v in graph.values.values() if v.kind != "node"}
     for node in graph.nodes:
         schema = get_op(node.op).schema
@@ -188,10 +188,10 @@ def verify(graph: Graph) -> None:
                 raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}', which is of another graph")
             if value.root.name not in known:
                 raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}' before any node writes it")
-            if arg.mutated and value.kind != "state":
+            if arg.mutated and value.kind not in ("state", "node"):
                 raise GraphError(
                     f"{graph.name}: node '{node.label}' would overwrite '{value.name}' ({value.kind}); only a state "
-                    "may be written in place"
+                    "or what a node wrote may be written in place"
                 )
         for value in node.outputs:
             if value.name in known:

@@ -71,10 +71,18 @@ class _Fusion:
         self.norms: dict[str, Node] = {}
         """RMSNorms that a linear may take, by the value that they write."""
         self.done: set[str] = set()
+        self.at = 0
+        """The place in the source of the node that is looked at."""
+        self.places = {node.label: place for place, node in enumerate(graph.nodes)}
+        self.overwrites: dict[str, list[int]] = {}
+        """By the name of a value, the places of the nodes that write it in place."""
+        for place, node in enumerate(graph.nodes):
+            for value in overwritten(node):
+                self.overwrites.setdefault(value.name, []).append(place)
         self.refused: dict[str, str] = {}
 
     def run(self) -> None:
-        for node in self.source:
+        for self.at, node in enumerate(self.source):
             if node.label in self.done:
                 continue
             if node.op in ("linear", "linear_w8a16"):
@@ -99,17 +107,24 @@ class _Fusion:
         assert residual is not None
         root = residual.root
         there = root.kind in ("input", "weight") or root.name in self.written or root.name in self.norms
-        return node if delta is y and there else None
+        return node if delta is y and there and self._same_until(node, root) else None
+
+    def _same_until(self, node: Node, root: Value) -> bool:
+        """True if nothing that is still to come before `node` overwrites `root`."""
+        return not any(self.at < place < self.places[node.label] for place in self.overwrites.get(root.name, ()))
 
     def _emit(self, node: Node) -> None:
         self.graph.nodes.append(node)
         self.written.update(value.name for value in node.outputs)
 
     def _keep(self, node: Node) -> None:
-        """Behind the norms that it turned out to need."""
+        """Behind the norms that it turned out to need, and those of what it overwrites."""
         for value in node.inputs:
             if value is not None and value.root.name in self.norms:
                 self._emit(self.norms.pop(value.root.name))
+        for name, norm in [*self.norms.items()]:
+            if norm.inputs[0] is not None and norm.inputs[0].root in overwritten(node):
+                self._emit(self.norms.pop(name))
         self._emit(node)
 
     def _linear(self, node: Node) -> None:
@@ -205,6 +220,12 @@ class _Fusion:
         except (PlanError, SchemaError) as error:
             return str(error)
         return None
+
+
+def overwritten(node: Node) -> list[Value]:
+    """What a node writes in place."""
+    arguments = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
+    return [value.root for arg, value in arguments if arg.mutated and value is not None]
 
 
 def whole(view: Value, value: Value) -> bool:

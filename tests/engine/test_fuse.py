@@ -66,6 +66,47 @@ def outputs(plan: Plan, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {name: t.clone() for name, t in executor.outputs.items()}
 
 
+def updated(where: str) -> Graph:
+    """A norm, a linear and a residual add, with an update in place of the residual stream there."""
+    specs = {"ranks": ((1, 1), torch.int32), "scale": ((1, 1), F32), "a": ((1, 8, 2), F32), "b": ((1, 2, 8), F32)}
+    g = Graph("updated", WEIGHTS | {name: TensorSpec(shape, dtype) for name, (shape, dtype) in specs.items()})
+    h = g.add("cast", g.input("h", (R, 1, 8), F32), dtype=F32, label="h32")
+    adapter, factors = g.input("adapter", (R,), torch.int32), [g.weight(name) for name in specs]
+
+    def update(place: str) -> None:
+        if place == where:
+            g.add("low_rank", h, None, adapter, *factors, h, first=8, gated=False, eps=0.0, label="update")
+
+    normed = norm(g, h)
+    update("before the linear")
+    o = g.add("linear", normed, g.weight("w"), None, label="o")
+    update("before the sum")
+    x, y = g.add("add_rms_norm", h, o, g.weight("norm2"), eps=1e-6, dtype=F32, label="add")
+    update("after")
+    g.output("x", x)
+    g.output("y", y)
+    return g
+
+
+@pytest.mark.parametrize("where", ["before the linear", "before the sum", "after"])
+def test_what_is_updated_in_place_is_read_when_it_was(where: str) -> None:
+    graph = updated(where)
+    plan, parts = lower(graph, {"R": 2}), lower(graph, {"R": 2}, fused=False)
+    assert ("add_rms_norm" in ops(plan)) == (where == "before the sum")
+    generator = torch.Generator().manual_seed(1)
+    held = weights() | {name: torch.randn(parts.weights[name].shape, generator=generator) for name in ("a", "b")}
+    held |= {"scale": torch.ones(1, 1), "ranks": torch.full((1, 1), 2, dtype=torch.int32)}
+    h, found = torch.randn(2, 1, 8, generator=generator), []
+    for one in (plan, parts):
+        executor = Executor(one, {name: held[name] for name in one.weights})
+        executor.inputs["h"].copy_(h)
+        executor.inputs["adapter"].copy_(torch.tensor([0, -1]))
+        executor.run()
+        found.append({name: t.clone() for name, t in executor.outputs.items()})
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 4, 19])
 def test_a_layer_becomes_one_node_a_linear(rows: int) -> None:
     graph = layer()[0]

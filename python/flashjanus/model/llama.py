@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +19,8 @@ class Sequences:
     """Where the queries of a pass stand: cache windows (L, B, S, G, D) and the numbers of the attention rule.
 
     positions (B, N): RoPE positions. slots (B, N): where each token's key is written. kv_start (B,), kv_end (B, N).
-    causal: the numbers will say no more than that every token sees kv_start up to itself.
+    causal: the numbers will say no more than that every token sees kv_start up to itself. adapter (B,): the slot of
+    each row's low-rank adapter, -1 for none; None where the model has no slots.
     """
 
     k: Value
@@ -28,6 +30,7 @@ class Sequences:
     kv_start: Value
     kv_end: Value
     causal: bool
+    adapter: Value | None = None
 
 
 def linear(g: Graph, x: Value, name: str, label: str) -> Value:
@@ -36,6 +39,29 @@ def linear(g: Graph, x: Value, name: str, label: str) -> Value:
     inputs = (weight, None) if scale is None else (weight, scale, None)
     y: Value = g.add("linear" if scale is None else "linear_w8a16", x, *inputs, label=label)
     return y
+
+
+def adapters(g: Graph, rows: Size) -> Value | None:
+    """The input `adapter` (rows,), where the model has slots for adapters."""
+    return g.input("adapter", (rows,), torch.int32) if "llm.0.qkv.lora.a" in g.weights else None
+
+
+def adapted(
+    g: Graph, y: Value, x: Value, name: str, seq: Sequences, *, first: int = 0, norm: str = "", **attrs: Any
+) -> None:
+    """y += what each row's adapter adds to the linear `name`, in place; where the model has slots for adapters.
+
+    x: what the linear reads, or where `norm` names one or `gated` is set, what the op before it reads: that op may then
+    write for the linear alone, as fusions want it. first: outputs of the first of stacked projections.
+    """
+    a = g.optional_weight(f"{name}.lora.a")
+    if a is None or seq.adapter is None:
+        return
+    b, ranks, scale = (g.weight(f"{name}.lora.{part}") for part in ("b", "ranks", "scale"))
+    adapter = seq.adapter if y.shape[0] == seq.adapter.shape[0] else g.narrow(seq.adapter, 0, 0, y.shape[0])
+    weight = g.weight(norm) if norm else None
+    attrs = {"eps": 0.0, "gated": False, "first": first or y.shape[-1], **attrs}
+    g.add("low_rank", x, weight, adapter, ranks, scale, a, b, y, label=f"{name.rpartition('.')[2]}.adapter", **attrs)
 
 
 def caches(g: Graph, config: LanguageConfig, policy: Policy, rows: Size, slots: Size) -> tuple[Value, Value]:
@@ -70,6 +96,8 @@ def layers(
         last = i == config.num_hidden_layers - 1
         g.scope = f"{scope}llm.{i}."
         qkv = linear(g, normed, f"llm.{i}.qkv", "qkv.out")
+        q_rows = config.num_attention_heads * config.head_dim
+        adapted(g, qkv, x, f"llm.{i}.qkv", seq, first=q_rows, norm=f"llm.{i}.norm1", eps=eps)
         if qkv.shape[0] != rows:
             qkv = g.add("branch_rows", qkv, B=rows, dtype=policy.matrix, label="qkv.branches")
             x = g.add("branch_rows", x, B=rows, dtype=policy.residual, label="residual.branches")
@@ -95,10 +123,13 @@ def layers(
         rule = dict(scale=config.head_dim**-0.5, causal=seq.causal)
         o = g.add("attention", q, k, v, seq.kv_start, kv_end, slots, **rule, label="attention")
         o = g.reshape(o, (*o.shape[:2], config.num_attention_heads * config.head_dim))
+        adapted(g, x, o, f"llm.{i}.o", seq)
         delta = linear(g, o, f"llm.{i}.o", "o.out")
-        norm2 = g.weight(f"llm.{i}.norm2")
-        x, normed = g.add("add_rms_norm", x, delta, norm2, eps=eps, dtype=policy.matrix, label="residual1")
+        norm2 = f"llm.{i}.norm2"
+        x, normed = g.add("add_rms_norm", x, delta, g.weight(norm2), eps=eps, dtype=policy.matrix, label="residual1")
         gate_up = linear(g, normed, f"llm.{i}.gate_up", "gate_up.out")
+        adapted(g, gate_up, x, f"llm.{i}.gate_up", seq, first=config.intermediate_size, norm=norm2, eps=eps)
+        adapted(g, x, gate_up, f"llm.{i}.down", seq, gated=True)
         delta = linear(g, g.add("silu_mul", gate_up), f"llm.{i}.down", "down.out")
         norm = g.weight("llm.norm" if last else f"llm.{i + 1}.norm1")
         dtype = out_dtype if last and out_dtype is not None else policy.matrix

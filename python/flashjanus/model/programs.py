@@ -86,7 +86,8 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     h = g.add("embed", ids, g.weight("llm.embed"), index, features, dtype=policy.residual)
     numbers = {name: g.input(name, (B, N), I32) for name in ("positions", "slots", "kv_end")}
     causal = config.image_attention == "causal"
-    seq = llama.Sequences(k, v, kv_start=g.input("kv_start", (B,), I32), **numbers, causal=causal)
+    kv_start, adapter = g.input("kv_start", (B,), I32), llama.adapters(g, B)
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=causal, adapter=adapter)
     through = llama.layers(g, language, policy, h, seq, last_only=True)
     assert through is not None
     _sampling(g, llama.linear(g, g.select(through[1], 1, 0), "llm.head", "logits"))
@@ -108,8 +109,9 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     h = g.add("embed", g.reshape(token, (B, 1)), g.weight("llm.embed"), None, None, dtype=policy.residual)
     slots = g.reshape(slot, (B, 1))
     # every key before its own slot, and its own by the rule
-    kv_start = g.input("kv_start", (B,), I32)
-    seq = llama.Sequences(k, v, g.reshape(position, (B, 1)), slots, kv_start, kv_end=slots, causal=True)
+    kv_start, adapter = g.input("kv_start", (B,), I32), llama.adapters(g, B)
+    positions = g.reshape(position, (B, 1))
+    seq = llama.Sequences(k, v, positions, slots, kv_start, kv_end=slots, causal=True, adapter=adapter)
     through = llama.layers(g, language, policy, h, seq)
     assert through is not None
     logits = llama.linear(g, g.reshape(through[1], (B, language.hidden_size)), "llm.head", "logits")
@@ -132,11 +134,12 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     k, v = llama.caches(g, language, policy, rows, P + K)
     ids, t = g.input("ids", (R, P), I32), g.input("t", (R, K), F32)
 
-    kv_start = g.input("kv_start", (rows,), I32)
+    kv_start, adapter = g.input("kv_start", (rows,), I32), llama.adapters(g, rows)
     numbers = {name: g.input(f"prompt_{name}", (R, P), I32) for name in ("positions", "slots", "kv_end")}
     prompt_start = g.narrow(kv_start, 0, 0, R)
     image_k, image_v = g.narrow(k, 1, 0, R), g.narrow(v, 1, 0, R)
-    seq = llama.Sequences(image_k, image_v, kv_start=prompt_start, **numbers, causal=True)
+    of_prompts = None if adapter is None else g.narrow(adapter, 0, 0, R)
+    seq = llama.Sequences(image_k, image_v, kv_start=prompt_start, **numbers, causal=True, adapter=of_prompts)
     h = g.add("embed", ids, g.weight("llm.embed"), None, None, dtype=policy.residual)
     llama.layers(g, language, policy, h, seq, keys_only=True)
     g.add("copy_slot", k, v, prompt_start, slot=P - 1)
@@ -145,7 +148,7 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, 
     h = g.add("branch_rows", t_emb, B=rows, dtype=policy.residual, label="time_tokens")
     numbers = {name: g.input(f"time_{name}", (rows, K), I32) for name in ("positions", "slots", "kv_end")}
     g.scope = "time."
-    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=False)
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=False, adapter=adapter)
     llama.layers(g, language, policy, h, seq, keys_only=True)
     g.output("t_emb", t_emb)
     if modulation is not None:
@@ -245,8 +248,10 @@ def _image_tokens(
         of_branches(value, 1) for value in (*tables, *llama.caches(g, language, policy, rows, P + (1 + tokens)))
     )
     numbers = {name: of_branches(g.input(name, (rows, tokens), I32)) for name in ("positions", "slots", "kv_end")}
-    kv_start = of_branches(g.input("kv_start", (rows,), I32))
-    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=config.image_attention == "causal")
+    kv_start, adapter = of_branches(g.input("kv_start", (rows,), I32)), llama.adapters(g, rows)
+    adapter = None if adapter is None else of_branches(adapter)
+    causal = config.image_attention == "causal"
+    seq = llama.Sequences(k, v, kv_start=kv_start, **numbers, causal=causal, adapter=adapter)
     g.add("load_slot", k_table, v_table, step, k, v, slot=P)
     through = llama.layers(g, language, policy, h, seq, out_dtype=policy.residual)
     assert through is not None

@@ -1,0 +1,251 @@
+"""y[b] += scale[s] (p(x[b]) a[s]) b[s], s = adapter[b]: what a low-rank adapter adds to a linear, by row.
+
+Slots hold adapters; a row whose adapter is none of them (-1) keeps its bits, and costs nothing. p is RMSNorm where
+there is a norm, silu(gate) * up where `gated`, else p(x) = x. A linear may stack several projections of the same input:
+then a has the columns of each beside the others', R for each, y has `first` columns of the first and the rest in equal
+parts of the others, and each part reads its own columns of p(x) a. ranks says how many of the R are not zero.
+
+What follows the linear may be fused with it only where the order of the two sums does not matter: the update of a
+linear that is added to a residual stream is added to the stream, before the linear is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ... import triton_kernels
+from ..device import native
+from ..errors import SchemaError
+from ..specs import Size, TensorSpec, static
+from . import activations, rms_norm
+from .base import Bound, Call, Op, Schema, normal, register
+from .refusals import floats, rounds_once
+from .shapes import elements
+
+MAX_RANK = 1024
+"""kMaxRank of csrc/cpu/low_rank.h."""
+MAX_TRITON_RANK = 128
+"""MAX_RANK of triton_kernels/low_rank.py, which imports triton."""
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
+    """Nothing; refuses sizes that do not go together."""
+    columns, parts, rank, outputs = (bound[name] for name in "KPRM")
+    expected = columns * (2 if attrs["gated"] else 1)
+    if bound["C"] != expected:
+        raise SchemaError(f"expected x of {expected} channels, got {bound['C']}")
+    if bound["Q"] != parts * rank:
+        raise SchemaError(f"expected a of {parts} * {rank} columns, got {bound['Q']}")
+    rest = outputs - attrs["first"]
+    if (rest != 0) if parts == 1 else (rest <= 0 or rest % (parts - 1)):
+        raise SchemaError(f"expected {outputs} outputs in {parts} parts, got the first of {attrs['first']}")
+    return {}
+
+
+def widths(first: int, parts: int, outputs: int) -> list[int]:
+    """Outputs of each part."""
+    return [first, *[(outputs - first) // max(1, parts - 1)] * (parts - 1)]
+
+
+def reference(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    adapter: torch.Tensor,
+    ranks: torch.Tensor,
+    scale: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    y: torch.Tensor,
+    first: int,
+    gated: bool,
+    eps: float,
+) -> None:
+    rank = b.shape[1]
+    for row, slot in enumerate(adapter.tolist()):
+        if not 0 <= slot < len(a):
+            continue
+        read = x[row].float()
+        if norm is not None:
+            read = rms_norm.reference(read, norm, eps, torch.float32)
+        if gated:
+            read = activations.reference_silu_mul(read)
+        begin = 0
+        for part, width in enumerate(widths(first, scale.shape[1], y.shape[-1])):
+            used = int(ranks[slot, part])
+            low = read @ a[slot, :, part * rank : part * rank + used].float()
+            added = low @ b[slot, :used, begin : begin + width].float() * scale[slot, part].float()
+            y[row, :, begin : begin + width] = y[row, :, begin : begin + width].float() + added
+            begin += width
+
+
+def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    """Of all rows, as if each had an adapter of the largest rank."""
+    return 2 * elements(bound, "B", "N") * (elements(bound, "K", "Q") + elements(bound, "R", "M"))
+
+
+def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
+    """x once, y twice, and an adapter for each row while there are as many."""
+    rows, slots = int(bound["B"]), int(bound["S"])
+    factors = (elements(bound, "K", "Q") + elements(bound, "R", "M")) * bound["T"].itemsize
+    of_row = elements(bound, "N", "C") * bound["X"].itemsize + 2 * elements(bound, "N", "M") * bound["Y"].itemsize
+    return int(rows * of_row + min(rows, slots) * factors)
+
+
+def example(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    adapters: Sequence[int],
+    n: int,
+    k: int,
+    outputs: Sequence[int],
+    rank: int = 4,
+    norm: bool = False,
+    gated: bool = False,
+    apart: int = 0,
+) -> Call:
+    """Three slots: of all ranks, of one less, and of none in the last part. apart: columns between y's rows."""
+    rows, parts, width, slots = len(adapters), len(outputs), sum(outputs), 3
+    x = normal(generator, rows, n, 2 * k if gated else k, dtype=torch.float32 if norm else dtype)
+    weight = 1 + 0.3 * normal(generator, k) if norm else None
+    ranks = torch.tensor([[rank] * parts, [max(1, rank - 1)] * parts, [rank] * (parts - 1) + [0]], dtype=torch.int32)
+    a = (normal(generator, slots, k, parts * rank) / k**0.5).to(dtype)
+    b = (normal(generator, slots, rank, width) / rank**0.5).to(dtype)
+    y = normal(generator, rows, n, width + apart, dtype=dtype)[..., :width]
+    scale = 0.5 + torch.rand(slots, parts, generator=generator)
+    adapter = torch.tensor(adapters, dtype=torch.int32)
+    return Call((x, weight, adapter, ranks, scale, a, b, y), dict(first=outputs[0], gated=gated, eps=1e-6))
+
+
+OP = register(
+    Op(
+        "low_rank",
+        Schema.parse(
+            "x: X[B, N, C], norm?: W[K], adapter: i32[B], ranks: i32[S, P], scale: f32[S, P], a: T[S, K, Q], "
+            "b: T[S, R, M], y!: Y[B, N, M] ->",
+            derive,
+        ),
+        reference,
+        flops,
+        cases=[
+            dict(adapters=[0], n=1, k=64, outputs=[96]),
+            dict(adapters=[-1, 1, 2, 0], n=3, k=33, outputs=[7, 5, 5], rank=3, norm=True),
+            dict(adapters=[2, -1, 0], n=17, k=72, outputs=[48, 32, 32], rank=16, norm=True),
+            dict(adapters=[1, 0], n=9, k=600, outputs=[40, 40], rank=20, norm=True, apart=8),
+            dict(adapters=[0, -1, 1], n=11, k=130, outputs=[65], rank=33, gated=True),
+            dict(adapters=[1], n=1, k=520, outputs=[35], rank=1, gated=True, apart=3),
+            dict(adapters=[-1, -1], n=2, k=16, outputs=[8]),
+        ],
+        example=example,
+        read_bytes=read_bytes,
+    )
+)
+
+
+def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    return (rounds_once(specs[1]) if specs else None) or native.refuses(device, *floats(specs, {}))
+
+
+def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+    rank = static(specs[6].shape[1]) if specs and specs[6] is not None else 0
+    if rank > MAX_TRITON_RANK:
+        return f"holds a rank of at most {MAX_TRITON_RANK} in registers, not {rank}"
+    return (rounds_once(specs[1]) if specs else None) or triton_kernels.refuses(device)
+
+
+@OP.implementation("native", _refuses_native)
+def run_native(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    adapter: torch.Tensor,
+    ranks: torch.Tensor,
+    scale: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    first: int,
+    gated: bool,
+    eps: float,
+) -> None:
+    rows, tokens, outputs = y.shape
+    slots, columns, _ = a.shape
+    native.run(
+        "low_rank",
+        x=x.contiguous(),
+        norm=norm,
+        adapter=adapter,
+        ranks=ranks,
+        scale=scale,
+        a=a,
+        b=b,
+        y=y,
+        dtype=a.dtype,
+        x_dtype=x.dtype,
+        y_dtype=y.dtype,
+        eps=eps,
+        gated=gated,
+        rows=rows,
+        tokens=tokens,
+        columns=columns,
+        outputs=outputs,
+        first=first,
+        parts=scale.shape[1],
+        rank=b.shape[1],
+        slots=slots,
+        y_row_stride=y.stride(0),
+        y_token_stride=y.stride(1),
+    )
+
+
+@OP.implementation("triton", _refuses_triton)
+def run_triton(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    adapter: torch.Tensor,
+    ranks: torch.Tensor,
+    scale: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    first: int,
+    gated: bool,
+    eps: float,
+) -> None:
+    from ...triton_kernels.low_rank import launch
+
+    launch(x, norm, adapter, ranks, scale, a, b, y, first, gated, eps)
+
+
+@OP.implementation("torch")
+def run_torch(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    adapter: torch.Tensor,
+    ranks: torch.Tensor,
+    scale: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    first: int,
+    gated: bool,
+    eps: float,
+) -> None:
+    # all rows, whoever has an adapter: the host may not look at a device's numbers
+    rank = static(b.shape[1])
+    has = ((adapter >= 0) & (adapter < len(a)))[:, None, None]
+    slot = adapter.clamp(0, len(a) - 1).long()
+    read = x.float() if norm is None else rms_norm.normalise(x, norm, eps).float()
+    read = activations.silu_mul(read) if gated else read
+    used = torch.arange(rank, device=x.device) < ranks[slot][..., None]  # (B, P, R)
+    low = (read @ a[slot].float()) * (used * scale[slot][..., None]).flatten(1)[:, None]
+    begin = 0
+    for part, width in enumerate(widths(first, scale.shape[1], y.shape[-1])):
+        columns = slice(begin, begin + width)
+        added = low[..., part * rank : (part + 1) * rank] @ b[slot, :, columns].float()
+        y[..., columns] = torch.where(has, (y[..., columns] + added).to(y.dtype), y[..., columns])
+        begin += width
