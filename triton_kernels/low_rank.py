@@ -118,7 +118,7 @@ def launch(
     gated: bool,
     eps: float,
 ) -> None:
-    """y[r] += scale[s] (p(x[r]) a[s]) b[s] with s = adapter[r], in place; p(x) and the factors are rounded to a's dtype.
+    """y[r] += scale[s] (p(x[r]) a[s]) b[s] with s = adapter[r], in place; p(x) and p(x) a are rounded to a's dtype.
 
     x [B, N, C], a [S, K, P R] and b [S, R, M] in any float type, norm [K] float32, adapter [B] and ranks [S, P] int32,
     scale [S, P] float32, y [B, N, M], its last axis dense, on one CUDA device (or on a CPU in Triton's interpreter).

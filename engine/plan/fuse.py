@@ -82,7 +82,8 @@ class _Fusion:
         self.refused: dict[str, str] = {}
 
     def run(self) -> None:
-        for self.at, node in enumerate(self.source):
+        for place, node in enumerate(self.source):
+            self.at = place
             if node.label in self.done:
                 continue
             if node.op in ("linear", "linear_w8a16"):

@@ -15,6 +15,8 @@ from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.errors import InputError
+from flashjanus.execution import adapters
+from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.runner import Runner
 from flashjanus.model import FlowForm
 from flashjanus.sampling.schedule import Sampler, Schedule
@@ -25,11 +27,13 @@ NUMBERS = 4
 
 @dataclass(frozen=True)
 class FlowRequest:
-    """One image: prompt ids without the trailing generation tag, how it is drawn, and its noise (c, H, W)."""
+    """One image: prompt ids without the trailing generation tag, how it is drawn, its noise (c, H, W), and the adapter
+    that all of it runs with, its unconditional branch too."""
 
     prompt: tuple[int, ...]
     sampler: Sampler
     noise: torch.Tensor
+    adapter: Adapter | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -115,6 +119,7 @@ class FlowSession(ProcessBound):
         host = self.flow.host
         tokens = host["slots"].shape[1]
         host["slots"].copy_(prompt + 1 + torch.arange(tokens))
+        adapters.write(self.flow, range(rows + guided), None)
         bidirectional = runner.config.image_attention == "bidirectional"
         host["kv_end"].copy_(torch.full((tokens,), prompt + 1 + tokens) if bidirectional else host["slots"][0] + 1)
 
@@ -133,8 +138,13 @@ class FlowSession(ProcessBound):
         return joined is not None and joined.needs_branch(self._taken[row])
 
     def leave(self, row: int) -> None:
-        """Nobody waits for `row` any more: it decides no longer which plan runs."""
+        """Nobody waits for `row` any more: it decides no longer which plan runs, and its adapter costs nothing."""
         self._joined[row] = None
+        self._write_adapter(row, None)
+
+    def _write_adapter(self, row: int, adapter: Adapter | None) -> None:
+        adapters.write(self.flow, (row, self.rows + row) if row < self.guided else (row,), adapter)
+        self._written = True
 
     def _needs_model(self, row: int) -> bool:
         joined = self._joined[row]
@@ -252,7 +262,7 @@ class FlowSession(ProcessBound):
         if "cache" in flow.host:
             lines = torch.tensor(schedule.cache or [CacheLine()] * len(schedule), dtype=torch.float32)
             flow.host["cache"][row, : len(schedule)].copy_(lines)
-        self._written = True
+        self._write_adapter(row, request.adapter)
         self._joined[row], self._taken[row] = schedule, taken
 
 
@@ -276,9 +286,9 @@ class Prepared(ProcessBound):
         return self.executor.nbytes
 
     @entry
-    def run(self, prompts: Sequence[TimedPrompt]) -> None:
-        """Fill the state for the prompt and the times of each row."""
-        self.write(prompts)
+    def run(self, prompts: Sequence[TimedPrompt], adapter: Adapter | None = None) -> None:
+        """Fill the state for the prompt and the times of each row, all with one adapter."""
+        self.write(prompts, adapter)
         self.executor.run()
 
     @entry
@@ -295,9 +305,10 @@ class Prepared(ProcessBound):
         return FlowPrefix(length, made, None if modulation is None else modulation[prompt])
 
     @entry
-    def write(self, prompts: Sequence[TimedPrompt]) -> None:
+    def write(self, prompts: Sequence[TimedPrompt], adapter: Adapter | None = None) -> None:
         """What `run` reads, written and sent."""
         host, capacity = self.executor.host, self.capacity
+        adapters.write(self.executor, range(self.prompts + self.guided), adapter)
         self._lengths = [len(ids) for ids, _ in prompts]
         for row, (ids, times) in enumerate(prompts):
             start = capacity - len(ids)

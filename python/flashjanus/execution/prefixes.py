@@ -119,19 +119,20 @@ class PrefixStore(ProcessBound):
 
 
 def prepared(runner: Runner, store: PrefixStore, request: FlowRequest) -> FlowPrefix:
-    """The prefix of an image's prompt and times, out of the store or prepared alone: its bits depend on nobody else."""
+    """The prefix of an image's prompt and times, out of the store or prepared alone: its bits depend on nobody else,
+    but on the row's adapter."""
     prompt, times = request.timed_prompt
     buckets = runner.buckets
     rows = padded(1, buckets.rows)
     guided = request.schedule.guided or buckets.padded  # then one plan prepares for both kinds
-    key = ("prompt", prompt, times, guided)
+    key = ("prompt", prompt, times, guided, runner.adapters.identity(request.adapter))
     found = store.get(FlowPrefix, key, store.prompts)
     if found is not None:
         return found
     capacity = padded(len(prompt), buckets.prompt_tokens)
     steps = min(padded(len(times), buckets.steps), MAX_STEPS)
     with runner.lease(Prepared, rows, buckets.branches(int(guided), rows), capacity, steps) as session:
-        session.run([(prompt, times)])
+        session.run([(prompt, times)], request.adapter)
         prefix = session.prefix(0).kept()
     store.put(key, prefix)
     return prefix

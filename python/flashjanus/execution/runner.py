@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from threading import RLock
 from typing import Protocol, TypeVar
@@ -14,6 +14,7 @@ import torch
 
 from flashjanus import model as programs
 from flashjanus.checkpoint import JanusFlowConfig, Target, VaeConfig, vae_layout, weight_layout
+from flashjanus.checkpoint.adapters import AdapterFiles
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Avoided, all_ops
 from flashjanus.engine.plan import Plan, lower
@@ -22,6 +23,7 @@ from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
+from flashjanus.execution.adapters import RANK, SLOTS, Adapter, Adapters
 from flashjanus.execution.buckets import EXACT, Buckets, padded
 from flashjanus.execution.latent_map import Previews
 from flashjanus.model import Policy
@@ -79,6 +81,7 @@ class Runner(ProcessBound):
         memory = device if gpu is None else gpu.device
         self.weights = {**weights, "llm.rope": programs.rope_table(config.language, policy).to(memory)}
         self.vae_weights = dict(vae_weights or {})
+        self.adapters = Adapters(config, policy, self.weights)
         self.implementations, self.avoided = _known(implementations or {}), avoided
         self._graphs: dict[str, Graph] = {}
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -209,6 +212,46 @@ class Runner(ProcessBound):
         self._reserved.update(buckets)
         self._reserved_sum = sum(self._reserved.values())
 
+    def reserve_adapters(self, slots: int, rank: int) -> None:
+        """Room for adapters; plans are made anew, and their sessions. Raises InputError, OutOfMemoryError."""
+        what = "room for adapters is part of every plan; make it before requests come, or when they have ended"
+        with self.adapters.alone(what), self._writing():
+            if self._leased:
+                raise InputError(f"expected no memory of rows to be in use, got {self._leased}: {what}")
+            self.adapters.make_room(slots, rank)
+            self.__dict__.pop("_builders", None)
+            self._graphs.clear()
+            self._plans.clear()
+            with _LOCK:
+                idle = [*self._idle.values()]
+                self._idle.clear()
+                self._idle_sum = 0
+        idle.clear()
+
+    def load_adapter(self, files: AdapterFiles, name: str) -> Adapter:
+        """An adapter in a slot; where there is no room yet, SLOTS are made. Raises InputError, OutOfMemoryError."""
+        if not self.adapters.slots:
+            self.reserve_adapters(SLOTS, max(RANK, files.rank))
+        with self._writing():
+            return self.adapters.load(files, name)
+
+    def merge_adapter(self, name: str | None) -> None:
+        """The adapter of that name in the weights; None: none, bit for bit as they were. Raises InputError."""
+        with self.adapters.alone("they would see weights change"), self._writing():
+            if name is None:
+                self.adapters.unmerge()
+            else:
+                self.adapters.merge(name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is written there to weights comes after what was launched."""
+        with ExitStack() as scope:
+            if self.gpu is not None:
+                scope.enter_context(self.gpu.launching())
+                scope.enter_context(self.gpu.driver.current())
+            yield
+
     def synchronize(self) -> None:
         """Wait for what was launched, where anything can be; for clocks."""
         if self.gpu is not None:
@@ -223,7 +266,7 @@ class Runner(ProcessBound):
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
         """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
-        specs = self._specs(weight_layout(self.config), self.policy, language=True)
+        specs = self._specs(weight_layout(self.config), self.policy, language=True) | self.adapters.specs
         names = ("encode_images", "prefill", "decode_step", "flow_prepare", "encode_latents", "decode_velocity")
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names

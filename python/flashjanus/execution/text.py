@@ -15,6 +15,8 @@ from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor, allocate_states
 from flashjanus.errors import InputError
+from flashjanus.execution import adapters
+from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.likelihood import Likelihood, Likelihoods
 from flashjanus.execution.runner import Runner
@@ -34,11 +36,13 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """One row: token ids with image blocks expanded, and the normalized pixels (n, 3, S, S) of its images, in order."""
+    """One row: token ids with image blocks expanded, the normalized pixels (n, 3, S, S) of its images, in order, and
+    the adapter that it runs with."""
 
     ids: tuple[int, ...]
     pixels: torch.Tensor | None = None
     sampling: Sampling = GREEDY
+    adapter: Adapter | None = None
 
     @cached_property
     def digests(self) -> tuple[bytes, ...]:
@@ -161,6 +165,7 @@ class TextSession(ProcessBound):
         per_image = self.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
         self._write_features(encode_images(self._model(), torch.cat(pixels)) if pixels else None)
+        adapters.write(self.prefill, range(self.rows), None)
         first = 1
         for row, request in enumerate(requests):
             index, block_end = image_index(request, tokens, per_image, first)
@@ -196,6 +201,7 @@ class TextSession(ProcessBound):
         if begin and end - begin != self.prompt:
             raise InputError(f"span: expected {self.prompt} tokens after others, got {end - begin}")
         self._write_features(features)
+        adapters.write(self.prefill, range(self.rows), None)
         self._write_row(0, request, index, block_end, begin, end)
         if begin:
             assert before is not None, "what stands before the span has been read"
@@ -267,6 +273,7 @@ class TextSession(ProcessBound):
         if self.config.image_attention == "bidirectional":
             host["kv_end"][row, at:].copy_(first + torch.tensor(block_end[begin:end]))
         write_sampling(self.prefill, row, request.sampling)
+        adapters.write(self.prefill, (row,), request.adapter)
 
 
 def write_sampling(executor: Executor, row: int, sampling: Sampling) -> None:

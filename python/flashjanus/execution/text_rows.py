@@ -9,6 +9,7 @@ from functools import cached_property
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.entry import entry
+from flashjanus.execution import adapters
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.likelihood import Likelihood, Likelihoods
 from flashjanus.execution.rows import Rows
@@ -25,6 +26,7 @@ class DecodeSession(ProcessBound):
         self.states, self.rows = self.executor.states, rows
         self._last = runner.config.language.max_position_embeddings - 1
         self._written = True
+        adapters.write(self.executor, range(rows), None)
         self._staging = None if runner.gpu is None else Staging(runner.gpu, self.states["token"].nbytes)
 
     @property
@@ -60,6 +62,8 @@ class DecodeSession(ProcessBound):
     def leave(self, row: int) -> None:
         """Nobody waits for `row` any more: it moves no further."""
         self.states["live"][row] = 0
+        adapters.write(self.executor, (row,), None)
+        self._written = True
 
     @entry
     def step(self) -> Callable[[], list[int]]:
@@ -86,6 +90,7 @@ class DecodeSession(ProcessBound):
         host["kv_start"][row] = 0
         host["eos"][row] = -1 if eos is None else eos
         write_sampling(self.executor, row, request.sampling)
+        adapters.write(self.executor, (row,), request.adapter)
         self._written = True
 
 

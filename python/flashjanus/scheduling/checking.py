@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashjanus.errors import InputError
+from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.flow import FlowRequest
 from flashjanus.execution.likelihood import MOST_LIKELIEST
 from flashjanus.execution.runner import Runner
@@ -36,6 +37,7 @@ def _check_images(job: ImageJob, runner: Runner) -> None:
             raise InputError(f"job.rows[{n}]: expected a FlowRequest, got {row!r:.80}")
         checks.tensor(f"job.rows[{n}].noise", row.noise, shape, checks.FLOATS)
         _check_ids(f"job.rows[{n}].prompt", row.prompt, most, config.language.vocab_size)
+        _check_adapter(f"job.rows[{n}].adapter", row.adapter)
 
 
 def _check_text(job: TextJob, runner: Runner) -> None:
@@ -43,6 +45,7 @@ def _check_text(job: TextJob, runner: Runner) -> None:
     if not isinstance(request, TextRequest):
         raise InputError(f"job.request: expected a TextRequest, got {request!r:.80}")
     _check_ids("job.request.ids", request.ids, language.max_position_embeddings, language.vocab_size)
+    _check_adapter("job.request.adapter", request.adapter)
     if request.pixels is not None:
         checks.tensor("job.request.pixels", request.pixels, (None, 3, size, size), checks.FLOATS)
     # the last token is not read back
@@ -51,6 +54,14 @@ def _check_text(job: TextJob, runner: Runner) -> None:
         checks.integer("job.logprobs", job.logprobs, 0, MOST_LIKELIEST)
     if job.eos is not None:
         checks.integer("job.eos", job.eos, 0, language.vocab_size - 1)
+
+
+def _check_adapter(name: str, adapter: Any) -> None:
+    """Whether it is loaded is for its model to say."""
+    if adapter is not None and not isinstance(adapter, Adapter):
+        raise InputError(
+            f"{name}: expected an Adapter of the model's, as `adapter_named` gives it, got {adapter!r:.80}"
+        )
 
 
 def _check_ids(name: str, ids: Sequence[int], most: int, vocabulary: int) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 
 from flashjanus.errors import InputError, NonFiniteError, OutOfMemoryError
-from flashjanus.execution.flow import FlowPrefix, TimedPrompt
+from flashjanus.execution.adapters import Adapter
+from flashjanus.execution.flow import FlowPrefix, FlowRequest, TimedPrompt
 from flashjanus.execution.flow_rows import FlowRow, FlowRows
 from flashjanus.execution.pictures import decode, preview
 from flashjanus.execution.prefixes import PrefixStore, prepared
@@ -89,14 +90,18 @@ class Drawing:
         """Prepare a job's prompts, then let its rows join."""
         among = FlowRows(self._runner) if job.pauses else self._together
         drawn = self._jobs[work.handle] = Drawn(work, job, among)
-        found: dict[tuple[TimedPrompt, bool], FlowPrefix] = {}
+        found: dict[tuple[TimedPrompt, bool, Adapter | None], FlowPrefix] = {}
+
+        def key_of(request: FlowRequest) -> tuple[TimedPrompt, bool, Adapter | None]:
+            return request.timed_prompt, request.schedule.guided, request.adapter
+
         for request in job.rows:
-            key = request.timed_prompt, request.schedule.guided
+            key = key_of(request)
             if key not in found:
                 if found:
                     yield
                 found[key] = prepared(self._runner, self._prefixes, request)
-        drawn.rows = [FlowRow(r, found[r.timed_prompt, r.schedule.guided]) for r in job.rows]
+        drawn.rows = [FlowRow(r, found[key_of(r)]) for r in job.rows]
         if job.pauses:
             self._groups.append(among)
         for row in drawn.rows:

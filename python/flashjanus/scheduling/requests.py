@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from flashjanus.errors import FlashJanusError
+from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.flow import FlowRequest
 from flashjanus.execution.text import ImageTokens, TextRequest
 from flashjanus.inputs.answers import Answer
@@ -68,6 +69,12 @@ class Handle:
     started: bool = False
     ended: bool = False
     flowed_at: float | None = None
+
+    @property
+    def adapters(self) -> frozenset[Adapter]:
+        """Those that the job's rows run with."""
+        requests = self.job.rows if isinstance(self.job, ImageJob) else (self.job.request,)
+        return frozenset(request.adapter for request in requests if request.adapter is not None)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Scheduler(ProcessBound):
         if limit is not None and self.queued >= limit:
             raise BusyError(f"expected at most {limit} jobs to wait, and {self.queued} do; try again later")
         handle = Handle(job, priority, None if deadline is None else self._clock() + deadline)
+        self.runner.adapters.use(handle)
         self._book.wait(handle)
         return handle
 

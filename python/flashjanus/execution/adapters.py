@@ -1,0 +1,271 @@
+"""Room for low-rank adapters beside a model's weights, which rows name by slot, and weights with one merged in.
+
+A plan that is made with room serves any adapter that fits it: to load one is to write its factors into a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from threading import RLock
+from typing import Protocol
+from weakref import WeakSet
+
+import torch
+
+from flashjanus.checkpoint import JanusFlowConfig, weight_layout
+from flashjanus.checkpoint.adapters import AdapterFiles, Factors, Linear, linears
+from flashjanus.engine.ops import tiles
+from flashjanus.engine.ops.low_rank import MAX_RANK
+from flashjanus.engine.runtime.bound import ProcessBound
+from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.specs import TensorSpec
+from flashjanus.errors import InputError
+from flashjanus.model import Policy
+
+SLOTS, RANK = 4, 16
+"""Made where the first adapter comes and nobody asked for other room; more for one of a larger rank."""
+NONE = -1
+"""The slot of a row without an adapter."""
+_NUMBERS = count(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter that was loaded. number: no two that a process loads have the same, whatever their name."""
+
+    name: str
+    files: AdapterFiles
+    slot: int
+    number: int
+
+
+class Use(Protocol):
+    """A request that may use adapters."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    @property
+    def adapters(self) -> frozenset[Adapter]: ...
+
+
+class Adapters(ProcessBound):
+    """The adapters of one model, by name.
+
+    weights: the model's own, where slots are added and an adapter may be merged in. slots, rank: the room, 0 before
+    there is any. A slot is free when no loaded adapter has it, and no request that has not ended.
+    """
+
+    def __init__(self, config: JanusFlowConfig, policy: Policy, weights: MutableMapping[str, torch.Tensor]) -> None:
+        self._config, self._policy, self._weights = config.language, policy, weights
+        self._linears = linears(config.language)
+        self._targets = {target.name: target for target in weight_layout(config)}
+        self._lock = RLock()
+        self._uses: WeakSet[Use] = WeakSet()
+        self._original: dict[str, torch.Tensor] = {}
+        self.slots = self.rank = 0
+        self.loaded: dict[str, Adapter] = {}
+        self.merged: Adapter | None = None
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Of the slots' tensors, by the name of the linear that they are of; nothing where there is no room."""
+        if not self.slots:
+            return {}
+        specs: dict[str, TensorSpec] = {}
+        for name, linear in self._all():
+            parts, dtype = len(linear.rows), self._policy.matrix
+            specs |= {
+                f"{name}.lora.a": TensorSpec((self.slots, linear.columns, parts * self.rank), dtype),
+                f"{name}.lora.b": TensorSpec((self.slots, self.rank, sum(linear.rows.values())), dtype),
+                f"{name}.lora.ranks": TensorSpec((self.slots, parts), torch.int32),
+                f"{name}.lora.scale": TensorSpec((self.slots, parts), torch.float32),
+            }
+        return specs
+
+    def use(self, request: Use) -> None:
+        """Count a request until it has ended. Raises InputError where an adapter of its is not loaded any more."""
+        with self._lock:
+            for adapter in request.adapters:
+                self.check(adapter)
+            self._uses.add(request)
+
+    def check(self, adapter: Adapter) -> None:
+        """Raises InputError unless requests may name it."""
+        if self.loaded.get(adapter.name) is not adapter:
+            raise InputError(f"adapter: expected one that is loaded, got {adapter.name!r}, which was unloaded")
+        if self.merged is adapter:
+            raise InputError(
+                f"adapter: {adapter.name!r} is merged into the weights, and every request has it; leave adapter out, "
+                "or call unmerge_adapter() first"
+            )
+
+    def named(self, name: object, argument: str = "adapter") -> Adapter | None:
+        """The loaded adapter of that name; None for None. Raises InputError."""
+        if name is None:
+            return None
+        with self._lock:
+            adapter = self.loaded.get(name) if isinstance(name, str) else None
+            if adapter is None:
+                known = ", ".join(map(repr, self.loaded)) or "none"
+                raise InputError(f"{argument}: expected the name of a loaded adapter ({known}), got {name!r:.80}")
+            self.check(adapter)
+            return adapter
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """While no request is under way, and none begins. what: why, as the end of an error. Raises InputError."""
+        with self._lock:
+            live = len(self._live())
+            if live:
+                raise InputError(f"expected no request to be under way, got {live}: {what}")
+            yield
+
+    def _live(self) -> list[Use]:
+        with self._lock:
+            return [use for use in self._uses if not use.ended]
+
+    def make_room(self, slots: int, rank: int) -> None:
+        """So many slots for ranks up to `rank`, with the adapters that are loaded in them; `alone`, and plans are to be
+        made anew. Raises InputError."""
+        if rank > MAX_RANK:
+            raise InputError(f"rank: expected at most {MAX_RANK}, got {rank}")
+        largest = max((adapter.files.rank for adapter in self.loaded.values()), default=1)
+        if slots < len(self.loaded) or rank < largest:
+            raise InputError(
+                f"expected room for the {len(self.loaded)} adapters that are loaded, of ranks up to {largest}, got "
+                f"{slots} slots of rank {rank}; unload some first"
+            )
+        like = self._weights["llm.rope"]
+        self.slots, self.rank = slots, rank
+        with torch.inference_mode(False):
+            for name, spec in self.specs.items():
+                shape = [int(size) for size in spec.shape]  # type: ignore[arg-type]
+                self._weights[name] = torch.zeros(shape, dtype=spec.dtype, device=like.device)
+        held, self.loaded = self.loaded, {}
+        for slot, adapter in enumerate(held.values()):
+            moved = Adapter(adapter.name, adapter.files, slot, adapter.number)
+            self._write(moved)
+            self.loaded[adapter.name] = moved
+            self.merged = moved if self.merged is adapter else self.merged
+
+    def load(self, files: AdapterFiles, name: str) -> Adapter:
+        """Write an adapter into a free slot. Raises InputError."""
+        with self._lock:
+            if name in self.loaded:
+                raise InputError(f"name: expected one that no loaded adapter has, got {name!r}; unload that first")
+            if files.rank > self.rank:
+                raise InputError(
+                    f"{files.source}: expected an adapter of rank at most {self.rank}, for which there is room, got "
+                    f"rank {files.rank}; call reserve_adapters(slots={self.slots}, rank={files.rank}) first"
+                )
+            named = {adapter.slot for adapter in self.loaded.values()}
+            waiting = {adapter.slot for use in self._live() for adapter in use.adapters} - named
+            free = [slot for slot in range(self.slots) if slot not in named | waiting]
+            if not free:
+                unloaded = f", and {len(waiting)} unloaded ones that requests under way still use" if waiting else ""
+                raise InputError(
+                    f"expected one of {self.slots} slots to be free, got adapters in all: "
+                    f"{', '.join(self.loaded) or 'none'}{unloaded}; unload one, or call "
+                    f"reserve_adapters(slots={self.slots + 1}, rank={self.rank}) first"
+                )
+            adapter = Adapter(name, files, free[0], next(_NUMBERS))
+            self._write(adapter)
+            self.loaded[name] = adapter
+            return adapter
+
+    def unload(self, name: str) -> None:
+        """No further request may name it; those under way end with it. Raises InputError."""
+        with self._lock:
+            if name not in self.loaded:
+                known = ", ".join(map(repr, self.loaded)) or "none"
+                raise InputError(f"name: expected the name of a loaded adapter ({known}), got {name!r:.80}")
+            if self.merged is self.loaded[name]:
+                raise InputError(f"name: {name!r} is merged into the weights; call unmerge_adapter() first")
+            del self.loaded[name]
+
+    def merge(self, name: str) -> None:
+        """Add an adapter to the weights, `alone`; what they were is kept. Raises InputError."""
+        adapter = self.named(name, "name")
+        assert adapter is not None
+        if self.merged is not None:
+            raise InputError(f"expected weights without an adapter, got them with {self.merged.name!r} merged in")
+        if self._policy.quantization is not None:
+            raise InputError(
+                f"expected weights in floats, got them in {self._policy.quantization}, where a merged adapter would be "
+                "rounded away: name it in requests (adapter=), which works on quantized weights, or merge it into the "
+                "checkpoint before that is quantized"
+            )
+        try:
+            for linear_name, linear in self._all():
+                for weight, total in self._sum(linear_name, linear, adapter.files).items():
+                    self._original[weight] = self._weights[weight].clone()
+                    self._weights[weight].copy_(total)
+        except BaseException:
+            self._restore()
+            raise
+        self.merged = adapter
+
+    def unmerge(self) -> None:
+        """The weights as they were, bit for bit; `alone`. Raises InputError."""
+        if self.merged is None:
+            raise InputError("expected weights with an adapter merged in, got them as they were loaded")
+        self._restore()
+        self.merged = None
+
+    def identity(self, adapter: Adapter | None) -> tuple[int, int] | None:
+        """What decides, beside its tokens, what a row's prefix is: None without any adapter."""
+        if adapter is None and self.merged is None:
+            return None
+        return (0 if self.merged is None else self.merged.number), (0 if adapter is None else adapter.number)
+
+    def _restore(self) -> None:
+        for name, weight in self._original.items():
+            self._weights[name].copy_(weight)
+        self._original.clear()
+
+    def _all(self) -> list[tuple[str, Linear]]:
+        layers = range(self._config.num_hidden_layers)
+        return [(f"llm.{i}.{name}", linear) for i in layers for name, linear in self._linears.items()]
+
+    def _write(self, adapter: Adapter) -> None:
+        slot, rank = adapter.slot, self.rank
+        for name, linear in self._all():
+            a, b, ranks, scale = (self._weights[f"{name}.lora.{part}"][slot] for part in ("a", "b", "ranks", "scale"))
+            for tensor in (a, b, ranks, scale):
+                tensor.zero_()
+            for part, factors, (first, last) in _parts(name, linear, adapter.files):
+                a[:, part * rank : part * rank + factors.rank].copy_(factors.down.t())
+                b[: factors.rank, first:last].copy_(factors.up.t())
+                ranks[part], scale[part] = factors.rank, factors.scale
+
+    def _sum(self, name: str, linear: Linear, files: AdapterFiles) -> Mapping[str, torch.Tensor]:
+        """What is kept of a linear's weight with an adapter in it; nothing where that adds nothing."""
+        parts = list(_parts(name, linear, files))
+        if not parts:
+            return {}
+        target, weight = self._targets[name], self._weights[name]
+        tiled = self._policy.specs(target)[name].tiled
+        total = (tiles.untile(weight) if tiled else weight).to(torch.float32, copy=True)
+        for _, factors, (first, last) in parts:
+            total[first:last] += factors.product().to(total.device)
+        return self._policy.kept(target, total.to(weight.dtype))
+
+
+def _parts(name: str, linear: Linear, files: AdapterFiles) -> Iterator[tuple[int, Factors, tuple[int, int]]]:
+    """Of the projections of a layer's linear that an adapter is of: number, factors, first and last row."""
+    layer, first = int(name.split(".")[1]), 0
+    for part, (projection, rows) in enumerate(linear.rows.items()):
+        factors = files.factors.get((layer, projection))
+        if factors is not None:
+            yield part, factors, (first, first + rows)
+        first += rows
+
+
+def write(executor: Executor, rows: Iterable[int], adapter: Adapter | None) -> None:
+    """Which adapter these rows have, into what the host writes of the inputs, where the plan has slots."""
+    if "adapter" in executor.host:
+        executor.host["adapter"][list(rows)] = NONE if adapter is None else adapter.slot
