@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from flashjanus import JanusFlow
+from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.errors import InputError
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.latent_map import LatentMap, Previews
@@ -26,6 +27,7 @@ from flashjanus.sampling.presets import sampler
 from flashjanus.scheduling.requests import Finished, ImageJob, Progress, TextJob
 from flashjanus.scheduling.scheduler import Scheduler
 from PIL import Image
+from small_adapter import write_adapter
 from small_model import normal, prompt, small_config, small_state
 from torch.overrides import TorchFunctionMode
 from untrained_model import write_untrained_model
@@ -112,6 +114,7 @@ class Entries:
     """What the public methods of JanusFlow give, under their names, on a model of its own; and the sessions'."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.model = JanusFlow.from_pretrained(folder, device="cpu", dtype="bfloat16", vae_dtype="float32")
 
     def from_pretrained(self) -> Any:
@@ -163,6 +166,35 @@ class Entries:
 
     def generate_ids(self) -> Any:
         return self.model.generate_ids(IDS, **SAMPLED)
+
+    def reserve_adapters(self) -> Any:
+        self.model.reserve_adapters(2, 8)
+        return [self.model.runner.weights["llm.0.qkv.lora.a"], self.model.runner.weights["llm.1.down.lora.ranks"]]
+
+    def load_adapter(self) -> Any:
+        self.model.reserve_adapters(1, 3)
+        self.model.load_adapter(self.folder.parent / "adapter", "one")
+        names = [name for name in self.model.runner.weights if ".lora." in name]
+        found = self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS, adapter=["one", None])
+        self.model.unload_adapter("one")
+        return [*(self.model.runner.weights[name] for name in names), found]
+
+    def unload_adapter(self) -> Any:
+        self.model.load_adapter(self.folder.parent / "adapter", "two")
+        self.model.unload_adapter("two")
+        return list(self.model.adapters)
+
+    def merge_adapter(self) -> Any:
+        self.model.load_adapter(self.folder.parent / "adapter", "three")
+        self.model.merge_adapter("three")
+        found = self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS)
+        self.model.unmerge_adapter()
+        self.model.unload_adapter("three")
+        return found
+
+    def unmerge_adapter(self) -> Any:
+        self.merge_adapter()
+        return self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS)
 
     def warm_up(self) -> Any:
         return self.model.warm_up(prompt_tokens=(16,), steps=STEPS, new_tokens=8)
@@ -258,6 +290,7 @@ def test_every_public_method_is_an_entry_of_the_sweep() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small"
     write_untrained_model(folder, layers=2)
+    write_adapter(folder.parent / "adapter", JanusFlowConfig.from_file(folder / "config.json").language, rank=3)
     return folder
 
 

@@ -24,7 +24,11 @@ CASES = [(kind, name) for kind in (ImageOptions, TokenOptions) for name in json_
     ("method", "others", "options"),
     [
         (JanusFlow.generate_image, {"prompt"}, IMAGE),
-        (JanusFlow.sample_latents, {"input_ids", "noise", "trace"}, {name: IMAGE[name] for name in SAMPLING}),
+        (
+            JanusFlow.sample_latents,
+            {"input_ids", "noise", "trace", "adapter"},
+            {name: IMAGE[name] for name in SAMPLING},
+        ),
         (JanusFlow.chat, {"messages", "stream"}, TOKENS),
         (
             JanusFlow.generate_ids,

@@ -14,6 +14,7 @@ from flashjanus.api.tensor_model import TensorModel
 from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.errors import InputError
 from flashjanus.execution import flow
+from flashjanus.execution.adapters import Adapter
 from flashjanus.inputs.prompts import encode_generation_prompt
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
@@ -43,8 +44,9 @@ def stream(
     ids = [tuple(encode_generation_prompt(p, tokenizer, room)[:-1]) for p in prompts]
     if request.best_of is not None or request.accept_above is not None:
         return _chosen(model, tokenizer, room, prompts, request)
-    noise = _noise(model, len(prompts), request)
-    return _drawn(model, ids, images, sampler, noise, request, time.perf_counter() - begun)
+    noise, adapters = _noise(model, len(prompts), request), model._adapters(request.adapter, len(prompts), "prompt")
+    asked = [*zip(ids, adapters, strict=True)]
+    return _drawn(model, asked, images, sampler, noise, request, time.perf_counter() - begun)
 
 
 def job(
@@ -66,7 +68,8 @@ def job(
     every = checks.integer("preview_every", preview_every, 0, checks.MAX_STEPS)
     ids, sampler = tuple(encode_generation_prompt(prompt, tokenizer, room)[:-1]), sampler_of(request)
     noise = _noise(model, 1, request)
-    rows = tuple(flow.FlowRequest(ids, sampler, z) for z in noise.rows(0, request.num_images_per_prompt))
+    (adapter,) = model._adapters(request.adapter, 1, "prompt")
+    rows = tuple(flow.FlowRequest(ids, sampler, z, adapter) for z in noise.rows(0, request.num_images_per_prompt))
     seeds, decode = None if noise.seeds is None else tuple(noise.seeds), request.output_type != "latent"
     return ImageJob(rows=rows, seeds=seeds, decode=decode, preview_every=every, full_previews=full_previews)
 
@@ -80,7 +83,7 @@ def _noise(model: TensorModel, prompts: int, request: ImageOptions) -> Noise:
 
 def _drawn(
     model: TensorModel,
-    ids: Sequence[tuple[int, ...]],
+    asked: Sequence[tuple[tuple[int, ...], Adapter | None]],
     images: int,
     sampler: Sampler,
     noise: Noise,
@@ -100,12 +103,13 @@ def _drawn(
         # z itself counts too: it may have been changed in place
         return checks.tensor("latents", returned.get("latents", z), z.shape, checks.FLOATS)
 
-    total = len(ids) * images
+    total = len(asked) * images
     for first in range(0, total, ROWS_AT_ONCE):
         begun = time.perf_counter()
         rows = range(first, min(first + ROWS_AT_ONCE, total))
         starts = noise.rows(rows.start, rows.stop)
-        requests = [flow.FlowRequest(ids[i // images], sampler, z) for i, z in zip(rows, starts, strict=True)]
+        prompts = [asked[i // images] for i in rows]
+        requests = [flow.FlowRequest(ids, sampler, z, a) for (ids, a), z in zip(prompts, starts, strict=True)]
         decode = request.output_type != "latent"
         drawn = calls.draw(model.shared, requests, decode, None if callback is None else on_step)
         result = of_type(drawn.result, request.output_type) if decode else drawn.result
@@ -119,6 +123,8 @@ def _drawn(
 def _chosen(
     model: TensorModel, tokenizer: Tokenizer, room: int, prompts: Sequence[str], request: ImageOptions
 ) -> Iterator[ImageOutput]:
+    if request.adapter is not None and not isinstance(request.adapter, str):
+        raise InputError(f"adapter: expected one name for all prompts with best_of, got {request.adapter!r:.80}")
     if request.output_type == "latent":
         raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
     for name in ("generator", "latents"):

@@ -101,6 +101,7 @@ class JanusFlow(TensorModel):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        adapter: str | Sequence[str | None] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         preset: str = "exact",
@@ -119,7 +120,8 @@ class JanusFlow(TensorModel):
         num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
         seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one draw, as
         officially); or a list, one for each image. Instead of it, as in diffusers: generator, which draws the noise of
-        all images at once, or a list, one for each image; or latents, the noise (B, c, H, W) itself. output_type:
+        all images at once, or a list, one for each image; or latents, the noise (B, c, H, W) itself. adapter: the name
+        of a loaded one (`load_adapter`) that draws them, or a list, one or None for each prompt. output_type:
         "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
         callback_on_step_end(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, as in diffusers:
         latents changed in place or returned are used; z1 is where they are heading, of which `preview` makes pictures.
@@ -168,6 +170,7 @@ class JanusFlow(TensorModel):
         top_k: int | None = 0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        adapter: str | Sequence[str | None] | None = None,
         stop: str | Sequence[str] | None = None,
         stop_strings: str | Sequence[str] | None = None,
         stream: bool = False,
@@ -178,7 +181,8 @@ class JanusFlow(TensorModel):
         any number of images and turns; what an image may be says `images.load_image`, and which parts there are
         `prompts.encode_chat`. At most max_new_tokens, fewer where the model's context ends. do_sample: as temperature
         (0 is greedy), top_p and top_k (0 or -1 are all tokens) say; conversation i samples from seed + i.
-        repetition_penalty applies to generated tokens. stop, or stop_strings: a string or several; an answer ends
+        repetition_penalty applies to generated tokens. adapter: the name of a loaded one (`load_adapter`) that answers,
+        or a list, one or None for each conversation. stop, or stop_strings: a string or several; an answer ends
         before the first of them. stream: an iterator of text pieces, for one conversation. Raises InputError.
         """
         options = TokenOptions.of(locals()).checked()
@@ -218,12 +222,13 @@ class JanusFlow(TensorModel):
 
     def _text_jobs(self, conversations: Sequence[Messages], options: TokenOptions) -> list[TextJob]:
         tokenizer, limit = self._need_tokenizer(), self.config.language.max_position_embeddings
-        requests = []
-        for conversation, sampling in zip(conversations, samplings(options, len(conversations)), strict=True):
+        requests, count = [], len(conversations)
+        settings = samplings(options, count), self._adapters(options.adapter, count, "conversation")
+        for conversation, sampling, adapter in zip(conversations, *settings, strict=True):
             encoded = encode_chat(conversation, tokenizer, limit)
             pixels = [self.processor.preprocess(load_image(image)) for image in encoded.images]
             stacked = torch.stack(pixels) if pixels else None
-            requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling))
+            requests.append(text.TextRequest(tuple(encoded.ids), stacked, sampling, adapter))
         common = dict[str, Any](eos=tokenizer.eos_id, image_tokens=self._image_tokens(None))
         return [
             TextJob(request=request, room=room, answer=Answer(tokenizer, options.stops), **common)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
+from flashjanus.api.adapters import AdaptableModel
+from flashjanus.api.ids import image_tokens, token_ids
 from flashjanus.checkpoint import (
     JanusFlowConfig,
     StateDictSource,
@@ -20,7 +22,6 @@ from flashjanus.checkpoint import (
 from flashjanus.checkpoint.names import with_tied_head
 from flashjanus.engine.device.capabilities import default_dtype, resolve_device
 from flashjanus.engine.plan import Plan
-from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import open_gpu
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
@@ -41,7 +42,7 @@ from flashjanus.scheduling.scheduler import Scheduler
 from flashjanus.scheduling.shared import SharedScheduler
 
 
-class TensorModel(ProcessBound):
+class TensorModel(AdaptableModel):
     """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
 
     name, device, dtype, numerics, and why (the reasons for device and dtype in words) say what was resolved.
@@ -174,13 +175,14 @@ class TensorModel(ProcessBound):
         uncond_every: int | Sequence[int] | None = None,
         step_cache: int | Sequence[float] | Sequence[int | Sequence[float]] | None = None,
         preset: str | Sequence[str] = "exact",
+        adapter: str | Sequence[str | None] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
         """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; no row sees another.
 
         input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and what follows it: as in
-        `JanusFlow.generate_image`, each one value or one per row. trace: also a list with, per evaluation of the
-        network, `z` before it, `v_cond` and `v_uncond` (NaN in rows that do without it there, None if all rows always
-        do). Raises InputError.
+        `JanusFlow.generate_image`, each one value or one per row; adapter too. trace: also a list with, per evaluation
+        of the network, `z` before it, `v_cond` and `v_uncond` (NaN in rows that do without it there, None if all rows
+        always do). Raises InputError.
         """
         asked = {name: value for name, value in locals().items() if name in SAMPLING}
         if isinstance(input_ids, torch.Tensor):
@@ -192,7 +194,7 @@ class TensorModel(ProcessBound):
         size, channels = self.config.latent_size, self.config.gen_encoder.input_channels
         z = checks.tensor("noise", noise, (len(input_ids), channels, size, size), checks.FLOATS).float()
         samplers = presets.samplers(len(z), **asked)
-        rows = zip(input_ids, samplers, z, strict=True)
+        rows = zip(input_ids, samplers, z, self._adapters(adapter, len(z)), strict=True)
         requests = [flow.FlowRequest(self._prompt(ids, row), *its) for row, (ids, *its) in enumerate(rows)]
         steps_taken: list[dict[str, Any]] | None = [] if trace else None
         z1 = calls.draw(self.shared, requests, trace=steps_taken).result
@@ -231,14 +233,15 @@ class TensorModel(ProcessBound):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_tokens: text.ImageTokens | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> torch.Tensor:
         """Logits (B, V), float32, of the token behind each row.
 
         input_ids, attention_mask (B, T): masked tokens are not seen and take no position. pixel_values
         (B, n, 3, S, S): row b uses as many of its images as its ids have image blocks. image_tokens: the ids of those
-        blocks, where the model has no tokenizer. Raises InputError.
+        blocks, where the model has no tokenizer. adapter: as in `generate_ids`. Raises InputError.
         """
-        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [Sampling()])
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [Sampling()], adapter)
         return calls.next_logits(self.shared, requests, self._image_tokens(image_tokens))
 
     @entry
@@ -256,18 +259,20 @@ class TensorModel(ProcessBound):
         top_k: int | None = 0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        adapter: str | Sequence[str | None] | None = None,
         image_tokens: text.ImageTokens | None = None,
     ) -> torch.Tensor:
         """New tokens (B, T), int64, T at most max_new_tokens. A row ends with eos_token_id (the tokenizer's, if None)
         or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
-        seed + b. Raises InputError.
+        seed + b. adapter: the name of a loaded one, or one (or None) for each row. Raises InputError.
         """
         options = TokenOptions.of(locals()).checked()
         rows = len(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
         eos = None if self.tokenizer is None else self.tokenizer.eos_id
         if eos_token_id is not None:
             eos = checks.integer("eos_token_id", eos_token_id, 0, self.config.language.vocab_size - 1)
-        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, samplings(options, rows))
+        sampling = samplings(options, rows)
+        requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, sampling, options.adapter)
         tokens, rooms = self._image_tokens(image_tokens), self._room(requests, options.max_new_tokens)
         jobs = [
             TextJob(request=request, room=room, eos=eos, image_tokens=tokens)
@@ -332,19 +337,8 @@ class TensorModel(ProcessBound):
         """Tokens that each row may get: as many as wanted, fewer where its context ends; the last is not read back."""
         return [min(wanted, self.config.language.max_position_embeddings + 1 - len(r.ids)) for r in requests]
 
-    def _ids(self, name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int) -> tuple[int, ...]:
-        if not isinstance(ids, (Sequence, torch.Tensor)) or (isinstance(ids, torch.Tensor) and ids.dim() != 1):
-            raise InputError(f"{name}: expected a list of token ids or a tensor of one dimension, got {ids!r:.80}")
-        values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
-        vocabulary = self.config.language.vocab_size
-        if not low <= len(values) <= high:
-            raise InputError(f"{name}: expected {low} to {high} tokens, got {len(values)}")
-        for value in values:
-            checks.integer(f"{name}: token id", value, 0, vocabulary - 1)
-        return tuple(values)
-
     def _prompt(self, ids: Sequence[int] | torch.Tensor, row: int) -> tuple[int, ...]:
-        return self._ids(f"input_ids[{row}]", ids, 2, self._prompt_room() + 1)[:-1]
+        return token_ids(f"input_ids[{row}]", ids, 2, self._prompt_room() + 1, self.config.language.vocab_size)[:-1]
 
     def _requests(
         self,
@@ -353,8 +347,9 @@ class TensorModel(ProcessBound):
         pixel_values: torch.Tensor | None,
         image_tokens: text.ImageTokens | None,
         sampling: Sequence[Sampling],
+        adapter: str | Sequence[str | None] | None,
     ) -> list[text.TextRequest]:
-        ids = checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS)
+        ids, language = checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS), self.config.language
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         mask = checks.tensor("attention_mask", mask, ids.shape, (*checks.INTEGERS, torch.bool)).bool()
         pixels, tokens = None, self._image_tokens(image_tokens)
@@ -365,30 +360,25 @@ class TensorModel(ProcessBound):
                 raise InputError(
                     "image_tokens: expected the ids of image blocks, as this model has no tokenizer; got None"
                 )
-        requests = []
+        requests, of_rows = [], self._adapters(adapter, len(ids))
         for row, kept in enumerate(mask):
             name = f"input_ids[{row}]" + ("" if attention_mask is None else ", where attention_mask is not 0")
-            values = self._ids(name, ids[row][kept], 1, self.config.language.max_position_embeddings)
+            values = token_ids(name, ids[row][kept], 1, language.max_position_embeddings, language.vocab_size)
             images = 0 if tokens is None else values.count(tokens.start)
             have = 0 if pixels is None else pixels.shape[1]
             if images > have:
                 raise InputError(f"pixel_values: expected {images} images for row {row}, as its ids say, got {have}")
             own = None if pixels is None or not images else pixels[row, :images]
-            requests.append(text.TextRequest(values, own, sampling[row % len(sampling)]))
+            requests.append(text.TextRequest(values, own, sampling[row % len(sampling)], of_rows[row]))
         if pixels is not None and all(r.pixels is None for r in requests):
             raise InputError("pixel_values: expected an image block in input_ids for an image to be seen, got none")
         return requests
 
     def _image_tokens(self, given: text.ImageTokens | None) -> text.ImageTokens | None:
-        if given is not None and not isinstance(given, text.ImageTokens):
-            raise InputError(f"image_tokens: expected ImageTokens(start, image), got {given!r:.80}")
         if given is not None:
-            last = self.config.language.vocab_size - 1
-            ids = {checks.integer("image_tokens", i, 0, last) for i in (given.start, given.image)}
-            if len(ids) < 2:
-                raise InputError(f"image_tokens: expected two different ids, got {given.start} twice")
-        if given is not None or self.tokenizer is None:
-            return given
+            return image_tokens(given, self.config.language.vocab_size)
+        if self.tokenizer is None:
+            return None
         return text.ImageTokens(self.tokenizer.image_start_id, self.tokenizer.image_id)
 
     def _need_vae(self) -> VaeConfig:

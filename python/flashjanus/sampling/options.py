@@ -87,6 +87,14 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def adapters(name: str, value: Any) -> str | tuple[str | None, ...]:
+    """A name, or several, of which some may be None; which there are, the model knows."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, Sequence) or not all(one is None or (isinstance(one, str) and one) for one in found):
+        raise InputError(f"{name}: expected the name of a loaded adapter, or a list of such, got {value!r:.80}")
+    return value if isinstance(value, str) else tuple(found)
+
+
 _UNIT = (0.0, 1.0)
 _EVERY = (1, MAX_STEPS)
 _TEXTS: dict[str, Any] = dict(
@@ -95,6 +103,15 @@ _TEXTS: dict[str, Any] = dict(
     rule=texts,
     allowed="a string that is not empty, or a list of such",
     schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
+    group="request",
+)
+_ADAPTER: dict[str, Any] = dict(
+    kind=str,
+    several=True,
+    rule=adapters,
+    allowed="the name of a loaded adapter, or a list of such",
+    schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
+    flag=None,
     group="request",
 )
 _SEED: dict[str, Any] = dict(low=0, high=values.MAX_SEED, late=True, shown="a new one each time", metavar="S")
@@ -171,6 +188,7 @@ class ImageOptions(FlowOptions[None]):
     output_type: str = option(
         "pil", "what the images are", choices=("pil", "np", "pt", "latent"), flag=None, group="request"
     )
+    adapter: str | Sequence[str | None] | None = option(None, "a loaded adapter, or one for each prompt", **_ADAPTER)
     callback_on_step_end: Callback | None = option(
         None, "is called after every evaluation of the network", flag=None, group="request"
     )
@@ -213,6 +231,9 @@ class TokenOptions(Options):
         1.0, "makes tokens that the answer has already less likely; 1: none", 1e-3, 1e3, metavar="R"
     )
     seed: int | None = option(None, "of the first answer's tokens", **_SEED)
+    adapter: str | Sequence[str | None] | None = option(
+        None, "a loaded adapter, or one for each conversation", **_ADAPTER
+    )
     stop: str | Sequence[str] | None = option(None, "end the answer before this text", metavar="TEXT", **_TEXTS)
     stop_strings: str | Sequence[str] | None = option(None, "the same under another name", flag=None, **_TEXTS)
 

@@ -59,9 +59,7 @@ def _check_text(job: TextJob, runner: Runner) -> None:
 def _check_adapter(name: str, adapter: Any) -> None:
     """Whether it is loaded is for its model to say."""
     if adapter is not None and not isinstance(adapter, Adapter):
-        raise InputError(
-            f"{name}: expected an Adapter of the model's, as `adapter_named` gives it, got {adapter!r:.80}"
-        )
+        raise InputError(f"{name}: expected an Adapter that the model has loaded, got {adapter!r:.80}")
 
 
 def _check_ids(name: str, ids: Sequence[int], most: int, vocabulary: int) -> None:

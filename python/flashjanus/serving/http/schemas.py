@@ -20,10 +20,11 @@ IMAGE_EXTRAS = (
     "uncond_every",
     "step_cache",
     "seed",
+    "adapter",
     "best_of",
     "accept_above",
 )
-TEXT_EXTRAS = ("seed", "top_k", "repetition_penalty")
+TEXT_EXTRAS = ("seed", "top_k", "repetition_penalty", "adapter")
 MOST_IMAGES = 10
 MOST_ANSWERS = 8
 MOST_STOPS = 4
