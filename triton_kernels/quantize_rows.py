@@ -11,7 +11,7 @@ from . import Variant, options, rows_of
 
 @triton.jit
 def quantized(y, DTYPE: tl.constexpr):
-    """A row in DTYPE, y / scale rounded to even, and scale = max |y| / 127 or 448: see engine/ops/quantize.py."""
+    """A row in DTYPE, y / scale rounded to even, and scale = max |y| / 127 or 448: see engine/formats/rows.py."""
     largest_q: tl.constexpr = 127.0 if tl.int8 == DTYPE else 448.0
     sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, which NaN wins
     largest = tl.max(sizes).to(tl.float32, bitcast=True)

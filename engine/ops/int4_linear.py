@@ -1,7 +1,7 @@
-"""y = act(rms_norm(x) W^T) + residual for a few rows, W in 4 bits (see nibbles.py): for decoding, which waits for W.
+"""y = act(rms_norm(x) W^T) + residual for a few rows, W in 4 bits (formats/nibbles.py): decoding waits for W.
 
 act(gate, up) = silu(gate) * up over the first and the last half of W's rows where gated, else nothing. Each group of 32
-values of a row of rms_norm(x) is quantized as in quantize.py (W4A8), and its product with a group of W is exact. The
+values of a row of rms_norm(x) is quantized as in formats/rows.py (W4A8), its product with a group of W is exact. The
 plan makes it out of linears for which the graph names 4-bit weights, where an implementation serves (plan/fuse.py).
 """
 
@@ -14,8 +14,10 @@ import torch
 
 from ..device import native
 from ..errors import SchemaError
+from ..formats import nibbles, rows
+from ..formats.nibbles import INT4
 from ..specs import Size, TensorSpec, static
-from . import activations, nibbles, quantize, rms_norm
+from . import activations, quantize, rms_norm
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import product_arguments, too_many_rows
 from .refusals import floats
@@ -42,8 +44,8 @@ def reference(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     x = x.float() if norm is None else rms_norm.reference(x, norm, eps, torch.float32)
-    q, steps = quantize.reference(_grouped(x))
-    y = (q.round() * steps[..., None]).flatten(-2) @ nibbles.dequantize(weight, scale).to(x.dtype).T
+    q, steps = rows.reference(_grouped(x))
+    y = (q.round() * steps[..., None]).flatten(-2) @ INT4.unpack(weight, scale).to(x.dtype).T
     if gated:
         y = activations.reference_silu_mul(y)
     return y if residual is None else y + residual.float()
@@ -77,7 +79,7 @@ def example(
         x[0, 0, :32], x[0, 0, 33], x[-1, 0, :32] = 0, 1000, 1e-5
         x[1, 0, 5] = torch.inf
     weights = 1 + 0.3 * normal(generator, k) if norm else None
-    weight, scale = nibbles.quantize(normal(generator, n, k) / k**0.5)
+    weight, scale = INT4.pack(normal(generator, n, k) / k**0.5)
     stream = normal(generator, m, 1, n // 2 if gated else n) if residual else None
     return Call(
         (x, weights, weight, scale, stream), dict(gated=gated, eps=1e-6, dtype=torch.float32 if residual else dtype)
@@ -156,8 +158,8 @@ def run_torch(
 ) -> None:
     # W is widened in every call: for comparison, not for speed
     x = x.float() if norm is None else rms_norm.normalize(x, norm, eps)
-    q, steps = quantize.quantized(_grouped(x))
-    product = (q * steps[..., None]).flatten(-2) @ nibbles.dequantize(weight, scale).t()
+    q, steps = rows.quantized(_grouped(x))
+    product = (q * steps[..., None]).flatten(-2) @ INT4.unpack(weight, scale).t()
     if gated:
         product = activations.silu_mul(product)
     y.copy_(product if residual is None else product + residual)

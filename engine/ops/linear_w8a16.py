@@ -13,16 +13,16 @@ import torch
 
 from ..device import native
 from ..errors import SchemaError
+from ..formats import rows
 from ..specs import Size, TensorSpec, dtype_name
-from . import quantize
 from .base import Bound, Call, Op, Schema, normal, register
 from .linear import flops, gemv_arguments, many_tokens, too_many_rows
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     """Nothing; refuses a weight in other dtypes."""
-    if bound["Q"] not in quantize.LARGEST:
-        known = " or ".join(map(dtype_name, quantize.LARGEST))
+    if bound["Q"] not in rows.LARGEST:
+        known = " or ".join(map(dtype_name, rows.LARGEST))
         raise SchemaError(f"expected a weight in {known}, got {dtype_name(bound['Q'])}")
     return {}
 
@@ -47,11 +47,11 @@ def example(
     return Call((x, weight, scale, normal(generator, n, dtype=dtype) if bias else None))
 
 
-def eight_bits(generator: torch.Generator, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+def eight_bits(generator: torch.Generator, n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
     """Values of root mean square 74, the largest and the smallest that `dtype` has among them."""
     if dtype is torch.int8:
-        return torch.randint(-128, 128, (rows, columns), generator=generator, dtype=dtype)
-    values = (74 * normal(generator, rows, columns)).clamp(-448, 448)
+        return torch.randint(-128, 128, (n, k), generator=generator, dtype=dtype)
+    values = (74 * normal(generator, n, k)).clamp(-448, 448)
     values[0, 0], values[-1, -1], values[-1, 0] = 448, -448, 2**-9
     return values.to(dtype)
 

@@ -1,6 +1,6 @@
 """y = (q W^T) * q_scale * scale + b, inputs and weight in 8 bits (W8A8): int8 or float8_e4m3fn, a scale for each row.
 
-q and q_scale are what the ops that end in quantize.py write, W has a scale for each output; `dtype` is y's. Products of
+q and q_scale are what ops that end in rows of 8 bits write, W has a scale for each output; `dtype` is y's. Products of
 int8 are summed in int32, those of e4m3 in float32. The plan puts it in the place of `linear_w8a16` (plan/w8a8.py).
 """
 
@@ -14,8 +14,8 @@ import torch
 
 from ... import triton_kernels
 from ..device.capabilities import no_e4m3
+from ..formats import rows
 from ..specs import TensorSpec, product, static
-from . import quantize
 from .base import Call, Op, Schema, Tunable, normal, register
 from .linear import MAX_ROWS, few_to_decode, flops, too_many_rows
 from .linear_w8a16 import derive, eight_bits
@@ -43,7 +43,7 @@ def example(
     of: torch.dtype = torch.int8,
     edges: bool = False,
 ) -> Call:
-    q, q_scale = quantize.quantized(normal(generator, m, 1, k), of)
+    q, q_scale = rows.quantized(normal(generator, m, 1, k), of)
     if edges:  # a row of zeros, and those that were not finite
         q[:3], q_scale[:3, 0] = 0, torch.tensor([0, torch.inf, torch.nan])
     scale = (0.5 + torch.rand(n, generator=generator)) / (74 * k**0.5)

@@ -1,10 +1,4 @@
-"""Rows in 8 bits, for the ops that end in them: q = y / scale rounded to even, scale = max |y| / largest, for each row.
-
-largest is 127 in int8 and 448 in float8_e4m3fn, whose values are so coarse that rounding is relative: within 1/16 of y,
-or where y / scale is below 2^-6 within 2^-10 of it. y is in float32 and nothing rounds it before; scale is float32.
-q = 0 in a row whose max |y| is below 1e-30 (a row of zeros has scale 0) or not finite: its scale is then infinite or
-NaN, whichever the maximum is, so that q * scale is NaN throughout. q itself is finite and within largest, in e4m3 too.
-"""
+"""What the ops that end in rows of 8 bits share (see formats/rows.py): reasons to refuse, and cases."""
 
 from __future__ import annotations
 
@@ -18,41 +12,8 @@ from ..device import native
 from ..device.capabilities import no_e4m3
 from ..specs import TensorSpec, static
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""By dtype, what a row's largest value becomes."""
 MAX_CHANNELS = 8192
 """kMaxQuantizedChannels of csrc/kernel.h."""
-
-
-def reference(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """q before it is rounded (see Op.quantized) and scale, in y's dtype."""
-    largest = y.abs().amax(-1, keepdim=True)
-    scale = largest / LARGEST[dtype]
-    return torch.where(_usable(largest), y / scale, 0.0), scale.squeeze(-1)
-
-
-def quantize(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    """q and scale of y (*, C) in float32, which is overwritten, by torch."""
-    largest, most = y.abs().amax(-1), LARGEST[q.dtype]
-    torch.div(largest, most, out=scale)
-    steps = y.mul_((most / largest)[..., None])
-    if q.dtype is torch.int8:
-        steps.round_()
-    else:
-        steps.clamp_(-most, most)  # what lies beyond may become NaN, by a last bit of the product
-    q.copy_(torch.where(_usable(largest)[..., None], steps, 0.0))
-
-
-def quantized(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (*, C) and scale (*) of y (*, C), by torch; y stays as it is."""
-    q = torch.empty(y.shape, dtype=dtype, device=y.device)
-    scale = torch.empty(y.shape[:-1], dtype=torch.float32, device=y.device)
-    quantize(y.to(torch.float32, copy=True), q, scale)
-    return q, scale
-
-
-def _usable(largest: torch.Tensor) -> torch.Tensor:
-    return (largest >= 1e-30) & (largest < torch.inf)
 
 
 def too_many_channels(channels: int) -> str | None:

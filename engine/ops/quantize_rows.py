@@ -1,4 +1,4 @@
-"""Rows into 8 bits with a scale for each: see quantize.py. `dtype` is q's.
+"""Rows into 8 bits with a scale for each: see formats/rows.py. `dtype` is q's.
 
 Inputs of a `linear_w8a8` where no op that ends in them writes them: attention's output is made head by head.
 """
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ..device import native
+from ..formats import rows
 from . import quantize
 from .base import Bound, Call, Op, Schema, normal, register
 from .shapes import rows_of
 
 
 def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize.reference(x.float(), dtype)
+    return rows.reference(x.float(), dtype)
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -68,4 +69,4 @@ def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: 
 
 @OP.implementation("torch")
 def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    quantize.quantize(x.to(torch.float32, copy=True), q, scale)
+    rows.quantize(x.to(torch.float32, copy=True), q, scale)

@@ -1,4 +1,4 @@
-"""RMSNorm, alone and after a residual add, into 8 bits with a scale for each row: see quantize.py and rms_norm.py.
+"""RMSNorm, alone and after a residual add, into 8 bits with a scale for each row: see formats/rows.py.
 
 Inputs of a `linear_w8a8`; `dtype` is q's. The weight is float32: nothing is rounded between the norm and q.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..formats import rows
 from . import quantize
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .refusals import WARPS
@@ -21,7 +22,7 @@ from .shapes import rows_of
 def reference(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize.reference(rms_reference(x, weight, eps, torch.float32), dtype)
+    return rows.reference(rms_reference(x, weight, eps, torch.float32), dtype)
 
 
 def reference_add(
@@ -161,7 +162,7 @@ def run_torch(
     x: torch.Tensor, weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
     # contiguous: summed in one order whatever the strides, since a sum's last bit can turn q's rounding
-    quantize.quantize(normalize(x.contiguous(), weight, eps), q, scale)
+    rows.quantize(normalize(x.contiguous(), weight, eps), q, scale)
 
 
 @ADD_RMS_NORM_QUANTIZED.implementation("torch")
@@ -177,4 +178,4 @@ def run_add_torch(
     dtype: torch.dtype,
 ) -> None:
     torch.add(x, delta, out=total)
-    quantize.quantize(normalize(total, weight, eps), q, scale)
+    rows.quantize(normalize(total, weight, eps), q, scale)

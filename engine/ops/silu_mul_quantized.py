@@ -1,4 +1,4 @@
-"""Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see quantize.py and activations.py.
+"""Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see formats/rows.py and activations.py.
 
 Inputs of a `linear_w8a8`; `dtype` is q's.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..formats import rows
 from . import quantize
 from .activations import reference_silu_mul, run_silu_mul_native
 from .base import Bound, Call, Op, Schema, normal, register
@@ -20,7 +21,7 @@ from .shapes import rows_of
 
 
 def reference(gate_up: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize.reference(reference_silu_mul(gate_up), dtype)
+    return rows.reference(reference_silu_mul(gate_up), dtype)
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -73,4 +74,4 @@ def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: 
 @OP.implementation("torch")
 def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
     gate, up = x.float().chunk(2, dim=-1)
-    quantize.quantize(F.silu(gate).mul_(up), q, scale)
+    rows.quantize(F.silu(gate).mul_(up), q, scale)

@@ -1,7 +1,7 @@
-"""y = act(rms_norm(x) W^T * scale + bias) + residual with W in AMX tiles (see tiles.py), for any number of rows.
+"""y = act(rms_norm(x) W^T * scale + bias) + residual with W in AMX tiles (formats/tiles.py), for any number of rows.
 
 act(gate, up) = silu(gate) * up where act is "gated_silu", over the first and the last half of W's rows; "gelu" is the
-exact one. An int8 W has a scale for each of its rows, and each row of rms_norm(x) is quantized as in quantize.py
+exact one. An int8 W has a scale for each of its rows, and each row of rms_norm(x) is quantized as in formats/rows.py
 (W8A8); with a bfloat16 W it is rounded to bfloat16. The plan makes it out of linears whose weights were tiled when they
 were loaded (plan/fuse.py).
 """
@@ -16,8 +16,12 @@ import torch.nn.functional as F
 
 from ..device import native
 from ..errors import SchemaError
+from ..formats import rows, tiles
+from ..formats.dense import DENSE
+from ..formats.rows import INT8
+from ..formats.tiles import TILES
 from ..specs import Size, TensorSpec, static
-from . import activations, quantize, rms_norm, tiles
+from . import activations, quantize, rms_norm
 from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .linear import flops, product_arguments
 from .refusals import floats
@@ -33,7 +37,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
         raise SchemaError(f"expected act out of {', '.join(ACTIVATIONS)}, got {attrs['act']!r}")
     n, k, dtype = static(bound["N"]), static(bound["K"]), bound["W"]
     columns = n // 2 if attrs["act"] == "gated_silu" else n
-    reason = tiles.ragged(columns, k, dtype)
+    reason = TILES[INT8 if dtype is torch.int8 else DENSE].refuses(columns, k, dtype)
     if reason is not None:
         raise SchemaError(reason)
     return outputs_of_row(bound, columns)
@@ -56,7 +60,7 @@ def reference(
     if scale is None:
         y = x @ weight.float().T
     else:
-        q, steps = quantize.reference(x)
+        q, steps = rows.reference(x)
         y = (q.round() @ weight.float().T) * steps[..., None] * scale.float()
     if bias is not None:
         y = y + bias.float()
@@ -183,7 +187,7 @@ def run_torch(
     if scale is None:
         product = x.to(weight.dtype).float() @ weight.float().t()
     else:
-        q, steps = quantize.quantized(x)
+        q, steps = rows.quantized(x)
         product = (q.float() @ weight.float().t()) * steps[..., None] * scale
     if bias is not None:
         product += bias.float()

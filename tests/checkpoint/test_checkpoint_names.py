@@ -21,7 +21,7 @@ from flashjanus.checkpoint import (
 )
 from flashjanus.checkpoint.names import official_names, with_tied_head
 from flashjanus.checkpoint.quantize import quantize_checkpoint
-from flashjanus.engine.ops import tiles
+from flashjanus.engine.formats import tiles
 from flashjanus.errors import CheckpointError
 from safetensors.torch import save_file
 from small_model import prompt, small_config, small_state

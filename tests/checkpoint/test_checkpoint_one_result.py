@@ -14,7 +14,8 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, StateDictSource, TensorSource, weight_layout
 from flashjanus.checkpoint.quantize import quantization_errors, quantize_checkpoint
-from flashjanus.engine.ops import nibbles, tiles
+from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats.nibbles import INT4
 from flashjanus.execution import loading
 from flashjanus.model import Policy
 from safetensors.torch import save_file
@@ -147,17 +148,18 @@ def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> Non
     """int4: of the 4 bits that a model with tiles keeps, and of 8 where the stacked linear does not fit tiles."""
     config, state = seeded(torch.float32)
     checkpoint = Checkpoint.open(written(tmp_path / "a", config, state))
-    weights = kept(config, checkpoint.weights, Policy.of(torch.bfloat16, tiled=True, quantization="int4"))
+    policy = Policy.of(torch.bfloat16, tiled=True, quantization="int4")
+    weights = kept(config, checkpoint.weights, policy)
     seen = set()
-    errors = {error.name: error.relative for error in quantization_errors(checkpoint, method="int4")}
+    errors = {error.name: error.loss.relative for error in quantization_errors(checkpoint, method="int4")}
     for target in weight_layout(checkpoint.config):
         if not target.quantizable:
             continue
         if f"{target.name}.int4" in weights:
-            held = nibbles.dequantize(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
+            held = INT4.unpack(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
         else:
             q = weights[target.name]
-            q = tiles.untile(q) if target.tileable(torch.int8) else q
+            q = tiles.untile(q) if policy.specs(target)[target.name].tiled else q
             held = q.double() * weights[f"{target.name}.scale"].double()[:, None]
         seen.add((target.name.rpartition(".")[2], f"{target.name}.int4" in weights))
         rows = 0

@@ -17,7 +17,8 @@ from flashjanus.checkpoint import (
     weight_layout,
 )
 from flashjanus.checkpoint.quantize import format_errors, quantization_errors, quantize_checkpoint
-from flashjanus.engine.ops import nibbles, quantize
+from flashjanus.engine.formats import rows
+from flashjanus.engine.formats.nibbles import INT4
 from flashjanus.errors import CheckpointError, ConfigError, InputError, OutputError
 from flashjanus.model import Policy
 from safetensors.torch import load_file, save_file
@@ -308,12 +309,12 @@ def test_errors_are_those_of_what_is_written(folder: Path, tmp_path: Path, state
         exact = state[name].double()
         held = written[name].double() * written[f"{name}_scale"].double()[:, None]
         if name == DOWN:
-            assert (error.relative, error.cosine) == (0.0, 1.0)
+            assert (error.loss.relative, error.loss.cosine) == (0.0, 1.0)
             continue
-        assert error.relative == pytest.approx(float((held - exact).norm() / exact.norm()), rel=1e-9)
+        assert error.loss.relative == pytest.approx(float((held - exact).norm() / exact.norm()), rel=1e-9)
         cosine = torch.nn.functional.cosine_similarity(held.flatten(), exact.flatten(), dim=0)
-        assert error.cosine == pytest.approx(float(cosine), rel=1e-12)
-    assert max(errors.values(), key=lambda error: error.relative).name == QUERY
+        assert error.loss.cosine == pytest.approx(float(cosine), rel=1e-12)
+    assert max(errors.values(), key=lambda error: error.loss.relative).name == QUERY
     assert {error.kind for error in errors.values()} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head",
     }  # fmt: skip
@@ -322,7 +323,9 @@ def test_errors_are_those_of_what_is_written(folder: Path, tmp_path: Path, state
     assert rows[1].split()[:2] == ["q_proj", "2"]
     assert rows[1].endswith(QUERY)
     both = [state[name] for name in errors if name.endswith("q_proj.weight")]
-    lost = [errors[name].relative ** 2 * state[name].norm() ** 2 for name in errors if name.endswith("q_proj.weight")]
+    lost = [
+        errors[name].loss.relative ** 2 * state[name].norm() ** 2 for name in errors if name.endswith("q_proj.weight")
+    ]
     pooled = float((sum(lost) / sum(w.norm() ** 2 for w in both)) ** 0.5)
     assert float(rows[1].split()[2]) == pytest.approx(pooled, abs=1e-5)
 
@@ -337,8 +340,8 @@ def test_errors_of_other_methods_are_those_of_what_is_multiplied(folder: Path, t
         assert written[name].dtype is torch.float8_e4m3fn
         held = written[name].double() * written[f"{name}_scale"].double()[:, None]
         exact = state[name].double()
-        assert error.relative == pytest.approx(float((held - exact).norm() / exact.norm()), rel=1e-9)
-        assert 0.02 < error.relative < 0.03
+        assert error.loss.relative == pytest.approx(float((held - exact).norm() / exact.norm()), rel=1e-9)
+        assert 0.02 < error.loss.relative < 0.03
     assert state[narrow].shape[1] % 32 != 0
     assert errors["int4"][narrow] == errors["int8"][narrow]
     assert errors["int4"].keys() == errors["int8"].keys()
@@ -347,9 +350,8 @@ def test_errors_of_other_methods_are_those_of_what_is_multiplied(folder: Path, t
 
 def test_4_bits_are_made_of_8_with_hardly_more_error() -> None:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
-    q, scale = quantize.quantized(weight)
+    q, scale = rows.quantized(weight)
     direct, through = (
-        float((nibbles.dequantize(*made) - weight).norm() / weight.norm())
-        for made in (nibbles.quantize(weight), nibbles.of_int8(q, scale))
+        float((INT4.unpack(*made) - weight).norm() / weight.norm()) for made in (INT4.pack(weight), INT4.pack(q, scale))
     )
     assert direct < through < 1.01 * direct

@@ -6,9 +6,11 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import SchemaError
+from flashjanus.engine.formats import nibbles, tiles
+from flashjanus.engine.formats.nibbles import INT4
+from flashjanus.engine.formats.rows import quantize
 from flashjanus.engine.graph import Graph
-from flashjanus.engine.ops import get_op, nibbles, tiles
-from flashjanus.engine.ops.quantize import quantize
+from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import Dim, TensorSpec
@@ -21,22 +23,22 @@ SHAPES = {"gate_up": (128, 64), "down": (64, 64), "fc": (32, 64)}
 
 def test_a_byte_holds_two_columns_of_an_output() -> None:
     q = torch.randint(-8, 8, (32, 96), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
-    packed = nibbles.pack(q)
-    assert (packed.shape, packed.dtype) == (nibbles.shapes(32, 96)[0], torch.uint8)
+    packed = nibbles.packed(q)
+    assert (packed.shape, packed.dtype) == (INT4.specs(32, 96, BF16)[0].shape, torch.uint8)
     for n, c in ((0, 0), (5, 3), (17, 42), (31, 91)):
         byte = packed[n // 16, c // 32, c % 32 // 8, n % 16 * 4 + c % 4].item()
         assert byte & 15 == q[n, c // 8 * 8 + c % 4] + 8
         assert byte >> 4 == q[n, c // 8 * 8 + c % 4 + 4] + 8
-    assert torch.equal(nibbles.unpack(packed), q)
+    assert torch.equal(nibbles.unpacked(packed), q)
 
 
 def test_the_value_of_largest_magnitude_is_kept_and_the_others_are_within_half_a_step() -> None:
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(1))
     weight[3, 32:64] = 0
-    packed, scale = nibbles.quantize(weight)
-    assert (scale.shape, scale.dtype) == (nibbles.shapes(48, 160)[1], BF16)
+    packed, scale = INT4.pack(weight)
+    assert (scale.shape, scale.dtype) == (INT4.specs(48, 160, BF16)[1].shape, BF16)
     groups = weight.view(48, 5, 32)
-    error = (nibbles.dequantize(packed, scale) - weight).view(48, 5, 32)
+    error = (INT4.unpack(packed, scale) - weight).view(48, 5, 32)
     extreme = groups.abs().argmax(2, keepdim=True)
     steps = scale.transpose(1, 2).reshape(48, 5, 1).float()
     assert (error.gather(2, extreme).abs() <= 2**-8 * groups.gather(2, extreme).abs()).all()
@@ -51,9 +53,9 @@ def test_the_value_of_largest_magnitude_is_kept_and_the_others_are_within_half_a
     [(64, 3, None, "as many panels of gates as of ups, got 3"), (64, 2, 32, "a residual of 16 columns, got 32")],
 )
 def test_what_does_not_fit_says_why(columns: int, panels: int, residual: int | None, reason: str) -> None:
-    weight, scale = nibbles.shapes(16 * panels, columns)
+    weight, scale = INT4.specs(16 * panels, columns, BF16)
     stream = None if residual is None else TensorSpec((1, residual), F32)
-    specs = [TensorSpec((1, columns), BF16), None, TensorSpec(weight, torch.uint8), TensorSpec(scale, BF16), stream]
+    specs = [TensorSpec((1, columns), BF16), None, weight, scale, stream]
     with pytest.raises(SchemaError, match=f"int4_linear: expected {reason}"):
         get_op("int4_linear").schema.bind("int4_linear", specs, dict(gated=True))
 
@@ -62,9 +64,9 @@ def layer(int4: bool) -> Graph:
     """An MLP: norm, gated linear, linear, residual add and norm; and a linear with nothing behind it."""
     specs = {"norm": TensorSpec((64,), F32)}
     for name, (n, k) in SHAPES.items():
-        weight, scale = nibbles.shapes(n, k)
+        weight, scale = INT4.specs(n, k, BF16)
         specs |= {name: TensorSpec((n, k), torch.int8, tiled=True), f"{name}.scale": TensorSpec((n,), F32)}
-        specs |= {f"{name}.int4": TensorSpec(weight, torch.uint8), f"{name}.int4.scale": TensorSpec(scale, BF16)}
+        specs |= {f"{name}.int4": weight, f"{name}.int4.scale": scale}
     g = Graph("layer", specs)
     for name in SHAPES if int4 else ():
         g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
@@ -95,8 +97,8 @@ def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
     generator = torch.Generator().manual_seed(2)
     h, weights, exact = torch.randn(3, 1, 64, generator=generator), {"norm": torch.ones(64)}, {}
     for name, (n, k) in SHAPES.items():
-        packed, scales = nibbles.quantize(torch.randn(n, k, generator=generator) / 8)
-        exact[name] = nibbles.dequantize(packed, scales)
+        packed, scales = INT4.pack(torch.randn(n, k, generator=generator) / 8)
+        exact[name] = INT4.unpack(packed, scales)
         q, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
         quantize(exact[name].clone(), q, scale)
         weights |= {name: tiles.tile(q), f"{name}.scale": scale, f"{name}.int4": packed, f"{name}.int4.scale": scales}

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flashjanus.engine.ops import get_op, quantize
+from flashjanus.engine.formats import rows
+from flashjanus.engine.ops import get_op
 from flashjanus.engine.ops.activations import reference_silu_mul
 from flashjanus.engine.ops.base import Implementation
 from op_check import CPU, check, make_call, specs_of
@@ -74,7 +75,7 @@ def test_a_wrong_quantizer_is_caught(name: str, dtype: torch.dtype) -> None:
 
     def run(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
         y = reference_silu_mul(x)
-        quantize.quantize(y.clone(), q, scale)
+        rows.quantize(y.clone(), q, scale)
         fault(y, q, scale)
 
     torchs = op.implementations["torch"]
@@ -88,7 +89,7 @@ def test_every_value_of_e4m3_is_reached_and_rounds_to_even() -> None:
     values = torch.arange(0, 127, dtype=torch.uint8).view(E4M3).float()
     between = (values[1:] + values[:-1]) / 2
     y = torch.cat([values, -values, between])[None]
-    q, scale = quantize.quantized(y, E4M3)
+    q, scale = rows.quantized(y, E4M3)
     assert scale.tolist() == [1.0]
     assert torch.equal(q[0, :254].float(), torch.cat([values, -values]))
     codes = torch.arange(126)
@@ -98,7 +99,7 @@ def test_every_value_of_e4m3_is_reached_and_rounds_to_even() -> None:
 def test_an_outlier_does_not_overflow_e4m3() -> None:
     """y * (448 / largest) may be above 448 by a last bit, and in e4m3 what is above may be NaN."""
     y = torch.randn(4096, 3, generator=torch.Generator().manual_seed(1)).exp()
-    q, scale = quantize.quantized(y, E4M3)
+    q, scale = rows.quantized(y, E4M3)
     assert (q.float().abs().amax(1) == 448).all()
     assert ((q.float() * scale[:, None] - y).abs() <= y / 15.9).all()
 
@@ -108,7 +109,7 @@ def test_rows_that_cannot_be_scaled_are_zeros() -> None:
         [[0.0, -0.0], [2e-31, 1e-31], [torch.nan, 1.0], [-torch.inf, 1.0], [-torch.inf, torch.nan], [-4, 1]]
     )
     q, scale = torch.full((6, 2), 9, dtype=torch.int8), torch.full((6,), -1.0)
-    quantize.quantize(y, q, scale)
+    rows.quantize(y, q, scale)
     assert q.tolist() == [[0, 0]] * 5 + [[-127, 32]]
     torch.testing.assert_close(
         scale, torch.tensor([0, 2e-31 / 127, torch.nan, torch.inf, torch.nan, 4 / 127]), equal_nan=True

@@ -8,8 +8,11 @@ from flashjanus import JanusFlow
 from flashjanus.checkpoint import Target
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError, PlanError, SchemaError
+from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats.dense import DENSE
+from flashjanus.engine.formats.rows import INT8
 from flashjanus.engine.graph import Graph
-from flashjanus.engine.ops import get_op, tiles
+from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import Dim, TensorSpec
@@ -44,7 +47,7 @@ def test_a_tile_holds_four_bytes_of_each_of_its_16_rows_side_by_side(dtype: torc
     [(24, 64, BF16, "16 x 32, not 24 x 64"), (16, 96, torch.int8, "16 x 64"), (16, 64, F32, "not torch.float32")],
 )
 def test_what_does_not_fit_into_tiles_says_why(n: int, k: int, dtype: torch.dtype, reason: str) -> None:
-    said = tiles.ragged(n, k, dtype)
+    said = tiles.TILES[INT8 if dtype is torch.int8 else DENSE].refuses(n, k, dtype)
     assert said is not None
     assert reason in said
     specs = [TensorSpec((1, k), BF16), None, TensorSpec((n, k), dtype), None, None, None]

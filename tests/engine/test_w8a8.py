@@ -8,9 +8,9 @@ import pytest
 import torch
 from flashjanus.engine.device import capabilities
 from flashjanus.engine.errors import SchemaError
+from flashjanus.engine.formats.rows import quantized
 from flashjanus.engine.graph import Graph, Value
 from flashjanus.engine.ops import get_op, linear_w8a8
-from flashjanus.engine.ops.quantize import quantized
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import Dim, TensorSpec

@@ -11,8 +11,9 @@ from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import Checkpoint, Target
 from flashjanus.checkpoint.quantize import quantize_checkpoint
 from flashjanus.engine.device import native
-from flashjanus.engine.ops import nibbles, tiles
-from flashjanus.engine.ops.quantize import quantized
+from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats.nibbles import INT4
+from flashjanus.engine.formats.rows import quantized
 from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import InputError
 from flashjanus.execution.text import TextRequest, TextSession
@@ -91,9 +92,9 @@ def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype
         assert kept.keys() - beside.keys() == ({f"{name}.int4", f"{name}.int4.scale"} if packed else set())
         assert all(torch.equal(kept[name], t) for name, t in beside.items())
         if packed:
-            wide = nibbles.dequantize(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
+            wide = INT4.unpack(kept[f"{name}.int4"], kept[f"{name}.int4.scale"])
             q, scale = quantized(weight)
-            assert torch.equal(wide, nibbles.dequantize(*nibbles.quantize(q * scale[:, None])))
+            assert torch.equal(wide, INT4.unpack(*INT4.pack(q * scale[:, None])))
             assert (wide - weight.float()).norm() <= 0.1 * weight.float().norm()
 
 
@@ -105,7 +106,7 @@ def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
     assert extra
     for name in extra:
         if name.endswith(".int4"):
-            wide = nibbles.dequantize(int4.runner.weights[name], int4.runner.weights[f"{name}.scale"])
+            wide = INT4.unpack(int4.runner.weights[name], int4.runner.weights[f"{name}.scale"])
             weight = exact.runner.weights[name.removesuffix(".int4")].float()
             assert (wide - weight).norm() <= 0.12 * weight.norm(), name
     for program, rows, count in (("decode_step", 4, len(extra) // 2), ("decode_step", 8, 0), ("prefill", 1, 0)):

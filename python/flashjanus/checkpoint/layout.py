@@ -7,7 +7,6 @@ of GEMMs and convolutions), "vector" the dtype of norms, the time path and the l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,7 +15,8 @@ import torch
 
 from flashjanus.checkpoint.config import JanusFlowConfig
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
-from flashjanus.engine.ops import tiles
+from flashjanus.engine.formats import FORMATS, Weight
+from flashjanus.engine.formats.tiles import TILES
 
 Kind = Literal["matrix", "vector"]
 Shape = tuple[int, ...]
@@ -59,15 +59,23 @@ class Target:
         """True for a linear of the language model: what a quantized model has in fewer bits."""
         return self.multiplied and self.name.startswith("llm.")
 
-    def tileable(self, dtype: torch.dtype) -> bool:
-        """True for a linear that AMX tiles hold in `dtype`; of a gated pair, which is stacked, each half fits."""
-        rows, columns = self.shape[0], math.prod(self.shape[1:])
-        return self.multiplied and rows % 2 == 0 and tiles.ragged(rows // 2, columns, dtype) is None
+    def weight(self, dtype: torch.dtype, quantization: str | None = None, tiled: bool = False) -> Weight | None:
+        """A linear's weight as a model keeps it that computes in `dtype`, or None of what is no linear's.
 
-    @property
-    def in_4_bits(self) -> bool:
-        """True for a linear that an int4 model has in 4 bits besides: not the head, whose errors choose the token."""
-        return self.quantizable and self.name != "llm.head" and self.tileable(torch.int8)
+        tiled: in AMX tiles if they hold it; of a gated pair, which is stacked, each half has to fit. Then it is kept
+        in formats for decoding too, but for the head, whose errors choose the token.
+        """
+        if not self.multiplied:
+            return None
+        n, k = self.shape
+        method = QUANTIZATIONS.get(quantization or "") if self.quantizable else None
+        first, *beside = (FORMATS[name] for name in (("dense",) if method is None else method.formats))
+        tiles, kept = TILES.get(first), [first]
+        if tiled and tiles is not None and n % 2 == 0 and tiles.refuses(n // 2, k, dtype) is None:
+            more = [fmt for fmt in beside if self.name != "llm.head" and fmt.refuses(n // 2, k, dtype) is None]
+            kept = [tiles, *more]
+        sources = tuple((source.names[0], source.shapes[0][0]) for source in self.sources)
+        return Weight(self.name, (n, k), dtype, tuple(kept), sources)
 
 
 class Layout(list[Target]):

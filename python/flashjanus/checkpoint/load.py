@@ -11,7 +11,7 @@ import torch
 from flashjanus.checkpoint.layout import Layout, Shape, Source, Target
 from flashjanus.checkpoint.names import foreign_names
 from flashjanus.checkpoint.sources import TensorInfo, TensorSource
-from flashjanus.engine.ops.quantize import quantize
+from flashjanus.engine.formats.rows import quantize
 from flashjanus.errors import CheckpointError
 
 CPU = torch.device("cpu")

@@ -12,18 +12,20 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
 
 from flashjanus.checkpoint.files import Checkpoint
 from flashjanus.checkpoint.layout import Target, scale_name, weight_layout
-from flashjanus.checkpoint.load import mismatch, quantize_rows, row_chunks, stored_name
+from flashjanus.checkpoint.load import mismatch, quantize_rows, stored_name
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
 from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
 from flashjanus.disk.paths import cannot_read
-from flashjanus.engine.ops import nibbles
+from flashjanus.engine.formats import Loss
 from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError
 
@@ -109,31 +111,19 @@ def quantized(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[tor
 
 @dataclass(frozen=True)
 class LinearError:
-    """What is lost of a linear, or of several: sums of squares of W, of Wq, of Wq - W, and of products W Wq."""
+    """What is lost of a linear, or of several."""
 
     name: str
-    weight: float
-    quantized: float
-    difference: float
-    product: float
+    loss: Loss
 
     @property
     def kind(self) -> str:
         """The projection: q_proj, ..., lm_head."""
         return self.name.removesuffix(".weight").rpartition(".")[2]
 
-    @property
-    def relative(self) -> float:
-        """||Wq - W|| / ||W||; 0 for zeros."""
-        return math.sqrt(self.difference / self.weight) if self.weight else 0.0
-
-    @property
-    def cosine(self) -> float:
-        """<Wq, W> / (||Wq|| ||W||); 1 for zeros."""
-        return self.product / math.sqrt(self.weight * self.quantized) if self.weight and self.quantized else 1.0
-
     def to_json(self) -> dict[str, object]:
-        return {"name": self.name, "kind": self.kind, "relative_error": self.relative, "cosine": self.cosine}
+        loss = self.loss
+        return {"name": self.name, "kind": self.kind, "relative_error": loss.relative, "cosine": loss.cosine}
 
 
 @isolated()
@@ -146,8 +136,12 @@ def quantization_errors(
     """
     found = []
     for done, (name, target) in enumerate(quantizable(checkpoint).items(), 1):
-        in_4_bits = method == "int4" and target.in_4_bits
-        found.append(_error(name, checkpoint.weights.read(name), checkpoint.weights.label, method, in_4_bits))
+        kept = target.weight(torch.float32, method, tiled=True)
+        assert kept is not None
+        fmt, weight = kept.formats[-1], checkpoint.weights.read(name)
+        stored = getattr(torch, QUANTIZATIONS[method].stored)
+        q, scale = quantized(weight, stored, f"{checkpoint.weights.label}: {name}")
+        found.append(LinearError(name, (fmt if fmt.decodes else fmt.stored).loss(weight, q, scale)))
         with callers_state():
             progress(done)
     checkpoint.weights.close()
@@ -159,27 +153,12 @@ def format_errors(errors: list[LinearError], method: str = "int8") -> str:
     lines = [f"  {method:<10} {'linears':>7} {'error':>9} {'cosine':>9}  worst"]
     for kind in dict.fromkeys(error.kind for error in errors):
         of = [error for error in errors if error.kind == kind]
-        worst = max(of, key=lambda error: error.relative)
-        all_of = _pooled(kind, of)
-        lines.append(
-            f"  {kind:<10} {len(of):7d} {all_of.relative:9.5f} {all_of.cosine:9.6f}  {worst.relative:.5f} {worst.name}"
-        )
-    total = _pooled("all", errors)
+        worst = max(of, key=lambda error: error.loss.relative)
+        most, all_of = worst.loss.relative, _pooled(of)
+        lines.append(f"  {kind:<10} {len(of):7d} {all_of.relative:9.5f} {all_of.cosine:9.6f}  {most:.5f} {worst.name}")
+    total = _pooled(errors)
     return "\n".join([*lines, f"  {'all':<10} {len(errors):7d} {total.relative:9.5f} {total.cosine:9.6f}"])
 
 
-def _pooled(name: str, errors: list[LinearError]) -> LinearError:
-    sums = [sum(getattr(e, part) for e in errors) for part in ("weight", "quantized", "difference", "product")]
-    return LinearError(name, *sums)
-
-
-def _error(name: str, weight: torch.Tensor, label: str, method: str, in_4_bits: bool) -> LinearError:
-    q, scale = quantized(weight, getattr(torch, QUANTIZATIONS[method].stored), f"{label}: {name}")
-    if in_4_bits:
-        q, scale = nibbles.dequantize(*nibbles.of_int8(q, scale)), torch.ones(len(weight), dtype=torch.float32)
-    sums = torch.zeros(4, dtype=torch.float64)
-    for rows in row_chunks(weight):
-        exact, held = weight[rows].double(), q[rows].double() * scale[rows, None].double()
-        pairs = ((exact, exact), (held, held), (held - exact, held - exact), (exact, held))
-        sums += torch.stack([(a * b).sum() for a, b in pairs])
-    return LinearError(name, *sums.tolist())
+def _pooled(errors: list[LinearError]) -> Loss:
+    return reduce(add, (error.loss for error in errors))

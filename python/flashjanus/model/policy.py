@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from flashjanus.checkpoint import Target
-from flashjanus.engine.ops import nibbles, tiles
-from flashjanus.engine.ops.quantize import quantized
+from flashjanus.engine.formats import Weight
+from flashjanus.engine.formats.rows import Rows
 from flashjanus.engine.specs import TensorSpec
 
 
@@ -42,45 +42,27 @@ class Policy:
         wide = dtype if numerics == "official" else torch.float32
         return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
+    def weight(self, target: Target) -> Weight | None:
+        """A linear's weight as it is kept, or None of another tensor."""
+        return target.weight(self.matrix, self.quantization, self.tiled)
+
     def quantized(self, target: Target) -> torch.dtype | None:
-        """In which 8 bits a weight is kept, or None."""
-        if self.quantization is None or not target.quantizable:
-            return None
-        return torch.float8_e4m3fn if self.quantization == "fp8" else torch.int8
+        """In which 8 bits a weight is stored, or None."""
+        stored = None if (weight := self.weight(target)) is None else weight.formats[0].stored
+        return stored.dtype if isinstance(stored, Rows) else None
 
     def specs(self, target: Target) -> dict[str, TensorSpec]:
-        """What is kept of a weight, by name: the weight, in 8 bits its scales too."""
-        shape, dtype = tuple(target.shape), self.quantized(target)
-        if dtype is not None:
-            scale = TensorSpec(shape[:1], torch.float32)
-            specs = {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype)), f"{target.name}.scale": scale}
-            if self._in_int4(target):
-                packed, scales = nibbles.shapes(*target.shape)
-                specs[f"{target.name}.int4"] = TensorSpec(packed, torch.uint8)
-                specs[f"{target.name}.int4.scale"] = TensorSpec(scales, torch.bfloat16)
-            return specs
-        dtype = self.matrix if target.kind == "matrix" else self.vector
-        return {target.name: TensorSpec(shape, dtype, self._tiled(target, dtype))}
+        """What is kept of a target, by name: a linear's weight in its formats, or the tensor itself."""
+        weight = self.weight(target)
+        if weight is None:
+            dtype = self.matrix if target.kind == "matrix" else self.vector
+            return {target.name: TensorSpec(tuple(target.shape), dtype)}
+        specs = weight.specs()
+        return specs | {target.name: replace(specs[target.name], tiled=not weight.formats[0].by_rows)}
 
     def kept(
         self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
     ) -> Mapping[str, torch.Tensor]:
         """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in 8 bits."""
-        dtype = self.quantized(target)
-        if dtype is not None and scale is None:
-            weight, scale = quantized(weight, dtype)
-        tensors = {target.name: weight}
-        if scale is not None:
-            tensors[f"{target.name}.scale"] = scale
-        if scale is not None and self._in_int4(target):
-            packed, scales = nibbles.of_int8(weight, scale)
-            tensors |= {f"{target.name}.int4": packed, f"{target.name}.int4.scale": scales}
-        if self.specs(target)[target.name].tiled:
-            tensors[target.name] = tiles.tile(tensors[target.name])
-        return tensors
-
-    def _in_int4(self, target: Target) -> bool:
-        return self.quantization == "int4" and self.tiled and target.in_4_bits
-
-    def _tiled(self, target: Target, dtype: torch.dtype) -> bool:
-        return self.tiled and target.tileable(dtype)
+        kept = self.weight(target)
+        return {target.name: weight} if kept is None else kept.pack(weight, scale)

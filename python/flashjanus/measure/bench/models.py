@@ -19,7 +19,6 @@ from flashjanus.api.janusflow import JanusFlow
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
-from flashjanus.engine.ops import tiles
 from flashjanus.errors import InputError
 from flashjanus.execution.runner import Runner
 
@@ -136,10 +135,8 @@ def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str
     of = model.runner
     policy, weights = of.policy, of.weights
     if implementations is not None and policy.tiled:
-        tiled = {
-            name for target in weight_layout(of.config) for name, spec in policy.specs(target).items() if spec.tiled
-        }
-        weights = {name: tiles.untile(weight) if name in tiled else weight for name, weight in weights.items()}
+        kept = filter(None, map(policy.weight, weight_layout(of.config)))
+        weights = {**weights, **{name: t for weight in kept for name, t in weight.by_rows(weights).items()}}
         policy = replace(policy, tiled=False)
     runner = Runner(
         of.config,
