@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from flashjanus.checkpoint.config import LanguageConfig
-from flashjanus.checkpoint.fields import Fields, raise_problems, read_json
+from flashjanus.checkpoint.fields import Fields, raise_problems
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
 from flashjanus.checkpoint.layout import FLOAT_DTYPES
-from flashjanus.checkpoint.paths import is_file, is_folder, names_in, unfinished
 from flashjanus.checkpoint.sources import FileSource
-from flashjanus.errors import CheckpointError
+from flashjanus.disk.paths import is_file, is_folder, names_in, unfinished
+from flashjanus.disk.reading import read_json
+from flashjanus.errors import CheckpointError, ConfigError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 1 << 20
@@ -121,7 +122,7 @@ class _Settings:
     @classmethod
     def read(cls, path: Path) -> _Settings:
         problems: list[str] = []
-        fields = Fields(read_json(path), "", problems)
+        fields = Fields(read_json(path, ConfigError), "", problems)
         if fields.data.get("peft_type") != "LORA":
             fields.bad("peft_type", '"LORA"')
             raise_problems(str(path), problems)
