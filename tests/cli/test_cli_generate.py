@@ -166,6 +166,7 @@ def test_the_best_of_several(cli, model, tmp_path: Path) -> None:
     assert result.json["scores"] == [0.9]
     asked = model.called("stream_images")
     assert (asked["best_of"], asked["accept_above"], asked["num_images_per_prompt"]) == (4, 0.5, 1)
+    assert asked["seed"] == 1, "of the first candidate, as there are more than images"
     with Image.open(tmp_path / "a-1.png") as image:
         assert image.text["score"] == "0.9000"
 

@@ -139,7 +139,7 @@ class Work:
             )
         each = max(args.best_of or 1, 1)
         first = checks.first_seed(args.seed, total * each)
-        if unit == 1:
+        if unit == 1 and not chosen:
             prompts = [prompt for prompt in args.prompt for _ in range(images)][skipped:]
             return cls(
                 prompts, 1, list(range(first + skipped, first + total)), len(prompts), total, skipped, unit, first
