@@ -75,7 +75,7 @@ def add_suites(
     two = suites.add_parser(
         "compare",
         help="which differences of two reports exceed the noise",
-        description="Compare two files of --json. A difference exceeds the noise where the 95 %% interval of B's time "
+        description="Compare two files of --json. A difference exceeds the noise where the 95 % interval of B's time "
         "over A's (Mann and Whitney's, over medians of rounds) lies beyond the margin.",
     )
     two.add_argument("before", metavar="A.json")
