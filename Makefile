@@ -11,7 +11,7 @@ TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.s
 DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
 	"a yellow square above a purple circle"
 
-.PHONY: demo test pytest test-all lint bench gpu gpu-env wheel clean
+.PHONY: demo test pytest test-all lint docs bench gpu gpu-env wheel clean
 
 demo: $(VENV)/.installed
 	rm -f demo/*.png
@@ -41,6 +41,12 @@ lint: $(VENV)/.test-tools
 	rm -rf build/typing && mkdir -p build/typing/flashjanus
 	ln -s $(CURDIR)/python/flashjanus/* $(CURDIR)/engine $(CURDIR)/triton_kernels build/typing/flashjanus/
 	MYPYPATH=build/typing $(BIN)/mypy --strict -p flashjanus
+
+# The documents as a website: build/site/index.html opens without a server. What is generated of it is written first.
+docs: $(VENV)/.docs-tools
+	$(BIN)/python docs/reference.py
+	$(BIN)/mkdocs build --strict --clean
+	@echo "the website: $(CURDIR)/build/site/index.html"
 
 # Each stage of a model of the published sizes, random weights, in turns with other implementations: a table, all samples
 # as JSON, a picture. Beside the official code and diffusers: BENCH_PEERS="--peer official --peer diffusers
@@ -96,7 +102,7 @@ wheel: $(VENV)/.installed
 
 clean:
 	rm -rf build dist demo *.egg-info .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f python/flashjanus/_C.*.so $(VENV)/.installed $(VENV)/.test-tools
+	rm -f python/flashjanus/_C.*.so $(VENV)/.installed $(VENV)/.test-tools $(VENV)/.docs-tools
 
 $(VENV)/.torch:
 	@$(PYTHON) -m venv $(VENV) || { \
@@ -111,4 +117,8 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml CMakeLists.txt $(NATI
 # The package is installed by now: this adds the extra's tools without a second build.
 $(VENV)/.test-tools: $(VENV)/.installed
 	$(BIN)/pip install "flashjanus[test]"
+	@touch $@
+
+$(VENV)/.docs-tools: $(VENV)/.installed
+	$(BIN)/pip install "flashjanus[docs]"
 	@touch $@

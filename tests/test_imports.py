@@ -2,7 +2,8 @@
 
 _C, triton_kernels <- engine (errors <- specs <- device <- formats <- ops <- graph <- plan <- runtime) <- disk
 <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- compat <- flashjanus <- serving,
-measure (evaluation, profile, bench <- quality) <- cluster <- cli; builtin <- api. And no file imports one that imports it.
+measure (evaluation, profile, bench <- quality) <- cluster <- cli; builtin <- api. And no
+file imports one that imports it.
 
 Read from the syntax tree of every file, imports inside functions and under TYPE_CHECKING included.
 """

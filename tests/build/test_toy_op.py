@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/adding-an-op.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+FILES = dict(re.findall(r"^```\w+ title=\"(\S+)\"\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 TESTS = {
     "engine": ["test_ops", "test_costs", "test_threads", "test_native_bind"],
     "kernels": ["test_cpu_kernels", "test_cpu_numerics", "test_cuda_on_cpu"],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.long
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/cluster.md"
 NODE: dict[str, Any] = dict(num_cpus=1, object_store_memory=80 * 2**20)
 SERVED: dict[str, Any] = dict(
     model="shapes", dtype="float32", min_replicas=2, max_replicas=2, downscale_delay_s=3600, drain=60
@@ -247,8 +247,8 @@ def test_a_cluster_that_is_not_there_is_said_at_once(address: str) -> None:
         pass
 
 
-def test_the_example_of_the_readme_runs(cluster: Cluster) -> None:
-    [command] = re.findall(r"^serve run .*", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_example_of_the_page_runs(cluster: Cluster) -> None:
+    [command] = re.findall(r"^serve run .*", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     program = Path(sys.executable).with_name("serve")
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"}
     port = started()
