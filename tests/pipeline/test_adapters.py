@@ -12,7 +12,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.engine.device import native
-from flashjanus.engine.ops.quantize import quantized
+from flashjanus.engine.formats.rows import quantized
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.execution import runner as running
 from flashjanus.execution.text import ImageTokens

@@ -17,7 +17,6 @@ import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, weight_layout
 from flashjanus.checkpoint.adapters import AdapterFiles, Factors, Linear, linears
-from flashjanus.engine.ops import tiles
 from flashjanus.engine.ops.low_rank import MAX_RANK
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.executor import Executor
@@ -248,8 +247,9 @@ class Adapters(ProcessBound):
         if not parts:
             return {}
         target, weight = self._targets[name], self._weights[name]
-        tiled = self._policy.specs(target)[name].tiled
-        total = (tiles.untile(weight) if tiled else weight).to(torch.float32, copy=True)
+        kept = self._policy.weight(target)
+        assert kept is not None
+        total = kept.by_rows({name: weight})[name].to(torch.float32, copy=True)
         for _, factors, (first, last) in parts:
             total[first:last] += factors.product().to(total.device)
         return self._policy.kept(target, total.to(weight.dtype))
