@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Child:
         self.outbox = Outbox(self.wire, UNSENT, unsent, encoded)
         self.outbox.put({"load": spec})
 
-    def bodies(self) -> Iterator[Mapping[str, Any]]:
+    def bodies(self) -> Generator[Mapping[str, Any], None, None]:
         """What it sends. Ends when it does; raises WireError, and UnavailableError where it is silent or stuck."""
         try:
             while True:
