@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.errors import CheckpointError, DeviceError, InputError
+from flashjanus.errors import CheckpointError, DeviceError, InputError, NonFiniteError
 from flashjanus.execution.text import ImageTokens
 from small_model import (
     END,
@@ -226,6 +226,11 @@ def test_what_decode_latents_refuses(untrained, latents, words):
     with pytest.raises(InputError) as error:
         untrained.decode_latents(latents)
     assert all(word in str(error.value) for word in words)
+
+
+def test_pictures_that_leave_the_range_of_their_dtype_are_no_fault_of_the_request(untrained):
+    with pytest.raises(NonFiniteError, match="expected finite pixels"):
+        untrained.decode_latents(torch.full((1, 4, 8, 8), 1e38))
 
 
 @pytest.mark.parametrize("pixels", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 64, 64)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from flashjanus.engine.runtime.bound import ProcessBound
+from flashjanus.errors import NonFiniteError
 from flashjanus.execution.runner import Runner
 
 
@@ -20,7 +21,7 @@ class Decoder(ProcessBound):
 
 
 def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H s, W s), float32, of latents (B, c, H, W)."""
+    """Images (B, 3, H s, W s), float32, of finite latents (B, c, H, W). Raises NonFiniteError."""
     images = []
     with runner.lease(Decoder, *latents.shape[2:]) as decoder:
         # one at a time: activations at image resolution dominate memory, not weights
@@ -28,7 +29,13 @@ def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
             decoder.executor.inputs["z"].copy_(z)
             decoder.executor.run()
             images.append(decoder.executor.outputs["image"].to(torch.float32, copy=True))
-    return torch.cat(images)
+    decoded = torch.cat(images)
+    if not bool(decoded.isfinite().all()):
+        raise NonFiniteError(
+            "a picture left the range of its dtype while its latents were decoded: expected finite pixels, got NaN or "
+            "inf. dtype='bfloat16' or 'float32' keeps them in it"
+        )
+    return decoded
 
 
 def preview(runner: Runner, latents: torch.Tensor, full: bool) -> torch.Tensor:
