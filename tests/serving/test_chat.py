@@ -76,6 +76,14 @@ def test_a_reply_is_that_of_the_model(web: httpx.Client) -> None:
     assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
 
 
+def test_tokens_that_an_earlier_request_began_with_are_told_as_cached(web: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "Tell me of a zebra, " * 12}]
+    first, again = (answer(web, messages=messages)["usage"] for _ in range(2))
+    assert first["prompt_tokens"] == again["prompt_tokens"]
+    assert first["prompt_tokens_details"]["cached_tokens"] < 16  # what all conversations begin with
+    assert again["prompt_tokens"] - 16 <= again["prompt_tokens_details"]["cached_tokens"] < again["prompt_tokens"]
+
+
 @pytest.mark.parametrize(
     "part",
     [

@@ -94,6 +94,15 @@ def test_an_image(web: httpx.Client) -> None:
     assert used["total_tokens"] == used["input_tokens"] + 16
 
 
+@pytest.mark.parametrize("body", [{**DRAW, "input": "a zebra"}, {**ASK, "input": "Is a zebra round?" * 9}])
+def test_tokens_that_an_earlier_request_began_with_are_told_as_cached(web: httpx.Client, body: dict[str, Any]) -> None:
+    first, again = (made(web, **body)["usage"] for _ in range(2))
+    told, kept = (one["input_tokens_details"]["cached_tokens"] for one in (first, again))
+    assert told < 16  # what all conversations begin with
+    assert again["input_tokens"] - 16 <= kept <= again["input_tokens"]
+    assert kept > told
+
+
 def test_an_answer(web: httpx.Client) -> None:
     reply = made(web, **ASK)
     assert text(reply) == model().chat([user("Is a circle round?")])

@@ -66,7 +66,7 @@ def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Ite
         }
     record |= {
         "files": [{"file": name, **summed(data)} for name, data in files.items()],
-        "usage": asdict(result.usage),
+        "usage": {name: count for name, count in asdict(result.usage).items() if name != "cached_tokens"},  # by chance
         "model": {name: getattr(facts, name) for name in ("name", "dtype", "device", "quantization")},
         "version": facts.version,
         "digest": row.digest,

@@ -20,12 +20,13 @@ LEAST_PIECE = 512
 @dataclass(frozen=True)
 class Read:
     """A conversation that has been read: logits (V,), float32, of its next token, that token as it is drawn, and how
-    likely it was, where that was asked."""
+    likely it was, where that was asked. cached: tokens of it that had been read before."""
 
     prefix: TextPrefix
     logits: torch.Tensor
     token: int
     likelihood: Likelihood | None
+    cached: int
 
 
 def reading(
@@ -53,7 +54,8 @@ def reading(
             before = session.prefix(names[:end])
             if end == length:
                 likelihood = None if likeliest is None else session.likelihood(likeliest)
-                found = Read(before, logits.to(torch.float32, copy=True), session.tokens()()[0], likelihood)
+                logits = logits.to(torch.float32, copy=True)
+                found = Read(before, logits, session.tokens()()[0], likelihood, pieces[0][0])
         if end < length:
             yield
     store.put_conversation(found.prefix)

@@ -100,7 +100,10 @@ class Drawing:
             if key not in found:
                 if found:
                     yield
+                uses, hits = self._prefixes.prompts, self._prefixes.prompts.hits
                 found[key] = prepared(self._runner, self._prefixes, request)
+                if len(found) == 1 and uses.hits > hits:
+                    work.handle.cached = len(request.prompt) + 1  # and the generation tag
         drawn.rows = [FlowRow(r, found[key_of(r)]) for r in job.rows]
         if job.pauses:
             self._groups.append(among)

@@ -59,7 +59,8 @@ Job: TypeAlias = ImageJob | TextJob
 class Handle:
     """A job that was submitted. priority: the smaller, the earlier. deadline: seconds of the scheduler's clock.
 
-    started: whether Started was told. flowed_at: time.perf_counter() when all latents of an image job were there.
+    started: whether Started was told. cached: tokens of its prompt that were kept from an earlier one. flowed_at:
+    time.perf_counter() when all latents of an image job were there.
     """
 
     job: Job
@@ -67,6 +68,7 @@ class Handle:
     deadline: float | None = None
     order: int = field(default_factory=lambda: next(_ORDER))
     started: bool = False
+    cached: int = 0
     ended: bool = False
     flowed_at: float | None = None
 

@@ -42,6 +42,7 @@ class Writing:
         """Read a job's conversation, then let its row join."""
         likeliest = job.logprobs if job.room else None
         read = yield from reading(self._runner, self._prefixes, job.request, job.image_tokens, likeliest)
+        work.handle.cached = read.cached
         if job.room == 0:
             self._book.end(work.handle, Finished(work.handle, read.logits))
             return

@@ -35,7 +35,8 @@ Tell = Callable[[messages.Event], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """A request in progress: what is left of its jobs, and their results. ends: by the desk's clock."""
+    """A request in progress: what is left of its jobs, and their results. ends: by the desk's clock. cached: tokens of
+    its prompt that its first job found kept."""
 
     order: Order
     tell: Tell
@@ -44,6 +45,7 @@ class Ticket:
     results: dict[int, Any] = field(default_factory=dict)
     begun: bool = False
     partials: int = 0
+    cached: int | None = None
 
 
 class Desk:
@@ -162,6 +164,8 @@ class Desk:
         if isinstance(event.handle.job, ImageJob):
             self._images += len(event.result)
         del self._tickets[event.handle]
+        if ticket.cached is None:
+            ticket.cached = event.handle.cached
         ticket.results[ticket.waits.pop(event.handle)] = event.result
         if not ticket.waits:
             self._go_on(ticket, [ticket.results[n] for n in sorted(ticket.results)], event.text)
@@ -180,6 +184,7 @@ class Desk:
                 self._tickets[handle], ticket.waits[handle] = ticket, number
         except StopIteration as ended:
             last: Images | Answered = ended.value
+            last = replace(last, usage=replace(last.usage, cached_tokens=ticket.cached or 0))
             ticket.tell(replace(last, text=held) if isinstance(last, Answered) else last)
         except FlashJanusError as error:
             self.cancel(ticket)

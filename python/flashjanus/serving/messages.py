@@ -53,11 +53,13 @@ Request: TypeAlias = ImageRequest | ChatRequest
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: of its prompt, of which image_tokens stand for images, and of what was made."""
+    """Tokens of a request: of its prompt, of which image_tokens stand for images, and of what was made. cached_tokens:
+    of the prompt, those that were not computed, since an earlier request had begun the same way."""
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,12 @@ async def _reply(events: Numbered, head: Mapping[str, Any], n: int, logprobs: bo
 def usage(used: Sequence[Usage]) -> dict[str, Any]:
     """Tokens of n answers to one conversation, which counts once."""
     prompt, made = used[0].prompt_tokens, sum(one.completion_tokens for one in used)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    return {
+        "prompt_tokens": prompt,
+        "prompt_tokens_details": {"cached_tokens": min(one.cached_tokens for one in used)},
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+    }
 
 
 def logprobs_of(piece: Piece) -> list[dict[str, Any]]:
