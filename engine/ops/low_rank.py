@@ -239,7 +239,7 @@ def run_torch(
     rank = static(b.shape[1])
     has = ((adapter >= 0) & (adapter < len(a)))[:, None, None]
     slot = adapter.clamp(0, len(a) - 1).long()
-    read = x.float() if norm is None else rms_norm.normalise(x, norm, eps).float()
+    read = x.float() if norm is None else rms_norm.normalize(x, norm, eps).float()
     read = activations.silu_mul(read) if gated else read
     used = torch.arange(rank, device=x.device) < ranks[slot][..., None]  # (B, P, R)
     low = (read @ a[slot].float()) * (used * scale[slot][..., None]).flatten(1)[:, None]
