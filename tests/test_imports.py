@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "execution": {*LOW, "checkpoint", "model", "inputs", "sampling"},
     "scheduling": {*LOW, "checkpoint", "model", "inputs", "sampling", "execution"},
     "api": PACKAGES,
-    "root": {"errors", "execution", "api"},
+    "root": {"errors", "execution", "api", "compat"},
     "serving": {*PACKAGES, "api", "root"},
     "compat": {*PACKAGES, "api"},
     "measure": {"errors", "disk"},  # what its parts share

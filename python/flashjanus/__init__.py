@@ -6,9 +6,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flashjanus.api.janusflow import ImageOutput, JanusFlow
+    from flashjanus.compat.accelerate import accelerate
     from flashjanus.execution.text import ImageTokens
 
-__all__ = ["ImageOutput", "ImageTokens", "JanusFlow", "__version__"]
+__all__ = ["ImageOutput", "ImageTokens", "JanusFlow", "__version__", "accelerate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from flashjanus.api import janusflow
 
         return getattr(janusflow, name)
+    if name == "accelerate":
+        from flashjanus.compat.accelerate import accelerate
+
+        return accelerate
     if name == "ImageTokens":
         from flashjanus.execution.text import ImageTokens
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as all_modules
 
+from flashjanus.api.janusflow import JanusFlow
 from flashjanus.compat import sharing
 from flashjanus.compat.engine import Engine
 from flashjanus.compat.modules import llama, siglip, uvit
@@ -44,7 +45,7 @@ class Core:
     """Of one model: its engine, made when a call is first eligible, made anew when weights have changed since."""
 
     def __init__(self) -> None:
-        self._root: Callable[[], tuple[nn.Module, JanusFlowConfig]] | None = None
+        self._root: Callable[[], tuple[nn.Module, JanusFlowConfig] | None] = lambda: None
         self._engine: Engine | None = None
         self._made_of: tuple[Any, ...] = ()
         self._failed: tuple[tuple[Any, ...], str] | None = None
@@ -58,13 +59,22 @@ class Core:
     def __reduce__(self) -> tuple[type[Core], tuple[()]]:
         return Core, ()
 
-    def link(self, root: Callable[[], tuple[nn.Module, JanusFlowConfig]]) -> None:
+    def link(self, root: Callable[[], tuple[nn.Module, JanusFlowConfig] | None]) -> None:
+        """root(): the model and its config; None once nobody has the model any more, but perhaps a module of it."""
         self._root = root
 
     @property
     def engine(self) -> Engine | None:
         """What is there, if it is."""
         return self._engine
+
+    def adopt(self, model: JanusFlow, shared: sharing.Shared) -> None:
+        """Run on this model, which was made of the root's parameters as they are."""
+        root = self._root()
+        assert root is not None, "whoever made it has the root"
+        with self._lock:
+            self._engine, self._made_of, self._failed = Engine(model), fingerprint(root[0]), None
+            self._sample = shared.sample()
 
     def run(
         self,
@@ -91,10 +101,15 @@ class Core:
         """The engine, if it computes what `module` would; else None, and the reason is said once."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
-        reason = refusal or self._reason(module)
+        root = self._root()
+        if root is None:
+            reason: str | None = "the model that it is a part of is gone; keep it, as the engine has all of it"
+        else:
+            reason = refusal or self._reason(module, root[0])
         if reason is None:
+            assert root is not None
             try:
-                return self._current()
+                return self._current(*root)
             except OutOfMemoryError:
                 raise
             except FlashJanusError as error:
@@ -104,7 +119,7 @@ class Core:
             warn(f"{type(module).__name__} runs on torch, not on the engine: {reason}.", ReferencePathWarning)
         return None
 
-    def _reason(self, module: nn.Module) -> str | None:
+    def _reason(self, module: nn.Module, root: nn.Module) -> str | None:
         """What is against the engine, in words."""
         if module.training:
             return "the model is in training mode; call .eval() where it is not trained"
@@ -112,7 +127,9 @@ class Core:
             return "autocast is on, which chooses dtypes operation by operation; .to(dtype) says which"
         if any(getattr(all_modules, name, None) for name in _GLOBAL_HOOKS):
             return "hooks are registered on all modules, which would not be called"
-        for name, one in module.named_modules(prefix=self._name(module)):
+        # named as in the whole model, so that a cause has one name whichever module meets it
+        place = next((name for name, one in root.named_modules() if one is module), type(module).__name__)
+        for name, one in module.named_modules(prefix=place):
             if one is not module and any(getattr(one, hooks) for hooks in _HOOKS):
                 return f"{name} has hooks, which would not be called"
             if type(one) not in KNOWN:
@@ -121,15 +138,8 @@ class Core:
                 return f"{name} has another forward than its class"
         return None
 
-    def _name(self, module: nn.Module) -> str:
-        """In the whole model, so that a cause has one name whichever module meets it."""
-        assert self._root is not None
-        return next((name for name, one in self._root()[0].named_modules() if one is module), type(module).__name__)
-
-    def _current(self) -> Engine:
+    def _current(self, root: nn.Module, config: JanusFlowConfig) -> Engine:
         """Raises FlashJanusError where none can be made."""
-        assert self._root is not None
-        root, config = self._root()
         with self._lock:
             state = fingerprint(root)
             if self._engine is not None and state == self._made_of and not (self._sample and self._sample.changed()):
@@ -138,12 +148,12 @@ class Core:
                 raise FlashJanusError(self._failed[1])
             self._engine = None  # before there are two
             try:
-                model, shared = sharing.engine_of(root, config)
+                model, shared = sharing.engine_of(JanusFlow, root, config)
             except FlashJanusError as error:
                 self._failed = state, str(error)
                 raise
-            self._engine, self._made_of, self._failed = Engine(model), fingerprint(root), None
-            self._sample = shared.sample()
+            self.adopt(model, shared)
+            assert self._engine is not None
             return self._engine
 
 

@@ -53,10 +53,9 @@ class MultiModalityCausalLM(nn.Module):
     def _link(self) -> None:
         own = weakref.ref(self)
 
-        def root() -> tuple[nn.Module, JanusFlowConfig]:
+        def root() -> tuple[nn.Module, JanusFlowConfig] | None:
             model = own()
-            assert model is not None, "a module of it is called without the model: keep the model"
-            return model, model._parsed
+            return None if model is None else (model, model._parsed)
 
         for module in self.modules():
             if isinstance(getattr(module, "core", None), Core):

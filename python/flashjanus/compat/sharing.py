@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch import nn
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.checkpoint import JanusFlowConfig, Target, TensorInfo, VaeConfig
 from flashjanus.checkpoint.load import stored_name
+from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.execution import loading
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.model import Policy
 
+J = TypeVar("J", bound=JanusFlow)
 SAMPLED = 3
 """Values of each copied parameter that are compared to tell whether it was written past torch's count of writes."""
 
@@ -155,7 +157,9 @@ def place_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     return place
 
 
+@entry
 def engine_of(
+    cls: type[J],
     module: nn.Module,
     config: JanusFlowConfig,
     *,
@@ -164,7 +168,7 @@ def engine_of(
     processor: ImageProcessor | None = None,
     name: str = "module",
     **choices: Any,
-) -> tuple[JanusFlow, Shared]:
+) -> tuple[J, Shared]:
     """A model that runs on the parameters of a module of the official layout, and what they share. Raises
     FlashJanusError where its parameters are not those of `config`, or of a dtype or device that no engine has."""
     device, dtype = place_and_dtype(module)
@@ -177,7 +181,7 @@ def engine_of(
     asked: dict[str, Any] = dict(
         vae_dtype=vae_dtype, numerics="exact", implementations=None, cuda_graphs=True, buckets=None, quantization=None
     )
-    model = JanusFlow._build(
+    model = cls._build(
         config,
         source,
         vae_files,
