@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flashjanus.errors import CheckpointError
 
@@ -18,10 +19,15 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch_repository(
-    repo_id: str, revision: str | None, patterns: Sequence[str], weights: Sequence[Sequence[str]]
+    repo_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    weights: Sequence[Sequence[str]],
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Folder of the snapshot with the files of `patterns`, and of the first group in `weights` that the repository has.
 
+    options: of huggingface_hub's snapshot_download, such as cache_dir, local_files_only and token.
     CheckpointError with what was tried, and why it failed, where the cache does not hold the repository.
     """
     tried = f"hub repository {repo_id}" + (f" at revision {revision}" if revision else "")
@@ -38,10 +44,11 @@ def fetch_repository(
             f"{tried}: there is no folder to keep it in, as HOME is not set and this user has no home; set HF_HOME to "
             "a folder that this user may write to, or pass a local folder"
         )
+    more = dict(options or {})
     try:
-        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), **more))
         for group in weights:
-            folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(group)))
+            folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(group), **more))
             if any(any(folder.glob(pattern)) for pattern in group):
                 break
     except _hub_errors() as error:

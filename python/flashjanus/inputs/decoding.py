@@ -97,6 +97,12 @@ def copy_of(image: Image.Image, name: str) -> Image.Image:
 
 
 def _decoded(file: IO[bytes], name: str) -> Image.Image:
+    image = opened(file, name)
+    return _rgb(image, _orientation(image), image.format == "PNG", name)
+
+
+def opened(file: IO[bytes], name: str) -> Image.Image:
+    """An encoded image as PIL has it: loaded, but neither turned nor converted. Raises InputError."""
     file.seek(0)
     try:
         image = Image.open(file, formats=formats())
@@ -107,10 +113,9 @@ def _decoded(file: IO[bytes], name: str) -> Image.Image:
     _check_size(image, name)
     try:
         image.load()
-        orientation = _orientation(image)
     except DECODE_ERRORS as error:
         raise _fault(error, name) from error
-    return _rgb(image, orientation, image.format == "PNG", name)
+    return image
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFile
+from typing_extensions import Self
 
 from flashjanus.disk.reading import read_json
 from flashjanus.engine.runtime.entry import entry
@@ -75,7 +76,7 @@ class ImageProcessor:
     do_normalize: bool = True
 
     @classmethod
-    def from_file(cls, path: str | Path | None, image_size: int | None = None) -> ImageProcessor:
+    def from_file(cls, path: str | Path | None, image_size: int | None = None) -> Self:
         """Settings of `path`, or where there is none those of the released model; `image_size`, the vision encoder's,
         is used where the file is absent or silent.
 

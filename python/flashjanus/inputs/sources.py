@@ -8,8 +8,9 @@ import io
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 from urllib.request import url2pathname
 
@@ -29,28 +30,32 @@ class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def from_text(source: str) -> Image.Image:
-    """RGB image at a path, or in a data: or file: URL. Raises InputError, for URLs of the network too."""
+Read: TypeAlias = Callable[[IO[bytes], str], Image.Image]
+"""The image in a file that can seek, which an error is to call by a name."""
+
+
+def from_text(source: str, read: Read = decode) -> Image.Image:
+    """Image at a path, or in a data: or file: URL. Raises InputError, for URLs of the network too."""
     url = source.strip()
     scheme = url[:5].lower()
     if scheme == "data:":
-        return from_data_url(url)
+        return from_data_url(url, read)
     if scheme == "file:":
-        return from_path(_path_of(url))
+        return from_path(_path_of(url), read)
     if _SCHEME.match(url):
         raise InputError(f"images are not fetched from the network; download {url:.80} and pass the file")
-    return from_path(source)
+    return from_path(source, read)
 
 
-def from_path(source: str | os.PathLike[str]) -> Image.Image:
-    """RGB image in a regular file. Raises InputError."""
+def from_path(source: str | os.PathLike[str], read: Read = decode) -> Image.Image:
+    """Image in a regular file. Raises InputError."""
     shown = repr(os.fspath(source))[:200]
     try:
         path = Path(source)
         if path.exists() and not path.is_file():  # a pipe would block, a device never end
             raise InputError(f"image {shown} is not a regular file")
         with path.open("rb") as file:
-            return decode(file, f"image {shown}")
+            return read(file, f"image {shown}")
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
@@ -72,28 +77,28 @@ def from_file(file: Readable) -> Image.Image:
     return decode(io.BytesIO(data), f"the image in the open file {shown}")
 
 
-def from_data_url(url: str) -> Image.Image:
-    """RGB image in data:[type][;base64],... Raises InputError."""
+def from_data_url(url: str, read: Read = decode) -> Image.Image:
+    """Image in data:[type][;base64],... Raises InputError."""
     head, comma, data = url.partition(",")
     if not comma:
         raise InputError(f"expected data:image/...;base64,..., got {url:.40}")
     if head.split(";")[-1].strip().lower() == "base64":
-        return from_base64(data, "the data: URL")
+        return from_base64(data, "the data: URL", read)
     try:
         encoded = unquote_to_bytes(data)
     except ValueError as error:  # a lone surrogate
         raise InputError(f"the data: URL is not text: {error}") from error
-    return decode(io.BytesIO(encoded), "the image in the data: URL (percent-encoded, as it has no ;base64)")
+    return read(io.BytesIO(encoded), "the image in the data: URL (percent-encoded, as it has no ;base64)")
 
 
-def from_base64(data: str, name: str = "the image") -> Image.Image:
-    """RGB image of base64 in either alphabet, wrapped, percent-encoded or without its padding. Raises InputError."""
+def from_base64(data: str, name: str = "the image", read: Read = decode) -> Image.Image:
+    """Image of base64 in either alphabet, wrapped, percent-encoded or without its padding. Raises InputError."""
     try:
         text = b"".join(unquote_to_bytes(data).split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
         encoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: a lone surrogate
         raise InputError(f"{name} does not hold base64: {error}") from error
-    return decode(io.BytesIO(encoded), f"the image in {name}" if name != "the image" else name)
+    return read(io.BytesIO(encoded), f"the image in {name}" if name != "the image" else name)
 
 
 def _path_of(url: str) -> str:

@@ -70,6 +70,26 @@ class ProcessorConfig:
         return config
 
 
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer in a tokenizer.json. Raises `ConfigError`."""
+    text = read_text(path, ConfigError)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception for every damaged file
+        raise ConfigError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from error
+
+
+def check_text(text: object) -> None:
+    """Raises `InputError` for anything but a string that UTF-8 can encode (lone surrogates)."""
+    if not isinstance(text, str):
+        raise InputError(f"expected text as str, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise InputError(f"text is not valid Unicode: lone surrogate {bad}; remove or replace it") from error
+
+
 class Tokenizer:
     """Byte-level BPE whose control tokens can only be placed by id, never by text.
 
@@ -141,11 +161,7 @@ class Tokenizer:
         Raises `ConfigError` for a file that cannot be read or does not make sense.
         """
         path = Path(tokenizer_json)
-        text = read_text(path, ConfigError)
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception for every damaged file
-            raise ConfigError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from error
+        backend = read_backend(path)
         raw = {} if processor_config is None else read_json(Path(processor_config), ConfigError)
         processor = ProcessorConfig.from_dict(raw, str(processor_config or "the default processor settings"))
         config = {} if tokenizer_config is None else read_json(Path(tokenizer_config), ConfigError)
@@ -172,13 +188,7 @@ class Tokenizer:
 
         Raises `InputError` for anything but a string that UTF-8 can encode (lone surrogates).
         """
-        if not isinstance(text, str):
-            raise InputError(f"expected text as str, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            bad = f"U+{ord(text[error.start]):04X} at character {error.start}"
-            raise InputError(f"text is not valid Unicode: lone surrogate {bad}; remove or replace it") from error
+        check_text(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if not self._never_from_text.isdisjoint(ids):  # a vocabulary that matches whole words (ignore_merges)
             tag = self._backend.id_to_token(next(i for i in ids if i in self._never_from_text))

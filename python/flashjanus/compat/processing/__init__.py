@@ -1,0 +1,1 @@
+"""The official processor: what a model of the official code is given."""
