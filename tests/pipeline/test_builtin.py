@@ -12,7 +12,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.builtin import FILES, NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, check_layout, vae_layout, weight_layout
-from flashjanus.errors import CheckpointError
+from flashjanus.errors import CheckpointError, ConfigError
 from flashjanus.inputs.images import ImageProcessor
 from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT, encode_chat, encode_generation_prompt
 from flashjanus.inputs.tokenizer import Tokenizer
@@ -109,3 +109,10 @@ def test_a_pointer_in_the_place_of_weights(copy: Path, file: str) -> None:
     (copy / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 18000000\n")
     with pytest.raises(CheckpointError, match=Path(file).name):
         JanusFlow.from_pretrained("shapes")
+
+
+def test_its_vae_may_be_one_file() -> None:
+    """Whose config its shapes tell, but for the groups, which are SDXL's: those of this one are too narrow for them."""
+    weights = builtin_folder() / "vae/diffusion_pytorch_model.safetensors"
+    with pytest.raises(ConfigError, match="norm_num_groups"):
+        JanusFlow.from_pretrained("shapes", vae=weights)

@@ -53,12 +53,12 @@ class JanusFlow(TensorModel):
     ) -> Self:
         """A model from "shapes" (built in), a folder in the official layout, or a hub id.
 
-        vae: folder or hub id of a diffusers AutoencoderKL; default: the checkpoint's own `vae` folder, or the one that
-        the published model names. dtype: "auto", "float32", "bfloat16", "float16"; vae_dtype: the same, "auto" follows
-        dtype. quantization: "int8", the language model's linears on 8-bit weights and activations (few rows
-        without AMX, and CPUs without VNNI: weights alone); "fp8", on GPUs of compute capability 8.9 or later: the same
-        in float8_e4m3fn; "int4", on CPUs with AMX: as "int8", but up to four answers at once are decoded on 4-bit
-        weights of the layers; None: as the checkpoint is stored.
+        vae: folder or hub id of a diffusers AutoencoderKL, or one file of its weights, as sdxl_vae.safetensors;
+        default: the checkpoint's own `vae` folder, or the one that the published model names. dtype: "auto", "float32",
+        "bfloat16", "float16"; vae_dtype: the same, "auto" follows dtype. quantization: "int8", the language model's
+        linears on 8-bit weights and activations (few rows without AMX, and CPUs without VNNI: weights alone); "fp8", on
+        GPUs of compute capability 8.9 or later: the same in float8_e4m3fn; "int4", on CPUs with AMX: as "int8", but up
+        to four answers at once are decoded on 4-bit weights of the layers; None: as the checkpoint is stored.
         numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
         implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
         graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,8 +19,9 @@ from flashjanus.checkpoint import hints
 from flashjanus.checkpoint.config import JanusFlowConfig
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
 from flashjanus.checkpoint.names import with_tied_head
-from flashjanus.checkpoint.sources import FileSource
+from flashjanus.checkpoint.sources import TORCH_SUFFIXES, FileSource
 from flashjanus.checkpoint.vae_config import VaeConfig
+from flashjanus.checkpoint.vae_file import config_of
 from flashjanus.disk.paths import is_file, is_folder, names_in, unfinished
 from flashjanus.disk.reading import read_json
 from flashjanus.errors import CheckpointError, ConfigError
@@ -41,17 +43,35 @@ _SHARD = re.compile(r"(.+-)\d{5}-of-(\d{5})(\.safetensors|\.bin)")
 
 @dataclass
 class VaeFiles:
-    """A diffusers AutoencoderKL: folder, config and weights, the last two read on first use."""
+    """A diffusers AutoencoderKL, its config and weights read on first use: a folder, or one file of weights."""
 
     folder: Path
 
+    @classmethod
+    def locate(
+        cls, source: str | os.PathLike[str], revision: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> VaeFiles:
+        """Of a folder, a hub id, or a file of weights; options: of a fetch. CheckpointError where there is none."""
+        path = Path(source)
+        if path.suffix in (".safetensors", *TORCH_SUFFIXES) and path.is_file():
+            return cls(path)
+        return cls(_folder(os.fspath(source), revision, _VAE, _VAE, [], options))
+
+    @cached_property
+    def config_dict(self) -> dict[str, Any]:
+        if is_folder(self.folder):
+            return read_json(self.folder / "config.json")
+        return config_of(self.weights.names(), self.weights.label)
+
     @cached_property
     def config(self) -> VaeConfig:
-        return VaeConfig.from_file(self.folder / "config.json")
+        return VaeConfig.from_dict(self.config_dict)
 
     @cached_property
     def weights(self) -> FileSource:
-        return _weights(self.folder, _VAE, _VAE)
+        if is_folder(self.folder):
+            return _weights(self.folder, _VAE, _VAE)
+        return FileSource([self.folder], str(self.folder))
 
 
 @dataclass
@@ -127,7 +147,7 @@ class Checkpoint:
         """The VAE, or None when the checkpoint has none and none was named."""
         if self.vae_source is None:
             return None
-        return VaeFiles(_folder(os.fspath(self.vae_source), None, _VAE, _VAE, []))
+        return VaeFiles.locate(self.vae_source)
 
     def check_vae(self) -> None:
         """Read the VAE's config and headers, if there is a VAE. ConfigError when it belongs to another model."""
@@ -136,7 +156,14 @@ class Checkpoint:
             _ = self.vae.weights
 
 
-def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more: list[str]) -> Path:
+def _folder(
+    source: str,
+    revision: str | None,
+    stem: str,
+    torch_stem: str,
+    more: list[str],
+    options: Mapping[str, Any] | None = None,
+) -> Path:
     """The local folder called `source`, else the snapshot of the hub repository of that name."""
     if not source:
         raise CheckpointError("checkpoint: expected a folder or a hub id, got an empty name")
@@ -162,7 +189,7 @@ def _folder(source: str, revision: str | None, stem: str, torch_stem: str, more:
         [f"{torch_stem}.bin", f"{torch_stem}-*.bin", f"{torch_stem}.bin.index.json"],
         ["*.safetensors"],
     ]
-    return fetch_repository(source, revision, ["config.json", *more, *vae_weights], groups)
+    return fetch_repository(source, revision, ["config.json", *more, *vae_weights], groups, options)
 
 
 def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:

@@ -24,6 +24,8 @@ from flashjanus.errors import CheckpointError
 # header again costs milliseconds and a thirty-second of the weights is little beside the weights.
 REOPEN_BYTES = 8 * 2**20
 REOPEN_SHARE = 32
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+"""Of files that torch.save wrote."""
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors header: the format's own limit."""
 
@@ -234,7 +236,7 @@ class FileSource:
         self._file_of: dict[str, _MappedFile] = {}
         self._current: _MappedFile | None = None
         for path in paths:
-            opener: Callable[[Path], _MappedFile] = _TorchFile if path.suffix == ".bin" else _SafetensorsFile
+            opener: Callable[[Path], _MappedFile] = _TorchFile if path.suffix in TORCH_SUFFIXES else _SafetensorsFile
             file = opener(path)
             for name, info in file.names.items():
                 if name in self._file_of:

@@ -10,10 +10,11 @@ from flashjanus.checkpoint.layout import Layout, LayoutBuilder, Source, Target
 from flashjanus.checkpoint.vae_config import VaeConfig
 
 # diffusers renamed the attention projections; published files hold either.
-_OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 # Left, diffusers; right, the code that VAEs of this kind were first trained with, as in sdxl_vae.safetensors.
 _COMPVIS = (
-    *((".upsamplers.0.conv.", ".upsample.conv."), (".resnets.", ".block."), (".conv_shortcut.", ".nin_shortcut.")),
+    *((".upsamplers.0.conv.", ".upsample.conv."), (".downsamplers.0.conv.", ".downsample.conv.")),
+    *((".resnets.", ".block."), (".conv_shortcut.", ".nin_shortcut.")),
     *((".conv_norm_out.", ".norm_out."), ("mid_block.attentions.0.", "mid.attn_1."), (".group_norm.", ".norm.")),
     *((".to_q.", ".q."), (".to_k.", ".k."), (".to_v.", ".v."), (".to_out.0.", ".proj_out.")),
 )
@@ -44,7 +45,7 @@ def vae_layout(config: VaeConfig) -> Layout:
     targets = [
         replace(
             target,
-            sources=tuple(replace(s, names=(*s.names, _compvis(s.names[0], len(widths)))) for s in target.sources),
+            sources=tuple(replace(s, names=(*s.names, compvis_name(s.names[0], len(widths)))) for s in target.sources),
         )
         for target in build.targets
     ]
@@ -52,9 +53,10 @@ def vae_layout(config: VaeConfig) -> Layout:
 
 
 @lru_cache(4096)  # a layout is made several times for a model
-def _compvis(name: str, resolutions: int) -> str:
-    """The same tensor's name in the code that trained such VAEs, which counts resolutions from the latent's last."""
+def compvis_name(name: str, resolutions: int) -> str:
+    """The same tensor's name in the code that trained such VAEs, whose decoder counts resolutions the other way."""
     name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{resolutions - 1 - int(found[1])}", name)
+    name = re.sub(r"down_blocks\.(\d+)", r"down.\1", name)
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
     for ours, theirs in _COMPVIS:
         name = name.replace(ours, theirs)
@@ -85,7 +87,7 @@ def _attention(build: LayoutBuilder, name: str, source: str, width: int) -> None
     """One head over all positions; old files store its projections as 1x1 convolutions."""
 
     def stored(part: str, kind: str) -> Source:
-        names = (f"{source}.{part}.{kind}", f"{source}.{_OLD_NAMES[part]}.{kind}")
+        names = (f"{source}.{part}.{kind}", f"{source}.{OLD_NAMES[part]}.{kind}")
         return Source(names, ((width, width), (width, width, 1, 1)) if kind == "weight" else ((width,),))
 
     _norm(build, f"{name}.norm", f"{source}.group_norm", width)
