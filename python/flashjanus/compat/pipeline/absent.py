@@ -95,6 +95,10 @@ PARTS = _table(
     ("config", "pipe.model.config is the model's"),
     ("save_pretrained push_to_hub", "weights are packed for this machine when they are loaded: copy the checkpoint's "
      "folder; `flashjanus quantize` writes a quantized one"),
+    ("cuda cpu half float bfloat16", "pipe.to(device) and pipe.to(dtype) move it"),
+    ("eval train requires_grad_ parameters named_parameters modules state_dict", "a pipeline only infers"),
+    ("upcast_vae", "from_pretrained(vae_dtype='float32') says in which dtype the VAE is"),
+    ("numpy_to_pil", "output_type='pil' returns pictures, and pipe.image_processor.postprocess makes them"),
     ("encode_prompt prepare_latents check_inputs", "a call does this itself"),
     ("load_ip_adapter unload_ip_adapter set_ip_adapter_scale", "JanusFlow has no IP-Adapter"),
     ("load_textual_inversion unload_textual_inversion", "there are no embeddings that could be added"),

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.api.outputs import ImageOutput, joined, of_type
 from flashjanus.compat.pipeline import absent
+from flashjanus.compat.pipeline.lora import LoraPipeline
 from flashjanus.compat.pipeline.source import Source, destination, one_device, same_device
 from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, tensors_of
 from flashjanus.compat.pipeline.vae import PipelineImageProcessor, PipelineVae
@@ -46,7 +47,7 @@ class JanusFlowPipelineOutput(dict[str, Any]):
         return tuple(self.values())
 
 
-class JanusFlowPipeline:
+class JanusFlowPipeline(LoraPipeline):
     """JanusFlow under the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or of a
     loaded `JanusFlow`; pipelines of one model share it.
 
@@ -59,6 +60,7 @@ class JanusFlowPipeline:
     def __init__(self, model: JanusFlow) -> None:
         if not isinstance(model, JanusFlow):
             raise InputError(f"model: expected a JanusFlow, got {type(model).__name__}; see from_pretrained")
+        super().__init__()
         self._model = model
         self._source: Source | None = None
         self._said: set[str] = set()
@@ -202,6 +204,7 @@ class JanusFlowPipeline:
                 latents=latents,
                 output_type=asked.output_type,
                 callback_on_step_end=step,
+                adapter=self._drawing,
                 **flow,
             )
         if not return_dict:
@@ -264,8 +267,9 @@ class JanusFlowPipeline:
             self._source.path,
             {**options, "device": device or self.device, "dtype": dtype or options["dtype"]},
         )
-        self._model = there.load()
-        self._source = there
+        model = there.load()
+        self._reload_adapters(model)
+        self._model, self._source = model, there
         return self
 
     @property

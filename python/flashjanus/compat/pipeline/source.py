@@ -39,7 +39,7 @@ def one_device(device_map: Any) -> Any:
 
 def destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.dtype | None]:
     """Device and dtype of the arguments of `to`, None where they are not given."""
-    named = {"device": None, "dtype": None, **kwargs}
+    named = {"device": None, "dtype": kwargs.pop("torch_dtype", None), **kwargs}
     unknown = set(named) - {"device", "dtype", "silence_dtype_warnings"}
     if unknown or len(args) > 2:
         raise InputError(f"to: expected a device, a dtype, or a device and a dtype, got {(*args, *sorted(unknown))}")

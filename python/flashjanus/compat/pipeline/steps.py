@@ -57,5 +57,6 @@ def tensors_of(callback: Any, names: Sequence[str] | None) -> Sequence[str]:
     if isinstance(names, str) or others:
         raise InputError(
             f"callback_on_step_end_tensor_inputs: expected a list of {', '.join(map(repr, TENSORS))}, got {names!r:.80}"
+            "; prompts are no tensors here, and guidance_interval=(0.0, t) of the call ends guidance at t"
         )
     return names or ()

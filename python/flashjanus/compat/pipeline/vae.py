@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -23,12 +23,22 @@ class Decoded:
     sample: torch.Tensor
 
 
+class Settings(dict[str, Any]):
+    """Of config.json, by name or by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AbsentError(f"the VAE's config has no {name}, expected one of {', '.join(self)}") from None
+
+
 class PipelineVae:
     """The decoder of diffusers' AutoencoderKL: `decode(latents / vae.config.scaling_factor).sample`."""
 
     def __init__(self, model: JanusFlow, config: VaeConfig, no_op: Callable[[str], Any]) -> None:
         self._model, self._no_op = model, no_op
-        self.config = config
+        self.config = Settings(asdict(config), shift_factor=None, force_upcast=False)
         self.device = model.device
         self.dtype = model.runner.vae_policy.matrix
 
@@ -42,7 +52,7 @@ class PipelineVae:
     def __getattr__(self, name: str) -> Any:
         if f"{name.partition('_')[0]}_vae_{name.partition('_')[2]}" in absent.NO_OPS:  # enable_tiling, ...
             return self._no_op(name)
-        return _absent("vae", name, "this is the decoder alone; JanusFlow encodes no images with its VAE")
+        return _absent("vae", name, "it is the decoder of the model, no module, and encodes nothing; pipe.to moves all")
 
 
 class PipelineImageProcessor:
