@@ -49,7 +49,7 @@ def low_rank_kernel(
 ):
     """One program per row and block of tokens; it ends at once where the row has no adapter."""
     row = tl.program_id(0)
-    slot = tl.load(adapter_ptr + row)
+    slot = tl.load(adapter_ptr + row) - 1
     if slot >= 0 and slot < slots:
         t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
         there = t < tokens
@@ -118,7 +118,7 @@ def launch(
     gated: bool,
     eps: float,
 ) -> None:
-    """y[r] += scale[s] (p(x[r]) a[s]) b[s] with s = adapter[r], in place; p(x) and p(x) a are rounded to a's dtype.
+    """y[r] += scale[s] (p(x[r]) a[s]) b[s] with s = adapter[r] - 1, in place; p(x) and p(x) a are rounded to a's dtype.
 
     x [B, N, C], a [S, K, P R] and b [S, R, M] in any float type, norm [K] float32, adapter [B] and ranks [S, P] int32,
     scale [S, P] float32, y [B, N, M], its last axis dense, on one CUDA device (or on a CPU in Triton's interpreter).

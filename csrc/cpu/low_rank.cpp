@@ -134,7 +134,7 @@ INLINE void some_tokens(const LowRankParams& p, const Slot& slot, const X* x, Y*
 
 // Whether row r has an adapter that adds something here.
 INLINE bool adapted(const LowRankParams& p, int32_t r) {
-    const int32_t s = p.adapter[r];
+    const int32_t s = p.adapter[r] - 1;
     bool any = false;
     for (int32_t part = 0; s >= 0 && s < p.slots && part < p.parts; ++part) any |= p.ranks[s * p.parts + part] > 0;
     return any;
@@ -147,7 +147,7 @@ void blocks(const LowRankParams& p, int32_t count) {
     parallel_for(p.threads, int64_t{count} * of_row, 0.03 * products, [&](int64_t item) {
         int32_t r = 0;  // the row that has the item, the nth of those with an adapter
         for (int64_t n = item / of_row; !adapted(p, r) || n-- > 0;) ++r;
-        const int64_t s = p.adapter[r], first = item % of_row * apart;
+        const int64_t s = p.adapter[r] - 1, first = item % of_row * apart;
         const Slot slot{p.ranks + s * p.parts, p.scale + s * p.parts,
                         static_cast<const T*>(p.a) + s * p.columns * p.parts * p.rank,
                         static_cast<const T*>(p.b) + s * p.rank * p.outputs};

@@ -7,8 +7,8 @@ namespace flashjanus {
 inline constexpr int32_t kMaxRank = 1024;
 inline constexpr int32_t kMaxParts = 3;
 
-// y[r] += scale[s] * (p(x[r]) a[s]) b[s] with s = adapter[r], in float32; rows whose s is no slot are left alone. p is
-// RMSNorm, silu(gate) * up where gated, or nothing. Each of `parts` reads `rank` columns of a, and writes `first`
+// y[r] += scale[s] * (p(x[r]) a[s]) b[s] with s = adapter[r] - 1, in float32; rows whose s is no slot are left alone. p
+// is RMSNorm, silu(gate) * up where gated, or nothing. Each of `parts` reads `rank` columns of a, and writes `first`
 // outputs or an equal share of the others.
 struct LowRankParams {
     const void* x;           // [rows, tokens, columns], gated: [rows, tokens, 2 * columns], gates first

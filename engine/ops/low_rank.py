@@ -1,6 +1,6 @@
-"""y[b] += scale[s] (p(x[b]) a[s]) b[s], s = adapter[b]: what a low-rank adapter adds to a linear, by row.
+"""y[b] += scale[s] (p(x[b]) a[s]) b[s], s = adapter[b] - 1: what a low-rank adapter adds to a linear, by row.
 
-Slots hold adapters; a row whose adapter is none of them (-1) keeps its bits, and costs nothing. p is RMSNorm where
+Slots hold adapters, numbered from 1; a row whose adapter is none of them (0) keeps its bits, and costs nothing. p is RMSNorm where
 there is a norm, silu(gate) * up where `gated`, else p(x) = x. A linear may stack several projections of the same input:
 then a has the columns of each beside the others', R for each, y has `first` columns of the first and the rest in equal
 parts of the others, and each part reads its own columns of p(x) a. ranks says how many of the R are not zero.
@@ -64,7 +64,7 @@ def reference(
     eps: float,
 ) -> None:
     rank = b.shape[1]
-    for row, slot in enumerate(adapter.tolist()):
+    for row, slot in enumerate((adapter - 1).tolist()):
         if not 0 <= slot < len(a):
             continue
         read = x[row].float()
@@ -106,7 +106,8 @@ def example(
     gated: bool = False,
     apart: int = 0,
 ) -> Call:
-    """Three slots: of all ranks, of one less, and of none in the last part. apart: columns between y's rows."""
+    """Three slots: of all ranks, of one less, and of none in the last part. adapters: 0 for none. apart: columns between
+    y's rows."""
     rows, parts, width, slots = len(adapters), len(outputs), sum(outputs), 3
     x = normal(generator, rows, n, 2 * k if gated else k, dtype=torch.float32 if norm else dtype)
     weight = 1 + 0.3 * normal(generator, k) if norm else None
@@ -130,13 +131,13 @@ OP = register(
         reference,
         flops,
         cases=[
-            dict(adapters=[0], n=1, k=64, outputs=[96]),
-            dict(adapters=[-1, 1, 2, 0], n=3, k=33, outputs=[7, 5, 5], rank=3, norm=True),
-            dict(adapters=[2, -1, 0], n=17, k=72, outputs=[48, 32, 32], rank=16, norm=True),
-            dict(adapters=[1, 0], n=9, k=600, outputs=[40, 40], rank=20, norm=True, apart=8),
-            dict(adapters=[0, -1, 1], n=11, k=130, outputs=[65], rank=33, gated=True),
-            dict(adapters=[1], n=1, k=520, outputs=[35], rank=1, gated=True, apart=3),
-            dict(adapters=[-1, -1], n=2, k=16, outputs=[8]),
+            dict(adapters=[1], n=1, k=64, outputs=[96]),
+            dict(adapters=[0, 2, 3, 1], n=3, k=33, outputs=[7, 5, 5], rank=3, norm=True),
+            dict(adapters=[3, -1, 1], n=17, k=72, outputs=[48, 32, 32], rank=16, norm=True),
+            dict(adapters=[2, 1], n=9, k=600, outputs=[40, 40], rank=20, norm=True, apart=8),
+            dict(adapters=[1, 4, 2], n=11, k=130, outputs=[65], rank=33, gated=True),
+            dict(adapters=[2], n=1, k=520, outputs=[35], rank=1, gated=True, apart=3),
+            dict(adapters=[0, 0], n=2, k=16, outputs=[8]),
         ],
         example=example,
         read_bytes=read_bytes,
@@ -237,8 +238,8 @@ def run_torch(
 ) -> None:
     # all rows, whoever has an adapter: the host may not look at a device's numbers
     rank = static(b.shape[1])
-    has = ((adapter >= 0) & (adapter < len(a)))[:, None, None]
-    slot = adapter.clamp(0, len(a) - 1).long()
+    has = ((adapter >= 1) & (adapter <= len(a)))[:, None, None]
+    slot = (adapter - 1).clamp(0, len(a) - 1).long()
     read = x.float() if norm is None else rms_norm.normalize(x, norm, eps).float()
     read = activations.silu_mul(read) if gated else read
     used = torch.arange(rank, device=x.device) < ranks[slot][..., None]  # (B, P, R)

@@ -26,8 +26,6 @@ from flashjanus.model import Policy
 
 SLOTS, RANK = 4, 16
 """Made where the first adapter comes and nobody asked for other room; more for one of a larger rank."""
-NONE = -1
-"""The slot of a row without an adapter."""
 _NUMBERS = count(1)
 
 
@@ -268,4 +266,4 @@ def _parts(name: str, linear: Linear, files: AdapterFiles) -> Iterator[tuple[int
 def write(executor: Executor, rows: Iterable[int], adapter: Adapter | None) -> None:
     """Which adapter these rows have, into what the host writes of the inputs, where the plan has slots."""
     if "adapter" in executor.host:
-        executor.host["adapter"][list(rows)] = NONE if adapter is None else adapter.slot
+        executor.host["adapter"][list(rows)] = 0 if adapter is None else adapter.slot + 1

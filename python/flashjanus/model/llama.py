@@ -20,7 +20,7 @@ class Sequences:
 
     positions (B, N): RoPE positions. slots (B, N): where each token's key is written. kv_start (B,), kv_end (B, N).
     causal: the numbers will say no more than that every token sees kv_start up to itself. adapter (B,): the slot of
-    each row's low-rank adapter, -1 for none; None where the model has no slots.
+    each row's low-rank adapter, from 1 on, 0 for none; None where the model has no slots.
     """
 
     k: Value
