@@ -1,9 +1,10 @@
 """y[b] += scale[s] (p(x[b]) a[s]) b[s], s = adapter[b] - 1: what a low-rank adapter adds to a linear, by row.
 
-Slots hold adapters, numbered from 1; a row whose adapter is none of them (0) keeps its bits, and costs nothing. p is RMSNorm where
-there is a norm, silu(gate) * up where `gated`, else p(x) = x. A linear may stack several projections of the same input:
-then a has the columns of each beside the others', R for each, y has `first` columns of the first and the rest in equal
-parts of the others, and each part reads its own columns of p(x) a. ranks says how many of the R are not zero.
+Slots hold adapters, numbered from 1; a row whose adapter is none of them (0) keeps its bits, and costs nothing. p is
+RMSNorm where there is a norm, silu(gate) * up where `gated`, else p(x) = x. A linear may stack several projections of
+the same input: then a has the columns of each beside the others', R for each, y has `first` columns of the first and
+the rest in equal parts of the others, and each part reads its own columns of p(x) a. ranks says how many of the R are
+not zero.
 
 What follows the linear may be fused with it only where the order of the two sums does not matter: the update of a
 linear that is added to a residual stream is added to the stream, before the linear is.
@@ -106,8 +107,7 @@ def example(
     gated: bool = False,
     apart: int = 0,
 ) -> Call:
-    """Three slots: of all ranks, of one less, and of none in the last part. adapters: 0 for none. apart: columns between
-    y's rows."""
+    """Three slots: of all ranks, of one less, and of none in the last part. apart: columns between y's rows."""
     rows, parts, width, slots = len(adapters), len(outputs), sum(outputs), 3
     x = normal(generator, rows, n, 2 * k if gated else k, dtype=torch.float32 if norm else dtype)
     weight = 1 + 0.3 * normal(generator, k) if norm else None
