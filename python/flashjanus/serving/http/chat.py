@@ -141,6 +141,11 @@ async def submitted(state: State, requests: Sequence[ChatRequest]) -> list[Strea
 
 async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
     """The events of several streams as they come, each with its stream's number; an error of one ends all."""
+    if len(streams) == 1:  # which needs no task for each event
+        async with aclosing(streams[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
     waiting = {asyncio.ensure_future(anext(one)): number for number, one in enumerate(streams)}
     try:
         while waiting:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from flashjanus.errors import FlashJanusError
 from flashjanus.serving.async_engine import Stream
@@ -55,74 +55,76 @@ class EventStream(Response):
         self._events, self._streams, self._settings, self._failed = events, streams, settings, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._since, self._busy = asyncio.get_running_loop().time(), False
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
 
         async def whole() -> None:
             await send(head)
-            await self._send(scope, send)
+            await self._send_all(scope, send)
 
         with suppress(ClientDisconnect):  # which is noted, and there is nobody to tell
-            await unless_gone(whole(), self._streams, scope, receive)
+            await unless_gone(whole(), self._streams, scope, receive, self._attend(send))
 
-    async def _send(self, scope: Scope, send: Send) -> None:
-        async def put(data: bytes, more: bool = True) -> None:
-            message: Message = {"type": "http.response.body", "body": data, "more_body": more}
-            try:
-                await asyncio.wait_for(send(message), self._settings.stall)
-            except (OSError, asyncio.TimeoutError) as error:  # the connection is lost, or the client reads nothing
-                raise ClientDisconnect from error
-
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         try:
-            async with aclosing(kept_alive(self._events, self._settings.keepalive)) as events:
+            async with aclosing(self._events) as events:
                 async for data in events:
-                    await put(data)
+                    await self._put(send, data)
         except FlashJanusError as error:
             said = told(error)
             note(scope, code=said.code)
-            await put(self._failed(said))
+            await self._put(send, self._failed(said))
         except ClientDisconnect:
             raise
         except Exception:
             LOG.exception("a stream met an error", extra={"fields": scope["state"]["fields"]})
             note(scope, code="internal_error")
-            await put(self._failed(unexpected()))
-        await put(b"", more=False)
+            await self._put(send, self._failed(unexpected()))
+        await self._put(send, b"", more=False)
 
+    async def _put(self, send: Send, data: bytes, more: bool = True) -> None:
+        now = asyncio.get_running_loop().time
+        self._since, self._busy = now(), True
+        try:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+        except OSError as error:  # the connection is lost
+            raise ClientDisconnect from error
+        finally:
+            self._since, self._busy = now(), False
 
-async def kept_alive(events: AsyncGenerator[bytes, None], seconds: float) -> AsyncGenerator[bytes, None]:
-    """The events, and comments where nothing else happens for so long: proxies end connections that are silent."""
-    following: asyncio.Future[bytes] | None = None
-    try:
+    async def _attend(self, send: Send) -> None:
+        """Beside the events, which need no timers of their own then: send comments where nothing else is sent for so
+        long, for proxies end connections that are silent. Ends where the client takes nothing."""
+        stall, quiet = self._settings.stall, self._settings.keepalive
         while True:
-            following = following or asyncio.ensure_future(anext(events))
-            await asyncio.wait([following], timeout=seconds)
-            if not following.done():
-                yield _PING
-                continue
-            done, following = following, None
-            try:
-                data = done.result()
-            except StopAsyncIteration:
-                return
-            yield data
-    finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.wait([following])
-        await events.aclose()
+            passed = asyncio.get_running_loop().time() - self._since
+            if self._busy:
+                if passed >= stall:
+                    return
+                await asyncio.sleep(stall - passed)
+            elif passed < quiet:
+                await asyncio.sleep(min(quiet - passed, stall))
+            else:
+                try:
+                    await asyncio.wait_for(self._put(send, _PING), stall)
+                except (ClientDisconnect, asyncio.TimeoutError):
+                    return
 
 
-async def unless_gone(work: Awaitable[T], streams: Sequence[Stream], scope: Scope, receive: Receive) -> T:
-    """What `work` gives. Raises ClientDisconnect, with the work cancelled, when the client leaves before that. In any
-    case the streams are closed, also those that nobody has begun to read."""
+async def unless_gone(
+    work: Awaitable[T], streams: Sequence[Stream], scope: Scope, receive: Receive, *beside: Awaitable[None]
+) -> T:
+    """What `work` gives. Raises ClientDisconnect, with the work cancelled, when the client leaves before that, or
+    something `beside` ends. In any case the streams are closed, also those that nobody has begun to read."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    working = asyncio.ensure_future(work)
+    tasks = [working, *map(asyncio.ensure_future, (gone(), *beside))]
     try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
@@ -130,7 +132,7 @@ async def unless_gone(work: Awaitable[T], streams: Sequence[Stream], scope: Scop
         scope["state"]["gone"] = True
         raise
     finally:
-        for task in (working, watching):
+        for task in tasks:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
