@@ -60,7 +60,7 @@ class VaeFiles:
     @cached_property
     def config_dict(self) -> dict[str, Any]:
         if is_folder(self.folder):
-            return read_json(self.folder / "config.json")
+            return read_json(self.folder / "config.json", ConfigError)
         return config_of(self.weights.names(), self.weights.label)
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint.files import TEXT_FILES
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
-from flashjanus.checkpoint.paths import is_file, is_folder
+from flashjanus.disk.paths import is_file, is_folder
 from flashjanus.errors import CheckpointError
 
 HUB = ("revision", "cache_dir", "local_files_only", "token", "force_download")
