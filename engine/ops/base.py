@@ -203,7 +203,7 @@ class Implementation:
     refuses_call: Refusal
     yields_call: Refusal = _accepts_all
     around: bool = False
-    """It does work of its own around its kernel's one call, which so cannot take its place."""
+    """`run` does more than call its kernel once, so the executor may not bind the kernel's call in its place."""
     tunables: tuple[Tunable, ...] = ()
 
     def refuses(

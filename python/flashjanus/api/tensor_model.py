@@ -291,13 +291,13 @@ class TensorModel(AdaptableModel):
         new_tokens: int = 512,
         preset: str = "exact",
     ) -> None:
-        """Make the memory of these buckets, and on a GPU their graphs, before the first request needs them.
+        """Allocate these buckets, and on a GPU capture their graphs, before the first request needs them.
 
-        images, conversations: at once; prompt_tokens: of the longest prompt among them. The largest buckets come first:
-        graphs share the memory of their temporaries, and a smaller one fits into a larger one's. Where rows are padded,
-        buckets of fewer rows are made as well: rows move there as others end. All of it is kept.
-        Images are those with guidance, drawn as by `preset`, but in at most `steps` evaluations; an empty sequence
-        leaves a face out. Raises InputError, OutOfMemoryError.
+        images, conversations: how many run at once; an empty sequence allocates nothing for that kind. prompt_tokens:
+        the length of the longest prompt among them. Images have guidance and at most `steps` evaluations by `preset`.
+        The largest buckets come first, because a smaller graph fits into the temporaries of a larger one. Where rows
+        are padded, buckets of fewer rows are allocated too, since rows move there as others end. Raises InputError,
+        OutOfMemoryError.
         """
         warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens, preset)
 

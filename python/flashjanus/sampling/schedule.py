@@ -1,8 +1,8 @@
-"""How an image's flow is integrated and guided: options, and the numbers of every evaluation that follow from them.
+"""From the options of one image to the coefficients of each of its evaluations.
 
-An evaluation is one run of the network, at a time of its own. What a row does with its velocity is a line of
-coefficients of the op `flow_update`, and whether its language model runs there one of `step_cache`, so that rows with
-different options share one captured step.
+An evaluation is one run of the network at one time t. The schedule holds a line of coefficients for the op
+`flow_update`, which says what a row does with its velocity, and a line for `step_cache`, which says whether the
+language model runs. Rows with different options therefore share one captured step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from flashjanus.sampling.options import USUAL, FlowOptions
 
 @dataclass(frozen=True, init=False)
 class Sampler(FlowOptions[Never]):
-    """How one image is drawn: the options of its flow, in their order or by name. Those that are not given are the
-    official ones; `presets.sampler` checks them and knows presets."""
+    """The options of one image's flow, by position or by name. An option that is not given has its official value.
+
+    Nothing is checked here: `presets.sampler` checks options and resolves presets."""
 
     def __init__(self, *ordered: Any, **named: Any) -> None:
         given = zip([*USUAL][: len(ordered)], ordered, strict=True)
@@ -36,8 +37,8 @@ class Sampler(FlowOptions[Never]):
 
 @dataclass(frozen=True)
 class Schedule:
-    """times: of each evaluation, in [0, 1); lines: what the row does there; cache: what its language model does there,
-    or nothing where it always runs."""
+    """times: t of each evaluation, in [0, 1). lines: its coefficients. cache: whether its language model runs or
+    recalls; empty where it always runs."""
 
     times: tuple[float, ...]
     lines: tuple[Evaluation, ...]
@@ -47,21 +48,21 @@ class Schedule:
         return len(self.times)
 
     def needs_branch(self, evaluation: int) -> bool:
-        """True where the unconditional branch is to be computed."""
+        """Whether this evaluation computes the unconditional branch."""
         line = self.lines[evaluation] if evaluation < len(self) else Evaluation()
         return line.guidance != 1 and not line.recall
 
     def branches_left(self, taken: int) -> int:
-        """After so many evaluations, how many are left up to the last that needs its unconditional branch."""
+        """The number of evaluations after the first `taken` up to the last one that needs its unconditional branch."""
         needing = [k for k in range(taken, len(self)) if self.needs_branch(k)]
         return needing[-1] + 1 - taken if needing else 0
 
     def needs_model(self, evaluation: int) -> bool:
-        """True where the language model is to run."""
+        """Whether this evaluation runs the language model."""
         return evaluation < len(self) and not (self.cache and self.cache[evaluation].recall)
 
     def left(self, taken: int) -> float:
-        """After so many evaluations, the way to t = 1 as a multiple of the last step; 0 at the end."""
+        """What remains to t = 1 after `taken` evaluations, as a multiple of the last step; 0 at the end."""
         times, at = (*self.times, 1.0), min(taken, len(self))
         return (1 - times[at]) / (times[at] - times[at - 1])
 
@@ -71,18 +72,18 @@ class Schedule:
 
     @property
     def skips(self) -> bool:
-        """True where a row with guidance can do without its unconditional branch at some evaluation."""
+        """Whether some evaluation of a guided row needs no unconditional branch."""
         return self.guided and not all(map(self.needs_branch, range(len(self))))
 
     @property
     def caches(self) -> bool:
-        """True where the language model's part is kept, for evaluations that recall it."""
+        """Whether the language model's part is kept for evaluations that recall it."""
         return bool(self.cache)
 
 
 @lru_cache(maxsize=256)
 def schedule(sampler: Sampler) -> Schedule:
-    """The evaluations of a sampler: each step's, by its solver, with guidance where and when it is due."""
+    """The evaluations of a sampler: its solver's, in order, with guidance inside its interval."""
     (*times, _), differences = grid(sampler.num_inference_steps, sampler.timestep_shift)
     lines = _LINES[sampler.solver](differences)
     low, high = sampler.guidance_interval
@@ -100,10 +101,11 @@ def schedule(sampler: Sampler) -> Schedule:
 
 
 def cached(plain: Schedule, due: int | Sequence[float]) -> tuple[CacheLine, ...]:
-    """Which evaluations run the language model, and what the others recall: its last two runs, as a line through them.
+    """Which evaluations run the language model; the others recall a line through its last two runs.
 
-    due n: it runs in the first two evaluations and in every n-th; times: in the first evaluation at or after each. It
-    runs as well where an unconditional branch is needed that one of the last two runs did without.
+    due: n runs it in the first two evaluations and in every n-th; a sequence of times runs it in the first evaluation
+    at or after each time. It also runs where an evaluation needs an unconditional branch that one of the last two runs
+    did not compute.
     """
     lines: list[CacheLine] = []
     runs: list[tuple[float, bool]] = []
@@ -123,9 +125,10 @@ def cached(plain: Schedule, due: int | Sequence[float]) -> tuple[CacheLine, ...]
 
 
 def grid(steps: int, shift: float) -> tuple[list[float], list[float]]:
-    """Times t_0 = 0 .. t_steps = 1, and their differences.
+    """The times t_0 = 0 .. t_steps = 1 and their differences.
 
-    Even ones, where shift is not 1 moved as SD3's are: sigma = 1 - t becomes shift sigma / (1 + (shift - 1) sigma).
+    They are evenly spaced for shift = 1; another shift moves them as in SD3, with sigma = 1 - t:
+    sigma' = shift sigma / (1 + (shift - 1) sigma).
     """
     even = [k / steps for k in range(steps + 1)]
     if shift == 1:

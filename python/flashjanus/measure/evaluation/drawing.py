@@ -1,4 +1,4 @@
-"""Many prompts drawn in batches, and how far that is."""
+"""Draws many prompts in batches and reports progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 
 @contextmanager
 def silent(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """The progress that nobody sees."""
+    """A progress callback that shows nothing."""
     yield lambda done: None
 
 
@@ -30,9 +30,9 @@ def draw(
     progress: Progress = silent,
     **sampling: Any,
 ) -> Iterator[Image.Image]:
-    """One picture of every prompt, prompt k from seed + k (with best_of from the next so many), as batches are done.
+    """One picture for each prompt, yielded batch by batch. Prompt k starts from seed + k.
 
-    sampling: options of `generate_image`.
+    With best_of = n, prompt k has the n seeds from seed + n k on. sampling: options of `generate_image`.
     """
     batches = range(0, len(prompts), ROWS_AT_ONCE)
     candidates = sampling.get("best_of") or 1

@@ -1,9 +1,10 @@
-"""Times at which the language model is to run, found beforehand for `step_cache`.
+"""Finds the times at which the language model should run under `step_cache`.
 
-One run of the sampler that recalls nothing gives what the language model adds in every evaluation, D_k. From it follows
-how far a line through D_i and D_j is from D_l, for all i < j < l, and so the evaluations for which the sum of these
-errors is least, by dynamic programming over the last two. An error counts for its velocity's share of the step over the
-time 1 - t that is left: what is spoilt late is not mended any more.
+A full run of the sampler gives D_k, what the language model adds to its input in evaluation k. A cached evaluation l
+extrapolates a line through the last two runs, D_i and D_j. The error of that line against D_l is known for all
+i < j < l, and dynamic programming over the last two runs finds the evaluations with the least total error. Each error
+is weighted by its share of the step over the remaining time 1 - t, because later evaluations correct an early error and
+nothing corrects a late one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEAST_EVALUATIONS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """runs of the language model, their `times` for step_cache, and the error, relative to what the model adds."""
+    """The number of runs, their `times` for step_cache, and the error relative to what the language model adds."""
 
     runs: int
     times: tuple[float, ...]
@@ -40,11 +41,12 @@ def find_times(
     sampler: Sampler,
     done: Callable[[str], None] = lambda what: None,
 ) -> list[Found]:
-    """The best times for 2 runs of the language model, 3, ..., all but one, on average over prompts.
+    """The best times for every number of runs from 2 to all but one, averaged over the prompts.
 
-    Numbers of runs that guidance does not allow are left out: a branch is recalled from runs that had it alone.
+    An unconditional branch can only be recalled from runs that computed it. Where guidance therefore rules a number of
+    runs out, the result has no entry for it.
 
-    prompts: token ids with the trailing tag; noise (B, c, L, L): of each. Raises InputError.
+    prompts: token ids with the trailing tag. noise: (B, c, L, L), one for each prompt. Raises InputError.
     """
     schedule = replace(sampler, step_cache=1).schedule
     if len(schedule) < LEAST_EVALUATIONS:
@@ -78,10 +80,10 @@ def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, tor
 
 
 def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
-    """(K, K, K), float64: [i, j, l] is what recalling evaluation l costs behind runs at i and then j.
+    """(K, K, K), float64: [i, j, l] is the cost of recalling evaluation l when the last runs were at i and then j.
 
-    0 unless i < j < l, or i = j = 0: behind a single run. Infinite where l needs an unconditional branch and a run did
-    without its own: l runs then whatever was asked for.
+    i = j = 0 stands for a single run; entries with any other order than i < j < l are 0. The cost is infinite where l
+    needs an unconditional branch that one of the runs did not compute: l then runs in any case.
     """
     t = torch.tensor(schedule.times, dtype=torch.float64)
     share = torch.tensor([line.z_w for line in schedule.lines], dtype=torch.float64) / (1 - t)
@@ -104,9 +106,9 @@ def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tenso
 
 
 def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
-    """For 2 runs, 3, ..., K - 1 the evaluations with the least sum of `cost`, and that sum, where it is finite.
+    """For every number of runs from 2 to K - 1: the evaluations with the least total cost, and that cost.
 
-    The first is 0.
+    The first evaluation always runs. Numbers of runs whose cost is infinite are left out.
     """
     count = len(cost)
     # between[i, j, k]: of the evaluations j + 1 .. k - 1; infinite where k is not behind j
