@@ -27,6 +27,7 @@ from typing import Any
 
 from flashjanus import JanusFlow
 from flashjanus.cli.provenance import provenance
+from flashjanus.disk.writing import write_json
 from flashjanus.serving import AsyncEngine, ProcessBackend
 from flashjanus.serving.messages import ChatRequest, Piece
 
@@ -146,7 +147,7 @@ def main() -> None:
         }
     print(json.dumps(found, indent=1))
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

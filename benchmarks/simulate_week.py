@@ -7,7 +7,6 @@ times of steps are computed for an H200, and the rest follows from them (flashja
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +28,7 @@ from flashjanus.cluster.simulation import (
     arrivals,
     percentiles,
 )
+from flashjanus.disk.writing import write_json, write_text
 from flashjanus.measure.bench.drawing import COLORS, Line, Panel, lines, page
 
 # Computed for an H200 in bfloat16 from tiles, waves and bytes at 790 TFLOP/s and 4.3 TB/s (gpu_stages/report.py).
@@ -259,9 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, out = report(args.requests, Fleet(), args.seed, lambda words: print(words, file=sys.stderr))
     found["hours"] = [[round(float(value), 2) for value in sample] for sample in out.samples[::60]]
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(args.json, found)
     if args.plot is not None:
-        args.plot.write_text(plot(found))
+        write_text(args.plot, plot(found))
     print(markdown(found), end="")
 
 

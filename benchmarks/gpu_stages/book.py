@@ -7,10 +7,11 @@ same file, but never at the same time: the command waits while a stage has a pro
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from flashjanus.disk.writing import write_json, write_text
 
 from . import report
 
@@ -39,9 +40,10 @@ class Book:
 
     def save(self, page: bool = True) -> None:
         """Without `page` the page stays as it was."""
-        replace(self.path, json.dumps(self.data, indent=1, allow_nan=False) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.data)
         if page:
-            replace(self.path.with_suffix(".md"), self._page())
+            write_text(self.path.with_suffix(".md"), self._page())
 
     def _page(self) -> str:
         try:
@@ -53,12 +55,3 @@ class Book:
 def read(path: Path) -> Found:
     found: Found = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def replace(path: Path, text: str) -> None:
-    """Write all of it or, if the process dies meanwhile, leave what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)

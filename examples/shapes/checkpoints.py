@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from files import whole
+from flashjanus.disk.writing import whole
 from torch import Tensor
 
 KEPT = 2
@@ -24,7 +24,7 @@ class TrainingError(Exception):
 
 def save_atomically(content: object, path: Path) -> None:
     """Writes `path` whole or not at all, also when the machine stops in between."""
-    with whole(path) as file:
+    with whole(path, durable=True) as file:
         torch.save(content, file)
 
 

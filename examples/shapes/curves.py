@@ -9,14 +9,13 @@ are surer than their intervals say.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import whole, write_text
 from flashjanus import JanusFlow
+from flashjanus.disk.writing import whole, write_json
 from flashjanus.measure.evaluation.shapes import evaluate_shapes
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -105,7 +104,7 @@ def main() -> None:
         name: [dict(setting=p.setting, score=p.score, frechet=p.frechet) for p in points]
         for name, points in curves.items()
     }
-    write_text(out.with_suffix(".json"), json.dumps(options | written, indent=1) + "\n")
+    write_json(out.with_suffix(".json"), options | written)
     with whole(out.with_suffix(".png")) as file:
         plot(curves).save(file, "PNG")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from files import write_text
+from flashjanus.disk.writing import write_text
 from flashjanus.measure.evaluation import language, world
 from PIL import Image
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from autoencoder import AutoencoderKL
 from configs import PREPROCESSOR, PROCESSOR
-from files import whole, write_text
+from flashjanus.disk.writing import whole, write_text
 from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT
 from flashjanus.measure.evaluation import language, world
 from flashjanus.measure.evaluation.prompts import ceiling_scenes
@@ -62,7 +62,7 @@ def padded_vocabulary(tokenizer: Tokenizer) -> int:
 def write_text_files(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     """Everything but the weights; `config` and `vae`: of the model and its VAE."""
     (folder / "vae").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=False))
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=False), durable=True)
     for name, content in (
         (MODEL, config),
         ("tokenizer_config.json", {"add_bos_token": True, "bos_token": BOS, "eos_token": EOS}),
@@ -70,7 +70,7 @@ def write_text_files(folder: Path, tokenizer: Tokenizer, config: Mapping[str, An
         ("preprocessor_config.json", PREPROCESSOR),
         (VAE, vae),
     ):
-        write_text(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=True)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def write_model(folder: Path, state: Mapping[str, Tensor], vae: AutoencoderKL, c
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """`state` in bf16 as safetensors, whole or not at all."""
     tensors = {name: t.to("cpu", torch.bfloat16).contiguous() for name, t in state.items()}
-    with whole(path) as file:
+    with whole(path, durable=True) as file:
         file.write(save(tensors, {"format": "pt"}))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import whole
+from flashjanus.disk.writing import whole
 from flashjanus.measure.evaluation.prompts import CATEGORIES
 from PIL import Image, ImageDraw, ImageFont
 from recipe import Recipe, read_recipe

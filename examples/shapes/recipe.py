@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from files import write_text
+from flashjanus.disk.writing import write_json
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Recipe:
 
 
 def write_recipe(folder: Path, recipe: Recipe, seed: int) -> None:
-    write_text(folder / "recipe.json", json.dumps({"seed": seed, **asdict(recipe)}, indent=1) + "\n")
+    write_json(folder / "recipe.json", {"seed": seed, **asdict(recipe)}, durable=True)
 
 
 def read_recipe(folder: Path) -> Recipe:

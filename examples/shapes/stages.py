@@ -12,7 +12,7 @@ from autoencoder import AutoencoderKL
 from checkpoints import TrainingError, load_finished, save_atomically
 from data import TAKEN, AnswerBatch, Encoder, answer_batch, ask, draw_batch, drawn_scenes, normal, seen_scenes
 from faces import Faces, draw_score
-from files import whole
+from flashjanus.disk.writing import whole
 from flashjanus.measure.evaluation import language, world
 from flashjanus.measure.evaluation.shapes import category_sheet
 from janusflow import UNDERSTANDING, JanusFlow

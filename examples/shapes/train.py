@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 from configs import model_config, vae_config
 from data import Encoder
-from files import write_text
+from flashjanus.disk.writing import write_json
 from flashjanus.inputs.tokenizer import Tokenizer
 from janusflow import JanusFlow
 from package import (
@@ -76,7 +76,7 @@ def train(folder: Path, recipe: Recipe, seed: int, device: torch.device, base: B
     else:
         samples, questions = recipe.scored
         scores = trainer.score(samples, steps=30) | trainer.answer_score(questions)
-        write_text(folder / "scores.json", json.dumps({"seed": seed, **scores}, indent=1) + "\n")
+        write_json(folder / "scores.json", {"seed": seed, **scores}, durable=True)
         print(json.dumps(scores), flush=True)
     return trainer
 

@@ -23,8 +23,9 @@ from flashjanus.checkpoint.layout import Target, scale_name, weight_layout
 from flashjanus.checkpoint.load import mismatch, quantize_rows, stored_name
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
 from flashjanus.checkpoint.sources import TensorInfo
-from flashjanus.checkpoint.write import SHARD_BYTES, Shards, new_folder
+from flashjanus.checkpoint.write import SHARD_BYTES, Shards
 from flashjanus.disk.paths import cannot_read
+from flashjanus.disk.writing import new_folder
 from flashjanus.engine.formats import Loss
 from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError

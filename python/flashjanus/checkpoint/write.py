@@ -1,54 +1,18 @@
-"""Write a checkpoint: a folder that is there whole or not at all, and shards that take their tensors one by one."""
+"""The weights of a checkpoint: shards that take their tensors one by one, and their index."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from flashjanus.checkpoint.sources import SAFETENSORS_DTYPES, TensorInfo
-from flashjanus.errors import CheckpointError, OutputError
+from flashjanus.errors import CheckpointError
 
 SHARD_BYTES = 4 * 2**30
-
 _CODES = {str(dtype).removeprefix("torch."): code for code, dtype in SAFETENSORS_DTYPES.items()}
-
-
-def refuse_taken(folder: Path) -> None:
-    """OutputError unless `folder` is absent or an empty folder."""
-    try:
-        folder.lstat()
-        taken = not folder.is_dir() or any(folder.iterdir())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _cannot_write(folder, error) from error
-    if taken:
-        raise OutputError(f"cannot write to {folder}: expected a folder that is empty or does not exist yet")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when the block has ended, and goes if it has failed. OutputError."""
-    refuse_taken(folder)
-    target = Path(os.path.realpath(folder))  # a folder cannot take the place of a link
-    partial = target.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, target)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class Shards:
@@ -101,7 +65,3 @@ class Shards:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
         self._at.update({name: (path, 8 + len(text) + start) for name, start in starts.items()})
-
-
-def _cannot_write(folder: Path, error: Exception) -> OutputError:
-    return OutputError(f"cannot write to {str(folder)[:200]!r}: {getattr(error, 'strerror', None) or error}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli import bench_serve
@@ -14,6 +13,7 @@ from flashjanus.cli.bench_options import STDOUT, add_suites
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import load_model
 from flashjanus.cli.provenance import provenance
+from flashjanus.disk.writing import check_writable, write_json, write_text
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.random_weights and (args.model != "shapes" or args.vae):
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
     _check_peers(args)
-    from flashjanus.api.files import check_writable, write_text
 
     _check_plot(args.plot)
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
@@ -41,7 +40,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     stages = _stages(args, console)
     report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
     if args.json not in (None, STDOUT):
-        write_text(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
+        write_json(args.json, report.to_json())
     _plot(args.plot, report)
     console.text(str(report))
     console.result(report.to_json())
@@ -56,7 +55,6 @@ def _check_plot(path: str | None) -> None:
 
 
 def _plot(path: str | None, report: Report) -> None:
-    from flashjanus.api.files import write_text
     from flashjanus.measure.bench.chart import svg
 
     if path is not None:
@@ -209,7 +207,6 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
     _check_plot(args.plot)
     if args.goal and not args.markdown:
         raise InputError("--goal: expected --markdown beside it")
-    from flashjanus.api.files import write_text
     from flashjanus.measure.bench.document import Goal, markdown
     from flashjanus.measure.bench.report import Report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import platform
 import shlex
@@ -22,6 +21,7 @@ from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, coun
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
 from flashjanus.disk.reading import parse_object, read_json
+from flashjanus.disk.writing import check_writable, write_json, write_text
 from flashjanus.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
     if args.plot is not None and not args.plot.endswith(".svg"):
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
-    from flashjanus.api.files import check_writable, write_text
     from flashjanus.measure.bench.serving.load import MOST_CALLS, arrivals, calls, read_mix
     from flashjanus.measure.bench.serving.prompts import read_prompts
     from flashjanus.measure.bench.serving.report import ServeReport
@@ -152,7 +151,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _head(args, target), samples, {name: limit for name, limit in deadlines.items() if limit is not None}
     )
     if args.json not in (None, STDOUT):
-        write_text(args.json, json.dumps(report.to_json(), allow_nan=False, indent=1) + "\n")
+        write_json(args.json, report.to_json())
     if args.plot is not None:
         write_text(args.plot, report.svg())
     console.text(str(report))

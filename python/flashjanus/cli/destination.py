@@ -44,7 +44,7 @@ class Destination:
     def save(self, image: PIL.Image.Image, prompt: str, seed: int, metadata: Mapping[str, str]) -> Path:
         """Writes the image of `prompt` and `seed` under a name that was free, or with overwrite as named, and never
         under one name twice. OutputError."""
-        from flashjanus.api.files import save_new_png, save_png
+        from flashjanus.api.png import save_new_png, save_png
 
         self.make_folder()
         first = self.file or self.folder / f"{slug(prompt)}-{seed}.png"

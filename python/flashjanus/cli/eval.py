@@ -115,7 +115,7 @@ def _run_shapes(args: argparse.Namespace, console: Console) -> int:
 
 
 def _run_geneval(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.api.files import save_png
+    from flashjanus.api.png import save_png
     from flashjanus.measure.evaluation import pictures
     from flashjanus.measure.evaluation.detectors import load_detector, no_detector
     from flashjanus.measure.evaluation.geneval import read_prompts

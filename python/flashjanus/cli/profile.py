@@ -19,6 +19,7 @@ from flashjanus.cli.options import (
     recipe,
     sampler_of,
 )
+from flashjanus.disk.writing import check_writable, write_text
 from flashjanus.errors import DeviceError, InputError
 from flashjanus.sampling.options import ImageOptions, TokenOptions
 
@@ -116,7 +117,6 @@ def _check(args: argparse.Namespace) -> None:
     """What needs no model is refused before one is loaded."""
     if not 1 <= args.repeats <= MAX_REPEATS:
         raise InputError(f"--repeats must be 1 to {MAX_REPEATS}, got {args.repeats}")
-    from flashjanus.api.files import check_writable
 
     for name in (args.trace, args.html):
         if name is not None:
@@ -138,7 +138,6 @@ def _profile(
     request: Callable[[], None],
     asked: dict[str, Any],
 ) -> int:
-    from flashjanus.api.files import write_text
     from flashjanus.measure.profile.html import page
     from flashjanus.measure.profile.measure import measure
     from flashjanus.measure.profile.table import report

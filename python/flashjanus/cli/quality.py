@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, load_model
 from flashjanus.cli.progress import progress_of
 from flashjanus.cli.provenance import provenance
+from flashjanus.disk.writing import check_writable, write_json, write_text
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
-    from flashjanus.api.files import check_writable, write_text
     from flashjanus.measure.quality.distance import ENOUGH_PROMPTS
     from flashjanus.measure.quality.modes import modes
     from flashjanus.measure.quality.prompts import choose_prompts
@@ -139,7 +138,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     beyond = [] if args.bound is None else report.beyond(args.bound)
     found = {**report.to_json(), "bound": args.bound, "beyond_bound": beyond}
     if args.json not in (None, STDOUT):
-        write_text(args.json, json.dumps(found, allow_nan=False, indent=1) + "\n")
+        write_json(args.json, found)
     if args.plot is not None:
         from flashjanus.measure.quality.plot import svg
 

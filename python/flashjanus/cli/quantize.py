@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_output_options
+from flashjanus.disk.writing import refuse_taken
 from flashjanus.errors import OutputError
 
 METHODS = ("int8", "int4", "fp8")
@@ -35,7 +36,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.builtin import NAMES, builtin_folder
     from flashjanus.checkpoint import Checkpoint
     from flashjanus.checkpoint.quantize import quantize_checkpoint
-    from flashjanus.checkpoint.write import refuse_taken
 
     folder = Path(args.destination)
     refuse_taken(folder)

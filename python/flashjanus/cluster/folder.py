@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flashjanus.api.files import write_file, write_text
 from flashjanus.cluster.items import Item, summed
 from flashjanus.cluster.rows import Fault, Row
 from flashjanus.disk.reading import parse_object, read_json
+from flashjanus.disk.writing import whole, write_json, write_text
 from flashjanus.errors import InputError, OutputError
 
 MANIFEST, FAILURES, BATCH = "manifest.jsonl", "failures.jsonl", "batch.json"
@@ -69,7 +69,8 @@ class Folder:
         """The item in the place of what the row had. Raises OutputError."""
         self.remove(row)
         for name, data in item.files.items():
-            write_file(self.path / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+            with whole(self.path / name) as file:
+                file.write(data)
         write_text(self._record(row), _line(item.record))
 
     def remove(self, row: Row) -> None:
@@ -94,11 +95,12 @@ class Folder:
                     done += 1
                     yield _line({**record, "record": self._sum(row)}).encode()
 
-        write_file(self.path / MANIFEST, lambda file: file.writelines(lines()))
+        with whole(self.path / MANIFEST) as file:
+            file.writelines(lines())
         write_text(self.path / FAILURES, "".join(_line(asdict(fault)) for fault in faults))
         total = len({row.line for row in rows} | {fault.line for fault in faults})
         counts = {"rows": total, "done": done, "failed": len(faults), "left": total - done - len(faults)}
-        write_text(self.path / BATCH, json.dumps({**head, **counts}, indent=2) + "\n")
+        write_json(self.path / BATCH, {**head, **counts})
         return counts
 
     def _sum(self, row: Row) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from flashjanus.api.files import png
+from flashjanus.api.png import png
 from flashjanus.cluster.flight import WINDOW, served
 from flashjanus.cluster.rows import Fault, Row, contents, request
 from flashjanus.errors import FlashJanusError

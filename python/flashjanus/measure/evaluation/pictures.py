@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from flashjanus.api.files import save_new_png, write_text
 from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.png import save_new_png
+from flashjanus.disk.writing import write_text
 from flashjanus.errors import InputError, OutputError
 from flashjanus.inputs.images import load_image
 from flashjanus.measure.evaluation.detectors import Detector, detect

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from flashjanus.api.files import save_png
 from flashjanus.api.janusflow import JanusFlow
+from flashjanus.api.png import save_png
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.inputs.images import to_pil

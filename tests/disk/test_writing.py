@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from flashjanus.api import files
-from flashjanus.api.files import check_writable, save_new_png, save_png, write_new_file, write_text
+from flashjanus.api.png import save_new_png, save_png
+from flashjanus.disk.writing import check_writable, new_folder, whole, write_new_file, write_text
 from flashjanus.errors import InputError, OutputError
 from PIL import Image
 
@@ -186,7 +186,14 @@ def test_what_the_system_refuses_otherwise_is_said(tmp_path, monkeypatch):
     def refused(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files.os, "link", refused)
+    monkeypatch.setattr("os.link", refused)
     with pytest.raises(OutputError, match="Input/output error"):
         write_new_file([tmp_path / "a"], lambda file: file.write(b"whole"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_the_block_keeps_its_type_and_leaves_nothing(tmp_path):
+    for write in (whole, new_folder):
+        with pytest.raises(InputError, match="bad weights"), write(tmp_path / "a"):
+            raise InputError("bad weights")
     assert os.listdir(tmp_path) == []
