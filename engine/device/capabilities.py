@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import torch
 
 from ..errors import DeviceError
+from .cpu import cpu_flags
 
 MIN_CAPABILITY = (8, 0)
 """Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
@@ -33,17 +31,6 @@ def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
     if reason is not None:
         raise DeviceError(f"device '{device}': {reason}; 'cpu' runs everywhere")
     return torch.device("cuda", resolved.index or 0), "asked for"
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags of this machine, empty where the system does not list them."""
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def default_dtype(device: torch.device) -> tuple[torch.dtype, str]:

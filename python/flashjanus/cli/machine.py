@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flashjanus.engine.device.cpu import cpu_flags
+
 # The ones a kernel or a BLAS library would switch on, in the order they came to be.
 INSTRUCTION_SETS = (
     "sse4_2 avx f16c fma avx2 avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 "
@@ -26,7 +28,7 @@ def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgrou
     limits = [_read(cgroup / name).strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
     known = [size for size in (total, *(int(limit) for limit in limits if limit.isdigit())) if size is not None]
     memory = min(known, default=None)
-    flags = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split())
+    flags = cpu_flags(proc / "cpuinfo")
     return {
         "cpu": _field(cpuinfo, "model name") or platform.processor() or None,
         "architecture": platform.machine(),
