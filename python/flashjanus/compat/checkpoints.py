@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, LanguageConfig, weight_layout
@@ -85,8 +86,7 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
     problem = mismatch(weight_layout(config), weights)
     if problem is not None:
         raise CheckpointError(problem)
-    with torch.device("meta"):
-        model = cls(data)
+    model = empty(cls, data)
     dtype = _dtype(options.get("dtype", options.get("torch_dtype")))
     state = {name: weights.read(name) for name in weights.names()}
     usual = dtype or state["language_model.model.embed_tokens.weight"].dtype
@@ -108,6 +108,12 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
     return model.eval()
 
 
+def empty(cls: Callable[[Any], M], config: Any) -> M:
+    """A model whose parameters have shapes and no memory, on the meta device."""
+    with torch.device("meta"), _Unwritten():
+        return cls(config)
+
+
 def save(model: Any, folder: str | os.PathLike[str]) -> None:
     """`MultiModalityCausalLM.save_pretrained`: whole files, or none."""
     path = Path(folder)
@@ -123,6 +129,15 @@ def save(model: Any, folder: str | os.PathLike[str]) -> None:
         config.replace(path / "config.json")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+class _Unwritten(TorchFunctionMode):
+    """Parameters are made without their first values: drawing these on the meta device imports torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "zero_", "fill_"):
+            return next(iter((*args, *(kwargs or {}).values())))
+        return func(*args, **(kwargs or {}))
 
 
 def _dtype(given: Any) -> torch.dtype | None:
