@@ -1,6 +1,11 @@
-"""Interfaces of other programs, under their names, on this engine."""
+"""Interfaces of other programs, under their names, on this engine.
+
+Importing this makes transformers' Auto classes know JanusFlow, once somebody imports them (see registration.py).
+"""
 
 from typing import TYPE_CHECKING, Any
+
+from flashjanus.compat.registration import watch
 
 if TYPE_CHECKING:
     from flashjanus.compat.pipeline import JanusFlowPipeline
@@ -15,3 +20,6 @@ def __getattr__(name: str) -> Any:
 
         return JanusFlowPipeline
     raise AttributeError(f"module 'flashjanus.compat' has no attribute '{name}'")
+
+
+watch()

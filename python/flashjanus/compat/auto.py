@@ -1,0 +1,86 @@
+"""The configs of JanusFlow as transformers has them, and what its Auto classes are told (see registration.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlamaConfig, PretrainedConfig
+
+from flashjanus.compat.outputs import Config
+
+
+def _fill(section: Any, given: dict[str, Any]) -> None:
+    """A part of config.json: `cls`, the name of a class, and `params`, what it is made with."""
+    PretrainedConfig.__init__(section, **given)
+    kind = given.get("cls", "")
+    section.cls = kind if isinstance(kind, str) else kind.__name__
+    section.params = Config(given.get("params") or {})
+
+
+# Each has a constructor of its own: transformers 5 gives another one to a class that inherits its constructor.
+class VisionUnderstandEncoderConfig(PretrainedConfig):  # type: ignore[misc]
+    model_type = "vision_und_enc"
+
+    def __init__(self, **kwargs: Any) -> None:
+        _fill(self, kwargs)
+
+
+class VisionGenerationEncoderConfig(PretrainedConfig):  # type: ignore[misc]
+    model_type = "vision_gen_enc"
+
+    def __init__(self, **kwargs: Any) -> None:
+        _fill(self, kwargs)
+
+
+class VisionGenerationDecoderConfig(PretrainedConfig):  # type: ignore[misc]
+    model_type = "vision_gen_dec"
+
+    def __init__(self, **kwargs: Any) -> None:
+        _fill(self, kwargs)
+
+
+SECTIONS = (VisionUnderstandEncoderConfig, VisionGenerationEncoderConfig, VisionGenerationDecoderConfig)
+
+
+class MultiModalityConfig(PretrainedConfig):  # type: ignore[misc]
+    """config.json, its sections as configs of their own."""
+
+    model_type = "multi_modality"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for section in SECTIONS:
+            name = f"{section.model_type}_config"
+            setattr(self, name, _as(section, kwargs.get(name)))
+        self.language_config = _as(LlamaConfig, kwargs.get("language_config"))
+
+
+def _as(kind: Any, given: Any) -> Any:
+    """A section as its config, from a dict, a config, or nothing."""
+    return given if isinstance(given, PretrainedConfig) else kind(**(given or {}))
+
+
+def configs() -> None:
+    """Tells AutoConfig."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    for config in (*SECTIONS, MultiModalityConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def model() -> None:
+    """Tells AutoModelForCausalLM."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    from flashjanus.compat.model import MultiModalityCausalLM
+
+    AutoModelForCausalLM.register(MultiModalityConfig, MultiModalityCausalLM, exist_ok=True)
+
+
+def processor() -> None:
+    """Tells AutoProcessor."""
+    from transformers.models.auto.processing_auto import AutoProcessor
+
+    from flashjanus.compat.processing.processor import VLChatProcessor
+
+    AutoProcessor.register(MultiModalityConfig, VLChatProcessor, exist_ok=True)

@@ -1,0 +1,207 @@
+"""diffusers' AutoencoderKL under its names: decoding on the engine, encoding on torch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from flashjanus.checkpoint import VaeConfig, VaeFiles
+from flashjanus.compat.core import unit
+from flashjanus.compat.outputs import Config, Output
+from flashjanus.compat.processing.folders import hub_options
+from flashjanus.compat.vae.core import VaeCore
+from flashjanus.compat.vae.gaussian import DiagonalGaussianDistribution
+from flashjanus.compat.vae.loading import files_of, state_of
+from flashjanus.compat.vae.modules import Decoder, Encoder
+from flashjanus.errors import ConfigError, InputError
+
+DEFAULTS: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "force_upcast": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+WITHOUT_EFFECT = ("use_safetensors", "low_cpu_mem_usage", "variant", "torch_dtype", "ignore_mismatched_sizes")
+
+
+@unit
+class AutoencoderKL(nn.Module):
+    """Latents <-> images, for code that was written for diffusers.
+
+    `decode` runs on the engine where that computes the same (see `ReferencePathWarning`), `encode` on torch. In
+    float16, in which the decoder overflows, it is decoded in float32.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        """Untrained weights, and the config of diffusers' config.json. Raises `ConfigError`."""
+        super().__init__()
+        values = {**DEFAULTS, **config}
+        blocks = len(values["block_out_channels"]) if isinstance(values["block_out_channels"], list | tuple) else 1
+        values.setdefault("down_block_types", ["DownEncoderBlock2D"] * blocks)
+        values.setdefault("up_block_types", ["UpDecoderBlock2D"] * blocks)
+        parsed = self.parsed = VaeConfig.from_dict(values)
+        if set(values["down_block_types"]) != {"DownEncoderBlock2D"} or len(values["down_block_types"]) != blocks:
+            raise ConfigError(
+                f"down_block_types: expected {blocks} DownEncoderBlock2D, got {values['down_block_types']}"
+            )
+        self.config = Config(values)
+        widths, layers, groups = parsed.block_out_channels, parsed.layers_per_block, parsed.norm_num_groups
+        latent, attention = parsed.latent_channels, parsed.mid_block_add_attention
+        self.encoder: Encoder | None = Encoder(values["in_channels"], 2 * latent, widths, layers, groups, attention)
+        self.decoder = Decoder(latent, parsed.out_channels, widths, layers, groups, attention)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if values["use_quant_conv"] else None
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if parsed.use_post_quant_conv else None
+        self.core = VaeCore()
+        self._link()
+
+    def _link(self) -> None:
+        own = weakref.ref(self)
+
+        def root() -> tuple[nn.Module, VaeConfig]:
+            vae = own()
+            assert vae is not None, "its own method is running"
+            return vae, vae.parsed
+
+        self.core.link(root)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has an engine of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.core = VaeCore()
+        self._link()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
+    ) -> Self:
+        """A VAE in a folder of diffusers' layout, a hub repository, or one file of weights; in eval mode.
+
+        torch_dtype: of its parameters (float32). options: revision, cache_dir, local_files_only and token for the hub;
+        others are fields of the config, which win over the file's. Raises `CheckpointError`, `ConfigError`.
+        """
+        return cls._load(files_of(pretrained_model_name_or_path, subfolder, hub_options(options)), options)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """A VAE in one file of weights, such as sdxl_vae.safetensors, under diffusers' names or under those of the code
+        that trained it. No file says norm_num_groups and scaling_factor: they are SDXL's, 32 and 0.13025, unless given
+        here, or by config=, a folder or hub id that has a config.json. Raises `CheckpointError`, `ConfigError`.
+        """
+        hub = hub_options(options)
+        files = files_of(pretrained_model_link_or_path, None, {})
+        config = options.pop("config", None)
+        if config is not None:
+            config = config if isinstance(config, Mapping) else files_of(config, None, hub).config_dict
+            options = {**config, **options}
+        return cls._load(files, options)
+
+    @classmethod
+    def _load(cls, files: VaeFiles, options: dict[str, Any]) -> Self:
+        dtype = options.get("torch_dtype") or torch.float32
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"torch_dtype: expected a floating-point torch.dtype, got {dtype!r}")
+        given = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        unknown = [
+            name for name in given if name not in {*DEFAULTS, "down_block_types", "up_block_types"} and name[0] != "_"
+        ]
+        if unknown:
+            raise InputError(f"AutoencoderKL: unknown options {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
+        with torch.device("meta"):
+            vae = cls(**{**files.config_dict, **given})
+        state = state_of(vae, files.weights, len(vae.parsed.block_out_channels))
+        if not any(name.startswith("encoder.") for name in state):
+            vae.encoder = vae.quant_conv = None
+        vae.load_state_dict({name: tensor.to("cpu", dtype, copy=True) for name, tensor in state.items()}, assign=True)
+        files.weights.close()
+        return vae.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: object = None) -> Any:
+        """`.sample`, or [0]: images (B, c, 8H, 8W), about [-1, 1], of latents (B, c, H, W) over the scaling factor."""
+        channels = self.parsed.latent_channels
+        if z.ndim != 4 or z.shape[1] != channels or 0 in z.shape:
+            raise InputError(f"z: expected latents (B, {channels}, H, W), got {tuple(z.shape)}")
+
+        def fast(decoder: Any) -> tuple[torch.Tensor]:
+            return (decoder.decode(z).to(z.device, z.dtype),)
+
+        (image,) = self.core.run(self, fast, self._decoded, (z,))
+        return Output(sample=image) if return_dict else (image,)
+
+    def _decoded(self, z: torch.Tensor) -> tuple[torch.Tensor]:
+        """By the modules."""
+        x = z
+        for part in (self.post_quant_conv, self.decoder):
+            if part is not None and self.dtype is torch.float16:
+                wide = {name: parameter.float() for name, parameter in part.named_parameters()}
+                x = torch.func.functional_call(part, wide, (x.float(),))
+            elif part is not None:
+                x = part(x)
+        return (x.to(z.dtype),)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        """`.latent_dist`, or [0]: the distribution of the latents of images (B, c, H, W) in [-1, 1]; multiply what it
+        gives by the scaling factor. H and W are multiples of what the encoder scales by."""
+        scale, channels = self.parsed.scale, self.config["in_channels"]
+        if self.encoder is None:
+            raise InputError("encode: this VAE was loaded from weights without an encoder")
+        if x.ndim != 4 or x.shape[1] != channels or any(side % scale or not side for side in x.shape[2:]):
+            raise InputError(
+                f"x: expected images (B, {channels}, H, W), H and W multiples of {scale}, got {tuple(x.shape)}"
+            )
+        moments = self.encoder(x)
+        moments = moments if self.quant_conv is None else self.quant_conv(moments)
+        found = DiagonalGaussianDistribution(moments)
+        return Output(latent_dist=found) if return_dict else (found,)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Images encoded and decoded again: by way of the distribution's mean, or of a sample."""
+        found = self.encode(sample).latent_dist
+        return self.decode(found.sample(generator) if sample_posterior else found.mode(), return_dict)
+
+    def enable_slicing(self) -> None:
+        """Changes nothing: pictures are decoded one by one."""
+
+    def disable_slicing(self) -> None:
+        """Changes nothing: pictures are decoded one by one."""
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Changes nothing, and says so: a picture is decoded whole, without seams."""
+        if use_tiling:
+            warnings.warn("AutoencoderKL: tiling has no effect; each picture is decoded whole", stacklevel=2)
+
+    def disable_tiling(self) -> None:
+        """Changes nothing: a picture is decoded whole."""
