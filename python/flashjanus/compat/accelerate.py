@@ -14,6 +14,7 @@ from flashjanus.checkpoint.names import with_tied_head
 from flashjanus.compat import sharing
 from flashjanus.compat.checkpoints import as_mapping
 from flashjanus.compat.core import Core
+from flashjanus.compat.engine import Engine
 from flashjanus.engine.ops import all_ops
 from flashjanus.errors import InputError
 from flashjanus.inputs.images import ImageProcessor
@@ -72,7 +73,7 @@ def accelerate(
     model.report = shared
     core = getattr(vl_gpt, "core", None)
     if isinstance(core, Core):
-        core.adopt(model, shared)
+        core.adopt(Engine(model), shared)
     return model
 
 

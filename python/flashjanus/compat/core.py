@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules import module as all_modules
+from typing_extensions import Self
 
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.compat import sharing
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from flashjanus.checkpoint import JanusFlowConfig
 
 T = TypeVar("T")
+E = TypeVar("E")
+C = TypeVar("C")
 Tensors = tuple[torch.Tensor, ...]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -41,45 +44,50 @@ def unit(cls: type[T]) -> type[T]:
     return cls
 
 
-class Core:
-    """Of one model: its engine, made when a call is first eligible, made anew when weights have changed since."""
+class EngineOf(Generic[C, E]):
+    """Of one module with a config C: its engine E, made when a call is first eligible, made anew when weights have
+    changed since."""
 
     def __init__(self) -> None:
-        self._root: Callable[[], tuple[nn.Module, JanusFlowConfig] | None] = lambda: None
-        self._engine: Engine | None = None
+        self._root: Callable[[], tuple[nn.Module, C] | None] = lambda: None
+        self._engine: E | None = None
         self._made_of: tuple[Any, ...] = ()
         self._failed: tuple[tuple[Any, ...], str] | None = None
         self._said: set[str] = set()
         self._lock = threading.RLock()
         self._sample: sharing.Sample | None = None
 
-    def __deepcopy__(self, memo: object) -> Core:
-        return Core()
+    def __deepcopy__(self, memo: object) -> Self:
+        return type(self)()
 
-    def __reduce__(self) -> tuple[type[Core], tuple[()]]:
-        return Core, ()
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
 
-    def link(self, root: Callable[[], tuple[nn.Module, JanusFlowConfig] | None]) -> None:
+    def made(self, root: nn.Module, config: C) -> tuple[E, sharing.Shared]:
+        """An engine on a module's parameters. Raises FlashJanusError where there can be none."""
+        raise NotImplementedError
+
+    def link(self, root: Callable[[], tuple[nn.Module, C] | None]) -> None:
         """root(): the model and its config; None once nobody has the model any more, but perhaps a module of it."""
         self._root = root
 
     @property
-    def engine(self) -> Engine | None:
+    def engine(self) -> E | None:
         """What is there, if it is."""
         return self._engine
 
-    def adopt(self, model: JanusFlow, shared: sharing.Shared) -> None:
-        """Run on this model, which was made of the root's parameters as they are."""
+    def adopt(self, engine: E, shared: sharing.Shared) -> None:
+        """Run on this engine, which was made of the root's parameters as they are."""
         root = self._root()
         assert root is not None, "whoever made it has the root"
         with self._lock:
-            self._engine, self._made_of, self._failed = Engine(model), fingerprint(root[0]), None
+            self._engine, self._made_of, self._failed = engine, fingerprint(root[0]), None
             self._sample = shared.sample()
 
     def run(
         self,
         module: nn.Module,
-        fast: Callable[[Engine], Tensors],
+        fast: Callable[[E], Tensors],
         slow: Callable[..., Tensors],
         inputs: Tensors,
         refusal: str | None = None,
@@ -97,7 +105,7 @@ class Core:
             return results
         return fast(engine)
 
-    def eligible(self, module: nn.Module, refusal: str | None = None) -> Engine | None:
+    def eligible(self, module: nn.Module, refusal: str | None = None) -> E | None:
         """The engine, if it computes what `module` would; else None, and the reason is said once."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
@@ -138,7 +146,7 @@ class Core:
                 return f"{name} has another forward than its class"
         return None
 
-    def _current(self, root: nn.Module, config: JanusFlowConfig) -> Engine:
+    def _current(self, root: nn.Module, config: C) -> E:
         """Raises FlashJanusError where none can be made."""
         with self._lock:
             state = fingerprint(root)
@@ -148,13 +156,20 @@ class Core:
                 raise FlashJanusError(self._failed[1])
             self._engine = None  # before there are two
             try:
-                model, shared = sharing.engine_of(JanusFlow, root, config)
+                engine, shared = self.made(root, config)
             except FlashJanusError as error:
                 self._failed = state, str(error)
                 raise
-            self.adopt(model, shared)
-            assert self._engine is not None
-            return self._engine
+            self.adopt(engine, shared)
+            return engine
+
+
+class Core(EngineOf["JanusFlowConfig", Engine]):
+    """Of a `MultiModalityCausalLM`."""
+
+    def made(self, root: nn.Module, config: JanusFlowConfig) -> tuple[Engine, sharing.Shared]:
+        model, shared = sharing.engine_of(JanusFlow, root, config)
+        return Engine(model), shared
 
 
 class Recomputed(torch.autograd.Function):

@@ -77,10 +77,9 @@ class AutoencoderKL(nn.Module):
     def _link(self) -> None:
         own = weakref.ref(self)
 
-        def root() -> tuple[nn.Module, VaeConfig]:
+        def root() -> tuple[nn.Module, VaeConfig] | None:
             vae = own()
-            assert vae is not None, "its own method is running"
-            return vae, vae.parsed
+            return None if vae is None else (vae, vae.parsed)
 
         self.core.link(root)
 
@@ -149,10 +148,7 @@ class AutoencoderKL(nn.Module):
         if z.ndim != 4 or z.shape[1] != channels or 0 in z.shape:
             raise InputError(f"z: expected latents (B, {channels}, H, W), got {tuple(z.shape)}")
 
-        def fast(decoder: Any) -> tuple[torch.Tensor]:
-            return (decoder.decode(z).to(z.device, z.dtype),)
-
-        (image,) = self.core.run(self, fast, self._decoded, (z,))
+        (image,) = self.core.run(self, lambda engine: (engine.decode(z).to(z.device, z.dtype),), self._decoded, (z,))
         return Output(sample=image) if return_dict else (image,)
 
     def _decoded(self, z: torch.Tensor) -> tuple[torch.Tensor]:
