@@ -164,6 +164,32 @@ def test_an_interrupt_ends_the_steps(pipe: JanusFlowPipeline) -> None:
     assert not pipe.interrupt
 
 
+def test_another_thread_interrupts_a_call_that_has_steps(pipe: JanusFlowPipeline) -> None:
+    shown = JanusFlowPipeline.from_pipe(pipe)
+    shown.set_progress_bar_config(file=io.StringIO(), disable=False)
+    bar = shown.progress_bar(total=1)
+
+    class Interrupting(type(bar)):  # type: ignore[misc]
+        def update(self, n: float = 1) -> None:
+            super().update(n)
+            shown._interrupt = self.n == 2  # as another thread might between two steps
+
+    shown.progress_bar = lambda total: Interrupting(total=total, file=io.StringIO())  # type: ignore[method-assign]
+    kept: list[torch.Tensor] = []
+    options = dict(generator=seeded(0), output_type="latent", **STEPS)
+    pipe(PROMPT, **options, callback_on_step_end=lambda *step: kept.append(step[3]["latents"].clone()) or {})
+    got = shown(PROMPT, **{**options, "generator": seeded(0)}).images
+    assert torch.equal(got, kept[1])
+    pipe._interrupt = True  # nothing runs
+    assert len(drawn(pipe)) == 1
+
+
+def test_an_interrupt_that_could_not_work_is_refused(pipe: JanusFlowPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe.model, "stream_images", lambda *prompt, **options: setattr(pipe, "_interrupt", True))
+    with pytest.raises(InputError, match="_interrupt: expected a call with callback_on_step_end"):
+        drawn(pipe)
+
+
 def test_a_bar_shows_the_steps_and_changes_no_bit(pipe: JanusFlowPipeline, capsys: Any) -> None:
     plain = drawn(pipe, num_images_per_prompt=9, generator=seeded(0))
     assert capsys.readouterr().err == ""  # no terminal

@@ -19,6 +19,7 @@ class LoraPipeline:
     _model: JanusFlow
 
     def __init__(self) -> None:
+        super().__init__()
         self._lora: dict[str, tuple[str | os.PathLike[str], str | None]] = {}
         self._active: str | None = None
         self._disabled = False

@@ -16,7 +16,7 @@ from flashjanus.api.outputs import ImageOutput, joined, of_type
 from flashjanus.compat.pipeline import absent
 from flashjanus.compat.pipeline.lora import LoraPipeline
 from flashjanus.compat.pipeline.source import Source, destination, one_device, same_device
-from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, tensors_of
+from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, Steps, tensors_of
 from flashjanus.compat.pipeline.vae import PipelineImageProcessor, PipelineVae
 from flashjanus.errors import AbsentError, InputError
 from flashjanus.inputs.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class JanusFlowPipelineOutput(dict[str, Any]):
         return tuple(self.values())
 
 
-class JanusFlowPipeline(LoraPipeline):
+class JanusFlowPipeline(LoraPipeline, Steps):
     """JanusFlow under the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or of a
     loaded `JanusFlow`; pipelines of one model share it.
 
@@ -64,9 +64,6 @@ class JanusFlowPipeline(LoraPipeline):
         self._model = model
         self._source: Source | None = None
         self._said: set[str] = set()
-        self._guidance_scale = 2.0
-        self._num_timesteps = 0
-        self._interrupt = False
         self._progress_bar_config: Mapping[str, Any] = {}
 
     @classmethod
@@ -189,24 +186,26 @@ class JanusFlowPipeline(LoraPipeline):
         if generator is None and latents is None:
             generator = _default_generator(self.device)
 
-        self._guidance_scale = sampler.guidance_scale
-        self._num_timesteps = len(sampler.schedule)
-        self._interrupt = False
+        self._guidance, self._evaluations = sampler.guidance_scale, len(sampler.schedule)
         batches = -(-len(prompts) * asked.num_images_per_prompt // ROWS_AT_ONCE)
-        with self.progress_bar(total=batches * self._num_timesteps) as bar:
+        with self.progress_bar(total=batches * self.num_timesteps) as bar:
             step = None
             if callback_on_step_end is not None or not bar.disable:
                 step = Step(self, bar, callback_on_step_end, wanted)
-            output = self._drawn(
-                prompts,
-                num_images_per_prompt=asked.num_images_per_prompt,
-                generator=generator,
-                latents=latents,
-                output_type=asked.output_type,
-                callback_on_step_end=step,
-                adapter=self._drawing,
-                **flow,
-            )
+            self._interrupted, self._between = False, step is not None
+            try:
+                output = self._drawn(
+                    prompts,
+                    num_images_per_prompt=asked.num_images_per_prompt,
+                    generator=generator,
+                    latents=latents,
+                    output_type=asked.output_type,
+                    callback_on_step_end=step,
+                    adapter=self._drawing,
+                    **flow,
+                )
+            finally:
+                self._between = True
         if not return_dict:
             return (output.images,)
         return JanusFlowPipelineOutput(images=output.images, timings=output.timings)
@@ -316,25 +315,6 @@ class JanusFlowPipeline(LoraPipeline):
         """Pixels of an image to one of its latents, along a side."""
         vae = self._model.runner.vae_config
         return 8 if vae is None else vae.scale
-
-    @property
-    def guidance_scale(self) -> float:
-        """Of the last call."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the last call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the last call was told to end; a callback sets `_interrupt` for that."""
-        return self._interrupt
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Options of tqdm for the bar of a call; `disable=True` for none. Without them there is one on a terminal."""

@@ -24,6 +24,58 @@ class Interrupted(Exception):
         self.latents = latents
 
 
+class Steps:
+    """The attributes of a pipeline that belong to its steps, as diffusers' callbacks know them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guidance, self._evaluations = 2.0, 0
+        self._interrupted, self._between = False, True
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last call."""
+        return self._guidance
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._guidance
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: object) -> None:
+        raise InputError(
+            f"_guidance_scale: expected it to stay {self._guidance:g}, got {value!r:.80}; guidance_interval=(0.0, t) "
+            "of the call ends guidance at t"
+        )
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call."""
+        return self._evaluations
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the last call was told to end; a callback, or another thread, sets `_interrupt` for that."""
+        return self._interrupted
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._interrupted
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        if value and not self._between:
+            raise InputError(
+                "_interrupt: expected a call with callback_on_step_end, which could end between its steps, got one "
+                "without"
+            )
+        self._interrupted = bool(value)
+
+
 class Step:
     """After each step: the bar moves, and the user's callback has its say."""
 
@@ -32,20 +84,16 @@ class Step:
 
     def __call__(self, model: JanusFlow, step: int, t: float, state: dict[str, Any]) -> Mapping[str, Any]:
         self.bar.update()
-        if self.callback is None:
+        if self.callback is None and not self.pipe.interrupt:
             return state
-        scale = self.pipe._guidance_scale
+        if self.callback is None:
+            raise Interrupted(state["latents"].clone())
         given = {name: state[name] for name in self.wanted}
         returned = self.callback(self.pipe, step, torch.tensor(t, device="cpu", dtype=torch.float32), given)
         if not isinstance(returned, Mapping):
             raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
-        if self.pipe._guidance_scale != scale:
-            raise InputError(
-                f"callback_on_step_end: expected _guidance_scale to stay {scale:g}, got {self.pipe._guidance_scale!r}; "
-                "guidance_interval=(0.0, t) ends guidance at t"
-            )
         latents = returned.get("latents", state["latents"])
-        if self.pipe._interrupt:
+        if self.pipe.interrupt:
             raise Interrupted(checks.tensor("latents", latents, state["latents"].shape, checks.FLOATS).float())
         return {"latents": latents}
 
