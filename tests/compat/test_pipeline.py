@@ -226,7 +226,6 @@ def test_pipelines_share_a_model(pipe: JanusFlowPipeline) -> None:
     again = [JanusFlowPipeline(**pipe.components), JanusFlowPipeline.from_pipe(pipe), copy.copy(pipe)]
     assert all(other.model is pipe.model for other in again)
     assert (pipe.device, pipe.dtype) == (torch.device("cpu"), torch.float32)
-    assert pipe.tokenizer is pipe.model.tokenizer
     assert pipe.vae_scale_factor == 8
     assert str(pipe) == f"JanusFlowPipeline({pipe.name_or_path!r}, cpu, torch.float32)"
     for bound in (copy.deepcopy, pickle.dumps):
@@ -340,6 +339,19 @@ def test_latents_are_decoded_as_with_diffusers(pipe: JanusFlowPipeline) -> None:
     assert (vae.device, vae.dtype, 2 ** (len(vae.config.block_out_channels) - 1)) == (pipe.device, pipe.dtype, 8)
     assert vae.config["scaling_factor"] == vae.config.get("scaling_factor") == vae.config.scaling_factor
     assert not hasattr(vae.config, "sample_size")
+
+
+def test_the_tokenizer_counts_and_changes_nothing(pipe: JanusFlowPipeline) -> None:
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+    assert tokenizer is pipe.tokenizer
+    ids = tokenizer(PROMPT).input_ids
+    assert ids == [tokenizer.bos_token_id, *tokenizer.encode(PROMPT, add_special_tokens=False)]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == PROMPT
+    assert tokenizer.model_max_length == pipe.model.config.language.max_position_embeddings
+    before = drawn(pipe, "a <image_placeholder>", generator=seeded(0))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<mine>"]})
+    assert torch.equal(drawn(pipe, "a <image_placeholder>", generator=seeded(0)), before)
 
 
 def test_the_vae_is_a_decoder_alone(pipe: JanusFlowPipeline, untrained_folder: Path) -> None:

@@ -178,6 +178,10 @@ class Tokenizer:
             raise ConfigError(f"{self._source}: its {name} {text!r} is not in the vocabulary; name it in the config")
         return int(token_id)
 
+    def copied_backend(self) -> tokenizers.Tokenizer:
+        """A copy of the tokenizer below, to which tags that are spelled in a text are tags."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())
+
     def control_id(self, text: str) -> int | None:
         """Id of the control token spelled `text`, or None if `text` is ordinary text to this tokenizer."""
         token_id = self._backend.token_to_id(text)

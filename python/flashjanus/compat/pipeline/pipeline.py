@@ -15,11 +15,11 @@ from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.api.outputs import ImageOutput, joined, of_type
 from flashjanus.compat.pipeline import absent
 from flashjanus.compat.pipeline.lora import LoraPipeline
+from flashjanus.compat.pipeline.parts import PipelineImageProcessor, PipelineVae, chat_tokenizer
 from flashjanus.compat.pipeline.source import Source, destination, one_device, same_device
 from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, Steps, tensors_of
-from flashjanus.compat.pipeline.vae import PipelineImageProcessor, PipelineVae
+from flashjanus.compat.processing.tokenizer import ChatTokenizer
 from flashjanus.errors import AbsentError, InputError
-from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
 from flashjanus.sampling.options import ImageOptions
 from flashjanus.sampling.presets import sampler_of
@@ -64,6 +64,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         self._model = model
         self._source: Source | None = None
         self._said: set[str] = set()
+        self._tokenizer: ChatTokenizer | None = None
         self._progress_bar_config: Mapping[str, Any] = {}
 
     @classmethod
@@ -230,7 +231,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
                 "max_sequence_length", longest, 1, self._model.config.language.max_position_embeddings
             )
             for one in prompts:
-                tokens = 0 if self.tokenizer is None else len(self.tokenizer.encode_text(one))
+                tokens = 0 if self._model.tokenizer is None else len(self._model.tokenizer.encode_text(one))
                 if tokens > room:
                     raise InputError(
                         f"max_sequence_length: expected prompts of at most {room} tokens, got {tokens} in {one!r:.40}; "
@@ -282,8 +283,11 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         return {"model": self._model}
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self._model.tokenizer
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The model's, with the names that transformers gives; None where the model has none."""
+        if self._tokenizer is None and self._model.tokenizer is not None:
+            self._tokenizer = chat_tokenizer(self._model.tokenizer, self._model.config)
+        return self._tokenizer
 
     @property
     def vae(self) -> PipelineVae | None:

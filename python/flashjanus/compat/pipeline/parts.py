@@ -1,4 +1,4 @@
-"""The VAE and what makes pictures of its images, under the names that diffusers' pipelines have for them."""
+"""The VAE, what makes pictures of its images, and the tokenizer, under the names of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.api.outputs import of_type
-from flashjanus.checkpoint import VaeConfig
+from flashjanus.checkpoint import JanusFlowConfig, VaeConfig
 from flashjanus.compat.pipeline import absent
+from flashjanus.compat.processing.tokenizer import ChatTokenizer
 from flashjanus.errors import AbsentError
+from flashjanus.inputs.tokenizer import Tokenizer
 from flashjanus.sampling import checks
 
 
@@ -66,6 +68,20 @@ class PipelineImageProcessor:
 
     def __getattr__(self, name: str) -> NoReturn:
         _absent("image_processor", name, "it makes pictures of decoded images alone; JanusFlow edits none")
+
+
+def chat_tokenizer(tokenizer: Tokenizer, config: JanusFlowConfig) -> ChatTokenizer:
+    """A model's tokenizer under transformers' names; what is changed there changes nothing in the model."""
+    backend = tokenizer.copied_backend()
+    bos, eos, pad = map(backend.id_to_token, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
+    return ChatTokenizer(
+        backend,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        add_bos_token=tokenizer.adds_bos,
+        model_max_length=config.language.max_position_embeddings,
+    )
 
 
 def _absent(part: str, name: str, reason: str) -> NoReturn:
