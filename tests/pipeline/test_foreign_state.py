@@ -179,6 +179,14 @@ class Entries:
         self.model.unload_adapter("one")
         return [*(self.model.runner.weights[name] for name in names), found]
 
+    def load_adapters(self) -> Any:
+        self.model.reserve_adapters(2, 3)
+        self.model.load_adapters(dict.fromkeys(("four", "five"), self.folder.parent / "adapter"))
+        found = self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS, adapter=["four", "five"])
+        self.model.unload_adapter("four")
+        self.model.unload_adapter("five")
+        return found
+
     def unload_adapter(self) -> Any:
         self.model.load_adapter(self.folder.parent / "adapter", "two")
         self.model.unload_adapter("two")

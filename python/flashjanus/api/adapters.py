@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,15 @@ class AdaptableModel(ProcessBound):
         """
         if name is None:
             name = Path(os.fspath(source)).name if isinstance(source, (str, os.PathLike)) else ""
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise InputError(f"name: expected 1 to {MAX_NAME} printable characters, got {name!r:.80}")
-        if name in self.runner.adapters.loaded:
-            raise InputError(f"name: expected one that no loaded adapter has, got {name!r}; unload that first")
-        self.runner.load_adapter(AdapterFiles.read(source, self.runner.config.language, revision), name)
+        self._load({name: AdapterFiles.read(source, self.runner.config.language, revision)})
+
+    @entry
+    def load_adapters(self, sources: Mapping[str, str | os.PathLike[str]]) -> None:
+        """As `load_adapter`, several by their names, with room for all of them where there is none yet; all or none."""
+        if not isinstance(sources, Mapping):
+            raise InputError(f"adapters: expected folders or hub ids by name, got {sources!r:.80}")
+        language = self.runner.config.language
+        self._load({name: AdapterFiles.read(source, language) for name, source in sources.items()})
 
     @entry
     def unload_adapter(self, name: str) -> None:
@@ -92,6 +96,22 @@ class AdaptableModel(ProcessBound):
     def unmerge_adapter(self) -> None:
         """The weights as they were before `merge_adapter`, bit for bit, while no request runs. Raises InputError."""
         self.runner.merge_adapter(None)
+
+    def _load(self, files: Mapping[str, AdapterFiles]) -> None:
+        held, loaded = self.runner.adapters, list[str]()
+        for name in files:
+            if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+                raise InputError(f"name: expected 1 to {MAX_NAME} printable characters, got {name!r:.80}")
+        if not held.slots:
+            self.runner.reserve_adapters(max(SLOTS, len(files)), max(RANK, *(one.rank for one in files.values())))
+        try:
+            for name, one in files.items():
+                self.runner.load_adapter(one, name)
+                loaded.append(name)
+        except BaseException:
+            for name in loaded:
+                held.unload(name)
+            raise
 
     def _adapters(self, named: object, rows: int, of: str = "row") -> list[Adapter | None]:
         """The adapter of each row, from one name for all or from one for each. Raises InputError."""

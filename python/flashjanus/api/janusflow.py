@@ -50,6 +50,7 @@ class JanusFlow(TensorModel):
         cuda_graphs: bool = True,
         buckets: Mapping[str, Sequence[int]] | None = None,
         revision: str | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> Self:
         """A model from "shapes" (built in), a folder in the official layout, or a hub id.
 
@@ -62,8 +63,9 @@ class JanusFlow(TensorModel):
         numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
         implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
         graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",
-        "prompt_tokens", "steps", "new_tokens" (see execution/buckets.py). Raises CheckpointError, ConfigError,
-        DeviceError, InputError, OutOfMemoryError, PlanError.
+        "prompt_tokens", "steps", "new_tokens" (see execution/buckets.py). adapters: LoRA adapters by the names that
+        requests give, as `load_adapter` takes them. Raises CheckpointError, ConfigError, DeviceError, InputError,
+        OutOfMemoryError, PlanError.
         """
         folder = builtin_folder(str(source)) if source in NAMES else source
         checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
@@ -88,6 +90,8 @@ class JanusFlow(TensorModel):
             channels = vae_files.config.latent_channels
             kept = latent_map.LatentMap.read(vae_files.folder / latent_map.FILE, channels)
             model.runner.previews = latent_map.Previews(kept, channels)
+        if adapters:
+            model.load_adapters(adapters)
         return model
 
     @entry

@@ -8,6 +8,8 @@ from typing import Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import (
+    adapters_of,
+    add_adapter_option,
     add_model_options,
     add_options,
     add_output_options,
@@ -35,6 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in ("do_sample", *SAMPLED))
     add_options(parser, TokenOptions, about=f"Greedy unless one of {flags} is given.")
+    add_adapter_option(parser, "LoRA adapter that answers: a folder that PEFT wrote, or a hub id")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -47,12 +50,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError("QUESTION must not be empty, got only white space")
     if "" in (args.stop or []):
         raise InputError("--stop is empty: expected a text before which the answer is to end")
-    names = [args.image, *args.more]
+    names, adapter = [args.image, *args.more], next(iter(adapters_of(args, 1)), None)
     images = [load_image(name) for name in names]
     model = load_model(args, console)
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     content.append({"type": "text", "text": args.question})
-    options = given(args, TokenOptions)
+    options = given(args, TokenOptions) | ({} if adapter is None else {"adapter": adapter})
     options["do_sample"] |= not options.keys().isdisjoint(SAMPLED)
     started = time.perf_counter()
     pieces = []

@@ -13,6 +13,8 @@ from flashjanus import __version__
 from flashjanus.cli.console import Console
 from flashjanus.cli.destination import Destination
 from flashjanus.cli.options import (
+    adapters_of,
+    add_adapter_option,
     add_model_options,
     add_options,
     add_output_options,
@@ -55,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
     )
+    add_adapter_option(parser, "LoRA adapter that draws: a folder that PEFT wrote, or a hub id")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 1 <= args.enlarge <= MAX_ENLARGE:
         raise InputError(f"--enlarge must be 1 to {MAX_ENLARGE}, got {args.enlarge}")
     destination = Destination(args.out, len(args.prompt) * args.num_images_per_prompt, args.overwrite)
-    sampler = sampler_of(args)
+    sampler, adapter = sampler_of(args), next(iter(adapters_of(args, 1)), None)
     work = Work.of(args)
     model = load_model(args, console)
     from flashjanus.api.janusflow import ROWS_AT_ONCE
@@ -72,8 +75,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     at_once = ROWS_AT_ONCE if args.accept_above is None else max(1, min(args.num_images_per_prompt, ROWS_AT_ONCE))
     batches = -(-work.drawn // at_once)
     done = itertools.count(1)
-    facts = {**recipe(sampler), **model_facts(model)}
-    saved = Saved(work, destination, {name: str(facts[name]) for name in (*recipe(sampler), "model")})
+    named = {} if adapter is None else {"adapter": adapters_of(args)[adapter]}
+    facts = {**recipe(sampler), **named, **model_facts(model)}
+    saved = Saved(work, destination, {name: str(facts[name]) for name in (*recipe(sampler), *named, "model")})
     timings: dict[str, float] = {}
     with console.progress(len(sampler.schedule) * batches, "drawing") as show:
 
@@ -87,6 +91,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             num_images_per_prompt=work.images,
             **asdict(sampler),
             seed=work.seeds,
+            **({} if adapter is None else {"adapter": adapter}),
             callback_on_step_end=step_done,
             best_of=args.best_of,
             accept_above=args.accept_above,

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
@@ -58,6 +59,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "them)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def add_adapter_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--adapter", action="append", default=[], dest="adapters", metavar="[NAME=]PATH", help=what)
 
 
 def add_options(
@@ -144,9 +149,26 @@ def threads_of(args: argparse.Namespace) -> int | None:
     return threads
 
 
+def adapters_of(args: argparse.Namespace, most: int | None = None) -> dict[str, str]:
+    """Folders or hub ids of adapters by name, which is the last part of one that has none. Raises InputError."""
+    given: list[str] = getattr(args, "adapters", [])
+    if most is not None and len(given) > most:
+        raise InputError(f"--adapter: expected at most {most}, got {len(given)}")
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals else (Path(text).name, text)
+        if not name or not path or name in found:
+            raise InputError(f"--adapter: expected NAME=PATH, each with a name of its own, got {text!r}")
+        found[name] = path
+    return found
+
+
 def choices(args: argparse.Namespace) -> dict[str, Any]:
     """How the model is to run: options of `JanusFlow.from_pretrained`, as plain data."""
+    adapters = adapters_of(args)
     return {
+        **({"adapters": adapters} if adapters else {}),
         "device": args.device,
         "dtype": args.dtype,
         "vae_dtype": args.vae_dtype,

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
-from flashjanus.cli.options import add_model_options, add_output_options, choices, load_model, threads_of
+from flashjanus.cli.options import (
+    add_adapter_option,
+    add_model_options,
+    add_output_options,
+    choices,
+    load_model,
+    threads_of,
+)
 from flashjanus.cli.serve_ray import add_ray_options, run_on_ray
 from flashjanus.errors import FlashJanusError, InputError, UnavailableError
 from flashjanus.sampling.options import PRESETS
@@ -72,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run the model in the server's own process, and not in one that is started again when it dies",
     )
     add_ray_options(parser.add_argument_group("on a cluster"))
+    add_adapter_option(parser, "LoRA adapter that requests may name in `adapter`; repeatable")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)

@@ -23,7 +23,7 @@ from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
-from flashjanus.execution.adapters import RANK, SLOTS, Adapter, Adapters
+from flashjanus.execution.adapters import Adapter, Adapters
 from flashjanus.execution.buckets import EXACT, Buckets, padded
 from flashjanus.execution.latent_map import Previews
 from flashjanus.model import Policy
@@ -229,9 +229,7 @@ class Runner(ProcessBound):
         idle.clear()
 
     def load_adapter(self, files: AdapterFiles, name: str) -> Adapter:
-        """An adapter in a slot; where there is no room yet, SLOTS are made. Raises InputError, OutOfMemoryError."""
-        if not self.adapters.slots:
-            self.reserve_adapters(SLOTS, max(RANK, files.rank))
+        """An adapter in a slot. Raises InputError."""
         with self._writing():
             return self.adapters.load(files, name)
 
