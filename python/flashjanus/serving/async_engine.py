@@ -27,6 +27,7 @@ from flashjanus.serving.messages import (
     Request,
     Stats,
 )
+from flashjanus.serving.slices import short_slices
 from flashjanus.serving.together import afterwards
 
 if TYPE_CHECKING:  # torch comes with them, which a server whose model is in another process does without
@@ -36,9 +37,11 @@ if TYPE_CHECKING:  # torch comes with them, which a server whose model is in ano
 
 
 class Post:
-    """What a backend's threads tell the tasks of a loop: it wakes once for all that has come meanwhile."""
+    """What a backend's threads tell the tasks of a loop: it wakes once for all that has come meanwhile. Made on the
+    loop's own thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        short_slices()
         self._loop, self._lock = loop, threading.Lock()
         self._events: list[tuple[asyncio.Queue[Event], Event]] = []
 
@@ -67,7 +70,7 @@ class Post:
     def here() -> Post:
         """The one of the running loop."""
         loop = asyncio.get_running_loop()
-        return _POSTS.setdefault(loop, Post(loop))
+        return _POSTS.get(loop) or _POSTS.setdefault(loop, Post(loop))
 
 
 _POSTS: WeakValueDictionary[asyncio.AbstractEventLoop, Post] = WeakValueDictionary()

@@ -18,6 +18,7 @@ from flashjanus.scheduling.policy import Limits
 from flashjanus.serving import orders
 from flashjanus.serving.desk import Desk, Tell, Ticket, facts
 from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats, unexpected
+from flashjanus.serving.slices import usual_slices
 from flashjanus.serving.together import together
 
 READERS = 2
@@ -193,6 +194,7 @@ class ThreadBackend:
             self._wake.notify_all()
 
     def _serve(self) -> None:
+        usual_slices()
         at = 0.0
         try:
             while self._work():

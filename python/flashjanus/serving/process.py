@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flashjanus.errors import BusyError, FlashJanusError, UnavailableError
 from flashjanus.serving.child import Child, Patience, fate
 from flashjanus.serving.messages import LAST, Event, Facts, Failure, Request, Stats, unexpected
+from flashjanus.serving.slices import short_slices
 
 if TYPE_CHECKING:
     from flashjanus.scheduling.policy import Limits
@@ -149,6 +150,7 @@ class ProcessBackend:
         self._thread.join()
 
     def _supervise(self) -> None:
+        short_slices()
         try:
             over = self._workers()
         except BaseException as error:
