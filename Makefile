@@ -8,20 +8,10 @@ NATIVE_SOURCES := $(shell find csrc -type f)
 CLANG_FORMATTED := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 TORCH_IS_THERE := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6))
 
-DEMO_PROMPTS := "a red circle to the left of a blue square" "three green triangles on a black background" \
-	"a yellow square above a purple circle"
-
 .PHONY: demo test pytest test-all lint docs bench gpu gpu-env wheel clean
 
 demo: $(VENV)/.installed
-	rm -f demo/*.png
-	$(BIN)/flashjanus generate $(DEMO_PROMPTS) --steps 30 --guidance 2 --seed 7 --enlarge 4 --out demo
-	@ask() { echo "$$1: $$2"; $(BIN)/flashjanus ask "$$1" "$$2" --max-new-tokens 16; } && \
-	ask demo/a-red-circle-*.png "Which is on the left, the circle or the square?" && \
-	ask demo/three-green-triangles-*.png "How many triangles are there?" && \
-	ask demo/a-yellow-square-*.png "What color is the square?"
-	$(BIN)/flashjanus eval shapes --samples 4 --questions 10 --sheet demo/sheet.png
-	@echo "more pictures with their verdicts: demo/sheet.png"
+	@$(BIN)/flashjanus demo --out demo
 
 # A worker a core, each with one thread; what needs more threads asks for them itself.
 test: lint pytest
@@ -110,8 +100,14 @@ $(VENV)/.torch:
 	@$(BIN)/python -c "$(TORCH_IS_THERE)" 2>/dev/null || $(BIN)/pip install "$(TORCH)"
 	@touch $@
 
+# A build in pip says nothing unless asked for everything: of that, what is fetched, compiled and installed is shown.
+TOLD := ^ *(Collecting|Downloading|Installing|Successfully) |^ *\[[0-9]+/[0-9]+\] |flashjanus: |^(error|ERROR)
+
 $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml CMakeLists.txt $(NATIVE_SOURCES)
-	$(BIN)/pip install -e .
+	@mkdir -p build && rm -f build/install-failed
+	@{ PYTHONUNBUFFERED=1 $(BIN)/pip install -v -e . 2>&1 || touch build/install-failed; } | tee build/install.log \
+		| grep --line-buffered -E "$(TOLD)"; \
+	if [ -e build/install-failed ]; then tail -40 build/install.log; echo "all of it: build/install.log"; exit 1; fi
 	@touch $@
 
 # The package is installed by now: this adds the extra's tools without a second build.

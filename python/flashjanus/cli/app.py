@@ -14,6 +14,7 @@ from flashjanus.cli import (
     ask,
     batch,
     bench,
+    demo,
     doctor,
     eval,
     generate,
@@ -32,7 +33,22 @@ EXIT_ERROR = 2
 SIGNALED = 128  # and the signal's number, as shells report it: 130 for Ctrl-C
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-COMMANDS = (generate, ask, batch, serve, eval, inspect, quantize, plan, bench, quality, schedule, profile, doctor)
+COMMANDS = (
+    demo,
+    generate,
+    ask,
+    batch,
+    serve,
+    eval,
+    inspect,
+    quantize,
+    plan,
+    bench,
+    quality,
+    schedule,
+    profile,
+    doctor,
+)
 
 
 class Parser(argparse.ArgumentParser):
