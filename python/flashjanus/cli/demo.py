@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from flashjanus import JanusFlow
-    from flashjanus.api.files import write_text
+    from flashjanus.disk.writing import write_text
 
     model = JanusFlow.from_pretrained("shapes")
     loaded = time.perf_counter() - begun
@@ -111,7 +111,7 @@ def _shown(model: JanusFlow, number: int, destination: Destination, console: Con
 
 def _scores(model: JanusFlow, sheet: Path, console: Console) -> list[Scores]:
     """Of pictures, which `sheet` shows, and of answers; each is told when it is there."""
-    from flashjanus.api.files import save_png
+    from flashjanus.api.png import save_png
     from flashjanus.measure.evaluation.answers import score_answers
     from flashjanus.measure.evaluation.prompts import prompt_set, question_set
     from flashjanus.measure.evaluation.report import GroupedShares, table

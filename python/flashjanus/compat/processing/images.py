@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flashjanus.api.files import write_text
 from flashjanus.compat.processing.outputs import DictOutput
+from flashjanus.disk.writing import write_text
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.inputs.decoding import opened

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from flashjanus.api.files import write_text
 from flashjanus.compat.processing.conversation import Conversation, prompt_of
 from flashjanus.compat.processing.folders import hub_options, text_files
 from flashjanus.compat.processing.images import VLMImageProcessor
 from flashjanus.compat.processing.outputs import BatchedVLChatProcessorOutput, VLChatProcessorOutput
 from flashjanus.compat.processing.tokenizer import ChatTokenizer
 from flashjanus.disk.reading import read_json
+from flashjanus.disk.writing import write_text
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import ConfigError, InputError
 from flashjanus.inputs.images import ImageSource

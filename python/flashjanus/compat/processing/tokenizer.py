@@ -15,9 +15,9 @@ import tokenizers
 import torch
 from tokenizers import AddedToken
 
-from flashjanus.api.files import write_text
 from flashjanus.compat.processing.outputs import DictOutput
 from flashjanus.disk.reading import read_json
+from flashjanus.disk.writing import write_text
 from flashjanus.errors import ConfigError, InputError
 from flashjanus.inputs.tokenizer import (
     BOS,
