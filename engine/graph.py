@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import GraphError
+from .formats import Weight
 from .ops import get_op
 from .specs import Shape, Size, TensorSpec, contiguous_strides, product
 
@@ -65,20 +66,20 @@ def full_name(program: str, form: str) -> str:
 class Graph:
     """A program as an ordered list of nodes over named values. form: which one, where a program has several.
 
-    `weights` gives the spec of every tensor that `weight()` may ask for. `int4`: by the name of a weight in tiles, its
-    values in 4 bits and their scales (ops/nibbles.py), which serve instead of it where the rows are few. `rows`: the
-    sizes that count rows; an axis of a state or an input that has such a size is its axis of rows.
+    `weights` gives the spec of every tensor that `weight()` may ask for, or the formats of a linear's weight, out of
+    which the plan chooses (plan/linear.py). `rows`: the sizes that count rows; an axis of a state or an input that has
+    such a size is its axis of rows. `decodes`: formats for decoding serve where rows are few.
     """
 
     program: str
-    weights: Mapping[str, TensorSpec] = field(default_factory=dict)
+    weights: Mapping[str, TensorSpec | Weight] = field(default_factory=dict)
     rows: tuple[Size, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
     on_device: set[str] = field(default_factory=set)
-    int4: dict[str, tuple[Value, Value]] = field(default_factory=dict)
+    decodes: bool = False
     scope: str = ""
     form: str = ""
 
@@ -101,12 +102,14 @@ class Graph:
         return self._declare(Value(name, TensorSpec(tuple(shape), dtype), "state"))
 
     def weight(self, name: str) -> Value:
-        """A constant tensor by name."""
+        """A constant tensor by name; of a linear's weight, the matrix itself in the dtype that it is computed in."""
         if name in self.values:
             return self.values[name]
         if name not in self.weights:
             raise GraphError(f"{self.name}: weight '{name}' is not among the {len(self.weights)} given weights")
-        return self._declare(Value(name, self.weights[name], "weight"))
+        given = self.weights[name]
+        spec = TensorSpec(given.shape, given.dtype) if isinstance(given, Weight) else given
+        return self._declare(Value(name, spec, "weight"))
 
     def optional_weight(self, name: str) -> Value | None:
         return self.weight(name) if name in self.weights else None
@@ -148,8 +151,12 @@ class Graph:
         return self.view(value, [value.shape[i] for i in keep], strides[axis] * index, [strides[i] for i in keep])
 
     def add(self, op: str, *inputs: Value | None, label: str = "", **attrs: Any) -> Any:
-        """Append a node; returns its output value, or a tuple where the op has several, or None where it has none."""
+        """Append a node; returns its output value, or a tuple where the op has several, or None where it has none.
+
+        Optional inputs may be left out from the end.
+        """
         schema = get_op(op).schema
+        inputs += (None,) * (len(schema.inputs) - len(inputs))
         label = self._fresh(f"{self.scope}{label or op}")
         self.labels.add(label)
         specs = [None if v is None else v.spec for v in inputs]

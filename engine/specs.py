@@ -116,15 +116,13 @@ def contiguous_strides(shape: Sequence[Size]) -> Shape:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype. tiled: a weight whose bytes are in another order, for one op alone (ops/tiles.py)."""
+    """Shape and dtype."""
 
     shape: Shape
     dtype: torch.dtype
-    tiled: bool = False
 
     def __str__(self) -> str:
-        tiled = " in tiles" if self.tiled else ""
-        return f"{dtype_name(self.dtype)}[{', '.join(str(s) for s in self.shape)}]{tiled}"
+        return f"{dtype_name(self.dtype)}[{', '.join(str(s) for s in self.shape)}]"
 
 
 _DTYPE_NAMES = {

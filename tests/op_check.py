@@ -71,7 +71,7 @@ class Guarded:
 
 def official(op: Op, call: Call) -> Call:
     """The call as official numerics makes it: bfloat16 wherever the schema leaves the dtype open, but for 8 bits."""
-    fixed = ("f32", "i32", "u8")
+    fixed = ("f32", "i32", "u8", "any")
     args = tuple(
         t.bfloat16() if t is not None and t.is_floating_point() and t.itemsize > 1 and arg.dtype not in fixed else t
         for arg, t in zip(op.schema.inputs, call.args, strict=True)

@@ -68,8 +68,8 @@ class Faults:
         found = {}
         for node in (node for plan in plans for node in plan.nodes):
             for (op, name, *_), why in known.items():
-                # what a fusion gave up is told under the name of the fused op
-                if (node.op == op and node.refused.get(name) == why) or why in node.refused.get(op, ""):
+                # what a fusion gave up is told in the reason why there is none
+                if node.op == op and any(why in reason for reason in node.refused.values()):
                     found[f"{op} {name}: {why}"] = None
         return list(found)
 
@@ -141,7 +141,7 @@ def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict
             weight.mul_(1 / math.sqrt(math.prod(target.shape[1:])))
         else:
             weight.mul_(0.1).add_(0 if target.name.endswith(".b") else 1)
-        weights |= policy.kept(target, weight)
+        weights |= policy.pack(target, weight)
     return weights
 
 
@@ -173,8 +173,9 @@ class Workload:
         if quantization not in self._weights:
             self._weights[quantization] = random_weights(weight_layout(self.config), policy, self.setting.device)
 
-        def apart(op: str, *call: Any) -> str | None:
-            return "its parts are looked at" if op == "fused_linear" else self.faults(op, *call)
+        def apart(op: str, name: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+            apart = op == "linear" and fused(specs, attrs)
+            return "its parts are looked at" if apart else self.faults(op, name, specs, attrs)
 
         return Runner(
             self.config,

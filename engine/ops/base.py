@@ -3,7 +3,8 @@
 A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
 `T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading
 sizes, `?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that
-only an output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function.
+only an output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function,
+which also checks what a pattern cannot say: `any[...]` is left to it. It finds the specs of all arguments as `given`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..errors import PlanError, SchemaError
 from ..specs import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product, static
 
 Bound = dict[str, Any]
-Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Size]]
+Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Any]]
 _ARG = re.compile(r"(\w+)([?!]*): (\w+)\[([^\]]*)\]")
 
 
@@ -71,7 +72,8 @@ class Schema:
                 raise SchemaError(f"{where}: argument '{arg.name}' expected {_expected(arg, known)}, got {spec}")
         if self.derive is not None:
             try:
-                bound.update(self.derive(bound, attrs))
+                given = {arg.name: spec for arg, spec in zip(self.inputs, specs, strict=True)}
+                bound.update(self.derive({**bound, "given": given}, attrs))
             except SchemaError as error:
                 raise SchemaError(f"{where}: {error}") from None
         return bound
@@ -94,12 +96,14 @@ class Schema:
 
 
 def _bind_dtype(name: str, dtype: torch.dtype, bound: Bound) -> bool:
-    if name in DTYPES:
-        return DTYPES[name] is dtype
+    if name in DTYPES or name == "any":
+        return DTYPES.get(name, dtype) is dtype
     return bool(bound.setdefault(name, dtype) is dtype)
 
 
 def _bind_shape(pattern: tuple[str, ...], shape: Shape, bound: Bound) -> bool:
+    if pattern[0] == "...":
+        return True
     if pattern[0] == "*":
         lead = len(shape) - len(pattern) + 1
         if lead < 0 or bound.setdefault("*", list(shape[:lead])) != list(shape[:lead]):

@@ -1,7 +1,11 @@
-"""y = x W^T + b. GEMMs come from torch (oneDNN, cuBLASLt).
+"""y = act(rms_norm(x) W^T + bias) + residual, with W in any format: the one matrix product by a weight.
 
-`split_bias` rounds the product to the output's dtype before it adds the bias, as torch does for inputs that
+act(gate, up) = silu(gate) * up where it is "gated_silu", over the first and the last half of W's rows; "gelu" is the
+exact one. `format` names how weight and scale hold W (engine/formats). x is rounded as the format's kernels do: in the
+groups of columns that they quantize, or after a norm to W's dtype; or it comes in 8 bits, a scale `x_scale` for each
+row. `split_bias` rounds the product to the output's dtype before it adds the bias, as torch does for inputs that
 are not contiguous.
+A graph says x, weight and bias; the plan decides the rest (plan/linear.py).
 """
 
 from __future__ import annotations
@@ -10,59 +14,114 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..device import native
+from ..errors import SchemaError
+from ..formats import FORMATS, Format, rows
 from ..specs import TensorSpec, product, static
-from .base import Bound, Call, Op, Schema, Tunable, normal, register
-from .shapes import rows_of
+from . import activations, rms_norm
+from .base import Bound, Op, Schema, Tunable, register
+from .linear_cases import CASES, example
+from .quantize import too_many_channels
+from .refusals import MAX_NORM_CHANNELS, floats
+from .shapes import outputs_of_row, rows_of
+
+ACTIVATIONS = ("none", "gated_silu", "gelu")
+"""In the order of Activation in csrc/cpu/amx/tiled_linear.h."""
+MAX_ROWS = 4
+"""kMaxGemvRows of csrc/kernel.h."""
+FEW_TOKENS = 4
+"""Of a row, above which it is no longer the weight that a CPU waits for."""
+Specs = Sequence[TensorSpec | None]
+
+
+def fused(specs: Specs, attrs: Mapping[str, Any]) -> bool:
+    """True if a call has a norm, an activation or a residual in it."""
+    return any(spec is not None for spec in specs[5:]) or attrs.get("act", "none") != "none"
+
+
+def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """N, M, the outputs of a row, and Y, their dtype; refuses a weight that its format does not hold."""
+    name, act, given = attrs.get("format", "dense"), attrs.get("act", "none"), bound["given"]
+    x, weight, scale, k = given["x"], given["weight"], given["scale"], bound["K"]
+    if name not in FORMATS or act not in ACTIVATIONS:
+        known = f"format out of {', '.join(FORMATS)} and act out of {', '.join(ACTIVATIONS)}"
+        raise SchemaError(f"expected {known}, got {name!r}, {act!r}")
+    fmt, halves = FORMATS[name], 2 if act == "gated_silu" else 1
+    n, columns = fmt.size(weight.shape)
+    multiplies = weight.dtype if given["norm"] is not None or scale is not None else x.dtype
+    expected = fmt.specs(static(n), static(k), multiplies)
+    if (weight, scale) != expected:
+        due, got = (" and ".join(map(str, filter(None, specs))) for specs in (expected, (weight, scale)))
+        raise SchemaError(f"argument 'weight' expected in format {name} as {due}, got {got}")
+    if static(n) % halves:
+        raise SchemaError(f"expected an even number of rows of weight for gates and ups, got {n}")
+    reason = fmt.refuses(static(n) // halves, static(columns), weight.dtype)
+    if reason is not None:
+        raise SchemaError(reason)
+    if given["x_scale"] is not None and x.dtype is not weight.dtype:
+        raise SchemaError(f"expected x and weight in the same 8 bits, got {x} and {weight}")
+    if bound.get("N", n) != n:
+        raise SchemaError(f"expected a bias of {n} values, got {bound['N']}")
+    return {"N": n, "Y": attrs.get("dtype") or x.dtype, **outputs_of_row(bound, static(n) // halves)}
 
 
 def reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, split_bias: bool = False
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    norm: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    format: str = "dense",
+    act: str = "none",
+    eps: float = 0.0,
+    split_bias: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    y = x.float() @ weight.float().T
-    return y if bias is None else y + bias.float()
+    fmt, x = FORMATS[format], x.float()
+    if norm is not None:
+        x = rms_norm.reference(x, norm, eps, torch.float32)
+    if fmt.group is not None:
+        q, steps = rows.reference(_grouped(x, fmt.group))
+        x = (q.round() * steps[..., None]).reshape(x.shape)
+    if x_scale is not None:
+        x = x * x_scale.float()[..., None]
+    matrix, factors = fmt.matrix(weight, scale, x.dtype)
+    y = x @ matrix.T
+    if factors is not None:
+        y = y * factors.float()
+    y = y if bias is None else y + bias.float()
+    if act != "none":
+        y = activations.reference_silu_mul(y) if act == "gated_silu" else activations.reference_gelu(y)
+    return y if residual is None else y + residual.float()
+
+
+def _grouped(x: torch.Tensor, group: int) -> torch.Tensor:
+    return x.reshape(*x.shape[:-1], -1, group or x.shape[-1])
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
 
 
-def example(
-    generator: torch.Generator, dtype: torch.dtype, m: int, k: int, n: int, bias: bool, split_bias: bool = False
-) -> Call:
-    x, w = normal(generator, m, 1, k, dtype=dtype), (normal(generator, n, k) / k**0.5).to(dtype)
-    return Call((x, w, normal(generator, n, dtype=dtype) if bias else None), dict(split_bias=split_bias))
-
-
 OP = register(
     Op(
         "linear",
-        Schema.parse("x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]"),
+        Schema.parse(
+            "x: X[*, K], weight: any[...], bias?: B[N], scale?: any[...], x_scale?: f32[*], norm?: f32[K],"
+            " residual?: R[*, M] -> y: Y[*, M]",
+            derive,
+        ),
         reference,
         flops,
-        cases=[
-            dict(m=1, k=64, n=96, bias=False),
-            dict(m=1, k=33, n=7, bias=True),
-            dict(m=37, k=200, n=65, bias=True),
-            dict(m=5, k=40, n=24, bias=True, split_bias=True),
-            dict(m=6, k=16, n=8, bias=False),
-            dict(m=2, k=70, n=19, bias=True),
-            dict(m=3, k=48, n=32, bias=False),
-            dict(m=4, k=129, n=5, bias=True),
-            dict(m=1, k=2600, n=5, bias=True),
-            dict(m=4, k=2056, n=3, bias=False),
-            dict(m=2, k=1031, n=3, bias=False),
-        ],
-        example=example,
+        CASES,
+        example,
     )
 )
-
-
-MAX_ROWS = 4
-"""kMaxGemvRows of csrc/kernel.h."""
-FEW_TOKENS = 4
-"""Of a row, above which it is no longer the weight that a CPU waits for."""
 
 
 def many_tokens(x: TensorSpec | None) -> str | None:
@@ -87,62 +146,78 @@ def few_to_decode(x: TensorSpec) -> bool:
     return static(product(x.shape[1:-1])) == 1 and too_many_rows(x) is None
 
 
-def _adds_the_bias_first(attrs: Mapping[str, Any]) -> str | None:
-    return "adds the bias before it rounds" if attrs.get("split_bias") else None
+def _refuses_amx(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    if specs:
+        x, _, bias, *_ = specs
+        assert x is not None
+        fmt = FORMATS[attrs.get("format", "dense")]
+        if fmt.by_rows:
+            return f"reads weights in tiles or in 4 bits, not {fmt.name}"
+        if attrs.get("split_bias"):
+            return "adds the bias before it rounds"
+        if fmt.name == "int4" and (bias is not None or attrs.get("act") == "gelu"):
+            return "adds no bias to 4 bits, and has no GELU behind them"
+        many = too_many_rows(x) if fmt.name == "int4" else None
+        wide = None if fmt.group is None else too_many_channels(static(x.shape[-1]))
+        if many or wide:
+            return many or wide
+    return native.refuses_amx(device, *floats(specs, attrs))
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    dtypes = [spec.dtype for spec in specs if spec is not None]
-    many = many_tokens(specs[0]) if specs else None
-    return _adds_the_bias_first(attrs) or many or native.refuses(device, *dtypes)
+def _refuses_gemv(specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    """Why a matrix-vector kernel cannot take this call, however few its rows are, or None."""
+    x, weight, bias, _, x_scale, norm, residual = specs
+    assert x is not None
+    assert weight is not None
+    fmt = attrs.get("format", "dense")
+    if fmt not in ("dense", "int8"):
+        return f"widens weights in int8, row by row, and reads dense ones, not {fmt}"
+    if x_scale is not None:
+        return "takes inputs as they are, not in 8 bits"
+    if attrs.get("split_bias"):
+        return "adds the bias before it rounds"
+    if fused(specs, attrs) and (bias is not None or attrs.get("act") == "gelu"):
+        return "takes neighbors without a bias, and has no GELU"
+    if norm is not None and static(x.shape[-1]) > MAX_NORM_CHANNELS:
+        return f"normalizes at most {MAX_NORM_CHANNELS} channels"
+    if residual is not None and residual.dtype is not torch.float32:
+        return f"adds to a residual stream of float32, not {residual.dtype}"
+    if fmt == "dense" and x.dtype is not weight.dtype and x.dtype is not torch.float32:
+        return f"multiplies {x.dtype} by {weight.dtype} only behind a norm of float32"
+    return None
 
 
-def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    dtypes = [spec.dtype for spec in specs if spec is not None]
-    many = too_many_rows(specs[0]) if specs else None
-    return _adds_the_bias_first(attrs) or many or native.refuses_cuda(device, *dtypes)
+def _refuses_native(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    reason = (_refuses_gemv(specs, attrs) or many_tokens(specs[0])) if specs else None
+    return reason or native.refuses(device, *floats(specs, attrs))
 
 
-@OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
-) -> None:
-    native.run("gemv", **gemv_arguments(x, weight, y, bias=bias))
+def _refuses_cuda(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    reason = (_refuses_gemv(specs, attrs) or too_many_rows(specs[0])) if specs else None
+    return reason or native.refuses_cuda(device, *floats(specs, attrs))
 
 
-@OP.implementation("cuda", _refuses_cuda)
-def run_cuda(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
-) -> None:
-    native.run_cuda("gemv", x.device, **gemv_arguments(x, weight, y, bias=bias))
+def _yields_gemv(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    if attrs.get("act") == "gated_silu" and specs and specs[5] is specs[6] is None:
+        return "a gated SiLU alone: its dtypes do not tell whether the linear has to round before it"
+    return None
 
 
-def gemv_arguments(
+def _yields_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[4] is not None:
+        return "multiplies floats, for which inputs stay as they are"
+    if specs and fused(specs, attrs) and FORMATS[attrs.get("format", "dense")].by_rows:
+        return "no faster than the parts, which have kernels of their own"
+    return None
+
+
+def _arguments(
     x: torch.Tensor,
     weight: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    norm: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    eps: float = 0.0,
-    gated: bool = False,
-) -> dict[str, Any]:
-    """Members of GemvParams in csrc/cpu/gemv.h; int8 weights come with their scale."""
-    dtype = x.dtype if scale is not None else weight.dtype
-    shared = product_arguments(x, weight, y, norm=norm, scale=scale, residual=residual, eps=eps)
-    return dict(bias=bias, dtype=dtype, gated=gated, **shared)
-
-
-def product_arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    norm: torch.Tensor | None,
     scale: torch.Tensor | None,
+    norm: torch.Tensor | None,
     residual: torch.Tensor | None,
+    y: torch.Tensor,
     eps: float,
 ) -> dict[str, Any]:
     """What the structs of kernels that multiply by a weight have in common."""
@@ -164,18 +239,106 @@ def product_arguments(
     )
 
 
+def gemv_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    eps: float = 0.0,
+    act: str = "none",
+    **attrs: Any,
+) -> dict[str, Any]:
+    """Members of GemvParams in csrc/cpu/gemv.h; int8 weights come with their scale."""
+    dtype = x.dtype if scale is not None else weight.dtype
+    shared = _arguments(x, weight, scale, norm, residual, y, eps)
+    return dict(bias=bias, dtype=dtype, gated=act == "gated_silu", **shared)
+
+
+@OP.implementation("amx", _refuses_amx)
+def run_amx(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    format: str,
+    act: str = "none",
+    eps: float = 0.0,
+    **attrs: Any,
+) -> None:
+    shared = _arguments(x, weight, scale, norm, residual, y, eps)
+    if format == "int4":
+        native.run("int4_linear", gated=act == "gated_silu", **shared)
+        return
+    bias_dtype = torch.float32 if bias is None else bias.dtype
+    native.run("tiled_linear", bias=bias, bias_dtype=bias_dtype, act=ACTIVATIONS.index(act), **shared)
+
+
+@OP.implementation("native", _refuses_native, _yields_gemv)
+def run_native(*tensors: Any, **attrs: Any) -> None:
+    native.run("gemv", **gemv_arguments(*tensors, **attrs))
+
+
+@OP.implementation("cuda", _refuses_cuda, _yields_gemv)
+def run_cuda(*tensors: Any, **attrs: Any) -> None:
+    native.run_cuda("gemv", tensors[0].device, **gemv_arguments(*tensors, **attrs))
+
+
 CUBLAS = (
     Tunable("torch.backends.cuda", "preferred_blas_library", ("cublas", "cublaslt")),
     Tunable("torch.backends.cuda.matmul", "allow_bf16_reduced_precision_reduction", (False,)),
 )
 
 
-@OP.implementation("torch", tunables=CUBLAS)
+def _refuses_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    if attrs.get("split_bias") and (attrs.get("format", "dense") != "dense" or fused(specs, attrs)):
+        return "rounds before it adds its bias for dense weights alone, without neighbors"
+    return None
+
+
+@OP.implementation("torch", _refuses_torch, _yields_torch, tunables=CUBLAS)
 def run_torch(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, split_bias: bool = False
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    format: str = "dense",
+    act: str = "none",
+    eps: float = 0.0,
+    split_bias: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     # contiguous: oneDNN's AMX GEMM pads K with what lies between strided rows, times zero, and 0 * NaN is NaN
-    x, y = x.reshape(-1, x.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
+    fmt, x = FORMATS[format], x.contiguous()
+    alone = x_scale is norm is residual is None and act == "none" and fmt.by_rows
+    if alone and fmt.name == "dense":
+        _multiply(x.view(-1, x.shape[-1]), weight, bias, y.view(-1, y.shape[-1]), split_bias)
+        return
+    product = _product(fmt, x, weight, scale, x_scale, norm, eps, alone)
+    if bias is not None:
+        product += bias
+    if act != "none":
+        product = activations.silu_mul(product) if act == "gated_silu" else F.gelu(product)
+    y.copy_(product if residual is None else product + residual)
+
+
+def _multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, split_bias: bool
+) -> None:
     added = None if split_bias else bias
     if len(x) == 1:  # one token: a matrix-vector product reads the weight 1.4 times as fast as torch's GEMM on a CPU
         if added is None:
@@ -188,3 +351,29 @@ def run_torch(
         torch.addmm(added, x, weight.t(), out=y)
     if bias is not None and split_bias:
         y.add_(bias)
+
+
+def _product(
+    fmt: Format,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    eps: float,
+    alone: bool,
+) -> torch.Tensor:
+    """In float32. alone: 8 bits row by row, multiplied in x's dtype. Other formats are unpacked in every call: for
+    comparison, not for speed."""
+    if norm is not None:
+        x = rms_norm.normalize(x, norm, eps)
+    if scale is None:
+        x = x.to(weight.dtype)
+    if fmt.group is not None:
+        q, steps = rows.quantized(_grouped(x, fmt.group))
+        x = (q * steps[..., None]).view(x.shape)
+    matrix, factors = fmt.matrix(weight, scale, x.dtype if alone else torch.float32)
+    product = ((x if alone else x.float()) @ matrix.t()).float()
+    if x_scale is not None:
+        product *= x_scale[..., None]
+    return product if factors is None else product * factors

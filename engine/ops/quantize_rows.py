@@ -1,6 +1,7 @@
 """Rows into 8 bits with a scale for each: see formats/rows.py. `dtype` is q's.
 
-Inputs of a `linear_w8a8` where no op that ends in them writes them: attention's output is made head by head.
+Inputs of a `linear` that multiplies 8 bits by 8 bits, where no op that ends in them writes them: attention's output is
+made head by head.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """RMSNorm, alone and after a residual add, into 8 bits with a scale for each row: see formats/rows.py.
 
-Inputs of a `linear_w8a8`; `dtype` is q's. The weight is float32: nothing is rounded between the norm and q.
+Inputs of a `linear` that multiplies 8 bits by 8 bits; `dtype` is q's. The weight is float32: nothing is rounded
+between the norm and q.
 """
 
 from __future__ import annotations

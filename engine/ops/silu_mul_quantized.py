@@ -1,6 +1,6 @@
 """Gated SiLU, silu(gate) * up, into 8 bits with a scale for each row: see formats/rows.py and activations.py.
 
-Inputs of a `linear_w8a8`; `dtype` is q's.
+Inputs of a `linear` that multiplies 8 bits by 8 bits; `dtype` is q's.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from ..errors import GraphError, PlanError
 from ..graph import Graph, Node, Value, verify
 from ..ops import Avoided, all_ops, get_op
 from ..specs import Dim, TensorSpec, bind, contiguous_strides, product, static
-from .fuse import fuse
+from .eight_bits import quantize_inputs
+from .linear import Choice, Reasons, check_formats, choose_linears
 from .memory import Lifetime, assign
 from .plan import Plan, PlannedNode, Ref, nbytes
-from .w8a8 import quantize_inputs
 
 
 def lower(
@@ -31,7 +31,7 @@ def lower(
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
     none of them can serve, is a PlanError. What `avoided` has a reason against is as if it refused. `guard` leaves that
     many bytes free behind every intermediate, for tests.
-    Without `fused` each of the graph's nodes has its own (see fuse.py, w8a8.py), for a comparison node by node.
+    Without `fused` each of the graph's nodes has its own (see linear.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -41,11 +41,12 @@ def lower(
     if wrong:
         raise PlanError(f"{graph.name}: expected sizes of at least 0, got {wrong}")
     verify(graph)
-    graph, wide = quantize_inputs(graph, sizes, device, forced, avoided, fused)
-    graph, unfused = fuse(graph, sizes, device, forced, avoided, fused)
+    check_formats(graph)
+    choice, instead = Choice(sizes, device, forced, avoided), Reasons()
+    graph = quantize_inputs(graph, choice, fused, instead)
+    graph = choose_linears(graph, choice, fused, instead)
     verify(graph)
-    instead = {"linear_w8a8": wide, "fused_linear": unfused}
-    nodes = tuple(_plan_node(node, sizes, device, forced.get(node.op, ()), avoided, instead) for node in graph.nodes)
+    nodes = tuple(_plan_node(node, choice, instead.get(node.label, {})) for node in graph.nodes)
     lifetimes = _lifetimes(graph, sizes)
     offsets, arena = assign(lifetimes, guard)
 
@@ -77,7 +78,7 @@ def _concrete(value: Value, sizes: Mapping[str, int]) -> Ref:
     ref = Ref(
         value.root.name,
         value.root.kind,
-        TensorSpec(shape, value.dtype, value.root.spec.tiled),
+        TensorSpec(shape, value.dtype),
         bind(value.offset, sizes),
         tuple(bind(s, sizes) for s in strides),
     )
@@ -100,35 +101,33 @@ def _check_window(value: Value, ref: Ref, elements: int) -> None:
         )
 
 
-def _plan_node(
-    node: Node,
-    sizes: Mapping[str, int],
-    device: torch.device,
-    forced: Sequence[str],
-    avoided: Avoided | None,
-    instead: Mapping[str, Mapping[str, str]],
-) -> PlannedNode:
-    """instead: by the op that could have stood in a node's place, why it does not, by label."""
-    op = get_op(node.op)
-    tiled = [v.name for v in node.inputs if v is not None and v.root.spec.tiled]
-    if tiled and node.op != "tiled_linear":
-        raise PlanError(f"{node.label} ({node.op}): expected weights row by row, got '{tiled[0]}' in tiles")
+def _plan_node(node: Node, choice: Choice, instead: Mapping[str, str]) -> PlannedNode:
+    """instead: what the node could have been, and why it is not."""
+    op, sizes, forced = get_op(node.op), choice.sizes, choice.forced.get(node.op, ())
     inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
     outputs = tuple(_concrete(v, sizes) for v in node.outputs)
     attrs: dict[str, Any] = {k: bind(v, sizes) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
     specs = [None if r is None else r.spec for r in inputs]
     bound = op.schema.bind(op.name, specs, attrs, node.label)
-    implementation, refused = op.choose(device, specs, attrs, forced, avoided)
+    implementation, refused = op.choose(choice.device, specs, attrs, forced, choice.avoided)
     if forced:
         reason = "asked for by name"
     elif refused:
         reason = "first that can serve"
     else:
         reason = "first choice" if len(op.implementations) > 1 else "the only one"
-    refused = refused | {name: reasons[node.label] for name, reasons in instead.items() if node.label in reasons}
     moved = op.bytes_moved(bound, attrs, [*specs, *(r.spec for r in outputs)])
     return PlannedNode(
-        node.label, node.op, implementation, reason, refused, inputs, outputs, attrs, op.flops(bound, attrs), moved
+        node.label,
+        node.op,
+        implementation,
+        reason,
+        {**refused, **instead},
+        inputs,
+        outputs,
+        attrs,
+        op.flops(bound, attrs),
+        moved,
     )
 
 

@@ -39,6 +39,12 @@ class PlannedNode:
     flops: int
     nbytes: int
 
+    @property
+    def work(self) -> str:
+        """The op, for a person; of a linear with the format of its weight, where it has another than its own."""
+        fmt = self.attrs.get("format", "dense")
+        return self.op if fmt == "dense" else f"{self.op}/{fmt}"
+
     def where(self, offsets: Mapping[str, int]) -> str:
         """Where the first output lives, for a person."""
         if not self.outputs:
@@ -103,7 +109,7 @@ class Plan:
             out = ", ".join(str(o.spec) for o in n.outputs) or "-"
             row = (
                 n.label,
-                n.op,
+                n.work,
                 n.implementation.name,
                 out,
                 n.where(self.offsets),
@@ -118,8 +124,8 @@ class Plan:
     def why(self) -> str:
         """For each op, which implementation serves, why, and what the others said."""
         lines: list[str] = []
-        for op in dict.fromkeys(n.op for n in self.nodes):
-            nodes = [n for n in self.nodes if n.op == op]
+        for op in dict.fromkeys(n.work for n in self.nodes):
+            nodes = [n for n in self.nodes if n.work == op]
             for reason in dict.fromkeys((n.implementation.name, n.reason, tuple(n.refused.items())) for n in nodes):
                 name, why, refused = reason
                 lines.append(f"{op}: {name} ({why})")
@@ -142,6 +148,7 @@ class Plan:
                 {
                     "label": n.label,
                     "op": n.op,
+                    **({"format": n.attrs["format"]} if "format" in n.attrs else {}),
                     "implementation": n.implementation.name,
                     "reason": n.reason,
                     "refused": dict(n.refused),

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from ..ops.linear_w8a8 import scales_rows_on_cpu
+from ..ops.linear_scaled import scales_rows_on_cpu
 
 SECONDS = 0.4
 """Spent on one ceiling, beside its first run; at least MIN_SAMPLES runs, however slow."""

@@ -225,8 +225,7 @@ def _check(
     for name, spec in specs.items():
         if name not in tensors:
             raise PlanError(f"{plan.name}: {kind} '{name}' is missing, expected {spec}")
-        # the order of a weight's bytes cannot be seen
-        got = TensorSpec(tuple(tensors[name].shape), tensors[name].dtype, spec.tiled)
+        got = TensorSpec(tuple(tensors[name].shape), tensors[name].dtype)
         if got != spec:
             raise PlanError(f"{plan.name}: {kind} '{name}' expected {spec}, got {got}")
         if tensors[name].device.type != device.type:

@@ -53,7 +53,7 @@ def solo(
     outputs: Sequence[torch.Tensor],
 ) -> Callable[[], None]:
     """`call` of `node` as it is made where other work presses: a Solo where it is small and may be repeated."""
-    if node.implementation.name != "torch" or node.flops > SMALL_FLOPS or node.nbytes > SMALL_BYTES:
+    if node.implementation.name not in ("torch", "scaled_mm") or node.flops > SMALL_FLOPS or node.nbytes > SMALL_BYTES:
         return call
     repeats = not any(arg.mutated for arg in get_op(node.op).schema.inputs)
     apart = all(_apart(output, other) for output in outputs for other in inputs)

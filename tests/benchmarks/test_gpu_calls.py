@@ -15,7 +15,7 @@ from typing import Any
 import gpu
 import pytest
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.plan.w8a8 import QUANTIZED
+from flashjanus.engine.plan.eight_bits import QUANTIZED
 from gpu_stages import budget, checks, chosen
 from gpu_stages.book import Book, read
 from gpu_stages.workload import Workload
@@ -23,7 +23,7 @@ from gpu_stages.workload import dry_run as small
 
 ROOT = Path(gpu.__file__).parents[1]
 STAGE_NAMES = [stage.name for stage in budget.CALLS[1]]
-PLANTED = {"gelu": "wrong", "silu_mul": "crash", "layer_norm": "hang", "rms_norm": "raise", "fused_linear": "raise"}
+PLANTED = {"gelu": "wrong", "silu_mul": "crash", "layer_norm": "hang", "rms_norm": "raise", "linear": "raise"}
 
 
 def start(out: Path, *args: str) -> subprocess.Popen[str]:
@@ -61,7 +61,8 @@ def test_the_first_call_runs_dry(first_call):
         "flow_step 1", "flow_prepare", "decode_step 1", "decode_step 2", "decode_latents", "encode_images",
         "flow_step_recalling 1", "flow_step 1 fp8",
     }  # fmt: skip
-    assert {row["op"] for row in chosen} >= {"linear_w8a8", "linear_w8a16", "quantize_rows", *QUANTIZED.values()}
+    assert {row["op"] for row in chosen} >= {"linear", "quantize_rows", *QUANTIZED.values()}
+    assert {row["implementation"] for row in chosen if row["op"] == "linear"} == {"torch", "scaled_mm"}
     headline = stages["headline"]["rows"]
     assert all("time" in row for row in headline.values())
     assert {f"{name} {mode}" for mode in ("graphs", "eager") for name in (
@@ -73,8 +74,10 @@ def test_the_first_call_runs_dry(first_call):
     assert set(stages["profile"]["rows"]) == {"trace", "flow step", "token", "VAE", "SigLIP"}
     loops = stages["alternatives"]["rows"]["all steps of one image"]["choices"]
     assert set(loops) == {"one replay a step", "one graph for all steps"}
-    tuned = [row for row in stages["alternatives"]["rows"].values() if row.get("op") == "linear_w8a8"]
-    assert any("torch, flashjanus.engine.ops.linear_w8a8:FAST_ACCUMULATION=True" in row["choices"] for row in tuned)
+    tuned = [row for row in stages["alternatives"]["rows"].values() if row.get("op") == "linear"]
+    assert any(
+        "scaled_mm, flashjanus.engine.ops.linear_scaled:FAST_ACCUMULATION=True" in row["choices"] for row in tuned
+    )
     page = next(out.glob("*.md")).read_text()
     assert "the figures mean nothing" in page
     assert sorted("".join(file.suffixes) for file in out.iterdir()) == [".json", ".md", ".trace.json.gz"]
@@ -120,9 +123,9 @@ def test_planted_faults_cost_their_own_rows_and_are_avoided(tmp_path):
     headline = data["stages"]["headline"]["rows"]
     assert all("time" in row for row in headline.values()), "also where nothing right is left"
     without = {name: {why.partition(" ")[0] for why in row.get("without", ())} for name, row in headline.items()}
-    assert without["SigLIP 1 graphs"] == {"gelu", "layer_norm"}
-    assert without["decode, sampled 1 eager"] == {"silu_mul", "rms_norm", "fused_linear"}
-    assert "without" not in headline["VAE 1 graphs"]
+    assert without["SigLIP 1 graphs"] == {"gelu", "layer_norm", "linear"}
+    assert without["decode, sampled 1 eager"] == {"silu_mul", "rms_norm", "linear"}
+    assert without["VAE 1 graphs"] == {"linear"}, "what it meets, and no more"
     page = next(tmp_path.glob("*.md")).read_text()
     assert "Measured without gelu planted: y is off by" in page
     assert "**nothing right is left: it serves all the same**" in page

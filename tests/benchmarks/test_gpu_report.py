@@ -102,7 +102,7 @@ def test_call_2_learns_what_was_wrong_and_what_was_faster():
     assert lessons["calls"] == [["attention", "triton", "01234567", "o is off by 2 of 3, allowed 0.1"]]
     name = "flashjanus.triton_kernels.scaled_matmul:GROUP"
     assert lessons["tuned"] == {name: {"value": 16, "why": "0.75 of the time of what is in force"}}
-    assert lessons["slower"] == [["linear_w8a8", "triton", "torch takes 0.50 of its time"]]
+    assert lessons["slower"] == [["linear", "triton", "torch takes 0.50 of its time"]]
     before = scaled_matmul.GROUP
     try:
         learned.put_in_force(json.loads(json.dumps(lessons["tuned"])))
@@ -111,7 +111,7 @@ def test_call_2_learns_what_was_wrong_and_what_was_faster():
         scaled_matmul.GROUP = before
     page = report.learned({"learned": {"from": "x-call-1.json", **lessons}})
     assert f"`{name}` = 16" in page
-    assert "linear_w8a8 not by triton" in page
+    assert "linear not by triton" in page
     assert "attention by triton was wrong: looked at again" in page
 
 
@@ -139,10 +139,10 @@ def test_a_page_that_cannot_be_made_costs_no_findings(tmp_path):
 
 def test_an_alternative_that_failed_somewhere_or_was_not_timed_teaches_nothing():
     rows = json.loads(json.dumps(SAMPLE["stages"]["alternatives"]["rows"]))
-    other = json.loads(json.dumps(rows["linear_w8a8 01234567"]))
+    other = json.loads(json.dumps(rows["linear 01234567"]))
     other["choices"]["torch"] = {"failed": "wrong"}
     other["choices"]["triton, flashjanus.triton_kernels.scaled_matmul:GROUP=16"] = {"failed": "wrong"}
-    stages = {"alternatives": {"rows": {**rows, "linear_w8a8 89abcdef": other}}}
+    stages = {"alternatives": {"rows": {**rows, "linear 89abcdef": other}}}
     lessons = learned.lessons({"stages": stages})
     assert lessons["slower"] == []
     assert lessons["tuned"] == {

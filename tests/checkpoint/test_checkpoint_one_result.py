@@ -14,7 +14,7 @@ import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import Checkpoint, JanusFlowConfig, StateDictSource, TensorSource, weight_layout
 from flashjanus.checkpoint.quantize import quantization_errors, quantize_checkpoint
-from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats import Weight, tiles
 from flashjanus.engine.formats.nibbles import INT4
 from flashjanus.execution import loading
 from flashjanus.model import Policy
@@ -79,9 +79,9 @@ def test_quantized_at_load_is_quantized_beforehand(
         policy = Policy.of(compute, tiled=tiled, quantization=method)
         at_load = kept(config, StateDictSource(state), policy)
         assert_same(kept(before.config_dict, before.weights, policy), at_load)
-        assert policy.specs(next(t for t in weight_layout(before.config) if t.name == "llm.0.o"))["llm.0.o"].tiled == (
-            tiled and method != "fp8"
-        )
+        of = policy.kept(next(t for t in weight_layout(before.config) if t.name == "llm.0.o"))
+        assert isinstance(of, Weight)
+        assert (of.formats[0].name == "int8_tiles") == (tiled and method != "fp8")
         assert ("llm.0.o.int4" in at_load) == (method == "int4")
         exact = state["language_model.model.layers.0.self_attn.o_proj.weight"].double()
         held = tiles.untile(at_load["llm.0.o"]) if tiled and method != "fp8" else at_load["llm.0.o"]
@@ -159,7 +159,7 @@ def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> Non
             held = INT4.unpack(weights[f"{target.name}.int4"], weights[f"{target.name}.int4.scale"]).double()
         else:
             q = weights[target.name]
-            q = tiles.untile(q) if policy.specs(target)[target.name].tiled else q
+            q = q if policy.kept(target).formats[0].by_rows else tiles.untile(q)
             held = q.double() * weights[f"{target.name}.scale"].double()[:, None]
         seen.add((target.name.rpartition(".")[2], f"{target.name}.int4" in weights))
         rows = 0

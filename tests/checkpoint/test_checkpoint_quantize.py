@@ -43,7 +43,7 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, method: str = "int8") -> 
     policy = Policy.of(dtype, tiled=method == "int4", quantization=method)
     layout = weight_layout(checkpoint.config)
     dtypes = {"matrix_dtype": policy.matrix, "vector_dtype": policy.vector}
-    return load_weights(layout, checkpoint.weights, **dtypes, quantized=policy.quantized, finish=policy.kept)
+    return load_weights(layout, checkpoint.weights, **dtypes, quantized=policy.quantized, finish=policy.pack)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
         3 * 3 * 4 * 16 * 2 + 2 * 4 * 6 * 8 * 4,
     ),
     (
-        "fused_linear",
-        dict(m=2, k=72, n=38, norm=True, gated=True),
+        "linear",
+        dict(m=2, k=72, n=38, norm=True, act="gated_silu"),
         2 * 2 * 72 * 38,
         (2 * 72 + 72) * 4 + (38 * 72 + 2 * 19) * 2,
     ),
@@ -64,8 +64,8 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
     ),
     # half a byte for a weight, two for the scale of 32
     (
-        "int4_linear",
-        dict(m=2, k=96, n=160, norm=True, gated=True),
+        "linear",
+        dict(m=2, k=96, n=160, norm=True, act="gated_silu", of="int4"),
         2 * 2 * 96 * 160,
         (2 * 96 + 96) * 4 + 160 * 96 // 2 + 160 * 3 * 2 + 2 * 80 * 2,
     ),
@@ -73,14 +73,14 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
     ("add_layer_norm", dict(m=3, c=1001), 7 * 6 * 1001, 6 * 1001 * (4 + 2 + 4 + 2) + 2 * 1001 * 4),
     ("linear", dict(m=3, k=64, n=96, bias=True), 2 * 3 * 64 * 96, (3 * 64 + 64 * 96 + 96 + 3 * 96) * 2),
     (
-        "linear_w8a16",
-        dict(m=2, k=592, n=19, bias=True),
+        "linear",
+        dict(m=2, k=592, n=19, bias=True, of="int8"),
         2 * 2 * 592 * 19,
         2 * 592 * 2 + 19 * 592 + 19 * 4 + 19 * 2 + 2 * 19 * 2,
     ),
     (
-        "linear_w8a8",
-        dict(m=5, k=33, n=7, bias=True),
+        "linear",
+        dict(m=5, k=33, n=7, bias=True, of="int8", quantized=True),
         2 * 5 * 33 * 7,
         5 * 33 + 5 * 4 + 7 * 33 + 7 * 4 + 7 * 2 + 5 * 7 * 2,
     ),
@@ -117,8 +117,8 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
     # x and y in float32; then a total in float32 and a slot in bfloat16, more than two slots
     ("step_cache", dict(images=2, guided=1, n=3, c=8), 4 * (3 * 3 * 8), 3 * 3 * 8 * (2 * 4 + 4 + 2)),
     (
-        "tiled_linear",
-        dict(m=3, k=96, n=160, norm=True, act="gated_silu"),
+        "linear",
+        dict(m=3, k=96, n=160, norm=True, act="gated_silu", of="tiles"),
         2 * 3 * 96 * 160,
         (3 * 96 + 96) * 4 + (160 * 96 + 3 * 80) * 2,
     ),

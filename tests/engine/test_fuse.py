@@ -8,9 +8,9 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
-from flashjanus.engine.graph import Graph, Value, verify
-from flashjanus.engine.plan import Plan, lower
-from flashjanus.engine.plan.fuse import fuse
+from flashjanus.engine.graph import Graph, Value
+from flashjanus.engine.ops.linear import fused
+from flashjanus.engine.plan import Plan, PlannedNode, lower
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import Dim, TensorSpec
 from op_check import POISON
@@ -49,7 +49,13 @@ def norm(g: Graph, h: Value, weight: str = "norm") -> Value:
 
 
 def ops(plan: Plan) -> list[str]:
-    return [node.op for node in plan.nodes]
+    """By node its op; of a linear with a neighbor in it, "fused"."""
+    return [kind(node) for node in plan.nodes]
+
+
+def kind(node: PlannedNode) -> str:
+    specs = [None if ref is None else ref.spec for ref in node.inputs]
+    return "fused" if node.op == "linear" and fused(specs, node.attrs) else node.op
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -111,7 +117,7 @@ def test_what_is_updated_in_place_is_read_when_it_was(where: str) -> None:
 def test_a_layer_becomes_one_node_a_linear(rows: int) -> None:
     graph = layer()[0]
     plan, parts = lower(graph, {"R": rows}), lower(graph, {"R": rows}, fused=False)
-    assert ops(plan) == ["cast", "fused_linear", "fused_linear", "fused_linear", "rms_norm"]
+    assert ops(plan) == ["cast", "fused", "fused", "fused", "rms_norm"]
     assert ops(parts) == [node.op for node in graph.nodes]
     assert plan.arena_bytes <= parts.arena_bytes
     h = torch.randn(rows, 1, 8, generator=torch.Generator().manual_seed(1))
@@ -125,18 +131,18 @@ def test_more_tokens_than_a_kernel_is_for_keep_the_parts_and_the_reason(rows: in
     graph = layer(tokens=5)[0]
     plan = lower(graph, {"R": rows})
     assert ops(plan) == [node.op for node in graph.nodes]
-    assert (
-        "not fused_linear: fused_linear: no implementation serves on cpu: native: a matrix-vector kernel" in plan.why()
-    )
+    assert "not with its neighbors: linear: no implementation serves on cpu:" in plan.why()
+    assert "native: a matrix-vector kernel, for at most 4 tokens a row" in plan.why()
 
 
 def test_parts_that_are_forced_stay_alone() -> None:
     graph = layer()[0]
-    assert "fused_linear" not in ops(lower(graph, {"R": 1}, forced={"rms_norm": ["torch"]}))
-    plan = lower(graph, {"R": 1}, forced={"fused_linear": ["torch"]})
-    assert [n.implementation.name for n in plan.nodes if n.op == "fused_linear"] == ["torch"] * 3
-    with pytest.raises(PlanError, match="no implementation 'triton'"):
-        lower(graph, {"R": 1}, forced={"fused_linear": ["triton"], "cast": ["triton"]})
+    assert "fused" not in ops(lower(graph, {"R": 1}, forced={"rms_norm": ["torch"]}))
+    assert "fused" not in ops(lower(graph, {"R": 1}, forced={"linear": ["torch"]}))
+    plan = lower(graph, {"R": 1}, forced={"linear": ["native"]})
+    assert [n.implementation.name for n in plan.nodes if kind(n) == "fused"] == ["native"] * 3
+    with pytest.raises(PlanError, match="no implementation 'xla'"):
+        lower(graph, {"R": 1}, forced={"linear": ["xla"], "cast": ["xla"]})
 
 
 def test_a_value_that_is_read_elsewhere_or_kept_stays() -> None:
@@ -144,10 +150,10 @@ def test_a_value_that_is_read_elsewhere_or_kept_stays() -> None:
     graph.output("gate_up", gate_up)
     assert ops(lower(graph, {"R": 1})) == [
         "cast",
-        "fused_linear",
-        "fused_linear",
+        "fused",
+        "fused",
         "silu_mul",
-        "fused_linear",
+        "fused",
         "rms_norm",
     ]
     g = Graph("twice", WEIGHTS)
@@ -194,10 +200,9 @@ def test_decoding_is_fused_in_exact_numerics_only(
 ) -> None:
     sizes = dict(B=2, S=9, K=4)
     graph, untouched = programs(dtype)["decode_step"], programs(BF16, "official")["decode_step"]
-    fused, _ = fuse(graph, sizes, CPU, {})
-    verify(fused)
-    assert [n.op for n in fused.nodes].count("fused_linear") == 2 * 4 + 1
-    assert not {"add_rms_norm", "silu_mul", "rms_norm", "linear"} & {n.op for n in fused.nodes}
+    found = ops(lower(graph, sizes, CPU))
+    assert found.count("fused") == 2 * 4 + 1
+    assert not {"add_rms_norm", "silu_mul", "rms_norm", "linear"} & set(found)
     assert ops(lower(untouched, sizes)) == [n.op for n in untouched.nodes]
 
 

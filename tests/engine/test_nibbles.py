@@ -6,9 +6,10 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.formats import nibbles, tiles
+from flashjanus.engine.formats import Weight, nibbles
 from flashjanus.engine.formats.nibbles import INT4
-from flashjanus.engine.formats.rows import quantize
+from flashjanus.engine.formats.rows import INT8
+from flashjanus.engine.formats.tiles import TILES
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import lower
@@ -19,6 +20,7 @@ F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 R = Dim.symbol("R")
 SHAPES = {"gate_up": (128, 64), "down": (64, 64), "fc": (32, 64)}
+WEIGHTS = {name: Weight(name, shape, BF16, (TILES[INT8], INT4)) for name, shape in SHAPES.items()}
 
 
 def test_a_byte_holds_two_columns_of_an_output() -> None:
@@ -50,29 +52,22 @@ def test_the_value_of_largest_magnitude_is_kept_and_the_others_are_within_half_a
 
 @pytest.mark.parametrize(
     ("columns", "panels", "residual", "reason"),
-    [(64, 3, None, "as many panels of gates as of ups, got 3"), (64, 2, 32, "a residual of 16 columns, got 32")],
+    [(64, 3, None, "4 bits hold multiples of 16 x 32, not 24 x 64"), (64, 2, 32, "a residual of 16 columns, got 32")],
 )
 def test_what_does_not_fit_says_why(columns: int, panels: int, residual: int | None, reason: str) -> None:
     weight, scale = INT4.specs(16 * panels, columns, BF16)
     stream = None if residual is None else TensorSpec((1, residual), F32)
-    specs = [TensorSpec((1, columns), BF16), None, weight, scale, stream]
-    with pytest.raises(SchemaError, match=f"int4_linear: expected {reason}"):
-        get_op("int4_linear").schema.bind("int4_linear", specs, dict(gated=True))
+    specs = [TensorSpec((1, columns), BF16), weight, None, scale, None, None, stream]
+    with pytest.raises(SchemaError, match=f"linear: .*{reason}"):
+        get_op("linear").schema.bind("linear", specs, dict(format="int4", act="gated_silu"))
 
 
 def layer(int4: bool) -> Graph:
     """An MLP: norm, gated linear, linear, residual add and norm; and a linear with nothing behind it."""
-    specs = {"norm": TensorSpec((64,), F32)}
-    for name, (n, k) in SHAPES.items():
-        weight, scale = INT4.specs(n, k, BF16)
-        specs |= {name: TensorSpec((n, k), torch.int8, tiled=True), f"{name}.scale": TensorSpec((n,), F32)}
-        specs |= {f"{name}.int4": weight, f"{name}.int4.scale": scale}
-    g = Graph("layer", specs)
-    for name in SHAPES if int4 else ():
-        g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
+    g = Graph("layer", {"norm": TensorSpec((64,), F32), **WEIGHTS}, decodes=int4)
 
     def linear(x: object, name: str) -> object:
-        return g.add("linear_w8a16", x, g.weight(name), g.weight(f"{name}.scale"), None, label=f"{name}.out")
+        return g.add("linear", x, g.weight(name), label=f"{name}.out")
 
     h = g.add("cast", g.input("h", (R, 1, 64), F32), dtype=F32, label="h32")
     normed = g.add("rms_norm", h, g.weight("norm"), eps=1e-6, dtype=BF16, label="normed")
@@ -83,12 +78,15 @@ def layer(int4: bool) -> Graph:
     return g
 
 
-@pytest.mark.parametrize(("rows", "op"), [(1, "int4_linear"), (4, "int4_linear"), (5, "tiled_linear")])
-def test_few_rows_read_the_4_bits_that_a_graph_names(rows: int, op: str) -> None:
+@pytest.mark.parametrize(("rows", "op"), [(1, "linear/int4"), (4, "linear/int4"), (5, "linear/int8_tiles")])
+def test_few_rows_read_4_bits_where_a_graph_decodes(rows: int, op: str) -> None:
     nodes = lower(layer(int4=True), {"R": rows}, CPU).nodes
-    assert [node.op for node in nodes] == ["cast", op, op, op]
-    assert [node.op for node in lower(layer(int4=False), {"R": rows}, CPU).nodes] == ["cast", *3 * ["tiled_linear"]]
-    parts = [node.op for node in lower(layer(int4=True), {"R": rows}, CPU, fused=False).nodes]
+    assert [node.work for node in nodes] == ["cast", op, op, op]
+    assert [node.work for node in lower(layer(int4=False), {"R": rows}, CPU).nodes] == [
+        "cast",
+        *3 * ["linear/int8_tiles"],
+    ]
+    parts = [node.work for node in lower(layer(int4=True), {"R": rows}, CPU, fused=False).nodes]
     assert parts == ["cast", "rms_norm", op, "silu_mul", op, "add_rms_norm", op]
 
 
@@ -97,12 +95,12 @@ def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
     generator = torch.Generator().manual_seed(2)
     h, weights, exact = torch.randn(3, 1, 64, generator=generator), {"norm": torch.ones(64)}, {}
     for name, (n, k) in SHAPES.items():
-        packed, scales = INT4.pack(torch.randn(n, k, generator=generator) / 8)
-        exact[name] = INT4.unpack(packed, scales)
-        q, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
-        quantize(exact[name].clone(), q, scale)
-        weights |= {name: tiles.tile(q), f"{name}.scale": scale, f"{name}.int4": packed, f"{name}.int4.scale": scales}
-    executor = Executor(lower(layer(int4=True), {"R": 3}, CPU, {"int4_linear": (implementation,)}), weights)
+        q, scale = INT8.pack(torch.randn(n, k, generator=generator) / 8)
+        weights |= WEIGHTS[name].pack(q, scale)
+        exact[name] = INT4.unpack(*INT4.pack(q, scale))
+    plan = lower(layer(int4=True), {"R": 3}, CPU, {"linear": (implementation,)})
+    assert [node.work for node in plan.nodes[1:]] == 3 * ["linear/int4"]
+    executor = Executor(plan, weights)
     executor.inputs["h"].copy_(h)
     executor.run()
     norm = torch.nn.functional.rms_norm
@@ -116,8 +114,8 @@ def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
 @needs_amx
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads_share_the_work_without_changing_it(threads: int) -> None:
-    op = get_op("int4_linear")
-    call = op.example(torch.Generator().manual_seed(0), BF16, m=3, k=416, n=208, norm=True)
+    op = get_op("linear")
+    call = op.example(torch.Generator().manual_seed(0), BF16, m=3, k=416, n=208, norm=True, of="int4")
     outputs = []
     before = torch.get_num_threads()
     for count in (1, threads):

@@ -242,6 +242,7 @@ def test_the_plan_is_plain_data_for_programs() -> None:
     assert data["nodes"][0] == {
         "label": "w.out",
         "op": "linear",
+        "format": "dense",
         "implementation": "torch",
         "reason": "asked for by name",
         "refused": {},

@@ -13,6 +13,8 @@ from flashjanus.engine.specs import Dim, TensorSpec
 
 F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32
 R = Dim.symbol("R")
+REST = [None] * 5
+"""What a linear may read besides x and weight."""
 
 
 def f32(*shape: int | Dim) -> TensorSpec:
@@ -38,14 +40,14 @@ def test_parse_reads_names_dtypes_sizes_and_flags() -> None:
 
 def test_sizes_and_dtypes_are_shared_between_arguments() -> None:
     schema = get_op("linear").schema
-    assert schema.infer("linear", [f32(R, 5, 8), f32(3, 8), None], {}) == [f32(R, 5, 3)]
-    message = refused("linear", [f32(2, 8), f32(3, 9), None])
-    assert message == "linear: argument 'weight' expected f32[N, K with K=8], got f32[3, 9]"
+    assert schema.infer("linear", [f32(R, 5, 8), f32(3, 8), *REST], {}) == [f32(R, 5, 3)]
+    message = refused("linear", [f32(2, 8), f32(3, 9), *REST])
+    assert message == "linear: argument 'weight' expected in format dense as f32[3, 8], got f32[3, 9]"
 
 
 def test_a_wrong_dtype_is_named() -> None:
-    message = refused("linear", [f32(2, 8), TensorSpec((3, 8), BF16), None])
-    assert message == "linear: argument 'weight' expected f32[N, K with K=8], got bf16[3, 8]"
+    message = refused("linear", [f32(2, 8), TensorSpec((3, 8), BF16), *REST])
+    assert message == "linear: argument 'weight' expected in format dense as f32[3, 8], got bf16[3, 8]"
     message = refused("advance", [f32(2), f32(2), None, None, None])
     assert message == "advance: argument 'position' expected i32[B], got f32[2]"
 
@@ -79,8 +81,8 @@ def test_symbols_equal_themselves_alone() -> None:
 
 
 def test_missing_arguments_and_wrong_counts_are_named() -> None:
-    assert refused("linear", [f32(2, 8), None, None]) == "linear: argument 'weight' is missing, expected T[N, K]"
-    assert refused("linear", [f32(2, 8)]) == "linear: expected 3 arguments, got 1"
+    assert refused("linear", [f32(2, 8), None, *REST]) == "linear: argument 'weight' is missing, expected any[...]"
+    assert refused("linear", [f32(2, 8)]) == "linear: expected 7 arguments, got 1"
 
 
 def test_missing_attributes_are_named() -> None:
@@ -90,7 +92,7 @@ def test_missing_attributes_are_named() -> None:
 
 def test_the_node_s_label_is_in_the_message() -> None:
     g = Graph("g", {"w": f32(3, 9)})
-    with pytest.raises(SchemaError, match=r"^linear \(llm.0.qkv\): argument 'weight' expected f32"):
+    with pytest.raises(SchemaError, match=r"^linear \(llm.0.qkv\): argument 'weight' expected in format dense"):
         g.add("linear", g.input("x", (2, 8), F32), g.weight("w"), None, label="llm.0.qkv")
     assert not g.nodes
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.checkpoint import Target
+from flashjanus.checkpoint.layout import Source
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError, PlanError, SchemaError
-from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats import Weight, rows, tiles
 from flashjanus.engine.formats.dense import DENSE
 from flashjanus.engine.formats.rows import INT8
+from flashjanus.engine.formats.tiles import TILES
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import lower
@@ -21,14 +25,11 @@ from flashjanus.model import Policy
 F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
 needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 R = Dim.symbol("R")
-SPECS = {
-    "norm": TensorSpec((96,), F32),
-    "gate_up": TensorSpec((128, 96), BF16, tiled=True),
-    "bias": TensorSpec((128,), BF16),
-    "fc": TensorSpec((32, 96), BF16, tiled=True),
-    "down": TensorSpec((96, 64), BF16, tiled=True),
-}
-PLAIN = {name: TensorSpec(spec.shape, spec.dtype) for name, spec in SPECS.items()}
+SHAPES = {"gate_up": (128, 96), "fc": (32, 96), "down": (96, 64)}
+REST = {"norm": TensorSpec((96,), F32), "bias": TensorSpec((128,), BF16)}
+PLAIN, SPECS = (
+    REST | {name: Weight(name, shape, BF16, (fmt,)) for name, shape in SHAPES.items()} for fmt in (DENSE, TILES[DENSE])
+)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.int8])
@@ -47,15 +48,19 @@ def test_a_tile_holds_four_bytes_of_each_of_its_16_rows_side_by_side(dtype: torc
     [(24, 64, BF16, "16 x 32, not 24 x 64"), (16, 96, torch.int8, "16 x 64"), (16, 64, F32, "not torch.float32")],
 )
 def test_what_does_not_fit_into_tiles_says_why(n: int, k: int, dtype: torch.dtype, reason: str) -> None:
-    said = tiles.TILES[INT8 if dtype is torch.int8 else DENSE].refuses(n, k, dtype)
+    said = TILES[INT8 if dtype is torch.int8 else DENSE].refuses(n, k, dtype)
     assert said is not None
     assert reason in said
-    specs = [TensorSpec((1, k), BF16), None, TensorSpec((n, k), dtype), None, None, None]
-    with pytest.raises(SchemaError, match="tiled_linear: tiles hold"):
-        get_op("tiled_linear").schema.bind("tiled_linear", specs, dict(act="none"))
+    fmt = "int8_tiles" if dtype is torch.int8 else "tiles"
+    scale = TensorSpec((n,), F32) if dtype is torch.int8 else None
+    x = TensorSpec((1, k), BF16 if dtype is torch.int8 else dtype)
+    with pytest.raises(SchemaError, match="linear: tiles hold"):
+        get_op("linear").schema.bind(
+            "linear", [x, TensorSpec((n, k), dtype), None, scale, None, None, None], dict(format=fmt)
+        )
 
 
-def layer(specs: dict[str, TensorSpec]) -> Graph:
+def layer(specs: Mapping[str, TensorSpec | Weight]) -> Graph:
     """An MLP: norm, gated linear with a bias, linear, residual add and norm; and a linear with GELU behind it."""
     g = Graph("layer", specs)
     h = g.add("cast", g.input("h", (R, 1, 96), F32), dtype=F32, label="h32")
@@ -68,55 +73,56 @@ def layer(specs: dict[str, TensorSpec]) -> Graph:
     return g
 
 
-def weights() -> dict[str, torch.Tensor]:
+def kept(specs: Mapping[str, TensorSpec | Weight]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    drawn = {name: torch.randn(spec.shape, generator=generator) for name, spec in SPECS.items()}  # type: ignore[arg-type]
-    return {name: (t if name == "norm" else t / 8).to(SPECS[name].dtype) for name, t in drawn.items()}
-
-
-def kept(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
-    return {name: tiles.tile(t) if specs[name].tiled else t for name, t in weights().items()}
+    drawn = {"norm": torch.randn(96, generator=generator), "bias": torch.randn(128, generator=generator).to(BF16) / 8}
+    for name, shape in SHAPES.items():
+        weight = specs[name]
+        assert isinstance(weight, Weight)
+        drawn |= weight.pack((torch.randn(shape, generator=generator) / 8).to(BF16))
+    return drawn
 
 
 def test_a_linear_takes_its_neighbors_whatever_the_number_of_rows() -> None:
     plan = lower(layer(SPECS), {"R": 40}, CPU)
-    assert [(node.op, node.attrs.get("act")) for node in plan.nodes] == [
+    assert [(node.work, node.attrs.get("act")) for node in plan.nodes] == [
         ("cast", None),
-        ("tiled_linear", "gated_silu"),
-        ("tiled_linear", "none"),
-        ("tiled_linear", "gelu"),
+        ("linear/tiles", "gated_silu"),
+        ("linear/tiles", "none"),
+        ("linear/tiles", "gelu"),
     ]
-    assert "bf16[128, 96] in tiles" in str(plan.weights["gate_up"])
+    assert plan.nodes[1].inputs[5] is not None
+    assert plan.nodes[2].inputs[6] is not None
 
 
 @pytest.mark.parametrize("forced", [{"rms_norm": ("torch",)}, {"gelu": ("torch",)}])
 def test_parts_that_are_forced_stay_alone(forced: dict[str, tuple[str]]) -> None:
-    ops = [node.op for node in lower(layer(SPECS), {"R": 2}, CPU, forced).nodes]
+    ops = [node.work for node in lower(layer(SPECS), {"R": 2}, CPU, forced).nodes]
     assert ops == [
         "cast",
         "rms_norm",
-        "tiled_linear",
+        "linear/tiles",
         "silu_mul",
-        "tiled_linear",
+        "linear/tiles",
         "add_rms_norm",
-        "tiled_linear",
+        "linear/tiles",
         "gelu",
     ]
-    assert ops == [node.op for node in lower(layer(SPECS), {"R": 2}, CPU, fused=False).nodes]
+    assert ops == [node.work for node in lower(layer(SPECS), {"R": 2}, CPU, fused=False).nodes]
 
 
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("count", [1, 40])
 @pytest.mark.parametrize("implementation", [pytest.param("amx", marks=needs_amx), "torch"])
-def test_the_numbers_are_those_of_the_parts(rows: int, implementation: str) -> None:
-    h = torch.randn(rows, 1, 96, generator=torch.Generator().manual_seed(rows))
+def test_the_numbers_are_those_of_the_parts(count: int, implementation: str) -> None:
+    h = torch.randn(count, 1, 96, generator=torch.Generator().manual_seed(count))
     results = []
-    for specs, forced in ((PLAIN, {"linear": ("torch",)}), (SPECS, {"tiled_linear": (implementation,)})):
-        executor = Executor(lower(layer(specs), {"R": rows}, CPU, forced), kept(specs))
+    for specs, name in ((PLAIN, "torch"), (SPECS, implementation)):
+        executor = Executor(lower(layer(specs), {"R": count}, CPU, {"linear": (name,)}), kept(specs))
         executor.inputs["h"].copy_(h)
         executor.run()
         results.append(executor.outputs)
     for name, expected in results[0].items():
-        # the parts round where tiled_linear does not
+        # the parts round where a linear with its neighbors does not
         torch.testing.assert_close(
             results[1][name].float(), expected.float(), rtol=0.02, atol=0.02 * expected.abs().max()
         )
@@ -125,12 +131,12 @@ def test_the_numbers_are_those_of_the_parts(rows: int, implementation: str) -> N
 def test_other_ops_do_not_read_tiles() -> None:
     g = Graph("other", SPECS)
     g.output("y", g.add("embed", g.input("ids", (R, 4), torch.int32), g.weight("fc"), None, None, dtype=F32))
-    with pytest.raises(PlanError, match=r"embed.*expected weights row by row, got 'fc' in tiles"):
+    with pytest.raises(PlanError, match=r"embed.*expected weights row by row, got 'fc' in tiles, which linears"):
         lower(g, {"R": 1}, CPU)
     g = Graph("rounds", SPECS)
     x = g.input("x", (R, 96), BF16)
     g.output("y", g.add("linear", x, g.weight("fc"), None, split_bias=True, label="in"))
-    with pytest.raises(PlanError, match="in: a linear that rounds before it adds its bias has no weight in tiles"):
+    with pytest.raises(PlanError, match="torch: rounds before it adds its bias for dense weights alone"):
         lower(g, {"R": 1}, CPU)
 
 
@@ -145,11 +151,26 @@ def test_a_policy_tiles_what_linears_alone_read_and_what_fits() -> None:
     for name, (shape, tiled) in targets.items():
         target = Target(name, shape, "matrix", ())
         weight = torch.randn(shape).to(BF16)
-        assert policy.specs(target)[name].tiled is tiled
-        assert torch.equal(policy.kept(target, weight)[name], tiles.tile(weight) if tiled else weight)
-    tied = Target("llm.head", (96, 64), "matrix", (), same_as="llm.embed")
-    assert not policy.specs(tied)["llm.head"].tiled
-    assert not Policy.of(F32, tiled=True).specs(Target("llm.0.qkv", (96, 64), "matrix", ()))["llm.0.qkv"].tiled
+        assert in_tiles(policy, target) is tiled
+        assert torch.equal(policy.pack(target, weight)[name], tiles.tile(weight) if tiled else weight)
+    assert not in_tiles(policy, Target("llm.head", (96, 64), "matrix", (), same_as="llm.embed"))
+    assert not in_tiles(Policy.of(F32, tiled=True), Target("llm.0.qkv", (96, 64), "matrix", ()))
+
+
+def in_tiles(policy: Policy, target: Target) -> bool:
+    kept = policy.kept(target)
+    return isinstance(kept, Weight) and kept.formats[0].name == "tiles"
+
+
+def test_a_weight_keeps_what_it_was_made_of() -> None:
+    parts = [Source((f"{part}_proj",), ((48, 64),)) for part in "qk"]
+    target = Target("llm.0.qkv", (96, 64), "matrix", tuple(parts))
+    policy, weight = Policy.of(BF16, tiled=True, quantization="int8"), torch.randn(96, 64)
+    kept = policy.kept(target)
+    assert isinstance(kept, Weight)
+    assert kept.sources == (("q_proj", 48), ("k_proj", 48))
+    q, scale = kept.by_rows(policy.pack(target, weight)).values()
+    assert all(map(torch.equal, (q, scale), rows.quantized(weight)))
 
 
 @needs_amx
@@ -160,7 +181,7 @@ def test_a_model_keeps_tiles_where_no_plain_linear_is_asked_for() -> None:
     assert not plain.runner.policy.tiled
     assert not JanusFlow.from_pretrained("shapes", dtype="bfloat16", numerics="official").runner.policy.tiled
     assert not JanusFlow.from_pretrained("shapes", dtype="float32").runner.policy.tiled
-    assert "linear" not in {n.op for n in tiled.plan("decode_step").nodes}
+    assert "linear" not in {n.work for n in tiled.plan("decode_step").nodes}
     pictures = [
         m.generate_image("a red circle", num_inference_steps=4, seed=1, output_type="pt").images for m in (tiled, plain)
     ]
@@ -171,8 +192,8 @@ def test_a_model_keeps_tiles_where_no_plain_linear_is_asked_for() -> None:
 @pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize("rows", [3, 100])
 def test_threads_share_the_work_without_changing_it(threads: int, rows: int) -> None:
-    op, generator = get_op("tiled_linear"), torch.Generator().manual_seed(0)
-    call = op.example(generator, BF16, m=rows, k=4128, n=96, norm=True)
+    op, generator = get_op("linear"), torch.Generator().manual_seed(0)
+    call = op.example(generator, BF16, m=rows, k=4128, n=96, norm=True, of="tiles")
     outputs = []
     before = torch.get_num_threads()
     for count in (1, threads):

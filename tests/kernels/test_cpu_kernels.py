@@ -161,7 +161,7 @@ def test_threads_share_the_work_without_changing_it(threads: int) -> None:
     outputs = []
     for count in (1, threads):
         y = torch.full((2, 37), torch.nan)
-        native.run("gemv", **gemv_arguments(x, w, y), threads=count)
+        native.run("gemv", **gemv_arguments(x, w, *5 * [None], y), threads=count)
         outputs.append(y)
     assert torch.equal(*outputs)
     torch.testing.assert_close(outputs[0], x @ w.T)
@@ -184,7 +184,7 @@ def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
 
 def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
     with pytest.raises(PlanError, match="native: a matrix-vector kernel, for at most 4 tokens a row"):
-        get_op("linear").choose(CPU, [*specs((1, 5, 64), (32, 64)), None], {}, forced=["native"])
+        get_op("linear").choose(CPU, [*specs((1, 5, 64), (32, 64)), *5 * [None]], {}, forced=["native"])
     q, k = (2, 3, 4, 257), (2, 9, 4, 257)
     indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
     with pytest.raises(PlanError, match="native: takes heads of at most 256 channels, not 257"):

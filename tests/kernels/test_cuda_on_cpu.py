@@ -70,14 +70,14 @@ def test_production_sizes_ask_for_the_shared_memory_of_the_table(module: ModuleT
     depthwise = Call(position, dict(eps=1e-6, dtype=torch.bfloat16))
     query, slot = torch.ones(1, 1, 1, 128).bfloat16(), torch.zeros(1, dtype=torch.int32)
     decode = Call((query, query, query, slot, slot[:, None] + 1, slot[:, None]), dict(scale=1.0))
-    linear = get_op("fused_linear").example(torch.Generator(), torch.float32, m=4, k=2048, n=2, norm=True)
+    linear = get_op("linear").example(torch.Generator(), torch.float32, m=4, k=2048, n=2, norm=True)
     sample = get_op("sample_token").example(torch.Generator(), torch.float32, rows=1, vocab=9)
     asked = []
     for op, call, architecture in (
         ("depthwise_norm", depthwise, 90),
         ("depthwise_norm", depthwise, 80),
         ("attention", decode, 90),
-        ("fused_linear", linear, 90),
+        ("linear", linear, 90),
         ("sample_token", sample, 90),
     ):
         with running_on(module, architecture):

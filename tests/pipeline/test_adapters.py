@@ -140,7 +140,7 @@ def dequantized(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_on_int8_weights(made: Adapted) -> None:
     """With activations in float32, so that nothing but the weights is rounded."""
-    model = of(STATE, quantization="int8", implementations={"linear_w8a16": ("native", "torch")})
+    model = of(STATE, quantization="int8", implementations={"linear": "torch"})
     model.load_adapter(made.folders["all"])
     changed = {name: made.states["all"][name] - weight for name, weight in STATE.items()}
     hand = of({name: weight + changed[name] for name, weight in dequantized(STATE).items()})
@@ -149,9 +149,7 @@ def test_on_int8_weights(made: Adapted) -> None:
     assert all(relative_error(got[row], expected[row]) < 1e-4 for row in (0, 2))
     assert torch.equal(
         got[1],
-        of(STATE, quantization="int8", implementations={"linear_w8a16": ("native", "torch")}).sample_latents(
-            PROMPTS, NOISE, 3.0, 3
-        )[1],
+        of(STATE, quantization="int8", implementations={"linear": "torch"}).sample_latents(PROMPTS, NOISE, 3.0, 3)[1],
     )
     rows = ids(3, 20)
     given = dict(pixel_values=normal(3, 2, 1, 3, IMAGE_SIZE, IMAGE_SIZE), image_tokens=TOKENS)

@@ -11,7 +11,7 @@ from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import Checkpoint, Target
 from flashjanus.checkpoint.quantize import quantize_checkpoint
 from flashjanus.engine.device import native
-from flashjanus.engine.formats import tiles
+from flashjanus.engine.formats import Weight, tiles
 from flashjanus.engine.formats.nibbles import INT4
 from flashjanus.engine.formats.rows import quantized
 from flashjanus.engine.specs import TensorSpec
@@ -24,8 +24,8 @@ needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(na
 PROMPT = "a red circle to the left of a blue square"
 KINDS = [
     pytest.param({}, marks=needs_amx),
-    {"implementations": {"linear_w8a8": "torch"}},
-    {"implementations": {"linear_w8a16": "torch"}},
+    {"implementations": {"linear": ("scaled_mm", "torch")}},
+    {"implementations": {"linear": "torch"}},
 ]
 """Weights in tiles, with activations in int8 too; and row by row, with such activations and with those of the dtype."""
 
@@ -86,9 +86,10 @@ def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype
     for name, (shape, packed) in targets.items():
         target = Target(name, shape, "matrix", ())
         weight = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
-        kept, beside = (it.kept(target, weight.clone()) for it in (policy, int8))
-        specs = policy.specs(target)
-        assert {name: TensorSpec(tuple(t.shape), t.dtype, specs[name].tiled) for name, t in kept.items()} == specs
+        kept, beside = (it.pack(target, weight.clone()) for it in (policy, int8))
+        of = policy.kept(target)
+        due = of.specs() if isinstance(of, Weight) else {name: of}
+        assert {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in kept.items()} == due
         assert kept.keys() - beside.keys() == ({f"{name}.int4", f"{name}.int4.scale"} if packed else set())
         assert all(torch.equal(kept[name], t) for name, t in beside.items())
         if packed:
@@ -110,8 +111,8 @@ def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
             weight = exact.runner.weights[name.removesuffix(".int4")].float()
             assert (wide - weight).norm() <= 0.12 * weight.norm(), name
     for program, rows, count in (("decode_step", 4, len(extra) // 2), ("decode_step", 8, 0), ("prefill", 1, 0)):
-        ops = [node.op for node in int4.plan(program, rows=rows, prompt_tokens=1).nodes]
-        assert ops.count("int4_linear") == count, program
+        nodes = int4.plan(program, rows=rows, prompt_tokens=1).nodes
+        assert [node.work for node in nodes].count("linear/int4") == count, program
     drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
     pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (int8, int4)]  # type: ignore[arg-type]
     assert torch.equal(*pictures)
@@ -239,9 +240,9 @@ def test_a_checkpoint_in_fp8_is_the_model_quantized_at_load(tmp_path: Path, monk
             weight = exact.runner.weights[name].float()
             assert (wide - weight).norm() <= 0.03 * weight.norm()
     for program, rows in (("flow_step", 1), ("prefill", 1), ("decode_step", 1)):
-        ops = {node.op for node in from_fp8.plan(program, rows=rows, prompt_tokens=8).nodes}
-        assert "linear_w8a8" in ops
-        assert "linear_w8a16" not in ops
+        linears = [n for n in from_fp8.plan(program, rows=rows, prompt_tokens=8).nodes if n.work == "linear/e4m3"]
+        assert linears
+        assert all(node.inputs[4] is not None for node in linears), "inputs are in 8 bits too"
     drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
     pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (exact, at_load, from_fp8)]  # type: ignore[arg-type]
     assert torch.equal(*pictures[1:])

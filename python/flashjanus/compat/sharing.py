@@ -13,6 +13,7 @@ from torch import nn
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.checkpoint import JanusFlowConfig, Target, TensorInfo, VaeConfig
 from flashjanus.checkpoint.load import stored_name
+from flashjanus.engine.formats import Weight
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.errors import InputError
 from flashjanus.execution import loading
@@ -107,7 +108,7 @@ class Sharing:
         self._seen: set[str] = set()
 
     def __call__(self, policy: Policy, target: Target, kept: Mapping[str, torch.Tensor]) -> None:
-        weight, spec = kept[target.name], policy.specs(target)[target.name]
+        weight, of = kept[target.name], policy.kept(target)
         row = 0
         for wanted in target.sources:
             name = stored_name(wanted, self._source.names())
@@ -118,7 +119,7 @@ class Sharing:
             row += rows
             if tensor.dtype is not weight.dtype:
                 self._copied(name, f"kept in {str(weight.dtype).removeprefix('torch.')}")
-            elif spec.tiled:
+            elif isinstance(of, Weight) and not of.formats[0].by_rows:
                 self._copied(name, "kept in AMX tiles")
             elif target.permute or not part.is_contiguous():
                 self._copied(name, "kept in another order")

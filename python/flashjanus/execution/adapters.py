@@ -17,6 +17,7 @@ import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, weight_layout
 from flashjanus.checkpoint.adapters import AdapterFiles, Factors, Linear, linears
+from flashjanus.engine.formats import Weight
 from flashjanus.engine.ops.low_rank import MAX_RANK
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.executor import Executor
@@ -245,12 +246,12 @@ class Adapters(ProcessBound):
         if not parts:
             return {}
         target, weight = self._targets[name], self._weights[name]
-        kept = self._policy.weight(target)
-        assert kept is not None
+        kept = self._policy.kept(target)
+        assert isinstance(kept, Weight)
         total = kept.by_rows({name: weight})[name].to(torch.float32, copy=True)
         for _, factors, (first, last) in parts:
             total[first:last] += factors.product().to(total.device)
-        return self._policy.kept(target, total.to(weight.dtype))
+        return self._policy.pack(target, total.to(weight.dtype))
 
 
 def _parts(name: str, linear: Linear, files: AdapterFiles) -> Iterator[tuple[int, Factors, tuple[int, int]]]:

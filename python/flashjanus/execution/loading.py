@@ -45,7 +45,8 @@ def policy(
         raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
     if quantization is not None and dtype is torch.float16:
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
-    plain = {"linear", "linear_w8a16", "linear_w8a8", "fused_linear"} & set(implementations)
+    asked_for = implementations.get("linear", "amx")
+    plain = "amx" not in ((asked_for,) if isinstance(asked_for, str) else asked_for)
     multiplied = dtype is torch.bfloat16 or quantization is not None
     no_fp8 = no_e4m3(device) if quantization == "fp8" else None
     if no_fp8 is not None:
@@ -54,7 +55,7 @@ def policy(
     no_amx = native.refuses_amx(device)
     tiled = no_amx is None and multiplied and numerics == "exact" and not plain
     if quantization == "int4" and not tiled:
-        reason = no_amx or f"implementations of {', '.join(sorted(plain))} are asked for, which do not read them"
+        reason = no_amx or "implementations of linear are asked for, which do not read them"
         raise InputError(f"quantization: 'int4' keeps weights for AMX alone: {reason}; 'int8' runs everywhere")
     return Policy.of(dtype, numerics, tiled, quantization)
 
@@ -84,7 +85,7 @@ def load(
             vector_dtype=policy.vector,
             device=device if gpu is None else gpu.device,
             quantized=policy.quantized,
-            finish=policy.kept,
+            finish=policy.pack,
             placed=None if placed is None else partial(placed, policy),
         )
     except torch.OutOfMemoryError as error:

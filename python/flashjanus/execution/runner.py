@@ -21,7 +21,6 @@ from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
-from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import DeviceError, InputError, OutOfMemoryError, PlanError
 from flashjanus.execution.adapters import Adapter, Adapters
 from flashjanus.execution.buckets import EXACT, Buckets, padded
@@ -264,7 +263,7 @@ class Runner(ProcessBound):
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
         """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
-        specs = self._specs(weight_layout(self.config), self.policy, language=True) | self.adapters.specs
+        specs = {**self._specs(weight_layout(self.config), self.policy, language=True), **self.adapters.specs}
         names = ("encode_images", "prefill", "decode_step", "flow_prepare", "encode_latents", "decode_velocity")
         builders: dict[str, Callable[[], Graph]] = {
             name: partial(getattr(programs, name), self.config, self.policy, specs) for name in names
@@ -297,7 +296,7 @@ class Runner(ProcessBound):
             "decode_latents": dict(B=rows, H=config.latent_size, W=config.latent_size),
         }
 
-    def _specs(self, layout: list[Target], policy: Policy, language: bool) -> dict[str, TensorSpec]:
+    def _specs(self, layout: list[Target], policy: Policy, language: bool) -> programs.Weights:
         return programs.weight_specs(layout, policy, self.config.language if language else None)
 
 

@@ -5,6 +5,7 @@ from .policy import Policy
 from .programs import (
     FLOW_FORMS,
     FlowForm,
+    Weights,
     decode_latents,
     decode_step,
     encode_images,
@@ -20,6 +21,7 @@ __all__ = [
     "READS",
     "FlowForm",
     "Policy",
+    "Weights",
     "decode_latents",
     "decode_step",
     "decode_velocity",

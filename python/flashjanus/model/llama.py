@@ -34,10 +34,8 @@ class Sequences:
 
 
 def linear(g: Graph, x: Value, name: str, label: str) -> Value:
-    """x W^T by the name of W, in the matrices' dtype or in 8 bits with scales."""
-    weight, scale = g.weight(name), g.optional_weight(f"{name}.scale")
-    inputs = (weight, None) if scale is None else (weight, scale, None)
-    y: Value = g.add("linear" if scale is None else "linear_w8a16", x, *inputs, label=label)
+    """x W^T by the name of W."""
+    y: Value = g.add("linear", x, g.weight(name), label=label)
     return y
 
 

@@ -9,17 +9,16 @@ from collections.abc import Mapping
 
 from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.engine.graph import Graph
-from flashjanus.engine.specs import TensorSpec
 
 from . import llama, uvit
 from .policy import Policy
-from .programs import F32, I32, B, N, R, S
+from .programs import F32, I32, B, N, R, S, Weights
 
 READS: Mapping[str, bool] = {"read_embeds": True, "read_embeds_masked": False}
 """The forms of `read_embeds` by name: whether every token sees all from its row's first one up to itself."""
 
 
-def encode_latents(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def encode_latents(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """Latents z (R, c, L, L) at times t (R, 1) in [0, 1000) -> `x` (R, h, w, C), `t_emb` (R, 1, D)."""
     g = Graph("encode_latents", weights)
     size = config.latent_size
@@ -30,9 +29,7 @@ def encode_latents(config: JanusFlowConfig, policy: Policy, weights: Mapping[str
     return g
 
 
-def read_embeds(
-    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], name: str = "read_embeds"
-) -> Graph:
+def read_embeds(config: JanusFlowConfig, policy: Policy, weights: Weights, name: str = "read_embeds") -> Graph:
     """embeds (B, N, D) -> `hidden` (B, N, D) after the final norm; their keys and values go into the caches."""
     language = config.language
     g = Graph(name, weights, rows=(B,))
@@ -46,7 +43,7 @@ def read_embeds(
     return g
 
 
-def decode_velocity(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def decode_velocity(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """Aligned h (R, h w, C), the encoder's x (R, h, w, C) and t_emb (R, 1, D) -> `velocity` (R, h', w', c p p)."""
     g = Graph("decode_velocity", weights)
     dec, enc, grid = config.gen_decoder, config.gen_encoder, config.grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -42,27 +42,21 @@ class Policy:
         wide = dtype if numerics == "official" else torch.float32
         return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
-    def weight(self, target: Target) -> Weight | None:
-        """A linear's weight as it is kept, or None of another tensor."""
-        return target.weight(self.matrix, self.quantization, self.tiled)
+    def kept(self, target: Target) -> TensorSpec | Weight:
+        """A linear's weight in its formats, or the spec of another tensor."""
+        dtype = self.matrix if target.kind == "matrix" else self.vector
+        weight = target.weight(self.matrix, self.quantization, self.tiled)
+        return TensorSpec(tuple(target.shape), dtype) if weight is None else weight
 
     def quantized(self, target: Target) -> torch.dtype | None:
         """In which 8 bits a weight is stored, or None."""
-        stored = None if (weight := self.weight(target)) is None else weight.formats[0].stored
+        kept = self.kept(target)
+        stored = kept.formats[0].stored if isinstance(kept, Weight) else None
         return stored.dtype if isinstance(stored, Rows) else None
 
-    def specs(self, target: Target) -> dict[str, TensorSpec]:
-        """What is kept of a target, by name: a linear's weight in its formats, or the tensor itself."""
-        weight = self.weight(target)
-        if weight is None:
-            dtype = self.matrix if target.kind == "matrix" else self.vector
-            return {target.name: TensorSpec(tuple(target.shape), dtype)}
-        specs = weight.specs()
-        return specs | {target.name: replace(specs[target.name], tiled=not weight.formats[0].by_rows)}
-
-    def kept(
+    def pack(
         self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
     ) -> Mapping[str, torch.Tensor]:
-        """The tensors of `specs(target)` from the weight itself, in its dtype or, with its scale, in 8 bits."""
-        kept = self.weight(target)
-        return {target.name: weight} if kept is None else kept.pack(weight, scale)
+        """The tensors that are kept of a target: from the weight in its dtype or, with its scale, in 8 bits."""
+        kept = self.kept(target)
+        return kept.pack(weight, scale) if isinstance(kept, Weight) else {target.name: weight}

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from flashjanus.checkpoint import JanusFlowConfig, LanguageConfig, Target, VaeConfig
+from flashjanus.engine.formats import Weight
 from flashjanus.engine.graph import Graph, Value, full_name
 from flashjanus.engine.ops import step_cache
 from flashjanus.engine.ops.flow_update import COLUMNS
@@ -23,17 +24,16 @@ from flashjanus.engine.specs import Dim, TensorSpec
 from . import llama, siglip, uvit, vae
 from .policy import Policy
 
+Weights = Mapping[str, TensorSpec | Weight]
 I32, F32 = torch.int32, torch.float32
 R, U, V, P, K = (Dim.symbol(s) for s in "RUVPK")
 B, N, S, F, IMAGES = (Dim.symbol(s) for s in "BNSFI")
 HEIGHT, WIDTH = Dim.symbol("H"), Dim.symbol("W")
 
 
-def weight_specs(
-    targets: list[Target], policy: Policy, language: LanguageConfig | None = None
-) -> dict[str, TensorSpec]:
-    """Specs of the weights as they are kept, and of the rotary table when a language model is among them."""
-    specs = {name: spec for target in targets for name, spec in policy.specs(target).items()}
+def weight_specs(targets: list[Target], policy: Policy, language: LanguageConfig | None = None) -> Weights:
+    """Every target as it is kept, and the spec of the rotary table when a language model is among them."""
+    specs = {target.name: policy.kept(target) for target in targets}
     if language is not None:
         shape = (language.max_position_embeddings, 2, language.head_dim // 2)
         specs["llm.rope"] = TensorSpec(shape, policy.vector)
@@ -51,7 +51,7 @@ def rope_table(config: LanguageConfig, policy: Policy) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1).to(policy.vector)
 
 
-def encode_images(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def encode_images(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """pixels (I, 3, S, S) f32 -> `features` (I, N, D), aligned."""
     g = Graph("encode_images", weights)
     size = config.understanding.image_size
@@ -73,7 +73,7 @@ def _sampling(g: Graph, logits: Value) -> None:
     g.output("logits", logits)
 
 
-def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def prefill(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """ids (B, N), right-aligned -> keys and values of the prompt in the caches, `logits` (B, V), the first `token`.
 
     `index` (B, N) picks a row of `features` where >= 0: 0 is the begin-of-image embedding, the others image features.
@@ -94,16 +94,13 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, Tenso
     return g
 
 
-def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def decode_step(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """One token of every row: `token` in, its key and value cached, `logits` and the next `token` out.
 
     A row that met its `eos` is no longer `live`: it runs on with the others, but does not move.
     """
     language = config.language
-    g = Graph("decode_step", weights, rows=(B,))
-    for name in weights:
-        if f"{name}.int4" in weights:
-            g.int4[name] = g.weight(f"{name}.int4"), g.weight(f"{name}.int4.scale")
+    g = Graph("decode_step", weights, rows=(B,), decodes=True)
     token, position, slot = (g.state(name, (B,), I32) for name in ("token", "position", "slot"))
     k, v = llama.caches(g, language, policy, B, S)
     h = g.add("embed", g.reshape(token, (B, 1)), g.weight("llm.embed"), None, None, dtype=policy.residual)
@@ -121,7 +118,7 @@ def decode_step(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, T
     return g
 
 
-def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
     """All of generation that does not depend on the latents, once per prompt.
 
     ids (R, P) right-aligned, t (R, K) -> keys and values of the prompts in slots 0 .. P-1 and of every step's
@@ -182,9 +179,7 @@ _CACHES: tuple[Literal["store", "recall"] | None, ...] = (None, "store", "recall
 FLOW_FORMS = {form.name: form for cache in _CACHES for form in (FlowForm(cache), FlowForm(cache, branches=False))}
 
 
-def flow_step(
-    config: JanusFlowConfig, policy: Policy, weights: Mapping[str, TensorSpec], form: FlowForm = FlowForm()
-) -> Graph:
+def flow_step(config: JanusFlowConfig, policy: Policy, weights: Weights, form: FlowForm = FlowForm()) -> Graph:
     """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
 
     `velocity` (R+U, h', w', c p p) are the patches before guidance; (R+V, ...) without all branches.
@@ -258,7 +253,7 @@ def _image_tokens(
     return through
 
 
-def decode_latents(config: VaeConfig, policy: Policy, weights: Mapping[str, TensorSpec]) -> Graph:
+def decode_latents(config: VaeConfig, policy: Policy, weights: Weights) -> Graph:
     """z (B, c, H, W) f32 -> `image` (B, 3, H s, W s), about [-1, 1]."""
     g = Graph("decode_latents", weights)
     z = g.input("z", (B, config.latent_channels, HEIGHT, WIDTH), F32, on_device=True)

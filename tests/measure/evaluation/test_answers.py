@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flashjanus import JanusFlow
 from flashjanus.engine.device import native
-from flashjanus.engine.ops import linear_w8a8
+from flashjanus.engine.ops import linear_scaled
 from flashjanus.engine.ops.linear import MAX_ROWS
 from flashjanus.measure.evaluation.answers import QUESTIONS_AT_ONCE, at_once, score_answers
 from flashjanus.measure.evaluation.prompts import question_set
@@ -69,8 +69,9 @@ def test_an_answer_is_right_as_a_whole(reply: str, right: bool) -> None:
 
 def rounds(model: JanusFlow, rows: int) -> dict[str, int]:
     """How many linears of the language model decode `rows` conversations by what rounds inputs or weights otherwise."""
-    ops = [node.op for node in model.plan("decode_step", rows=rows, prompt_tokens=1).nodes]
-    return {op: ops.count(op) for op in ("linear_w8a8", "int4_linear")}
+    nodes = [n for n in model.plan("decode_step", rows=rows, prompt_tokens=1).nodes if n.op == "linear"]
+    found = {"inputs in 8 bits": sum(n.inputs[4] is not None for n in nodes)}
+    return {**found, "4 bits": sum(n.attrs["format"] == "int4" for n in nodes)}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_questions_asked_at_once_are_decoded_as_one_alone(
 ) -> None:
     if amx and quantization is not None and native.amx_available() is not None:
         pytest.skip(str(native.amx_available()))
-    monkeypatch.setattr(linear_w8a8, "_sums_exactly", lambda: True)
+    monkeypatch.setattr(linear_scaled, "_sums_exactly", lambda: True)
     if not amx:
         monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
     model = JanusFlow.from_pretrained("shapes", dtype="bfloat16", quantization=quantization)
@@ -100,4 +101,4 @@ def test_fp8_decodes_one_as_it_does_many(monkeypatch: pytest.MonkeyPatch) -> Non
     stand_in(monkeypatch)
     model = JanusFlow.from_pretrained("shapes", dtype="bfloat16", quantization="fp8", device="cuda")
     assert at_once(model) == QUESTIONS_AT_ONCE
-    assert rounds(model, QUESTIONS_AT_ONCE) == rounds(model, 1) != {"linear_w8a8": 0, "int4_linear": 0}
+    assert rounds(model, QUESTIONS_AT_ONCE) == rounds(model, 1) != {"inputs in 8 bits": 0, "4 bits": 0}

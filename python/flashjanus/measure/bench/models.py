@@ -19,6 +19,7 @@ from flashjanus.api.janusflow import JanusFlow
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.builtin import builtin_folder
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
+from flashjanus.engine.formats import Weight
 from flashjanus.errors import InputError
 from flashjanus.execution.runner import Runner
 
@@ -135,7 +136,7 @@ def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str
     of = model.runner
     policy, weights = of.policy, of.weights
     if implementations is not None and policy.tiled:
-        kept = filter(None, map(policy.weight, weight_layout(of.config)))
+        kept = [weight for weight in map(policy.kept, weight_layout(of.config)) if isinstance(weight, Weight)]
         weights = {**weights, **{name: t for weight in kept for name, t in weight.by_rows(weights).items()}}
         policy = replace(policy, tiled=False)
     runner = Runner(

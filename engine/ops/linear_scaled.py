@@ -1,12 +1,13 @@
-"""y = (q W^T) * q_scale * scale + b, inputs and weight in 8 bits (W8A8): int8 or float8_e4m3fn, a scale for each row.
+"""Implementations of `linear` that multiply inputs in 8 bits by a weight in 8 bits, and scale sums by row and output.
 
-q and q_scale are what ops that end in rows of 8 bits write, W has a scale for each output; `dtype` is y's. Products of
-int8 are summed in int32, those of e4m3 in float32. The plan puts it in the place of `linear_w8a16` (plan/w8a8.py).
+q and its scales are what ops that end in rows of 8 bits write. Products of int8 are summed in int32, those of e4m3 in
+float32. The plan gives them such inputs where that pays: on CPUs with VNNI torch's int8 takes a sixth of the time from
+five rows on; what decodes up to four, a token each, is a matrix-vector kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -14,71 +15,9 @@ import torch
 
 from ... import triton_kernels
 from ..device.capabilities import no_e4m3
-from ..formats import rows
-from ..specs import TensorSpec, product, static
-from .base import Call, Op, Schema, Tunable, normal, register
-from .linear import MAX_ROWS, few_to_decode, flops, too_many_rows
-from .linear_w8a16 import derive, eight_bits
-
-
-def reference(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    y = (q.float() @ weight.float().T) * q_scale.float()[..., None] * scale.float()
-    return y if bias is None else y + bias.float()
-
-
-def example(
-    generator: torch.Generator,
-    dtype: torch.dtype,
-    m: int,
-    k: int,
-    n: int,
-    bias: bool = False,
-    of: torch.dtype = torch.int8,
-    edges: bool = False,
-) -> Call:
-    q, q_scale = rows.quantized(normal(generator, m, 1, k), of)
-    if edges:  # a row of zeros, and those that were not finite
-        q[:3], q_scale[:3, 0] = 0, torch.tensor([0, torch.inf, torch.nan])
-    scale = (0.5 + torch.rand(n, generator=generator)) / (74 * k**0.5)
-    added = normal(generator, n, dtype=dtype) if bias else None
-    if of is torch.float8_e4m3fn and dtype is torch.float32:
-        dtype = torch.bfloat16  # Hopper's tensor cores keep 14 bits of a sum of e4m3, which float32 would show
-    return Call((q, q_scale, eight_bits(generator, n, k, of), scale, added), dict(dtype=dtype))
-
-
-OP = register(
-    Op(
-        "linear_w8a8",
-        Schema.parse(
-            "q: Q[*, K], q_scale: f32[*], weight: Q[N, K], scale: f32[N], bias?: T[N] -> y: Y[*, N]",
-            derive,
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(m=1, k=64, n=96),
-            dict(m=5, k=33, n=7, bias=True),
-            dict(m=17, k=256, n=64, edges=True),
-            dict(m=37, k=200, n=72, bias=True),
-            dict(m=130, k=384, n=136),
-            dict(m=20, k=2048, n=16),
-            dict(m=1, k=64, n=96, of=torch.float8_e4m3fn),
-            dict(m=5, k=33, n=7, bias=True, of=torch.float8_e4m3fn),
-            dict(m=17, k=256, n=64, edges=True, of=torch.float8_e4m3fn),
-            dict(m=130, k=384, n=144, bias=True, of=torch.float8_e4m3fn),
-            dict(m=20, k=2048, n=16, of=torch.float8_e4m3fn),
-        ],
-        example=example,
-    )
-)
-
+from ..specs import product, static
+from .base import Tunable
+from .linear import MAX_ROWS, OP, Specs, few_to_decode, fused, too_many_rows
 
 FAST_ACCUMULATION = False
 """Of e4m3 by torch: sums of 14 bits in Hopper's tensor cores, not taken into float32 until the end."""
@@ -123,33 +62,40 @@ def _not_by_torch(device: torch.device, rows: int, n: int, k: int, of: torch.dty
     return None
 
 
-def _rows(specs: Sequence[TensorSpec | None]) -> int:
+def _rows(specs: Specs) -> int:
     assert specs[0] is not None
     return static(product(specs[0].shape[:-1]))
 
 
-def _asked(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    q, _, weight, *_ = specs
+def _asked(specs: Specs, attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    q, weight, *_ = specs
     assert q is not None
     assert weight is not None
-    return static(product(q.shape[:-1])), static(weight.shape[0]), static(weight.shape[1]), q.dtype, attrs["dtype"]
+    return _rows(specs), static(weight.shape[0]), static(weight.shape[1]), q.dtype, attrs["dtype"]
 
 
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    e4m3 = bool(specs) and specs[0] is not None and specs[0].dtype is torch.float8_e4m3fn
-    return triton_kernels.refuses(device) or (no_e4m3(device) if e4m3 else None)
+def _refuses_scaled_mm(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    if specs and specs[4] is None:
+        return "multiplies inputs in 8 bits, a scale for each row"
+    return "takes no neighbors" if fused(specs, attrs) else None
 
 
-def _few_rows(device: torch.device, specs: Sequence[TensorSpec | None]) -> str | None:
+def _refuses_triton(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
+    e4m3 = attrs.get("format") == "e4m3"
+    on_device = triton_kernels.refuses(device) or (no_e4m3(device) if e4m3 else None)
+    return on_device or _refuses_scaled_mm(device, specs, attrs)
+
+
+def _few_rows(device: torch.device, specs: Specs) -> str | None:
     x = specs[0]
     assert x is not None
     few = few_to_decode(x) if device.type == "cpu" else too_many_rows(x) is None
     if x.dtype is torch.int8 and few:
-        return f"up to {MAX_ROWS} rows of a token wait for the weight, which linear_w8a16 reads in one pass"
+        return f"up to {MAX_ROWS} rows of a token wait for the weight, which a matrix-vector kernel reads in one pass"
     return None
 
 
-def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _yields_triton(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
     if not specs:
         return None
     asked = _asked(specs, attrs)
@@ -158,7 +104,7 @@ def _yields_triton(device: torch.device, specs: Sequence[TensorSpec | None], att
     return _few_rows(device, specs)
 
 
-def _yields_torch(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _yields_scaled_mm(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
     if not specs:
         return None
     asked = _asked(specs, attrs)
@@ -181,29 +127,36 @@ TILES = (
 @OP.implementation("triton", _refuses_triton, _yields_triton, tunables=TILES)
 def run_triton(
     q: torch.Tensor,
-    q_scale: torch.Tensor,
     weight: torch.Tensor,
-    scale: torch.Tensor,
     bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    q_scale: torch.Tensor,
+    norm: None,
+    residual: None,
     y: torch.Tensor,
-    *,
-    dtype: torch.dtype,
+    **attrs: Any,
 ) -> None:
     from ...triton_kernels.scaled_matmul import launch
 
     launch(q, q_scale, weight, scale, bias, y)
 
 
-@OP.implementation("torch", yields=_yields_torch, tunables=[Tunable(__name__, "FAST_ACCUMULATION", (True,))])
-def run_torch(
+FAST = Tunable(__name__, "FAST_ACCUMULATION", (True,))
+
+
+@OP.implementation("scaled_mm", _refuses_scaled_mm, _yields_scaled_mm, tunables=[FAST])
+def run_scaled_mm(
     q: torch.Tensor,
-    q_scale: torch.Tensor,
     weight: torch.Tensor,
-    scale: torch.Tensor,
     bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    q_scale: torch.Tensor,
+    norm: None,
+    residual: None,
     y: torch.Tensor,
     *,
     dtype: torch.dtype,
+    **attrs: Any,
 ) -> None:
     q, y = q.reshape(-1, q.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
     q_scale, weight = q_scale.reshape(-1, 1).contiguous(), weight.contiguous()

@@ -1,0 +1,283 @@
+"""The one place that decides how a linear is computed: the format of its weight, what it takes in of its neighbors, by
+which implementation, and why not otherwise.
+
+Graphs are written in small ops. A linear may take in an RMSNorm in front of it, and a gated SiLU, a GELU or a residual
+add after it, where an implementation serves that neither refuses nor yields: `add_rms_norm` is then split into its
+halves, one for the linear before it and one for the linear after it. Only values that nobody else reads disappear.
+Formats for decoding are tried before the one that serves all, where a graph decodes and the rows are few. A linear with
+a weight in 8 bits, row by row, gets its inputs in 8 bits where that pays (plan/eight_bits.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..errors import PlanError, SchemaError
+from ..formats import FORMATS, Format, Weight
+from ..graph import Graph, Node, Value
+from ..ops import Avoided, get_op
+from ..ops.linear import few_to_decode
+from ..specs import TensorSpec, bind, contiguous_strides, product
+
+NEIGHBORS = ("rms_norm", "add_rms_norm", "silu_mul", "gelu")
+ACTIVATIONS = {"silu_mul": "gated_silu", "gelu": "gelu"}
+Reasons = dict[str, dict[str, str]]
+"""By label, by what was not chosen, why."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides between implementations: sizes, a device, those forced by op, what must not serve."""
+
+    sizes: Mapping[str, int]
+    device: torch.device
+    forced: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    avoided: Avoided | None = None
+
+    def spec(self, value: Value | TensorSpec | None) -> TensorSpec | None:
+        return None if value is None else TensorSpec(tuple(bind(s, self.sizes) for s in value.shape), value.dtype)
+
+    def refuses(self, inputs: Sequence[Value | TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+        """Why no implementation takes such a linear for its own sake, or None. torch takes any that it is given."""
+        op, specs = get_op("linear"), [self.spec(value) for value in inputs]
+        try:
+            op.schema.bind(op.name, specs, attrs)
+            found, _ = op.choose(self.device, specs, attrs, self.forced.get(op.name, ()), self.avoided)
+        except (PlanError, SchemaError) as error:
+            return str(error)
+        return found.yields(self.device, specs, attrs) if found.name == "torch" else None
+
+
+class Editing:
+    """A copy of a graph whose nodes are written anew, with the readers of its values."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.source = graph.nodes
+        values, outputs, labels = dict(graph.values), dict(graph.outputs), set(graph.labels)
+        self.graph = replace(graph, values=values, nodes=[], outputs=outputs, labels=labels, scope="")
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for value in node.inputs:
+                if value is not None:
+                    self.readers.setdefault(value.root.name, []).append(node)
+        self.kept = {value.root.name for value in graph.outputs.values()}
+
+    def reader(self, value: Value, *ops: str) -> Node | None:
+        """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
+        readers = self.readers.get(value.name, [])
+        alone = len(readers) == 1 and value.name not in self.kept
+        return readers[0] if alone and readers[0].op in ops else None
+
+    def weight(self, node: Node) -> Weight | None:
+        """The formats of a linear's weight, None where it is a tensor."""
+        assert node.inputs[1] is not None
+        found = self.graph.weights.get(node.inputs[1].name)
+        return found if isinstance(found, Weight) else None
+
+    def tensors(self, node: Node, fmt: Format) -> tuple[Value | None, Value | None]:
+        """A linear's weight in one of its formats: values and scales."""
+        weight = self.weight(node)
+        if weight is None:
+            return node.inputs[1], None
+        specs = zip(weight.names(fmt), fmt.specs(*weight.shape, weight.dtype), strict=True)
+        values, scales = (None if spec is None else self._declared(name, spec) for name, spec in specs)
+        return values, scales
+
+    def _declared(self, name: str, spec: TensorSpec) -> Value:
+        known = self.graph.values.get(name)
+        if known is None or known.spec != spec:
+            known = self.graph.values[name] = Value(name, spec, "weight")
+        return known
+
+    def forget_unread(self) -> None:
+        """Weights of which other formats are read."""
+        read = {v.root for node in self.graph.nodes for v in node.inputs if v is not None}
+        weights = self.graph.weights
+        unread = [n for n, v in self.graph.values.items() if isinstance(weights.get(n), Weight) and v.root not in read]
+        for name in unread:
+            del self.graph.values[name]
+
+
+def check_formats(graph: Graph) -> None:
+    """PlanError where another op than a linear, or a view, reads a weight that is not kept as it is."""
+    for node in graph.nodes:
+        for i, value in enumerate(node.inputs):
+            weight = None if value is None else graph.weights.get(value.root.name)
+            if not isinstance(weight, Weight) or weight.formats[0].name == "dense":
+                continue
+            assert value is not None
+            if (node.op, i) != ("linear", 1) or value.base is not None:
+                raise PlanError(
+                    f"{node.label} ({node.op}): expected weights row by row, got '{weight.name}' in "
+                    f"{weight.formats[0].name}, which linears alone read"
+                )
+
+
+def choose_linears(graph: Graph, choice: Choice, neighbors: bool, reasons: Reasons) -> Graph:
+    """`graph` with its linears as they are computed; `reasons` takes why not otherwise, by label.
+
+    Without `neighbors`, or where one of those is forced to an implementation, each node of the graph stays by itself.
+    """
+    linears = _Linears(graph, choice, neighbors and not any(op in choice.forced for op in NEIGHBORS), reasons)
+    linears.run()
+    linears.forget_unread()
+    return linears.graph
+
+
+class _Linears(Editing):
+    def __init__(self, graph: Graph, choice: Choice, neighbors: bool, reasons: Reasons) -> None:
+        super().__init__(graph)
+        self.choice, self.neighbors, self.reasons = choice, neighbors, reasons
+        self.written: set[str] = set()
+        """Values of nodes that are there by now."""
+        self.norms: dict[str, Node] = {}
+        """RMSNorms that a linear may take, by the value that they write."""
+        self.done: set[str] = set()
+        self.at = 0
+        """The place in the source of the node that is looked at."""
+        self.places = {node.label: place for place, node in enumerate(graph.nodes)}
+        self.overwrites: dict[str, list[int]] = {}
+        """By the name of a value, the places of the nodes that write it in place."""
+        for place, node in enumerate(graph.nodes):
+            for value in overwritten(node):
+                self.overwrites.setdefault(value.name, []).append(place)
+
+    def run(self) -> None:
+        for place, node in enumerate(self.source):
+            self.at = place
+            if node.label in self.done:
+                continue
+            if node.op == "linear" and "format" not in node.attrs:
+                self._linear(node)
+            elif node.op == "rms_norm":
+                self._norm(node)
+            else:
+                self._keep(node)
+
+    def _behind(self, y: Value) -> Node | None:
+        """The activation of `y`, or the node that adds it to a residual that is there by now; only they read it."""
+        node = self.reader(y, "add_rms_norm", *ACTIVATIONS) if self.neighbors else None
+        if node is None or node.op in ACTIVATIONS:
+            return node if node is not None and node.inputs[0] is y else None
+        residual, delta, _ = node.inputs
+        assert residual is not None
+        root = residual.root
+        there = root.kind in ("input", "weight") or root.name in self.written or root.name in self.norms
+        return node if delta is y and there and self._same_until(node, root) else None
+
+    def _same_until(self, node: Node, root: Value) -> bool:
+        """True if nothing that is still to come before `node` overwrites `root`."""
+        return not any(self.at < place < self.places[node.label] for place in self.overwrites.get(root.name, ()))
+
+    def _emit(self, node: Node) -> None:
+        self.graph.nodes.append(node)
+        self.written.update(value.name for value in node.outputs)
+
+    def _keep(self, node: Node) -> None:
+        """Emits `node` after the norms that it reads, and after those that read what it overwrites."""
+        for value in node.inputs:
+            if value is not None and value.root.name in self.norms:
+                self._emit(self.norms.pop(value.root.name))
+        for name, norm in [*self.norms.items()]:
+            if norm.inputs[0] is not None and norm.inputs[0].root in overwritten(node):
+                self._emit(self.norms.pop(name))
+        self._emit(node)
+
+    def _linear(self, node: Node) -> None:
+        x, (y,) = node.inputs[0], node.outputs
+        assert x is not None
+        norm, behind = self.norms.get(x.root.name), self._behind(y)
+        if norm is not None and not whole(x, norm.outputs[0]):
+            norm = None
+        formats = self._formats(node, x, behind)
+        for fmt in formats:
+            if norm is not None or behind is not None:
+                fused = self._computed(node, fmt, norm, behind)
+                reason = self.choice.refuses(fused.inputs, fused.attrs)
+                if reason is None:
+                    self._replace(fused, norm, behind)
+                    return
+                self.reasons.setdefault(node.label, {})["with its neighbors"] = reason
+            alone = self._computed(node, fmt)
+            reason = None if fmt is formats[-1] else self.choice.refuses(alone.inputs, alone.attrs)
+            if reason is None:
+                self._keep(alone)
+                return
+            self.reasons.setdefault(node.label, {})[f"in {fmt.name}"] = reason
+
+    def _computed(self, node: Node, fmt: Format, norm: Node | None = None, behind: Node | None = None) -> Node:
+        """A linear with its weight in a format, and the neighbors that it takes in."""
+        x, _, bias, *_ = node.inputs
+        assert x is not None
+        source, norm_weight = self._unnormed(x, norm)
+        values, scale = self.tensors(node, fmt)
+        (y,) = node.outputs
+        attrs = {**node.attrs, "format": fmt.name, "dtype": y.dtype}
+        residual = None
+        if norm is not None:
+            attrs["eps"] = norm.attrs["eps"]
+        if behind is not None:
+            y = behind.outputs[0]
+            attrs |= dict(act=ACTIVATIONS.get(behind.op, "none"), dtype=y.dtype)
+            residual = behind.inputs[0] if behind.op == "add_rms_norm" else None
+        return Node(node.label, "linear", (source, values, bias, scale, None, norm_weight, residual), (y,), attrs)
+
+    def _formats(self, node: Node, x: Value, behind: Node | None) -> list[Format]:
+        """Those that may serve, the preferred first."""
+        weight, spec = self.weight(node), self.choice.spec(x)
+        first, *others = (FORMATS["dense"],) if weight is None else weight.formats
+        assert spec is not None
+        few = self.graph.decodes and few_to_decode(spec) and node.inputs[2] is None
+        return [fmt for fmt in others if few and (behind is None or behind.op != "gelu")] + [first]
+
+    def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:
+        """What `norm` reads, in the shape of x, and its weight; x itself where there is none."""
+        if norm is None:
+            return x, None
+        source, weight = norm.inputs
+        assert source is not None
+        return source if source.shape == x.shape else self.graph.reshape(source, x.shape), weight
+
+    def _replace(self, node: Node, norm: Node | None, behind: Node | None) -> None:
+        """`node` for a linear, the norm in front of it and the node behind it."""
+        if norm is not None:
+            del self.norms[norm.outputs[0].name]
+        self._keep(node)
+        if behind is None:
+            return
+        self.done.add(behind.label)
+        if behind.op == "add_rms_norm":
+            (total, normed), weight = behind.outputs, behind.inputs[2]
+            self._norm(Node(f"{behind.label}.norm", "rms_norm", (total, weight), (normed,), dict(behind.attrs)))
+
+    def _norm(self, node: Node) -> None:
+        """Waits for the linear that may take it; a state that it reads could change until then.
+
+        The half of a split `add_rms_norm` that nobody reads is left out.
+        """
+        (normed,), (source, _) = node.outputs, node.inputs
+        if normed.name not in self.readers and normed.name not in self.kept:
+            return
+        waits = self.neighbors and source is not None and source.kind == "node"
+        if waits and self.reader(normed, "linear"):
+            self.norms[normed.name] = node
+        else:
+            self._emit(node)
+
+
+def overwritten(node: Node) -> list[Value]:
+    """What a node writes in place."""
+    arguments = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
+    return [value.root for arg, value in arguments if arg.mutated and value is not None]
+
+
+def whole(view: Value, value: Value) -> bool:
+    """True if `view` is all of `value`, at most in another shape."""
+    if view is value:
+        return True
+    same = view.root is value and product(view.shape) == product(value.shape)
+    return same and view.strides == contiguous_strides(view.shape)
