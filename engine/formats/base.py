@@ -84,6 +84,10 @@ class Format(ABC):
         matrix, factors = self.matrix(values, scale, dtype)
         return matrix if factors is None else matrix * factors[:, None].to(dtype)
 
+    def restored(self, values: torch.Tensor, scale: torch.Tensor | None) -> Packed:
+        """The weight in the format that this one is made of."""
+        return (values, scale) if self.by_rows else self.stored.pack(self.unpack(values, scale))
+
     def loss(self, weight: torch.Tensor, values: torch.Tensor | None = None, scale: torch.Tensor | None = None) -> Loss:
         """Of `weight` (N, K) in this format, packed from `values` and `scale` where given: the same in 8 bits."""
         sums = torch.zeros(4, dtype=torch.float64)

@@ -41,6 +41,9 @@ class Tiles(Format):
         values, scale = self.of.pack(weight, scale)
         return tile(values), scale
 
+    def restored(self, values: torch.Tensor, scale: torch.Tensor | None) -> Packed:
+        return untile(values), scale
+
     def matrix(self, values: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> Packed:
         return self.of.matrix(untile(values), scale, dtype)
 

@@ -45,6 +45,5 @@ class Weight:
         first = self.formats[0]
         values, scale = (tensors.get(name) for name in self.names(first))
         assert values is not None
-        matrix = values if first.by_rows else first.matrix(values, scale, values.dtype)[0]
-        found = zip(self.names(first.stored), (matrix, scale), strict=True)
+        found = zip(self.names(first.stored), first.restored(values, scale), strict=True)
         return {name: tensor for name, tensor in found if tensor is not None}

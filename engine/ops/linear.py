@@ -151,7 +151,7 @@ def _refuses_amx(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -
         x, _, bias, *_ = specs
         assert x is not None
         fmt = FORMATS[attrs.get("format", "dense")]
-        if fmt.by_rows:
+        if fmt.name not in ("tiles", "int8_tiles", "int4"):
             return f"reads weights in tiles or in 4 bits, not {fmt.name}"
         if attrs.get("split_bias"):
             return "adds the bias before it rounds"

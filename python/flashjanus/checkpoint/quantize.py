@@ -27,6 +27,7 @@ from flashjanus.checkpoint.write import SHARD_BYTES, Shards
 from flashjanus.disk.paths import cannot_read
 from flashjanus.disk.writing import new_folder
 from flashjanus.engine.formats import Loss
+from flashjanus.engine.formats.tiles import Tiles
 from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError
 
@@ -142,7 +143,7 @@ def quantization_errors(
         fmt, weight = kept.formats[-1], checkpoint.weights.read(name)
         stored = getattr(torch, QUANTIZATIONS[method].stored)
         q, scale = quantized(weight, stored, f"{checkpoint.weights.label}: {name}")
-        found.append(LinearError(name, (fmt if fmt.decodes else fmt.stored).loss(weight, q, scale)))
+        found.append(LinearError(name, (fmt.stored if isinstance(fmt, Tiles) else fmt).loss(weight, q, scale)))
         with callers_state():
             progress(done)
     checkpoint.weights.close()

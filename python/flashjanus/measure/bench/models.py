@@ -136,9 +136,11 @@ def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str
     of = model.runner
     policy, weights = of.policy, of.weights
     if implementations is not None and policy.tiled:
-        kept = [weight for weight in map(policy.kept, weight_layout(of.config)) if isinstance(weight, Weight)]
-        weights = {**weights, **{name: t for weight in kept for name, t in weight.by_rows(weights).items()}}
         policy = replace(policy, tiled=False)
+        for target in weight_layout(of.config):
+            kept, other = of.policy.kept(target), policy.kept(target)
+            if isinstance(kept, Weight) and kept != other:
+                weights = {**weights, **kept.by_rows(weights)}
     runner = Runner(
         of.config,
         policy,
