@@ -214,6 +214,7 @@ def test_events_of_an_image(web: httpx.Client) -> None:
 
 
 def test_events_of_an_answer(web: httpx.Client) -> None:
+    made(web, **ASK)  # then all of the prompt is kept that can be
     told = events(web, **ASK)
     deltas = [one for one in told if one["type"] == "response.output_text.delta"]
     assert [one["type"] for one in told] == [

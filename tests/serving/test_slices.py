@@ -9,12 +9,14 @@ import platform
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 from flashjanus.serving.async_engine import Post
 from flashjanus.serving.backend import ThreadBackend
 from flashjanus.serving.slices import ATTRIBUTES, CALLS, SHORT, short_slices, usual_slices
 
+T = TypeVar("T")
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux"
     or platform.machine() not in CALLS
@@ -31,27 +33,30 @@ def asked() -> tuple[int, int]:
     return runtime, nice
 
 
-def in_a_thread(work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    told = list[tuple[int, int]]()
+def in_a_thread(work: Callable[[], T]) -> T:
+    told = list[T]()
     thread = threading.Thread(target=lambda: told.append(work()))
     thread.start()
     thread.join()
     return told[0]
 
 
-def test_threads_inherit_short_slices_and_may_undo_them() -> None:
-    def short() -> tuple[int, int]:
-        short_slices()
-        return in_a_thread(asked)
+def usual() -> tuple[int, int]:
+    usual_slices()
+    return asked()
 
-    def undone() -> tuple[int, int]:
+
+def test_threads_inherit_short_slices_and_may_undo_them() -> None:
+    def short() -> list[tuple[int, int]]:
         short_slices()
-        usual_slices()
-        return asked()
+        return [asked(), in_a_thread(asked), in_a_thread(usual)]
 
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    assert in_a_thread(short) == (SHORT, nice)
-    assert in_a_thread(undone) == asked() != (SHORT, nice)
+    own, inherited, undone = in_a_thread(short)
+    assert own == inherited == (SHORT, nice)
+    assert undone == in_a_thread(usual)
+    assert undone[0] > SHORT
+    assert undone[1] == nice
 
 
 def test_a_loop_that_is_told_events_has_them_and_an_engine_started_from_it_has_not() -> None:
@@ -75,6 +80,5 @@ def test_a_loop_that_is_told_events_has_them_and_an_engine_started_from_it_has_n
         await asyncio.to_thread(Seen)
         return asked()
 
-    usual = asked()
     assert in_a_thread(lambda: asyncio.run(loop()))[0] == SHORT
-    assert found == [usual]
+    assert found == [in_a_thread(usual)]
