@@ -137,12 +137,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of tokens beside images (default: 30)")
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
+    tokens = asyncio.run(tokens_beside_images(args.seconds))  # while no other server is there
     model = JanusFlow.from_pretrained("shapes")
     with served() as url, TemporaryDirectory() as folder:
         found = {
             **provenance(model),
             "images": images(url, model, args.rounds),
-            "tokens beside images": asyncio.run(tokens_beside_images(args.seconds)),
+            "tokens beside images": tokens,
             "admission": admission(url, Path(folder)),
         }
     print(json.dumps(found, indent=1))
