@@ -40,8 +40,9 @@ constexpr int64_t kMillisecond = 1000000;
 constexpr int64_t kBetween = 4 * kMillisecond;  // looks at the scheduler's counters
 constexpr int64_t kWindow = 40 * kMillisecond;  // over which they are compared
 constexpr double kShare = 0.4;  // of the window that threads wait for cores: less costs less than doing without threads
-constexpr int64_t kHold = 200 * kMillisecond;          // pressed for so long, then tried again
+constexpr int64_t kHold = 50 * kMillisecond;           // pressed for so long, then tried again
 constexpr int64_t kLongestHold = 3200 * kMillisecond;  // twice as long each time that the trial fails
+constexpr int64_t kTrial = 200 * kMillisecond;         // without press for so long, or for the last hold: it succeeded
 constexpr int64_t kGrace = 40 * kMillisecond;          // of a trial, until the scheduler has spread woken threads
 constexpr size_t kMostMembers = 16;  // threads that are watched: each look costs a microsecond or two for each
 
@@ -131,7 +132,7 @@ struct Watch {
         const int64_t passed = at - start, more = waiting() - waited;
         if (more >= kShare * (passed > kWindow ? passed : kWindow)) {
             const int64_t twice = 2 * held < kLongestHold ? 2 * held : kLongestHold;
-            held = at - released > held ? kHold : twice;
+            held = at - released > (held > kTrial ? held : kTrial) ? kHold : twice;
             until = at + held;
             press(threads);
         } else if (passed > kWindow) {
