@@ -20,6 +20,7 @@ from flashjanus.serving.messages import Answered, Begun, ChatRequest, ImageReque
 T = TypeVar("T")
 QUESTION = [{"role": "user", "content": "Is a circle round?"}]
 SHORT = dict(num_inference_steps=3, seed=5)
+LONG: dict[str, Any] = {"max_new_tokens": 60, "do_sample": True, "temperature": 1e4, "seed": 3}
 
 
 @cache
@@ -232,3 +233,31 @@ def test_what_runs_when_the_engine_closes_is_told() -> None:
 
     with pytest.raises(UnavailableError):
         run(served())
+
+
+def test_a_loop_wakes_once_for_all_that_is_told_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of three answers that are written together: far fewer wake-ups than tokens."""
+    wakes = 0
+
+    async def served() -> int:
+        loop = asyncio.get_running_loop()
+        before = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **options: Any) -> Any:
+            nonlocal wakes
+            wakes += 1
+            return before(*args, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        async with engine() as one:
+            asked = ChatRequest(messages=QUESTION, options=LONG)
+            streams = await asyncio.gather(*(one.submit(asked) for _ in range(3)))
+            told = await asyncio.gather(*(drained(stream) for stream in streams))
+        return sum(map(len, told))
+
+    async def drained(stream: Any) -> list[Any]:
+        return [event async for event in stream if isinstance(event, Piece)]
+
+    tokens = run(served())
+    assert tokens == 3 * LONG["max_new_tokens"]
+    assert wakes < 0.7 * tokens

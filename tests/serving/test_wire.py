@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from flashjanus.serving import messages
 from flashjanus.serving.messages import ChatRequest, Failure, ImageRequest, Usage
 from flashjanus.serving.outbox import Outbox
 from flashjanus.serving.portable import portable
+from flashjanus.serving.together import afterwards, together
 from flashjanus.serving.wire import HEAD, MAGIC, MOST_BYTES, MOST_JSON, TYPES, Wire, WireError, frame
 from PIL import Image
 
@@ -259,3 +261,59 @@ def test_an_outbox_goes_on_after_an_image_that_cannot_be_read(ends: tuple[Wire, 
     assert isinstance(unsent[0], DeviceError)
     assert "secret" not in str(unsent[0])
     outbox.close(5)
+
+
+def test_what_is_flushed_keeps_its_order_and_nobody_waits_for_room(ends: tuple[Wire, Wire]) -> None:
+    """More than the system takes at once: the rest, and what comes after it, is sent by the outbox's thread."""
+    outbox = Outbox(ends[0], 64 * 2**20, lambda body, error: None)
+    picture = np.arange(2**20, dtype=np.uint8)
+    for number in range(4):
+        for part in ({"n": number}, {"n": number, "picture": picture}):
+            assert outbox.put(part, picture.nbytes, wake=False)
+        outbox.flush()
+    outbox.put({"n": 4})
+    received = [ends[1].receive() for _ in range(9)]
+    assert [body["n"] for body in received] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert all(np.array_equal(body["picture"], picture) for body in received[1:8:2])
+    outbox.close(5.0)
+
+
+def test_without_a_flush_nothing_is_sent_that_waits_for_one(ends: tuple[Wire, Wire]) -> None:
+    outbox = Outbox(ends[0], 10, lambda body, error: None)
+    assert outbox.put("first", 6, wake=False)
+    assert not outbox.put("heavy", 6, wake=False)
+    assert not select.select([ends[1]._socket], [], [], 0.05)[0]
+    outbox.flush()
+    assert outbox.put("second", 6, wake=False)  # for the first weighs no more
+    outbox.flush()
+    assert [ends[1].receive(), ends[1].receive()] == ["first", "second"]
+    outbox.close(5.0)
+
+
+def test_frames_that_have_come_together_are_known_to_be_there(ends: tuple[Wire, Wire]) -> None:
+    ends[0].send([*frame("one"), *frame("two"), *frame("three")[:1]])
+    assert not ends[1].holds
+    assert ends[1].receive() == "one"
+    assert ends[1].holds
+    assert ends[1].receive() == "two"
+    assert ends[1].receive() == "three"
+    assert not ends[1].holds
+
+
+def test_what_follows_from_several_things_is_done_once_after_all_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    done = list[str]()
+
+    def fails() -> None:
+        raise ValueError("planted")
+
+    def follows() -> None:
+        done.append("after")
+
+    afterwards(follows)
+    with together():
+        for number in range(3):
+            done.append(str(number))
+            afterwards(fails)
+            afterwards(follows)
+    assert done == ["after", "0", "1", "2", "after"]
+    assert caplog.text.count("ValueError: planted") == 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+LOG = logging.getLogger(__name__)
 _OURS = threading.local()
 """calls: of the thread that is `together`, in order."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Calls for `afterwards` on this thread are made when this ends, each once."""
+    """Calls for `afterwards` on this thread are made when this ends, each once; one that raises keeps no other from it,
+    nor the thread from what it does next."""
     calls: dict[Callable[[], None], None] = {}
     _OURS.calls = calls
     try:
@@ -20,7 +23,10 @@ def together() -> Iterator[None]:
     finally:
         _OURS.calls = None
         for call in calls:
-            call()
+            try:
+                call()
+            except Exception:
+                LOG.exception("what was to follow could not be done")
 
 
 def afterwards(call: Callable[[], None]) -> None:
