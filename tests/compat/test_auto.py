@@ -61,6 +61,9 @@ def test_a_model_and_its_processor(untrained_folder):
         str(untrained_folder), config=config, torch_dtype="auto", low_cpu_mem_usage=True, local_files_only=True
     )
     assert again.dtype == torch.bfloat16
+    untrained = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float16)
+    assert type(untrained) is MultiModalityCausalLM
+    assert untrained.dtype == torch.float16
 
 
 @pytest.mark.long

@@ -74,6 +74,7 @@ def model() -> None:
 
     from flashjanus.compat.model import MultiModalityCausalLM
 
+    MultiModalityCausalLM.config_class = MultiModalityConfig
     AutoModelForCausalLM.register(MultiModalityConfig, MultiModalityCausalLM, exist_ok=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ class MultiModalityCausalLM(nn.Module):
     float32, bfloat16 or float16. Others run on the modules, with one ReferencePathWarning that says why. Gradients that
     are asked for come from the modules.
     """
+
+    config_class: ClassVar[Any]
+    """What transformers has for its config, where its Auto classes know this class."""
 
     def __init__(self, config: Mapping[str, Any] | JanusFlowConfig | Any) -> None:
         """config: what config.json holds, as a mapping or an object with to_dict(). The weights are torch's initial
@@ -77,6 +80,11 @@ class MultiModalityCausalLM(nn.Module):
         options of transformers are taken and change nothing. Raises CheckpointError, ConfigError, InputError.
         """
         return checkpoints.load(cls, pretrained_model_name_or_path, options)
+
+    @classmethod
+    def _from_config(cls, config: Any, **options: Any) -> Self:
+        """Of `AutoModelForCausalLM.from_config`: torch's initial weights, in torch_dtype (or dtype)."""
+        return cls(config).to(options.get("dtype") or options.get("torch_dtype"))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """config.json and model.safetensors in a folder, as from_pretrained reads them. Raises OutputError."""
