@@ -1,8 +1,9 @@
 """What the documents show runs: every Python example, and every command that needs nothing but this checkout.
 
-```python blocks are run one by one, ```bash blocks command by command, each in a folder of its own that holds the files
-of `FILES`. Commands in ```sh blocks and in indented lines need weights, a network, minutes or other programs: those of
-`flashjanus` have to be understood, and so do the command's options wherever a sentence names them.
+```python blocks are run one by one, and so are the lines that a ```diff block adds; ```bash blocks command by command,
+each in a folder of its own that holds the files of `FILES`. Commands in ```sh blocks and in indented lines need
+weights, a network, minutes or other programs: those of `flashjanus` have to be understood, and so do the command's
+options wherever a sentence names them.
 The examples of docs/serving.md need a server: serving/test_serving_page.py.
 """
 
@@ -64,6 +65,14 @@ def test_an_example_runs(page: Path, example: str, folder: Path) -> None:
     exec(compile(example, page.name, "exec"), names)
     if page.stem == "embedding":
         assert (folder / "circle.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("page", "change"), named("diff"))
+def test_a_change_runs(page: Path, change: str) -> None:
+    """The lines that it adds."""
+    added = [line[1:] for line in change.splitlines() if line.startswith("+")]
+    assert added
+    exec(compile("\n".join(added), page.name, "exec"), {})
 
 
 @pytest.mark.parametrize(("page", "block"), named("bash"))
