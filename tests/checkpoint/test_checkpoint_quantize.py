@@ -12,8 +12,10 @@ from flashjanus.checkpoint import (
     Checkpoint,
     JanusFlowConfig,
     StateDictSource,
+    VaeConfig,
     check_layout,
     load_weights,
+    vae_layout,
     weight_layout,
 )
 from flashjanus.checkpoint.quantize import format_errors, quantization_errors, quantize_checkpoint
@@ -153,6 +155,21 @@ def test_a_vae_from_elsewhere_comes_along(folder_with_vae: Path, tmp_path: Path)
     written = Checkpoint.open(tmp_path / "int8")
     assert written.vae is not None
     written.check_vae()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_vae_that_is_one_file_becomes_a_folder(folder: Path, tmp_path: Path, suffix: str) -> None:
+    channels = Checkpoint.open(folder).config.gen_decoder.out_channels
+    config = VaeConfig(latent_channels=channels, block_out_channels=(32, 64), scaling_factor=0.13025)
+    generator = torch.Generator().manual_seed(0)
+    state = {s.names[0]: torch.randn(s.shapes[0], generator=generator) for t in vae_layout(config) for s in t.sources}
+    path = tmp_path / f"sdxl_vae{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    quantize_checkpoint(Checkpoint.open(folder, vae=path), tmp_path / "int8")
+    written = Checkpoint.open(tmp_path / "int8").vae
+    assert written is not None
+    assert written.config == config
+    assert all(torch.equal(written.weights.read(name), tensor) for name, tensor in state.items())
 
 
 def test_an_empty_folder_is_taken(folder: Path, tmp_path: Path) -> None:

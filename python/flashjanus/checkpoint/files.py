@@ -57,6 +57,13 @@ class VaeFiles:
             return cls(path)
         return cls(_folder(os.fspath(source), revision, _VAE, _VAE, [], options))
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name in a folder of its own -> path, of all that makes it up; one file of weights has no config.json."""
+        if is_folder(self.folder):
+            return {path.name: path for path in (*self.folder.glob("*.json"), *self.weights.paths)}
+        return {f"{_VAE}{'.bin' if self.folder.suffix in TORCH_SUFFIXES else '.safetensors'}": self.folder}
+
     @cached_property
     def config_dict(self) -> dict[str, Any]:
         if is_folder(self.folder):

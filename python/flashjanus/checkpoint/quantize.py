@@ -66,7 +66,7 @@ def quantize_checkpoint(
     changed, quantization = set(quantizable(checkpoint)), QUANTIZATIONS[method]
     dtype: torch.dtype = getattr(torch, quantization.stored)
     source, vae = checkpoint.weights, checkpoint.vae
-    vae_files = [] if vae is None else [*vae.folder.glob("*.json"), *vae.weights.paths]
+    vae_files = {} if vae is None else vae.files
     tensors: dict[str, TensorInfo] = {}
     for name, info in source.names().items():
         tensors[name] = info
@@ -90,9 +90,12 @@ def quantize_checkpoint(
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, path in checkpoint.text_files.items():
             _copy(path, partial / name)
-        for path in vae_files:
-            (partial / "vae").mkdir(exist_ok=True)
-            _copy(path, partial / "vae" / path.name)
+        if vae is not None:
+            (partial / "vae").mkdir()
+            for name, path in vae_files.items():
+                _copy(path, partial / "vae" / name)
+            if "config.json" not in vae_files:
+                (partial / "vae/config.json").write_text(json.dumps(vae.config_dict, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(path: Path, to: Path) -> None:

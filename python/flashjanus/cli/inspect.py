@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "asked, what they lose by quantization. Exit code 2 if it has problems.",
     )
     parser.add_argument("path", metavar="PATH", help="built-in name, folder or hub id")
-    parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    parser.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
     parser.add_argument(
         "--quantization", choices=METHODS, help="also compare each linear that it would change with itself"
     )

@@ -31,7 +31,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", default="shapes", metavar="NAME|PATH", help="built-in name, folder or hub id (default: shapes)"
     )
-    group.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    group.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, the CPU)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     group.add_argument("--vae-dtype", default="auto", help="of the VAE: float32 or bfloat16 (default: as --dtype)")

@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("source", metavar="SRC", help="built-in name, folder or hub id")
     parser.add_argument("destination", metavar="DST", help="a folder that is empty or does not exist yet")
     parser.add_argument("--quantization", choices=METHODS, default="int8", help="default: int8")
-    parser.add_argument("--vae", metavar="PATH", help="folder or hub id of the VAE, when it is not beside the model")
+    parser.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
