@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import Self
 
 from flashjanus.compat.engine import Engine
+from flashjanus.compat.memory import room
 from flashjanus.engine.runtime.entry import entry
 from flashjanus.execution.text import TextPrefix, TextRequest
 from flashjanus.execution.text_rows import DecodeSession
@@ -53,7 +54,7 @@ class EngineDecoder:
         self._tokens = tokens
         self._logits: torch.Tensor = head(last_seen(hidden, mask)).float()
         lengths = seen.sum(1)
-        self._bucket = (len(embeds), int(lengths.max()) + new, 1)
+        self._bucket = (len(embeds), room(int(lengths.max()) + new), 1)
         self._session: DecodeSession | None = None
 
     def first(self) -> torch.Tensor:

@@ -87,7 +87,7 @@ class Engine:
         else:
             slots, start = slots_of(seen)
             pairs: Sequence[Pair] = before.pairs() if before is not None else past.pairs
-            lease = Lease(self.runner, rows, room(self.runner, length + new))
+            lease = Lease(self.runner, rows, room(length + new))
             scatter(lease, slots[:, :length], pairs)
         hidden = _read(lease, embeds, seen, positions, slots, start, length, length)
         unknown = embeds.new_full((rows, length, embeds.shape[2]), torch.nan)
@@ -97,7 +97,7 @@ class Engine:
     def _lease(self, before: Tokens | None, common: int, rows: int, total: int) -> Lease:
         """Memory for `total` tokens whose first `common` are those of `before`: its own, where nobody else needs what
         will be written, or another with a copy of them."""
-        slots = room(self.runner, total)
+        slots = room(total)
         if before is None:
             return Lease(self.runner, rows, slots)
         if before.lease.bucket[1] >= total and before.lease.writable(common, before):

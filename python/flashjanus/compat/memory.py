@@ -83,7 +83,7 @@ def slots_of(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return slots, start
 
 
-def room(runner: Runner, tokens: int) -> int:
+def room(tokens: int) -> int:
     """Slots of a session for so many: rounded up, so that a token more seldom needs another session."""
     return -(-tokens // 64) * 64
 
