@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_a_loop_finds_its_prompt_again(model):
     assert torch.equal(official_loop(model, ids, noise, 3, 2.0), first)
     assert recall.hits - hits == 3  # and the second run's first step finds the prompt, too
     assert recall.reused - reused >= 3 * (len(ids) - 1)
+
+
+def test_two_threads_draw_and_write_what_each_does_alone(model):
+    def draw(seed: int) -> torch.Tensor:
+        return official_loop(model, torch.tensor(prompt(seed, 9 + seed)), normal(seed, 1, *LATENT), 3, 2.0)
+
+    def write(seed: int) -> torch.Tensor:
+        return model.language_model.generate(torch.tensor([prompt(seed, 6 + seed)]), max_new_tokens=8)
+
+    alone = [draw(1), draw(2), write(1), write(2)]
+    with ThreadPoolExecutor(4) as pool:
+        together = [pool.submit(run, seed) for _ in range(3) for run in (draw, write) for seed in (1, 2)]
+        for place, future in enumerate(together):
+            expected = alone[place % 4]
+            assert relative_error(future.result().float(), expected.float()) <= NEAR
 
 
 def test_torch_draws_the_same(model):

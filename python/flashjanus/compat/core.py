@@ -26,7 +26,6 @@ T = TypeVar("T")
 E = TypeVar("E")
 C = TypeVar("C")
 Tensors = tuple[torch.Tensor, ...]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 KNOWN: set[type[nn.Module]] = {

@@ -157,6 +157,7 @@ class LlamaForCausalLM(GenerationMixin, nn.Module):
         super().__init__()
         language = config.language
         self.config, self.core = shown, core
+        self.generation_config = Config({})
         self.model = LlamaModel(config, shown, core)
         self.lm_head = nn.Linear(language.hidden_size, language.vocab_size, bias=False)
         if language.tie_word_embeddings:
