@@ -48,14 +48,14 @@ def seed(model: torch.nn.Module) -> None:
 
 
 @torch.inference_mode()
-def generate(vl_gpt: Any, images: int, steps: int, guidance: float = 2.0) -> torch.Tensor:
-    """Latents (images, 4, 48, 48) by the README's loop."""
+def generate(vl_gpt: Any, turn: int, images: int, steps: int, guidance: float = 2.0) -> torch.Tensor:
+    """Latents (images, 4, 48, 48) by the README's loop. Each turn has a prompt and noise of its own."""
     device, dtype = vl_gpt.device, vl_gpt.dtype
-    ids = torch.arange(PROMPT_TOKENS + 1) * 7 % 1000
+    ids = (torch.arange(PROMPT_TOKENS + 1) * 7 + turn) % 1000
     tokens = torch.stack([ids] * 2 * images).to(device)
     tokens[images:, 1:] = 2
     inputs_embeds = vl_gpt.language_model.get_input_embeddings()(tokens)[:, :-1, :]
-    z = torch.randn((images, 4, 48, 48), dtype=dtype, generator=torch.Generator().manual_seed(0)).to(device)
+    z = torch.randn((images, 4, 48, 48), dtype=dtype, generator=torch.Generator().manual_seed(turn)).to(device)
     dt = torch.zeros_like(z) + 1.0 / steps
     attention_mask = torch.ones((2 * images, inputs_embeds.shape[1] + 1 + IMAGE_TOKENS)).to(device)
     attention_mask[images:, 1 : inputs_embeds.shape[1]] = 0
@@ -80,12 +80,12 @@ def generate(vl_gpt: Any, images: int, steps: int, guidance: float = 2.0) -> tor
     return z.float()
 
 
-def understand(vl_gpt: Any, new_tokens: int) -> torch.Tensor:
-    """New ids (1, new_tokens) after an image and a question, as the README asks."""
-    ids = torch.arange(FEATURES + 2 + QUESTION_TOKENS)[None] * 7 % 1000
+def understand(vl_gpt: Any, turn: int, new_tokens: int) -> torch.Tensor:
+    """New ids (1, new_tokens) after an image and a question of the turn's own, as the README asks."""
+    ids = (torch.arange(FEATURES + 2 + QUESTION_TOKENS)[None] * 7 + turn) % 1000
     places = torch.zeros_like(ids, dtype=torch.bool)
     places[:, 10 : 11 + FEATURES] = True
-    noise = torch.randn(1, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(turn))
     inputs_embeds = vl_gpt.prepare_inputs_embeds(
         input_ids=ids,
         pixel_values=noise.to(vl_gpt.dtype),
@@ -134,12 +134,12 @@ def work(args: argparse.Namespace) -> None:
     model = official(args) if args.worker == "official" else ours(args)
     seed(model)
     print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
+    for turn, line in enumerate(sys.stdin):
         begun, worked = time.perf_counter(), time.process_time()
         if line.strip() == "generate":
-            result = generate(model, args.images, args.steps)
+            result = generate(model, turn, args.images, args.steps)
         else:
-            result = understand(model, args.new_tokens)
+            result = understand(model, turn, args.new_tokens)
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - worked}
         print(json.dumps({**spent, "result": result.flatten().tolist()}), flush=True)
 
@@ -202,6 +202,7 @@ def main() -> None:
     }
     for example in args.examples.split(","):
         results = {worker.name: worker.run(example)["result"] for worker in workers}  # also the warm-up
+        # nothing is repeated: prompts, questions and images are new in each turn, so that no prefix is found again
         rounds: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
         for turn in range(args.rounds):
             for worker in workers[:: 1 if turn % 2 else -1]:
