@@ -69,6 +69,18 @@ class JanusFlow(TensorModel):
         """
         folder = builtin_folder(str(source)) if source in NAMES else source
         checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
+        choices = loading.Choices(
+            device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization
+        )
+        model = cls._of(checkpoint, str(source), choices)
+        if adapters:
+            model.load_adapters(adapters)
+        return model
+
+    @classmethod
+    @entry
+    def _of(cls, checkpoint: Checkpoint, name: str, choices: loading.Choices) -> Self:
+        """`from_pretrained` of a checkpoint that is open; name: what the model is called."""
         files = checkpoint.text_files
         tokenizer = None
         if "tokenizer.json" in files:
@@ -83,15 +95,13 @@ class JanusFlow(TensorModel):
             None if vae_files is None else (vae_files.config, vae_files.weights),
             tokenizer,
             ImageProcessor.from_file(files.get("preprocessor_config.json"), image_size),
-            str(source),
-            loading.Choices(device, dtype, vae_dtype, numerics, implementations, cuda_graphs, buckets, quantization),
+            name,
+            choices,
         )
         if vae_files is not None:
             channels = vae_files.config.latent_channels
             kept = latent_map.LatentMap.read(vae_files.folder / latent_map.FILE, channels)
             model.runner.previews = latent_map.Previews(kept, channels)
-        if adapters:
-            model.load_adapters(adapters)
         return model
 
     @entry

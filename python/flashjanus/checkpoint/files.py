@@ -85,7 +85,7 @@ class VaeFiles:
 class Checkpoint:
     """A JanusFlow checkpoint on disk: what it is called, where it lies, and its parts, each read on first use.
 
-    text_files: name -> path, of those in TEXT_FILES that exist.
+    text_files: name -> path, of those in TEXT_FILES that exist. hub: options of a fetch, see `fetch_repository`.
     """
 
     source: str
@@ -93,36 +93,48 @@ class Checkpoint:
     vae_source: str | Path | None = None
     revision: str | None = None
     text_files: dict[str, Path] = field(default_factory=dict)
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def locate(
-        cls, source: str | os.PathLike[str], *, vae: str | os.PathLike[str] | None = None, revision: str | None = None
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        hub: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Find (or fetch) the folder, and look at nothing in it. CheckpointError when it is missing or empty."""
         for what, given in (("checkpoint", source), ("vae", "" if vae is None else vae)):
             if not isinstance(given, (str, os.PathLike)):
                 raise CheckpointError(f"{what}: expected a folder or a hub id, got {given!r:.80}")
         name = os.fspath(source)
-        folder = _folder(name, revision, _MODEL, _TORCH_MODEL, [*TEXT_FILES, "vae/config.json"])
+        folder = _folder(name, revision, _MODEL, _TORCH_MODEL, [*TEXT_FILES, "vae/config.json"], hub)
         vae_source: str | Path | None = os.fspath(vae) if vae is not None else None
         if vae_source is None and is_folder(folder / "vae"):
             vae_source = folder / "vae"
         if vae_source is None and not is_folder(Path(name)):
             vae_source = DEFAULT_VAE.get(name)
         text_files = {file: folder / file for file in TEXT_FILES if is_file(folder / file)}
-        return cls(name, folder, vae_source, revision, text_files)
+        return cls(name, folder, vae_source, revision, text_files, hub or {})
 
     @classmethod
     def open(
-        cls, source: str | os.PathLike[str], *, vae: str | os.PathLike[str] | None = None, revision: str | None = None
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        hub: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Locate a checkpoint and read its config and its weights' headers; weights stay on disk.
 
         source: a folder, or a hub id "organization/name" at `revision`. vae: the same for the VAE; without it, the
         `vae` subfolder, else what DEFAULT_VAE names for a published model (fetched when first used), else none.
+        hub: options of a fetch, see `fetch_repository`.
         ConfigError or CheckpointError when a part is missing, damaged, or does not describe a JanusFlow model.
         """
-        found = cls.locate(source, vae=vae, revision=revision)
+        found = cls.locate(source, vae=vae, revision=revision, hub=hub)
         _ = found.config, found.weights
         if vae is not None or isinstance(found.vae_source, Path):
             found.check_vae()
@@ -154,7 +166,7 @@ class Checkpoint:
         """The VAE, or None when the checkpoint has none and none was named."""
         if self.vae_source is None:
             return None
-        return VaeFiles.locate(self.vae_source)
+        return VaeFiles.locate(self.vae_source, options=self.hub)
 
     def check_vae(self) -> None:
         """Read the VAE's config and headers, if there is a VAE. ConfigError when it belongs to another model."""

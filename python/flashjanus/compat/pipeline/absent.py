@@ -63,10 +63,8 @@ ARGUMENTS = _table(
 LOADING = _table(
     ("quantization_config", "quantization='int8', 'fp8' or 'int4' says how the weights are kept"),
     ("variant", "a checkpoint has one set of weights; torch_dtype says in which dtype they are loaded"),
-    ("cache_dir", "set HF_HUB_CACHE, or pass a local folder"),
-    ("token use_auth_token", "set HF_TOKEN, or pass a local folder"),
-    ("local_files_only", "set HF_HUB_OFFLINE=1, or pass a local folder"),
-    ("force_download resume_download proxies mirror", "download with `hf download`, and pass the folder"),
+    ("use_auth_token", "it is called token since"),
+    ("resume_download proxies mirror", "download with `hf download`, and pass the folder"),
     ("scheduler", "the solver is an option of each call: solver, num_inference_steps, timestep_shift"),
     ("custom_pipeline custom_revision load_connected_pipeline", "this pipeline runs JanusFlow alone"),
     ("max_memory offload_folder offload_state_dict", "the weights lie on one device, all of them"),

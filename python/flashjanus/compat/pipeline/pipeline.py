@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from flashjanus.compat.pipeline.source import Source, destination, one_device, s
 from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, Steps, tensors_of
 from flashjanus.compat.processing.tokenizer import ChatTokenizer
 from flashjanus.errors import AbsentError, InputError
+from flashjanus.execution.loading import Choices
 from flashjanus.sampling import checks
 from flashjanus.sampling.options import ImageOptions
 from flashjanus.sampling.presets import sampler_of
@@ -75,11 +77,15 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         torch_dtype: str | torch.dtype | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: str | torch.device | None = None,
-        vae: str | os.PathLike[str] | None = None,
+        vae: Any = None,
         vae_dtype: str | torch.dtype | None = None,
         quantization: str | None = None,
         numerics: str = "exact",
         revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
         implementations: Mapping[str, str | Sequence[str]] | None = None,
         cuda_graphs: bool = True,
         buckets: Mapping[str, Sequence[int]] | None = None,
@@ -89,30 +95,27 @@ class JanusFlowPipeline(LoraPipeline, Steps):
 
         torch_dtype, or dtype as it is called since: None chooses as `JanusFlow` does; with float16 the VAE, whose
         decoder overflows in it, runs in float32 unless vae_dtype says otherwise. device_map: the device that the
-        weights are loaded to, which saves loading them twice where `to` would follow; "cpu" if None. vae: folder or hub
-        id of another VAE. quantization and what follows: as in `JanusFlow.from_pretrained`, whose errors are raised.
+        weights are loaded to, which saves loading them twice where `to` would follow; "cpu" if None. vae: another VAE,
+        by its folder, file or hub id, or an AutoencoderKL of diffusers. cache_dir, token, local_files_only and
+        force_download: of the hub. The other options are those of `JanusFlow.from_pretrained`, whose errors are raised.
         """
         asked = {name: value for name, value in others.items() if name not in absent.PROMISED}
         absent.refuse(asked, absent.LOADING, cls.from_pretrained)
         if None not in (torch_dtype, dtype) and torch_dtype != dtype:
             raise InputError(f"torch_dtype, dtype: two names of one argument, got {torch_dtype} and {dtype}")
-        if vae is not None and not isinstance(vae, str | os.PathLike):
-            raise InputError(
-                f"vae: expected a folder or a hub id, got {type(vae).__name__}; pass what it was made from"
-            )
-        options = dict[str, Any](
-            vae=vae,
-            device=one_device(device_map),
-            dtype=dtype if torch_dtype is None else torch_dtype,
-            vae_dtype=vae_dtype,
-            quantization=quantization,
-            numerics=numerics,
-            revision=revision,
-            implementations=implementations,
-            cuda_graphs=cuda_graphs,
-            buckets=buckets,
+        choices = Choices(
+            one_device(device_map),
+            dtype if torch_dtype is None else torch_dtype,
+            vae_dtype,
+            numerics,
+            implementations,
+            cuda_graphs,
+            buckets,
+            quantization,
         )
-        source = Source(pretrained_model_name_or_path, options)
+        fetch = dict(cache_dir=cache_dir, token=token, local_files_only=local_files_only, force_download=force_download)
+        hub = {name: value for name, value in fetch.items() if value is not None}
+        source = Source(pretrained_model_name_or_path, vae, revision, hub, choices)
         pipe = cls(source.load())
         pipe._source = source
         return pipe
@@ -262,11 +265,9 @@ class JanusFlowPipeline(LoraPipeline, Steps):
                 f"to: expected {self.device} and {self.dtype}, in which the model of this pipeline was loaded, got "
                 f"{device or dtype}; load it with JanusFlowPipeline.from_pretrained, which knows from where"
             )
-        options = self._source.options
-        there = Source(
-            self._source.path,
-            {**options, "device": device or self.device, "dtype": dtype or options["dtype"]},
-        )
+        choices = self._source.choices
+        choices = replace(choices, device=device or self.device, dtype=dtype or choices.dtype)
+        there = replace(self._source, choices=choices)
         model = there.load()
         self._reload_adapters(model)
         self._model, self._source = model, there

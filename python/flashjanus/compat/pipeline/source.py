@@ -4,30 +4,67 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashjanus.api.janusflow import JanusFlow
+from flashjanus.builtin import NAMES, builtin_folder
+from flashjanus.checkpoint import Checkpoint, StateDictSource, TensorSource
+from flashjanus.checkpoint.files import VaeFiles
 from flashjanus.errors import InputError
+from flashjanus.execution.loading import Choices
 from flashjanus.sampling import checks
+
+
+class ModuleVae(VaeFiles):
+    """A VAE that a program has loaded: an AutoencoderKL of diffusers, or what has its config and state_dict."""
+
+    def __init__(self, module: Any) -> None:
+        kind = type(module).__name__
+        if not isinstance(getattr(module, "config", None), Mapping) or not hasattr(module, "state_dict"):
+            raise InputError(f"vae: expected a folder, a hub id, or an AutoencoderKL of diffusers, got {kind}")
+        super().__init__(Path(kind))
+        self.config_dict = dict(module.config)
+        self.source = StateDictSource(module.state_dict(), f"vae ({kind})")
+
+    @property
+    def weights(self) -> TensorSource:  # type: ignore[override]
+        return self.source
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pipeline's model came from: a path or a hub id, and the options of `JanusFlow.from_pretrained`. A dtype
-    that is None is chosen when it is loaded, a vae_dtype that is None follows it as far as the VAE can."""
+    """Where a pipeline's model came from: a path or a hub id, and how it is to be loaded. A dtype that is None is
+    chosen when it is loaded, a vae_dtype that is None follows it as far as the VAE can. vae: as from_pretrained has it;
+    hub: options of a fetch."""
 
     path: str | os.PathLike[str]
-    options: Mapping[str, Any]
+    vae: Any
+    revision: str | None
+    hub: Mapping[str, Any]
+    choices: Choices
 
     def load(self) -> JanusFlow:
-        dtype, vae_dtype = self.options["dtype"], self.options["vae_dtype"]
+        """Raises what `JanusFlow.from_pretrained` does."""
+        dtype, vae_dtype = self.choices.dtype, self.choices.vae_dtype
         dtype = "auto" if dtype is None else dtype
         if vae_dtype is None:  # the VAE's decoder overflows in float16
             vae_dtype = "float32" if checks.dtype(dtype, torch.float32) is torch.float16 else "auto"
-        return JanusFlow.from_pretrained(self.path, **{**self.options, "dtype": dtype, "vae_dtype": vae_dtype})
+        located = self.vae is None or isinstance(self.vae, str | os.PathLike)
+        loaded = None if located else ModuleVae(self.vae)
+        name = str(self.path)
+        checkpoint = Checkpoint.open(
+            builtin_folder(name) if name in NAMES else self.path,
+            vae=self.vae if located else None,
+            revision=self.revision,
+            hub=self.hub,
+        )
+        if loaded is not None:
+            checkpoint.vae = loaded
+        return JanusFlow._of(checkpoint, name, replace(self.choices, dtype=dtype, vae_dtype=vae_dtype))
 
 
 def one_device(device_map: Any) -> Any:
