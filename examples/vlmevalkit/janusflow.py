@@ -10,6 +10,7 @@ from typing import Any
 
 import flashjanus
 import pandas as pd
+from flashjanus.errors import InputError
 from flashjanus.sampling.options import TokenOptions
 from vlmeval.dataset import DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
@@ -73,7 +74,10 @@ class JanusFlow(BaseModel):
 
     def _answer(self, turns: list[dict[str, Any]], dataset: str | None) -> str:
         system = STEP_BY_STEP if dataset is not None and "MMVet" in dataset else ""
-        answer = self.model.chat([{"role": "system", "content": system}, *turns], **self.options)
+        try:
+            answer = self.model.chat([{"role": "system", "content": system}, *turns], **self.options)
+        except InputError as error:  # a question that is too long, say; SKIP_ERR=1 skips RuntimeErrors alone
+            raise RuntimeError(str(error)) from error
         assert isinstance(answer, str)
         return answer
 

@@ -180,6 +180,13 @@ def test_options_are_checked_before_the_model_is_loaded(example: Any) -> None:
         example.JanusFlow("shapes").generate([dict(type="video", value="a.mp4")])
 
 
+def test_a_question_that_is_too_long_can_be_skipped(example: Any) -> None:
+    """SKIP_ERR=1 skips what raises RuntimeError."""
+    with pytest.raises(RuntimeError, match="512") as caught:
+        example.JanusFlow("shapes").generate("Why? " * 600)
+    assert isinstance(caught.value.__cause__, InputError)
+
+
 def test_their_run_py_knows_the_models(harness: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.py").write_text(RUN)
     monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "run.py"), "--model", "JanusFlow-shapes"])
