@@ -47,7 +47,8 @@ def test_latents_are_the_noise(pipe: JanusFlowPipeline) -> None:
 def test_what_is_returned(pipe: JanusFlowPipeline) -> None:
     options = dict(prompt=PROMPT, latents=torch.zeros(1, 4, 8, 8), **STEPS)
     output = pipe(**options)
-    assert output.images is output[0] is output["images"] is output.to_tuple()[0]
+    assert output.images is output[0] is output["images"]
+    assert output.to_tuple() == (output.images,)
     assert [image.size for image in output.images] == [(64, 64)]
     assert output.timings["total"] > 0
     (images,) = pipe(**options, return_dict=False, output_type="np")

@@ -28,19 +28,16 @@ from flashjanus.sampling.presets import sampler_of
 
 
 class JanusFlowPipelineOutput(dict[str, Any]):
-    """images: a list of PIL images, or an array or tensor of the output type asked for. timings: seconds, by stage.
+    """images: a list of PIL images, or an array or tensor of the output type asked for; as in diffusers, an attribute,
+    an entry by name, and the first one by position. timings: seconds, by stage."""
 
-    By attribute, by name, or by position, as diffusers' outputs.
-    """
+    def __init__(self, images: Any, timings: Mapping[str, float]) -> None:
+        super().__init__(images=images)
+        self.timings = dict(timings)
 
     @property
     def images(self) -> Any:
         return self["images"]
-
-    @property
-    def timings(self) -> dict[str, float]:
-        timings: dict[str, float] = self["timings"]
-        return timings
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -51,7 +48,8 @@ class JanusFlowPipelineOutput(dict[str, Any]):
 
 class JanusFlowPipeline(LoraPipeline, Steps):
     """JanusFlow under the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or of a
-    loaded `JanusFlow`; pipelines of one model share it.
+    loaded `JanusFlow`. One pipeline serves one call at a time, as in diffusers; `from_pipe` makes more of them, which
+    share the model and may be used from several threads.
 
     Names of diffusers that would change nothing here warn once and say why; what cannot be done raises an error that
     says what to do instead: InputError for an argument, AbsentError for an attribute or a method.
@@ -212,7 +210,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
                 self._between = True
         if not return_dict:
             return (output.images,)
-        return JanusFlowPipelineOutput(images=output.images, timings=output.timings)
+        return JanusFlowPipelineOutput(output.images, output.timings)
 
     def _drawn(self, prompts: Sequence[str], **options: Any) -> ImageOutput:
         done: list[ImageOutput] = []
