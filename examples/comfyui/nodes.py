@@ -88,7 +88,7 @@ class DrawJanusFlow(io.ComfyNode):
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, placeholder="what to draw"),
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True),
                 io.Int.Input("steps", default=30, min=1, max=MAX_STEPS),
-                io.Float.Input("guidance", default=2.0, min=0.0, max=MAX_GUIDANCE, step=0.1, tooltip="1 is none."),
+                io.Float.Input("guidance", default=2.0, min=1.0, max=MAX_GUIDANCE, step=0.1, tooltip="1 is none."),
                 io.Int.Input("batch_size", default=1, min=1, max=MAX_IMAGES),
                 io.Combo.Input(
                     "preset",

@@ -112,6 +112,14 @@ def test_guidance_does_not_change_in_a_callback(pipe: JanusFlowPipeline) -> None
     assert (pipe.guidance_scale, pipe.do_classifier_free_guidance) == (1.0, False)
 
 
+def test_no_guidance_is_1_or_less(pipe: JanusFlowPipeline) -> None:
+    """Scripts for distilled models pass 0, with which the formula would leave the prompt out."""
+    plain = drawn(pipe, generator=seeded(0), guidance_scale=1.0)
+    assert torch.equal(drawn(pipe, generator=seeded(0), guidance_scale=0.0), plain)
+    assert (pipe.guidance_scale, pipe.do_classifier_free_guidance) == (1.0, False)
+    assert not torch.equal(drawn(pipe, generator=seeded(0), guidance_scale=1.5), plain)
+
+
 def test_an_error_of_a_callback_comes_through(pipe: JanusFlowPipeline) -> None:
     with pytest.raises(ZeroDivisionError):
         drawn(pipe, callback_on_step_end=lambda *step: {"latents": 1 / 0})

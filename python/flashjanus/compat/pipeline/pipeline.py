@@ -152,7 +152,8 @@ class JanusFlowPipeline(LoraPipeline, Steps):
     ) -> JanusFlowPipelineOutput | tuple[Any]:
         """Images of a prompt or of several, `num_images_per_prompt` each, in order.
 
-        num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2). height, width: those of the model, if given.
+        num_inference_steps: 1 to 1000 (30). guidance_scale: up to 1000 (2); 1 or less is no guidance, as in diffusers
+        (`JanusFlow.generate_image` with 0 draws without the prompt). height, width: those of the model, if given.
         generator: one draws the noise of all images at once, a list has one for each, and a generator of the CPU gives
         the same noise whatever the device; without one torch's own of the device draws, which torch.manual_seed seeds.
         The noise is drawn in float32 whatever the weights' dtype (with numerics="official" in bfloat16, as officially).
@@ -184,6 +185,9 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         wanted = tensors_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         images = 1 if num_images_per_prompt is None else num_images_per_prompt
         asked = ImageOptions(num_images_per_prompt=images, output_type=output_type or "pil", **flow).checked()
+        if asked.guidance_scale is not None and asked.guidance_scale < 1:
+            asked = replace(asked, guidance_scale=1.0)
+            flow["guidance_scale"] = 1.0
         sampler = sampler_of(asked)
         if generator is None and latents is None:
             generator = _default_generator(self.device)
@@ -215,7 +219,8 @@ class JanusFlowPipeline(LoraPipeline, Steps):
     def _drawn(self, prompts: Sequence[str], **options: Any) -> ImageOutput:
         done: list[ImageOutput] = []
         try:
-            done.extend(self._model.stream_images(prompts, **options))
+            for output in self._model.stream_images(prompts, **options):
+                done.append(output)
         except Interrupted as interrupted:
             images: Any = interrupted.latents
             if options["output_type"] != "latent":
@@ -228,9 +233,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
             raise InputError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
         if longest is not None:
-            room = checks.integer(
-                "max_sequence_length", longest, 1, self._model.config.language.max_position_embeddings
-            )
+            room = checks.integer("max_sequence_length", longest, 1, 2**31 - 1)
             for one in prompts:
                 tokens = 0 if self._model.tokenizer is None else len(self._model.tokenizer.encode_text(one))
                 if tokens > room:
