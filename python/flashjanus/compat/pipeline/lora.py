@@ -20,7 +20,7 @@ class LoraPipeline:
 
     def __init__(self) -> None:
         super().__init__()
-        self._lora: dict[str, tuple[str | os.PathLike[str], str | None]] = {}
+        self._lora: dict[str, tuple[str, str | None]] = {}
         self._active: str | None = None
         self._disabled = False
 
@@ -44,7 +44,7 @@ class LoraPipeline:
         before = set(self._model.adapters)
         self._model.load_adapter(source, adapter_name, revision=revision)
         (name,) = set(self._model.adapters) - before
-        self._lora[name] = (source, revision)
+        self._lora[name] = (os.fspath(source), revision)
         self._active, self._disabled = name, False
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
@@ -107,16 +107,19 @@ class LoraPipeline:
 
     @property
     def _drawing(self) -> str | None:
-        """What requests name: nothing where it is in the weights already."""
-        loaded = self._model.adapters
-        name = self._active
-        return None if self._disabled or name is None or name not in loaded or loaded[name].merged else name
+        """What requests name: nothing where it is in the weights already. InputError where it is loaded no longer."""
+        loaded, name = self._model.adapters, self._active
+        if self._disabled or name is None:
+            return None
+        if name not in loaded:
+            raise InputError(f"adapter: {name!r} is set and no longer loaded; set another, or call disable_lora()")
+        return None if loaded[name].merged else name
 
     def _reload_adapters(self, model: JanusFlow) -> None:
         """All that are loaded, into another model."""
         for name, one in self._model.adapters.items():
             source, revision = self._lora.get(name, (one.source, None))
-            model.load_adapter(source, name, revision=revision)
+            model.load_adapter(one.source, name, revision=revision if source == one.source else None)
             if one.merged:
                 model.merge_adapter(name)
 
