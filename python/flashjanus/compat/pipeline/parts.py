@@ -11,6 +11,7 @@ import torch
 from flashjanus.api.janusflow import JanusFlow
 from flashjanus.api.outputs import of_type
 from flashjanus.checkpoint import JanusFlowConfig, VaeConfig
+from flashjanus.compat.outputs import Config
 from flashjanus.compat.pipeline import absent
 from flashjanus.compat.processing.tokenizer import ChatTokenizer
 from flashjanus.errors import AbsentError
@@ -25,22 +26,12 @@ class Decoded:
     sample: torch.Tensor
 
 
-class Settings(dict[str, Any]):
-    """Of config.json, by name or by attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AbsentError(f"the VAE's config has no {name}, expected one of {', '.join(self)}") from None
-
-
 class PipelineVae:
     """The decoder of diffusers' AutoencoderKL: `decode(latents / vae.config.scaling_factor).sample`."""
 
     def __init__(self, model: JanusFlow, config: VaeConfig, no_op: Callable[[str], Any]) -> None:
         self._model, self._no_op = model, no_op
-        self.config = Settings(asdict(config), shift_factor=None, force_upcast=False)
+        self.config = Config({**asdict(config), "shift_factor": None, "force_upcast": False})
         self.device = model.device
         self.dtype = model.runner.vae_policy.matrix
 

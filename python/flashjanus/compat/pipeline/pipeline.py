@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from flashjanus.compat.pipeline.parts import PipelineImageProcessor, PipelineVae
 from flashjanus.compat.pipeline.source import Source, destination, one_device, same_device
 from flashjanus.compat.pipeline.steps import TENSORS, Interrupted, Step, StepEnd, Steps, tensors_of
 from flashjanus.compat.processing.tokenizer import ChatTokenizer
+from flashjanus.compat.said import warn
 from flashjanus.errors import AbsentError, InputError
 from flashjanus.execution.loading import Choices
 from flashjanus.sampling import checks
@@ -360,7 +360,7 @@ class _NoOp:
         reason = (absent.NO_OPS.get(self._name) or absent.ONE_BY_ONE).format(device=self._pipe.device)
         if reason not in self._pipe._said:
             self._pipe._said.add(reason)
-            warnings.warn(f"{self._name} changes nothing: {reason}", stacklevel=2)
+            warn(f"{self._name} changes nothing: {reason}", UserWarning)
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
