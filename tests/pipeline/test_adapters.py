@@ -335,6 +335,28 @@ def test_room_is_full_and_free_again(made: Adapted, tmp_path: Path) -> None:
     }
 
 
+def test_adapters_are_added_up(made: Adapted) -> None:
+    model = of(STATE)
+    model.reserve_adapters(3, 13)
+    model.load_adapter(made.folders["all"])
+    model.load_adapter(made.folders["some"])
+    model.combine_adapters("both", {"all": 0.5, "some": -1.5})
+    assert (model.adapters["both"].rank, model.adapters["both"].source) == (13, "0.5 all + -1.5 some")
+    total = {
+        name: weight + 0.5 * (made.states["all"][name] - weight) - 1.5 * (made.states["some"][name] - weight)
+        for name, weight in STATE.items()
+    }
+    got = model.sample_latents(PROMPTS, NOISE, 2.0, 3, adapter="both")
+    assert relative_error(got, of(total).sample_latents(PROMPTS, NOISE, 2.0, 3)) < 1e-4
+    for weights, refusal in (
+        ({}, r"^weights: expected numbers by the names of loaded adapters, got {}"),
+        ({"other": 1}, r"^weights: expected names of loaded adapters \('all', 'some', 'both'\), got 'other'"),
+        ({"all": 200}, r"^weights\['all'\]: expected a finite number from -100 to 100, got 200"),
+    ):
+        with pytest.raises(InputError, match=refusal):
+            model.combine_adapters("wrong", weights)
+
+
 def test_names_that_are_none(made: Adapted) -> None:
     with pytest.raises(InputError, match=r"^adapter: expected the name of a loaded adapter \('all', 'some', 'mixed'\)"):
         made.model.sample_latents(PROMPTS, NOISE, adapter="other")

@@ -187,6 +187,15 @@ class Entries:
         self.model.unload_adapter("five")
         return found
 
+    def combine_adapters(self) -> Any:
+        self.model.reserve_adapters(2, 6)
+        self.model.load_adapter(self.folder.parent / "adapter", "six")
+        self.model.combine_adapters("seven", {"six": 0.5})
+        found = self.model.sample_latents(PROMPTS, NOISE, 2.0, STEPS, adapter=["six", "seven"])
+        self.model.unload_adapter("six")
+        self.model.unload_adapter("seven")
+        return found
+
     def unload_adapter(self) -> Any:
         self.model.load_adapter(self.folder.parent / "adapter", "two")
         self.model.unload_adapter("two")

@@ -17,6 +17,7 @@ from flashjanus.sampling import checks
 
 MAX_SLOTS = 1024
 MAX_NAME = 200
+MAX_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,21 @@ class AdaptableModel(ProcessBound):
         self._load({name: AdapterFiles.read(source, language) for name, source in sources.items()})
 
     @entry
+    def combine_adapters(self, name: str, weights: Mapping[str, float]) -> None:
+        """Load the weighted sum of loaded adapters as one more, whose rank is the sum of theirs.
+
+        weights: by their names, -100 to 100. Raises as `load_adapter`.
+        """
+        if not isinstance(weights, Mapping) or not weights:
+            raise InputError(f"weights: expected numbers by the names of loaded adapters, got {weights!r:.80}")
+        found = [
+            (self._one(one), checks.number(f"weights[{one!r}]", weight, -MAX_WEIGHT, MAX_WEIGHT))
+            for one, weight in weights.items()
+        ]
+        source = " + ".join(f"{weight:g} {one}" for one, weight in weights.items())
+        self._load({name: AdapterFiles.combined(source, found)})
+
+    @entry
     def unload_adapter(self, name: str) -> None:
         """No further request may name it; those under way end with it, and then its room is free. Raises InputError."""
         self.runner.adapters.unload(name)
@@ -96,6 +112,13 @@ class AdaptableModel(ProcessBound):
     def unmerge_adapter(self) -> None:
         """The weights as they were before `merge_adapter`, bit for bit, while no request runs. Raises InputError."""
         self.runner.merge_adapter(None)
+
+    def _one(self, name: object) -> AdapterFiles:
+        loaded = self.runner.adapters.loaded
+        if not isinstance(name, str) or name not in loaded:
+            known = ", ".join(map(repr, loaded)) or "none"
+            raise InputError(f"weights: expected names of loaded adapters ({known}), got {name!r:.80}")
+        return loaded[name].files
 
     def _load(self, files: Mapping[str, AdapterFiles]) -> None:
         held, loaded = self.runner.adapters, list[str]()

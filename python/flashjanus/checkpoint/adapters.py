@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,18 @@ class AdapterFiles:
     @property
     def rank(self) -> int:
         return max(factors.rank for factors in self.factors.values())
+
+    @staticmethod
+    def combined(source: str, weights: Sequence[tuple[AdapterFiles, float]]) -> AdapterFiles:
+        """The sum of weight times adapter, as one of the sum of their ranks."""
+        places = dict.fromkeys(at for files, _ in weights for at in files.factors)
+        found = {}
+        for at in places:
+            own = [(files.factors[at], weight) for files, weight in weights if at in files.factors]
+            down = torch.cat([one.down.float() for one, _ in own])
+            up = torch.cat([weight * one.scale * one.up.float() for one, weight in own], 1)
+            found[at] = Factors(down, up, 1.0)
+        return AdapterFiles(source, found)
 
     @property
     def targets(self) -> tuple[str, ...]:
