@@ -13,10 +13,12 @@ from flashjanus import JanusFlow
 from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.engine.device import native
 from flashjanus.engine.formats.rows import quantized
+from flashjanus.engine.ops import all_ops
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.execution import runner as running
 from flashjanus.execution.text import ImageTokens
 from flashjanus.scheduling.requests import ImageJob
+from gpu_stand_in import stand_in
 from small_adapter import merged, write_adapter
 from small_jobs import SAMPLERS, drawn, events_of, finished, image, rows_alone, written
 from small_model import (
@@ -175,6 +177,14 @@ def test_on_weights_in_tiles(made: Adapted, monkeypatch: pytest.MonkeyPatch, qua
         logits = [m.next_token_logits(*rows, **given, adapter=a) for m, a in ((model, name), (hand, None))]
         errors[name] = relative_error(*images), relative_error(*logits)
     assert all(with_one < 2 * without + 0.01 for without, with_one in zip(errors[None], errors["all"], strict=True))
+    if quantization is None:
+        before = {name: weight.clone() for name, weight in model.runner.weights.items()}
+        model.merge_adapter("all")
+        got = model.sample_latents(PROMPTS, NOISE, 2.0, 2)
+        hand = made.by_hand("all").sample_latents(PROMPTS, NOISE, 2.0, 2)
+        assert relative_error(got, hand) < 2 * errors[None][0] + 0.01
+        model.unmerge_adapter()
+        assert all(torch.equal(weight, before[name]) for name, weight in model.runner.weights.items())
 
 
 def test_a_later_adapter_makes_no_plan_and_no_memory(made: Adapted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +212,27 @@ def test_a_later_adapter_makes_no_plan_and_no_memory(made: Adapted, monkeypatch:
     others = {name: everything(name) for name in ("some", "mixed", "all", None)}
     assert all(map(torch.equal, others["all"], first))
     assert len({one[0].sum().item() for one in others.values()}) == 4
+
+
+def test_no_graph_is_captured_again(made: Adapted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for a GPU, whose kernels are torch's."""
+    driver = stand_in(monkeypatch)
+    torch_alone = {name: ["torch"] for name in all_ops()}
+    model = of(STATE, device="cuda", implementations=torch_alone)
+    captured = []
+    for name in ("all", "some", None, "mixed"):
+        if name is not None:
+            model.load_adapter(made.folders[name])
+        model.prefixes.clear()
+        got = model.sample_latents(PROMPTS, NOISE, 2.0, 2, adapter=name)
+        asked = (*ids(3), normal(3, 1, 1, 3, IMAGE_SIZE, IMAGE_SIZE))
+        answer = model.generate_ids(*asked, 4, image_tokens=TOKENS, adapter=name)
+        captured.append(len(driver.asked("capture")))
+        expected = made.model.sample_latents(PROMPTS, NOISE, 2.0, 2, adapter=name)
+        assert relative_error(got, expected) < 1e-4
+        assert answer.shape == (1, 4)
+    assert captured == [captured[0]] * 4
+    assert captured[0] > 0
 
 
 def test_a_model_without_adapters_has_the_plans_of_before(made: Adapted) -> None:

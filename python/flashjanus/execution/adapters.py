@@ -5,6 +5,7 @@ A plan that is made with room serves any adapter that fits it: to load one is to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from flashjanus.checkpoint.adapters import AdapterFiles, Factors, Linear, linear
 from flashjanus.engine.formats import Weight
 from flashjanus.engine.ops.low_rank import MAX_RANK
 from flashjanus.engine.runtime.bound import ProcessBound
-from flashjanus.engine.runtime.executor import Executor
+from flashjanus.engine.runtime.executor import Executor, allocate
 from flashjanus.engine.specs import TensorSpec
 from flashjanus.errors import InputError
 from flashjanus.model import Policy
@@ -28,6 +29,10 @@ from flashjanus.model import Policy
 SLOTS, RANK = 4, 16
 """Made where the first adapter comes and nobody asked for other room; more for one of a larger rank."""
 _NUMBERS = count(1)
+_LOCK = RLock()
+"""Of what all models have loaded: a forked child finds it free, and what it guards whole."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,6 @@ class Adapters(ProcessBound):
         self._config, self._policy, self._weights = config.language, policy, weights
         self._linears = linears(config.language)
         self._targets = {target.name: target for target in weight_layout(config)}
-        self._lock = RLock()
         self._uses: WeakSet[Use] = WeakSet()
         self._original: dict[str, torch.Tensor] = {}
         self.slots = self.rank = 0
@@ -71,22 +75,24 @@ class Adapters(ProcessBound):
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """Of the slots' tensors, by the name of the linear that they are of; nothing where there is no room."""
-        if not self.slots:
-            return {}
+        return self.specs_of(self.slots, self.rank) if self.slots else {}
+
+    def specs_of(self, slots: int, rank: int) -> dict[str, TensorSpec]:
+        """Of so much room."""
         specs: dict[str, TensorSpec] = {}
         for name, linear in self._all():
             parts, dtype = len(linear.rows), self._policy.matrix
             specs |= {
-                f"{name}.lora.a": TensorSpec((self.slots, linear.columns, parts * self.rank), dtype),
-                f"{name}.lora.b": TensorSpec((self.slots, self.rank, sum(linear.rows.values())), dtype),
-                f"{name}.lora.ranks": TensorSpec((self.slots, parts), torch.int32),
-                f"{name}.lora.scale": TensorSpec((self.slots, parts), torch.float32),
+                f"{name}.lora.a": TensorSpec((slots, linear.columns, parts * rank), dtype),
+                f"{name}.lora.b": TensorSpec((slots, rank, sum(linear.rows.values())), dtype),
+                f"{name}.lora.ranks": TensorSpec((slots, parts), torch.int32),
+                f"{name}.lora.scale": TensorSpec((slots, parts), torch.float32),
             }
         return specs
 
     def use(self, request: Use) -> None:
         """Count a request until it has ended. Raises InputError where an adapter of its is not loaded any more."""
-        with self._lock:
+        with _LOCK:
             for adapter in request.adapters:
                 self.check(adapter)
             self._uses.add(request)
@@ -105,7 +111,7 @@ class Adapters(ProcessBound):
         """The loaded adapter of that name; None for None. Raises InputError."""
         if name is None:
             return None
-        with self._lock:
+        with _LOCK:
             adapter = self.loaded.get(name) if isinstance(name, str) else None
             if adapter is None:
                 known = ", ".join(map(repr, self.loaded)) or "none"
@@ -116,14 +122,14 @@ class Adapters(ProcessBound):
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
         """While no request is under way, and none begins. what: why, as the end of an error. Raises InputError."""
-        with self._lock:
+        with _LOCK:
             live = len(self._live())
             if live:
                 raise InputError(f"expected no request to be under way, got {live}: {what}")
             yield
 
     def _live(self) -> list[Use]:
-        with self._lock:
+        with _LOCK:
             return [use for use in self._uses if not use.ended]
 
     def make_room(self, slots: int, rank: int) -> None:
@@ -137,12 +143,11 @@ class Adapters(ProcessBound):
                 f"expected room for the {len(self.loaded)} adapters that are loaded, of ranks up to {largest}, got "
                 f"{slots} slots of rank {rank}; unload some first"
             )
-        like = self._weights["llm.rope"]
-        self.slots, self.rank = slots, rank
+        device = self._weights["llm.rope"].device
         with torch.inference_mode(False):
-            for name, spec in self.specs.items():
-                shape = [int(size) for size in spec.shape]  # type: ignore[arg-type]
-                self._weights[name] = torch.zeros(shape, dtype=spec.dtype, device=like.device)
+            made = {name: allocate(spec, device) for name, spec in self.specs_of(slots, rank).items()}
+        self._weights.update(made)
+        self.slots, self.rank = slots, rank
         held, self.loaded = self.loaded, {}
         for slot, adapter in enumerate(held.values()):
             moved = Adapter(adapter.name, adapter.files, slot, adapter.number)
@@ -152,7 +157,7 @@ class Adapters(ProcessBound):
 
     def load(self, files: AdapterFiles, name: str) -> Adapter:
         """Write an adapter into a free slot. Raises InputError."""
-        with self._lock:
+        with _LOCK:
             if name in self.loaded:
                 raise InputError(f"name: expected one that no loaded adapter has, got {name!r}; unload that first")
             if files.rank > self.rank:
@@ -177,7 +182,7 @@ class Adapters(ProcessBound):
 
     def unload(self, name: str) -> None:
         """No further request may name it; those under way end with it. Raises InputError."""
-        with self._lock:
+        with _LOCK:
             if name not in self.loaded:
                 known = ", ".join(map(repr, self.loaded)) or "none"
                 raise InputError(f"name: expected the name of a loaded adapter ({known}), got {name!r:.80}")

@@ -18,6 +18,7 @@ from flashjanus.checkpoint.adapters import AdapterFiles
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Avoided, all_ops
 from flashjanus.engine.plan import Plan, lower
+from flashjanus.engine.plan.plan import nbytes
 from flashjanus.engine.runtime.bound import ProcessBound
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
@@ -190,14 +191,9 @@ class Runner(ProcessBound):
             try:
                 return make(self, *bucket)
             except OutOfMemoryError:
-                with _LOCK:
-                    idle = [*self._idle.values()]
-                    self._idle.clear()
-                    self._idle_sum = 0
-                if not idle or self.gpu is None:
+                if self.gpu is None or not self._idle:
                     raise
-            idle.clear()
-            self.gpu.driver.release()
+            self._drop_idle()
             return make(self, *bucket)
 
     def _take(self, key: Hashable) -> Session | None:
@@ -217,15 +213,27 @@ class Runner(ProcessBound):
         with self.adapters.alone(what), self._writing():
             if self._leased:
                 raise InputError(f"expected no memory of rows to be in use, got {self._leased}: {what}")
-            self.adapters.make_room(slots, rank)
+            try:
+                self.adapters.make_room(slots, rank)
+            except torch.OutOfMemoryError as error:
+                if self.gpu is None:
+                    raise
+                needed = sum(map(nbytes, self.adapters.specs_of(slots, rank).values()))
+                raise self.gpu.out_of_memory(f"{slots} adapters of rank {rank}", {"factors": needed}) from error
             self.__dict__.pop("_builders", None)
             self._graphs.clear()
             self._plans.clear()
-            with _LOCK:
-                idle = [*self._idle.values()]
-                self._idle.clear()
-                self._idle_sum = 0
+            self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        """Let all idle sessions go."""
+        with _LOCK:
+            idle = [*self._idle.values()]
+            self._idle.clear()
+            self._idle_sum = 0
         idle.clear()
+        if self.gpu is not None:
+            self.gpu.driver.release()
 
     def load_adapter(self, files: AdapterFiles, name: str) -> Adapter:
         """An adapter in a slot. Raises InputError."""
