@@ -145,15 +145,20 @@ OP = register(
 )
 
 
+def _large(specs: Sequence[TensorSpec | None], most: int) -> str | None:
+    """Why a kernel that holds what `most` ranks give of its tokens takes no more, or None."""
+    rank = static(specs[6].shape[1]) if specs and specs[6] is not None else 0
+    return f"has room for ranks of at most {most}, not {rank}" if rank > most else None
+
+
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return (rounds_once(specs[1]) if specs else None) or native.refuses(device, *floats(specs, {}))
+    norm = rounds_once(specs[1]) if specs else None
+    return _large(specs, MAX_RANK) or norm or native.refuses(device, *floats(specs, {}))
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    rank = static(specs[6].shape[1]) if specs and specs[6] is not None else 0
-    if rank > MAX_TRITON_RANK:
-        return f"holds a rank of at most {MAX_TRITON_RANK} in registers, not {rank}"
-    return (rounds_once(specs[1]) if specs else None) or triton_kernels.refuses(device)
+    norm = rounds_once(specs[1]) if specs else None
+    return _large(specs, MAX_TRITON_RANK) or norm or triton_kernels.refuses(device)
 
 
 @OP.implementation("native", _refuses_native)
