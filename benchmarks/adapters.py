@@ -26,7 +26,7 @@ from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.sampling.schedule import Sampler
 
-ROWS, STEPS, PROMPT = 4, 1000, 32
+ROWS, STEPS, PROMPT = 4, 128, 32
 
 
 def config(layers: int, small: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flashjanus.checkpoint import JanusFlowConfig
+from flashjanus.checkpoint import JanusFlowConfig, adapters
 from flashjanus.checkpoint.adapters import AdapterFiles
 from flashjanus.errors import CheckpointError, ConfigError
 from safetensors.torch import load_file, save_file
@@ -165,6 +165,18 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
     write_adapter(tmp_path, replace(LANGUAGE, intermediate_size=48, num_hidden_layers=4), rank=2)
     with pytest.raises(CheckpointError, match=r"not an adapter of this model(\n.*){8}\n  and \d+ more"):
         read(tmp_path)
+
+
+def test_an_adapter_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetched(*request: object) -> Path:
+        asked.append(request)
+        return folder
+
+    monkeypatch.setattr(adapters, "fetch_repository", fetched)
+    assert AdapterFiles.read("somebody/ink", LANGUAGE, "v2").rank == 4
+    assert asked == [("somebody/ink", "v2", ["adapter_config.json"], [["adapter_model.safetensors"]])]
 
 
 def test_folders_that_hold_none(folder: Path, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_training_checkpoint_whose_config_is_above_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "words"),
     [
-        ("adapter_config.json", "holds a PEFT adapter alone: load it on its base model, call merge_and_unload()"),
+        ("adapter_config.json", "holds a PEFT adapter alone: load its base model, and this by load_adapter"),
         ("model.gguf", "or pytorch_model.bin; got model.gguf"),
         ("zero_to_fp32.py", "run zero_to_fp32.py, which DeepSpeed left there"),
     ],
