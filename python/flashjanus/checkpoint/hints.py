@@ -14,9 +14,7 @@ _OTHER_FORMATS = (".gguf", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", "
 def no_config(folder: Path, names: Sequence[str]) -> str:
     """For a folder without config.json."""
     if "adapter_config.json" in names:
-        return (
-            "; the folder holds a PEFT adapter alone: load its base model, and this by load_adapter or --adapter"
-        )
+        return "; the folder holds a PEFT adapter alone: load its base model, and this by load_adapter or --adapter"
     if os.path.isdir(folder / "snapshots"):
         return "; this is a repository in the hub's cache: give one of the folders in its snapshots, or the hub id"
     inner = [name for name in names if name != "vae" and os.path.isfile(folder / name / "config.json")]
