@@ -1,6 +1,6 @@
 """Imports go one way: each room may import those before it.
 
-_C, triton_kernels <- engine (errors <- specs <- device <- formats <- ops <- graph <- plan <- runtime) <- disk
+_C, triton_kernels <- engine (errors, table <- specs <- device <- formats <- ops <- graph <- plan <- runtime) <- disk
 <- checkpoint <- model <- inputs, sampling <- execution <- scheduling <- api <- compat <- flashjanus <- serving,
 measure (evaluation, profile, bench <- quality) <- cluster <- cli; builtin <- api. And no
 file imports one that imports it.
@@ -26,16 +26,8 @@ SOURCES = {  # folder: dotted name that it installs as
     "python/flashjanus": PACKAGE,
 }
 # A room may import itself and what is named here; `root` is python/flashjanus/__init__.py, the public names.
-ENGINE = [
-    "errors",
-    "specs",
-    "device",
-    "formats",
-    "ops",
-    "graph",
-    "plan",
-    "runtime",
-]  # each floor may import those before it
+# Each floor may import those before it.
+ENGINE = ["errors", "table", "specs", "device", "formats", "ops", "graph", "plan", "runtime"]
 FLOORS = {f"engine.{floor}" for floor in ENGINE}
 LOW = {"errors", "disk", *FLOORS}
 PACKAGES = {*LOW, "checkpoint", "model", "builtin", "inputs", "sampling", "execution", "scheduling"}

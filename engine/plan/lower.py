@@ -67,8 +67,8 @@ def lower(
         outputs={name: _concrete(value, sizes) for name, value in graph.outputs.items()},
         offsets=offsets,
         arena_bytes=arena,
+        lifetimes=tuple(lifetimes),
         row_axes=_row_axes(graph),
-        unpacked_bytes=sum(life.nbytes for life in lifetimes),
     )
 
 

@@ -11,6 +11,8 @@ import torch
 from ..graph import full_name
 from ..ops import Implementation
 from ..specs import TensorSpec
+from ..table import columns
+from .memory import Lifetime
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Plan:
     outputs: Mapping[str, Ref]
     offsets: Mapping[str, int]
     arena_bytes: int
+    lifetimes: tuple[Lifetime, ...]
+    """Of the intermediates, in nodes; the last is len(nodes) where one is kept as an output."""
     row_axes: Mapping[str, int] = field(default_factory=dict)
     """By the name of a state or an input, which of its axes is that of the rows."""
-    unpacked_bytes: int = field(default=0)
-    """Bytes that the intermediates would take without sharing."""
     form: str = ""
     """Which one, where the program has several."""
 
@@ -87,6 +89,11 @@ class Plan:
     @property
     def nbytes(self) -> int:
         return sum(n.nbytes for n in self.nodes)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Bytes that the intermediates would take without sharing."""
+        return sum(life.nbytes for life in self.lifetimes)
 
     def state_bytes(self) -> int:
         return sum(nbytes(s) for s in self.states.values())
@@ -117,9 +124,7 @@ class Plan:
                 f"{n.nbytes / 1e3:.0f}",
             )
             rows.append(row)
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        return "\n".join([self.summary(), *lines])
+        return f"{self.summary()}\n{columns(rows)}"
 
     def why(self) -> str:
         """For each op, which implementation serves, why, and what the others said."""

@@ -184,7 +184,7 @@ def test_plan(cli) -> None:
     plans = cli("plan", "--program", "all", "--steps", "3", "--prompt-tokens", "8", "--json").json["plans"]
     assert list(plans) == list(PROGRAMS)
     for program, plan in plans.items():
-        assert plan["program"] == program
+        assert "_".join(filter(None, (plan["program"], plan["form"]))) == program
         assert plan["nodes"]
     table = cli("plan", "--program", "flow_step", "--why").out
     assert table.startswith("flow_step on cpu ")

@@ -158,7 +158,7 @@ def _profile(
 
 
 def _facts(profile: Profile, by_node: bool) -> dict[str, Any]:
-    from flashjanus.measure.profile.memory import arena_timeline
+    from flashjanus.measure.profile.memory import arena
     from flashjanus.measure.profile.rows import bucket, programs, rows
 
     wall, parts = profile.median.wall, rows(profile, by_node)
@@ -178,5 +178,5 @@ def _facts(profile: Profile, by_node: bool) -> dict[str, Any]:
         "programs": table(programs(parts)),
         "nodes" if by_node else "ops": table(parts),
         "kernels": [{"name": k.name, "calls": k.calls, "seconds": k.seconds} for k in profile.kernels],
-        "memory": {name: arena_timeline(plan).to_json() for name, plan in plans.items()},
+        "memory": {name: arena(plan) for name, plan in plans.items()},
     }

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flashjanus.disk.reading import read_json, show
+from flashjanus.engine.table import columns
 from flashjanus.errors import InputError
 
 from .stages import rates
 from .timing import Case, Ratio, Record, Spread, beside, unpaired
-from .words import columns, seconds
+from .words import seconds
 
 OURS = "flashjanus"
 OP_FACTS = {"nodes", "chosen", "bytes_per_s", "flops_per_s", "share", "bound"}

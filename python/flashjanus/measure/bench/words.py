@@ -1,9 +1,8 @@
-"""Times, tables and the commit of this code in words; nothing here needs torch."""
+"""Times and the commit of this code in words; nothing here needs torch."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -17,12 +16,6 @@ def short(value: float) -> str:
     """A round time: 5 ms."""
     unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if value >= pair[1] * (1 - 1e-9)), ("us", 1e-6))
     return f"{value / size:.3g} {unit}"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned, two spaces between."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def commit() -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from flashjanus.engine.plan import Plan
+
 from .measure import Profile
-from .memory import ArenaTimeline, arena_timeline
+from .memory import peak
 from .rows import Row, bucket, programs, rows
 from .table import HEAD, cells, facts
 
@@ -40,7 +42,7 @@ def page(profile: Profile, title: str) -> str:
         _table(totals, parts, wall),
         "<h2>Memory</h2><p>Each program's arena: a tensor covers its bytes, upwards, from the node that writes it to "
         "the last that reads it, rightwards. Point at one for its name.</p>",
-        *(_arena(arena_timeline(plan)) for plan in plans.values()),
+        *(_arena(plan) for plan in plans.values()),
     ]
     if profile.kernels:
         found = "".join(
@@ -94,13 +96,12 @@ def _table(totals: Iterable[Row], parts: Sequence[Row], wall: float) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _arena(timeline: ArenaTimeline) -> str:
-    plan = timeline.plan
-    peak, node = timeline.peak
-    said = f"{bucket(plan)}: {plan.arena_bytes / 1e6:.3f} MB, in use at most {peak / 1e6:.3f} MB (at {node})"
+def _arena(plan: Plan) -> str:
+    most, node = peak(plan)
+    said = f"{bucket(plan)}: {plan.arena_bytes / 1e6:.3f} MB, in use at most {most / 1e6:.3f} MB (at {node})"
     across, up = WIDTH / max(1, len(plan.nodes)), ARENA_HEIGHT / max(1, plan.arena_bytes)
     drawn = []
-    for i, life in enumerate(timeline.lifetimes):
+    for i, life in enumerate(plan.lifetimes):
         last = min(life.last, len(plan.nodes) - 1)
         top = ARENA_HEIGHT - (plan.offsets[life.name] + life.nbytes) * up
         until = "end" if life.last == len(plan.nodes) else plan.nodes[last].label

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from flashjanus.engine.table import columns
 
 from .measure import Profile
-from .memory import arena_timeline
+from .memory import peak
 from .rows import OUTSIDE, Row, bucket, programs, rows
 
 HEAD = ("", "by", "calls", "ms", "share", "GFLOP", "MB", "GFLOP/s", "GB/s", "roofline")
@@ -40,7 +40,7 @@ def table(profile: Profile, by_node: bool = False) -> str:
         lines += [("  " + name, *rest) for name, *rest in (cells(row, wall) for row in own)]
     _, _, _, *total = cells(Row("", "", "", 0, sum(row.seconds for row in parts)), wall)
     lines.append(("sum of the rows", "", "", *total))
-    return _aligned(lines, left=2)
+    return columns(lines, right=range(2, len(HEAD)))
 
 
 def cells(row: Row, wall: float) -> tuple[str, ...]:
@@ -58,30 +58,19 @@ def memory(profile: Profile) -> str:
     """The arena of each program: bytes, and the node at which most of them are in use."""
     lines: list[tuple[str, ...]] = [("arena", "MB", "in use at most", "unshared", "at node")]
     for plan in {bucket(run.plan): run.plan for run in profile.median.runs}.values():
-        peak, node = arena_timeline(plan).peak
-        sizes = (plan.arena_bytes, peak, plan.unpacked_bytes)
+        most, node = peak(plan)
+        sizes = (plan.arena_bytes, most, plan.unpacked_bytes)
         lines.append((bucket(plan), *(f"{size / 1e6:.3f}" for size in sizes), node))
-    return _aligned(lines, left=1)
+    return columns(lines, right=range(1, len(lines[0])))
 
 
 def kernels(profile: Profile) -> str:
     """GPU kernels by time, as torch.profiler saw them in one more request."""
     lines: list[tuple[str, ...]] = [("kernel", "calls", "ms")]
     lines += [(k.name[:100], str(k.calls), f"{k.seconds * 1e3:.3f}") for k in profile.kernels[:KERNELS]]
-    return _aligned(lines, left=1)
+    return columns(lines, right=range(1, len(lines[0])))
 
 
 def report(profile: Profile, by_node: bool = False) -> str:
     parts = ["\n".join(facts(profile)), table(profile, by_node), memory(profile)]
     return "\n\n".join([*parts, kernels(profile)] if profile.kernels else parts)
-
-
-def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
