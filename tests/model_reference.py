@@ -150,7 +150,7 @@ class Reference:
         return self.linear(norm(x, f"{tower}.norm"), "vision_und_enc_aligner")
 
     def logits(self, ids: Sequence[int], images: Sequence[torch.Tensor], start_id: int, image_id: int) -> torch.Tensor:
-        """Logits (V,) behind ids, whose image blocks (start, features) take `images` in order."""
+        """Logits (V,) after ids, whose image blocks (start, features) take `images` in order."""
         h = self.state["language_model.model.embed_tokens.weight"][torch.tensor(ids)].clone()
         starts = [i for i, token in enumerate(ids) if token == start_id]
         blocks = []

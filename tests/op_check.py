@@ -20,7 +20,7 @@ from flashjanus.engine.specs import TensorSpec
 from torch.overrides import TorchFunctionMode
 
 NOISE = 4.0
-GUARD = 64  # bytes before and behind every tensor: keeps the tensor as aligned as torch's own
+GUARD = 64  # bytes before and after every tensor: keeps the tensor as aligned as torch's own
 POISON = 0xFF  # NaN in every float dtype, -1 in every signed one
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 The online softmax of FlashAttention-2 (arXiv 2307.08691): a program holds one tile of queries and walks over the tiles
 of keys that some of them see, from the row's first visible key on, so that only the last tiles need a mask. A key that
-a query sees outside of its range, its own, is taken in behind the walk.
+a query sees outside of its range, its own, is taken in after the walk.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def attention_kernel(
         k_at += BLOCK_N * k_token
         v_at += BLOCK_N * v_token
 
-    # Then the tiles that some see. Behind them, where a query's own key is out of its range, all queries' own keys.
+    # Then the tiles that some see. After them, where a query's own key is out of its range, all queries' own keys.
     apart = there & ((slot < start) | (slot >= end))
-    behind = unmasked + tl.cdiv(tl.maximum(last - unmasked, 0), BLOCK_N) * BLOCK_N
-    for at in range(unmasked, behind + tl.max(apart.to(tl.int32), 0) * BLOCK_M, BLOCK_N):
-        ranged = at < behind
-        column = n + tl.where(ranged, at, first_query + at - behind)
+    seen_end = unmasked + tl.cdiv(tl.maximum(last - unmasked, 0), BLOCK_N) * BLOCK_N
+    for at in range(unmasked, seen_end + tl.max(apart.to(tl.int32), 0) * BLOCK_M, BLOCK_N):
+        ranged = at < seen_end
+        column = n + tl.where(ranged, at, first_query + at - seen_end)
         # What nobody sees may be NaN, and so would 0 * NaN be.
         seen = column < tl.where(ranged, last, queries)
         key = column

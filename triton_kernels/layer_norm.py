@@ -1,4 +1,4 @@
-"""LayerNorm, alone or behind a residual add, in Triton."""
+"""LayerNorm, alone or after a residual add, in Triton."""
 
 from __future__ import annotations
 

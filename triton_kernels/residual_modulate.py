@@ -49,7 +49,7 @@ def residual_modulate_kernel(
 
 
 def launch(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Tensor, o: torch.Tensor) -> None:
-    """o = (x + y) (1 + scale) + shift, by the image's table at its step, or the last entry behind the table's end.
+    """o = (x + y) (1 + scale) + shift, by the image's table at its step, or the last entry past the table's end.
 
     y, x and o [B, P, C] in any float types, table [R, T, 2 C] float32 (any strides, scale and shift side by side),
     step [R] int32, B rows being R images and then unconditional branches of the first of them, on one CUDA device (or

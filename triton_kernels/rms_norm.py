@@ -1,4 +1,4 @@
-"""RMSNorm, alone or behind a residual add, also into 8 bits, in Triton."""
+"""RMSNorm, alone or after a residual add, also into 8 bits, in Triton."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Clock(Protocol):
     def synchronize(self) -> None: ...
 
     def spans(self, run: Callable[[], object], repeats: int) -> list[float]:
-        """Seconds of each run, one behind the other."""
+        """Seconds of each run, one after the other."""
         ...
 
     def launches(self, run: Callable[[int], object], calls: int, repeats: int) -> tuple[list[float], bool]:

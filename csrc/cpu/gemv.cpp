@@ -59,7 +59,7 @@ INLINE void multiply(const T* x, const W* const (&w)[kOut], int32_t columns, int
     }
 }
 
-// What stands behind the product of output o of row r.
+// What follows the product of output o of row r.
 INLINE void finish(const GemvParams& p, int32_t r, int32_t o, float total) {
     const int64_t at = int64_t{r} * p.out + o;
     if (p.residual)

@@ -1,4 +1,4 @@
-// RMSNorm of a row in two passes, for what normalizes before it goes on. Included inside an anonymous namespace, behind
+// RMSNorm of a row in two passes, for what normalizes before it goes on. Included inside an anonymous namespace, after
 // vector.h.
 
 template <class X>

@@ -1,5 +1,5 @@
 // A row y in int8, q = y / scale rounded to even, scale = max |y| / 127. q = 0 where max |y| is below 1e-30 (a row of
-// zeros, scale 0) or not finite: then so is scale, and q * scale is NaN. Included inside an anonymous namespace, behind
+// zeros, scale 0) or not finite: then so is scale, and q * scale is NaN. Included inside an anonymous namespace, after
 // vector.h.
 
 INLINE void quantize(const float* y, int32_t channels, int8_t* q, float* scale) {

@@ -80,7 +80,7 @@ INLINE void load_pairs(const float* from, F32& first, F32& second) {
     second = load(from + kLanes);
 }
 
-// `from`, or where fewer than N values are left there, `lanes` with those and zeros behind them; nothing beyond is
+// `from`, or where fewer than N values are left there, `lanes` with those and zeros after them; nothing beyond is
 // read.
 template <int32_t N, class T>
 INLINE const T* padded(const T* from, int32_t count, T (&lanes)[N]) {
@@ -90,7 +90,7 @@ INLINE const T* padded(const T* from, int32_t count, T (&lanes)[N]) {
     return lanes;
 }
 
-// The first `count` lanes, zeros behind them. All of them where count is larger.
+// The first `count` lanes, zeros after them. All of them where count is larger.
 template <class T>
 INLINE F32 load(const T* from, int32_t count) {
     T lanes[kLanes];
@@ -174,7 +174,7 @@ INLINE float sum(F32 v) {
 #endif
 }
 
-// v in the first `count` lanes, zero behind them.
+// v in the first `count` lanes, zero after them.
 INLINE F32 first_lanes(F32 v, int32_t count) {
     F32 numbers;
     for (int32_t i = 0; i < kLanes; ++i) numbers[i] = static_cast<float>(i);

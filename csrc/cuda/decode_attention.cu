@@ -9,7 +9,7 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kUnroll = 4;      // keys that a lane has under way at once
 constexpr int kMaxCluster = 8;  // the most that every chip with clusters takes
-constexpr int kExtra = 2;       // behind a part's values: its largest score, and its total
+constexpr int kExtra = 2;       // after a part's values: its largest score, and its total
 static_assert(kMaxHead <= kThreads, "a thread combines one channel");
 
 // Keys first, first + 1, ... end - 1 and, where it is not among them, the query's own.
@@ -64,7 +64,7 @@ __device__ inline void load_packs(Pack<T> (&packs)[kPacks], const T* from, int c
     }
 }
 
-// What lies in shared memory: a part of each warp, and behind them the block's.
+// What lies in shared memory: a part of each warp, and after them the block's.
 __device__ inline float* part_of(int i, int head) {
     return reinterpret_cast<float*>(dynamic_shared) + i * (head + kExtra);
 }

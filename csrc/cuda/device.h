@@ -61,7 +61,7 @@ __device__ inline uint32_t raw(int8_t x) {
     return static_cast<uint8_t>(x);
 }
 
-// The first `count` elements at `from`, zeros behind them; nothing beyond is read. kAligned: `from` is on 16 bytes and
+// The first `count` elements at `from`, zeros after them; nothing beyond is read. kAligned: `from` is on 16 bytes and
 // `count` is 0 or less, or at least a pack. Streamed: read once, it leaves the caches first.
 template <bool kAligned, bool kStreamed = false, class T>
 __device__ inline Pack<T> load_pack(const T* from, int count) {

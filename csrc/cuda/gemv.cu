@@ -69,7 +69,7 @@ __device__ inline float element(const void* from, Dtype dtype, int64_t i) {
     return widen(static_cast<const bf16*>(from)[i]);
 }
 
-// What stands behind the product of output o of row r.
+// What follows the product of output o of row r.
 __device__ inline void finish(const GemvParams& p, int r, int o, float total) {
     const int64_t at = int64_t{r} * p.out + o;
     if (p.residual) total += element(p.residual, p.residual_dtype, at);

@@ -222,7 +222,7 @@ __device__ inline uint32_t draw(const SampleTokenParams& p, int b, const Row<T>&
     const Mass mass{largest, static_cast<float>(uint64_t{1} << (62 - bits))};
     const int top_k = p.top_k[b];
     const float top_p = p.top_p[b], uniform = p.uniforms[int64_t{b} * p.steps + min(p.step[b], p.steps - 1)];
-    Found last{0xffffffffu, 0};  // behind every value
+    Found last{0xffffffffu, 0};  // after every value
     uint64_t ties = 0;           // of the tokens at that place, the first so many
     uint64_t kept = 0;           // the mass up to and with them
 #pragma unroll 1

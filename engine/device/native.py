@@ -73,7 +73,7 @@ def instruction_sets() -> list[str]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A call that was asked for, and the storages behind its addresses."""
+    """A call that was asked for, and the storages that its addresses point into."""
 
     kernel: str
     arguments: dict[str, int | float | str]

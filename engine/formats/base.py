@@ -44,7 +44,7 @@ class Format(ABC):
 
     name: str
     suffix = ""
-    """Of the names of its tensors: the weight's name, the suffix, and for the scales ".scale" behind it."""
+    """Of the names of its tensors: the weight's name, the suffix, and for the scales ".scale" after it."""
     by_rows = False
     """The values are a tensor (N, K), row by row, which any op can read."""
     group: int | None = None

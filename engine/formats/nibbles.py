@@ -1,7 +1,7 @@
 """int4: weights in 4 bits. w = q * scale, q -8..7, with a bfloat16 scale for each group of 32 columns of an output.
 
 Kept as the kernel reads them, in panels of 16 outputs: a u8 [N / 16][K / 32][4][64] whose byte [p][g][i][4 o + j] holds
-q + 8 of output 16 p + o, in its low half of column 32 g + 8 i + j and in its high half of the fourth one behind that;
+q + 8 of output 16 p + o, in its low half of column 32 g + 8 i + j and in its high half of the fourth one after that;
 and the scales as [N / 16][K / 32][16]. Kernels quantize their inputs in the same groups of columns.
 """
 

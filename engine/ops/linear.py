@@ -156,7 +156,7 @@ def _refuses_amx(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -
         if attrs.get("split_bias"):
             return "adds the bias before it rounds"
         if fmt.name == "int4" and (bias is not None or attrs.get("act") == "gelu"):
-            return "adds no bias to 4 bits, and has no GELU behind them"
+            return "adds no bias to 4 bits, and has no GELU after them"
         many = too_many_rows(x) if fmt.name == "int4" else None
         wide = None if fmt.group is None else too_many_channels(static(x.shape[-1]))
         if many or wide:
@@ -183,7 +183,7 @@ def _refuses_gemv(specs: Specs, attrs: Mapping[str, Any]) -> str | None:
     if residual is not None and residual.dtype is not torch.float32:
         return f"adds to a residual stream of float32, not {residual.dtype}"
     if fmt == "dense" and x.dtype is not weight.dtype and x.dtype is not torch.float32:
-        return f"multiplies {x.dtype} by {weight.dtype} only behind a norm of float32"
+        return f"multiplies {x.dtype} by {weight.dtype} only after a norm of float32"
     return None
 
 

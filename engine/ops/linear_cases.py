@@ -131,7 +131,7 @@ def example(
     edges: bool = False,
     eps_decides: bool = False,
 ) -> Call:
-    """The residual stream is float32, as it is in exact numerics: x behind a norm, and what is added to.
+    """The residual stream is float32, as it is in exact numerics: x after a norm, and what is added to.
 
     of: the weight's format. quantized: x is in 8 bits. edges: of rows or groups that are quantized.
     """

@@ -158,7 +158,7 @@ class _Linears(Editing):
             else:
                 self._keep(node)
 
-    def _behind(self, y: Value) -> Node | None:
+    def _after(self, y: Value) -> Node | None:
         """The activation of `y`, or the node that adds it to a residual that is there by now; only they read it."""
         node = self.reader(y, "add_rms_norm", *ACTIVATIONS) if self.neighbors else None
         if node is None or node.op in ACTIVATIONS:
@@ -190,16 +190,16 @@ class _Linears(Editing):
     def _linear(self, node: Node) -> None:
         x, (y,) = node.inputs[0], node.outputs
         assert x is not None
-        norm, behind = self.norms.get(x.root.name), self._behind(y)
+        norm, after = self.norms.get(x.root.name), self._after(y)
         if norm is not None and not whole(x, norm.outputs[0]):
             norm = None
-        formats = self._formats(node, x, behind)
+        formats = self._formats(node, x, after)
         for fmt in formats:
-            if norm is not None or behind is not None:
-                fused = self._computed(node, fmt, norm, behind)
+            if norm is not None or after is not None:
+                fused = self._computed(node, fmt, norm, after)
                 reason = self.choice.refuses(fused.inputs, fused.attrs)
                 if reason is None:
-                    self._replace(fused, norm, behind)
+                    self._replace(fused, norm, after)
                     return
                 self.reasons.setdefault(node.label, {})["with its neighbors"] = reason
             alone = self._computed(node, fmt)
@@ -209,7 +209,7 @@ class _Linears(Editing):
                 return
             self.reasons.setdefault(node.label, {})[f"in {fmt.name}"] = reason
 
-    def _computed(self, node: Node, fmt: Format, norm: Node | None = None, behind: Node | None = None) -> Node:
+    def _computed(self, node: Node, fmt: Format, norm: Node | None = None, after: Node | None = None) -> Node:
         """A linear with its weight in a format, and the neighbors that it takes in."""
         x, _, bias, *_ = node.inputs
         assert x is not None
@@ -220,19 +220,19 @@ class _Linears(Editing):
         residual = None
         if norm is not None:
             attrs["eps"] = norm.attrs["eps"]
-        if behind is not None:
-            y = behind.outputs[0]
-            attrs |= dict(act=ACTIVATIONS.get(behind.op, "none"), dtype=y.dtype)
-            residual = behind.inputs[0] if behind.op == "add_rms_norm" else None
+        if after is not None:
+            y = after.outputs[0]
+            attrs |= dict(act=ACTIVATIONS.get(after.op, "none"), dtype=y.dtype)
+            residual = after.inputs[0] if after.op == "add_rms_norm" else None
         return Node(node.label, "linear", (source, values, bias, scale, None, norm_weight, residual), (y,), attrs)
 
-    def _formats(self, node: Node, x: Value, behind: Node | None) -> list[Format]:
+    def _formats(self, node: Node, x: Value, after: Node | None) -> list[Format]:
         """Those that may serve, the preferred first."""
         weight, spec = self.weight(node), self.choice.spec(x)
         first, *others = (FORMATS["dense"],) if weight is None else weight.formats
         assert spec is not None
         few = self.graph.decodes and few_to_decode(spec) and node.inputs[2] is None
-        return [fmt for fmt in others if few and (behind is None or behind.op != "gelu")] + [first]
+        return [fmt for fmt in others if few and (after is None or after.op != "gelu")] + [first]
 
     def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:
         """What `norm` reads, in the shape of x, and its weight; x itself where there is none."""
@@ -242,17 +242,17 @@ class _Linears(Editing):
         assert source is not None
         return source if source.shape == x.shape else self.graph.reshape(source, x.shape), weight
 
-    def _replace(self, node: Node, norm: Node | None, behind: Node | None) -> None:
-        """`node` for a linear, the norm in front of it and the node behind it."""
+    def _replace(self, node: Node, norm: Node | None, after: Node | None) -> None:
+        """`node` for a linear, the norm in front of it and the node after it."""
         if norm is not None:
             del self.norms[norm.outputs[0].name]
         self._keep(node)
-        if behind is None:
+        if after is None:
             return
-        self.done.add(behind.label)
-        if behind.op == "add_rms_norm":
-            (total, normed), weight = behind.outputs, behind.inputs[2]
-            self._norm(Node(f"{behind.label}.norm", "rms_norm", (total, weight), (normed,), dict(behind.attrs)))
+        self.done.add(after.label)
+        if after.op == "add_rms_norm":
+            (total, normed), weight = after.outputs, after.inputs[2]
+            self._norm(Node(f"{after.label}.norm", "rms_norm", (total, weight), (normed,), dict(after.attrs)))
 
     def _norm(self, node: Node) -> None:
         """Waits for the linear that may take it; a state that it reads could change until then.

@@ -30,7 +30,7 @@ def lower(
 
     `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
     none of them can serve, is a PlanError. What `avoided` has a reason against is as if it refused. `guard` leaves that
-    many bytes free behind every intermediate, for tests.
+    many bytes free after every intermediate, for tests.
     Without `fused` each of the graph's nodes has its own (see linear.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}

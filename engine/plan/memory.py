@@ -29,7 +29,7 @@ def aligned(nbytes: int) -> int:
 
 
 def assign(lifetimes: Iterable[Lifetime], guard: int = 0) -> tuple[dict[str, int], int]:
-    """Offsets by name and the arena's size, in bytes; `guard` bytes are left free behind every tensor."""
+    """Offsets by name and the arena's size, in bytes; `guard` bytes are left free after every tensor."""
     placed: list[tuple[int, int, Lifetime]] = []
     offsets: dict[str, int] = {}
     size = 0

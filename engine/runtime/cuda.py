@@ -180,7 +180,7 @@ class Gpu(ProcessBound):
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """What is launched here comes behind all that was launched for this model before, on whatever stream.
+        """What is launched here comes after all that was launched for this model before, on whatever stream.
 
         Graphs share the memory of their temporaries, and sessions are used again by other requests.
         """
@@ -269,5 +269,5 @@ class Staging:
 
 
 def open_gpu(device: torch.device, graphs: bool = True) -> Gpu:
-    """The GPU behind a device that `unusable` has nothing against."""
+    """The GPU of a device that `unusable` has nothing against."""
     return Gpu(TorchDriver(device), graphs)

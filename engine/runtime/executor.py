@@ -91,7 +91,7 @@ class Executor(ProcessBound):
             ("input", plan.inputs, self.inputs),
         ):
             _check(plan, self.device, kind, specs, tensors)
-        # its own dict: bound calls hold addresses, and the tensors behind them have to stay
+        # its own dict: bound calls hold addresses, and the tensors that they point into have to stay
         self._storages: dict[str, Mapping[str, torch.Tensor]] = {
             "weight": dict(weights),
             "state": self.states,

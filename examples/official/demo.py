@@ -1,4 +1,4 @@
-"""The two functions behind the official Gradio demo, with its calls.
+"""The two functions of the official Gradio demo, with its calls.
 
 Written for `janus.janusflow.models` and `diffusers.models`; only the two import lines below name FlashJanus instead.
 `flashjanus serve --ui` is a page of our own.

@@ -88,7 +88,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class DrawBatch:
-    """ids (B, P) padded on the left; packed for `levels` blocks of 1 + N tokens behind each prompt."""
+    """ids (B, P) padded on the left; packed for `levels` blocks of 1 + N tokens after each prompt."""
 
     ids: Tensor
     packed: Packed

@@ -83,7 +83,7 @@ class Faces:
     def answer_score(self, questions: int, seed: int = 1) -> dict[str, float]:
         """Share of validation questions answered word for word, by topic and overall.
 
-        A greedy answer is right if, and only if, each of its tokens is the likeliest behind the right ones before it.
+        A greedy answer is right if, and only if, each of its tokens is the likeliest after the right ones before it.
         """
         shares = {}
         for number, topic in enumerate(language.TOPICS):

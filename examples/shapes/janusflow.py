@@ -215,7 +215,7 @@ class JanusFlow(nn.Module):
     def answers(self, ids: Tensor, packed: Packed, seen: Tensor, start: int) -> Tensor:
         """Logits (B, L, V) of ids (B, L) with a picture's tokens `seen` (B, N, D).
 
-        They stand behind the begin-of-image token at column `start`.
+        They stand after the begin-of-image token at column `start`.
         """
         h = self.embed(ids)
         begin = self["beg_of_und_embed"].expand(len(ids), 1, -1)

@@ -173,7 +173,7 @@ def test_machine_facts_count_cores_not_threads(tmp_path: Path) -> None:
     assert (facts["memory_bytes"], facts["available_bytes"]) == (1000 * 1024, 900 * 1024)
 
 
-def test_machine_facts_honour_a_containers_limit(tmp_path: Path) -> None:
+def test_machine_facts_honor_a_containers_limit(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemAvailable:    900 kB\n")
     (tmp_path / "memory.max").write_text("2048\n")
     facts = machine_facts(tmp_path, tmp_path)

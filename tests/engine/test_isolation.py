@@ -38,7 +38,7 @@ def test_products_stay_exact_until_the_last_thread_leaves(medium: None) -> None:
 
 
 @pytest.mark.skipif(not NEWER, reason="switches of torch 2.9 and later")
-def test_newer_switches_are_turned_and_follow_their_family_afterwards() -> None:
+def test_newer_switches_are_turned_and_follow_their_family_afterward() -> None:
     convolutions = torch.backends.mkldnn.conv
     torch.backends.fp32_precision = "bf16"
     try:

@@ -63,7 +63,7 @@ def test_what_does_not_fit_says_why(columns: int, panels: int, residual: int | N
 
 
 def layer(int4: bool) -> Graph:
-    """An MLP: norm, gated linear, linear, residual add and norm; and a linear with nothing behind it."""
+    """An MLP: norm, gated linear, linear, residual add and norm; and a linear with nothing after it."""
     g = Graph("layer", {"norm": TensorSpec((64,), F32), **WEIGHTS}, decodes=int4)
 
     def linear(x: object, name: str) -> object:

@@ -212,7 +212,7 @@ def test_schemas_keep_dtype_and_size_names_apart(name: str) -> None:
 
 
 def test_the_checks_above_can_fail() -> None:
-    """A buffer with one byte written behind it, one changed argument and one wrong value are each noticed."""
+    """A buffer with one byte written past it, one changed argument and one wrong value are each noticed."""
     guarded = Guarded(torch.arange(6.0).view(2, 3))
     assert guarded.untouched()
     assert guarded.untouched_around()

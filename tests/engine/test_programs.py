@@ -85,7 +85,7 @@ def last_uses(plan: Plan) -> dict[str, int]:
 def test_a_run_leaves_guards_and_weights_alone_and_no_poison(
     programs: Programs, draws: Draws, name: str, bucket: dict[str, int], dtype: torch.dtype
 ) -> None:
-    """Each buffer is poisoned, guard behind it included, before the node that writes it. While the tensor lives its
+    """Each buffer is poisoned, the guard after it included, before the node that writes it. While the tensor lives its
     guard stays, and what no node has written is NaN and would reach an output."""
     plan = lower(programs(dtype)[name], bucket, guard=GUARD)
     executor = executor_of(plan, draws)
@@ -101,7 +101,7 @@ def test_a_run_leaves_guards_and_weights_alone_and_no_poison(
             alive[ref.root] = (end, end + GUARD)
         call()
         for root, (start, end) in list(alive.items()):
-            assert (arena[start:end] == 0xFF).all(), f"{node.label} wrote behind '{root}'"
+            assert (arena[start:end] == 0xFF).all(), f"{node.label} wrote past '{root}'"
             if last[root] <= i:
                 del alive[root]
         for ref in node.outputs:

@@ -61,7 +61,7 @@ def test_what_does_not_fit_into_tiles_says_why(n: int, k: int, dtype: torch.dtyp
 
 
 def layer(specs: Mapping[str, TensorSpec | Weight]) -> Graph:
-    """An MLP: norm, gated linear with a bias, linear, residual add and norm; and a linear with GELU behind it."""
+    """An MLP: norm, gated linear with a bias, linear, residual add and norm; and a linear with GELU after it."""
     g = Graph("layer", specs)
     h = g.add("cast", g.input("h", (R, 1, 96), F32), dtype=F32, label="h32")
     normed = g.add("rms_norm", h, g.weight("norm"), eps=1e-6, dtype=BF16, label="normed")

@@ -32,7 +32,7 @@ def multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def layer(of: torch.dtype = I8, norms: torch.dtype = F32, tokens: int = 2) -> Graph:
-    """A linear behind nothing that could quantize, residual add and norm, gated linear, linear, add, norm, linear."""
+    """A linear after nothing that could quantize, residual add and norm, gated linear, linear, add, norm, linear."""
     norms_of = {name: TensorSpec((32,), norms) for name in ("norm", "norm2")}
     g = Graph("layer", {**norms_of, **{name: Weight(name, shape, BF16, (ROWS[of],)) for name, shape in SHAPES.items()}})
 

@@ -1,4 +1,4 @@
-"""flash-attn and xformers behind the attention op, on stand-ins that do in torch what the libraries document.
+"""flash-attn and xformers after the attention op, on stand-ins that do in torch what the libraries document.
 
 What this shows is that the calls say what is meant; the libraries themselves need a GPU (test_gpu.py).
 """

@@ -158,6 +158,6 @@ def test_a_copy_that_is_not_waited_for_shows(selftest: SelfTest) -> None:
 
 def test_a_launch_that_no_chip_takes_fails(selftest: SelfTest) -> None:
     assert selftest(0, 1, 2048)[0] != 0, "more threads than a block may have"
-    assert selftest(0, 1, 128, shared=0)[0] != 0, "a write behind the shared memory"
+    assert selftest(0, 1, 128, shared=0)[0] != 0, "a write past the shared memory"
     assert selftest(0, 1, 128, shared=228 * 1024)[0] != 0, "more shared memory than a block may have"
     assert selftest(1, 9, 32)[0] != 0, "more blocks than a cluster may have"

@@ -5,7 +5,7 @@ by value; `tokens`, by row, and `expected`; `ops`, by program: those of its plan
 with the number of nodes that it served.
 
 The interpreter takes a tenth of a millisecond an instruction. Hence in each plan a kernel serves the first node of
-every form (op, sizes, attributes), and torch those behind it, a second layer for the most part; hence attention works
+every form (op, sizes, attributes), and torch those after it, a second layer for the most part; hence attention works
 in larger parts than on a GPU, and integers are not checked for overflow. In test_triton_interpreted.py parts are a
 GPU's, and integers are checked.
 """

@@ -145,7 +145,7 @@ def test_greedy_tokens_of_the_left_padded_batch(thin, understanding, chat, greed
 def test_greedy_tokens_of_a_row_alone_and_padded_on_the_right(thin, understanding, chat, greedy, row):
     padding = 600 - int(chat["attention_mask"][0].sum())
     ids, mask = (chat[name][row : row + 1] for name in ("input_ids", "attention_mask"))
-    if row == 0:  # the short one: its padding goes behind it, with ids that would change it if they were read
+    if row == 0:  # the short one: its padding goes after it, with ids that would change it if they were read
         kept = mask.bool()
         ids = torch.cat([ids[kept], torch.full((padding,), 5)])[None]
         mask = torch.cat([mask[kept], torch.zeros(padding, dtype=mask.dtype)])[None]

@@ -119,7 +119,7 @@ def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
 
 
 def read_by_decoding(model: JanusFlow, text: str) -> torch.Tensor:
-    """Logits (V,) of the token behind `text`, of which all but the first token went through decode_step."""
+    """Logits (V,) of the token after `text`, of which all but the first token went through decode_step."""
     assert model.tokenizer is not None
     ids = [model.tokenizer.bos_id, *model.tokenizer.encode_text(text)]
     session = TextSession(model.runner, rows=1, prompt=16, slots=64, features=1, new=48)

@@ -67,7 +67,7 @@ def draw(model: JanusFlow, samplers: list[Sampler], first: int = 0, **more: Any)
 
 
 def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
-    """As diffusers has it: rescale_noise_cfg behind classifier-free guidance."""
+    """As diffusers has it: rescale_noise_cfg after classifier-free guidance."""
     w = uncond + scale * (cond - uncond)
     return rescale * w * (cond.std() / w.std()) + (1 - rescale) * w
 
@@ -298,7 +298,7 @@ def test_evaluations_that_recall_leave_the_language_model_out(model: JanusFlow, 
     assert runs == {"flow_prepare": 1, "flow_step_storing": 4, "flow_step_recalling": 4}, "0, 1, 3 and 6 run"
     runs.clear()
     draw(model, [Sampler(8, 3.0, guidance_interval=(0.0, 0.5), step_cache=4)])
-    forms = {"storing": 3, "recalling": 2, "recalling_conditional": 3}  # it runs at 0, 1 and 4; guidance ends behind 4
+    forms = {"storing": 3, "recalling": 2, "recalling_conditional": 3}  # it runs at 0, 1 and 4; guidance ends after 4
     assert runs == {f"flow_step_{name}": count for name, count in forms.items()}, "the prompt is prepared already"
     runs.clear()
     draw(model, [Sampler(4, 3.0, step_cache=4), Sampler(4, 3.0)])

@@ -48,7 +48,7 @@ def test_an_image_begins_although_there_is_always_another_conversation_to_read(m
             scheduler.submit(answer(n, room=0))
         if any(isinstance(e, Finished) and e.handle is drawn for e in scheduler.step()):
             return
-    raise AssertionError("the image waits behind conversations that came after it")
+    raise AssertionError("the image waits for conversations that came after it")
 
 
 class Clock:

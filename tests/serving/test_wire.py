@@ -20,7 +20,7 @@ from flashjanus.serving import messages
 from flashjanus.serving.messages import ChatRequest, Failure, ImageRequest, Usage
 from flashjanus.serving.outbox import Outbox
 from flashjanus.serving.portable import portable
-from flashjanus.serving.together import afterwards, together
+from flashjanus.serving.together import afterward, together
 from flashjanus.serving.wire import HEAD, MAGIC, MOST_BYTES, MOST_JSON, TYPES, Wire, WireError, frame
 from PIL import Image
 
@@ -309,11 +309,11 @@ def test_what_follows_from_several_things_is_done_once_after_all_of_them(caplog:
     def follows() -> None:
         done.append("after")
 
-    afterwards(follows)
+    afterward(follows)
     with together():
         for number in range(3):
             done.append(str(number))
-            afterwards(fails)
-            afterwards(follows)
+            afterward(fails)
+            afterward(follows)
     assert done == ["after", "0", "1", "2", "after"]
     assert caplog.text.count("ValueError: planted") == 1

@@ -1,6 +1,7 @@
 // y = act(norm(x) w^T * scale + bias) + residual by AMX, which multiplies 16x16x32 values of bf16, or 16x16x64 of int8,
 // in 16 cycles. What it waits for is its operands, so they lie as it reads them: w since it was loaded, x from the
-// start of a call, block by block in the second-level cache, while the next piece of w is fetched behind the products.
+// start of a call, block by block in the second-level cache, and the products run while the next piece of w is
+// fetched.
 #include <cstdlib>
 
 #include "cpu/amx/tiled_linear.h"
@@ -96,12 +97,14 @@ INLINE void store_sums(Sums& sums) {
     tiles_meet_memory();
 }
 
-// Adds a[i] b[j] to the tiles of sums 2 i + j, two tiles of rows by two panels of w. behind(k) runs among the products.
-template <class T, class Behind>
-INLINE void multiply_2x2(const char* const (&a)[2], const char* const (&b)[2], int32_t steps, const Behind& behind) {
+// Adds a[i] b[j] to the tiles of sums 2 i + j, two tiles of rows by two panels of w. meanwhile(k) runs among the
+// products.
+template <class T, class Meanwhile>
+INLINE void multiply_2x2(const char* const (&a)[2], const char* const (&b)[2], int32_t steps,
+                         const Meanwhile& meanwhile) {
     for (int32_t k = 0; k < steps; ++k) {
         const int64_t at = int64_t{k} * kTileBytes;
-        behind(k);
+        meanwhile(k);
         _tile_loadd(4, a[0] + at, 64);
         _tile_loadd(6, b[0] + at, 64);
         MULTIPLY(T, 0, 4, 6);
@@ -114,7 +117,7 @@ INLINE void multiply_2x2(const char* const (&a)[2], const char* const (&b)[2], i
 }
 
 // Adds a b[j] to the tiles of sums j, one tile of rows by four panels of w, whose next tiles are fetched: next[j] is
-// read behind b[j].
+// read after b[j].
 template <class T>
 INLINE void multiply_1x4(const char* a, const char* const (&b)[4], const char* const (&next)[4], int32_t steps) {
     for (int32_t k = 0; k < steps; ++k) {
@@ -176,7 +179,7 @@ struct Cut {
     }
 };
 
-// One thread's work. The sums of one product are finished behind the next one, while the tiles multiply.
+// One thread's work. The sums of one product are finished while the tiles multiply for the next one.
 template <class T>
 class Worker {
  public:
@@ -198,7 +201,7 @@ class Worker {
             const auto count = static_cast<int32_t>((end < last ? end : last) - first);
             for (int32_t part = 0; part < cut_.parts; ++part) {
                 for (int32_t i = 0; i < count; ++i) {
-                    // while the one behind it is fetched, at the end that of the next part
+                    // while the one after it is fetched, at the end that of the next part
                     const int32_t next = i + 1 < count ? i + 1 : 0, then = next ? part : (part + 1) % cut_.parts;
                     cut_.few ? few(from + i, from + next) : many(block, part, from, i, next, then);
                 }
@@ -255,8 +258,9 @@ class Worker {
         const bool ends = part + 1 == cut_.parts;
         const int32_t first = block * cut_.block;
         const int32_t last = first + cut_.block < cut_.pairs ? first + cut_.block : cut_.pairs;
-        const int32_t lines = last > first ? (kTile + last - first - 1) / (last - first) : 0;  // behind each step
-        const int32_t rows = (2 * kTile + steps - 1) / steps;  // likewise, of the sums before
+        const int32_t lines =
+            last > first ? (kTile + last - first - 1) / (last - first) : 0;  // of the next piece, in each step
+        const int32_t rows = (2 * kTile + steps - 1) / steps;                // likewise, of the sums before
         for (int32_t pair = first; pair < last; ++pair) {
             const char* a0 = operands_.tiles + int64_t{pair} * 2 * cut_.steps * kTileBytes + at;
             const char* a[2] = {a0, a0 + int64_t{cut_.steps} * kTileBytes};

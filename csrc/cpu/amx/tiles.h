@@ -1,4 +1,4 @@
-// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, behind vector.h and, outside, <cstdlib>.
+// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, after vector.h and, outside, <cstdlib>.
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;

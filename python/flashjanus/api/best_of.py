@@ -240,7 +240,7 @@ def question_ids(tokenizer: Tokenizer, question: str, limit: int) -> list[int]:
 
 
 def spellings(tokenizer: Tokenizer, word: str) -> list[int]:
-    """Ids of the tokens that are `word`: with a space in front or without, as it is, capitalised or in capitals."""
+    """Ids of the tokens that are `word`: with a space in front or without, as it is, capitalized or in capitals."""
     forms = [space + form for form in (word, word.capitalize(), word.upper()) for space in ("", " ")]
     found = {ids[0] for ids in map(tokenizer.encode_text, forms) if len(ids) == 1}
     if not found:

@@ -235,7 +235,7 @@ class TensorModel(AdaptableModel):
         image_tokens: text.ImageTokens | None = None,
         adapter: str | Sequence[str | None] | None = None,
     ) -> torch.Tensor:
-        """Logits (B, V), float32, of the token behind each row.
+        """Logits (B, V), float32, of the token after each row.
 
         input_ids, attention_mask (B, T): masked tokens are not seen and take no position. pixel_values
         (B, n, 3, S, S): row b uses as many of its images as its ids have image blocks. image_tokens: the ids of those

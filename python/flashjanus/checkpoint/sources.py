@@ -117,7 +117,7 @@ class StateDictSource:
 
 
 class _MappedFile(ABC):
-    """One file of tensors behind a handle that is reopened as REOPEN_BYTES says."""
+    """One file of tensors, read through a handle that is reopened as REOPEN_BYTES says."""
 
     def __init__(self, path: Path):
         self.path = path

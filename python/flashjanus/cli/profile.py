@@ -65,7 +65,7 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="times with and without the recorder, in turns, behind one run that does not count; the request whose "
+        help="times with and without the recorder, in turns, after one run that does not count; the request whose "
         "time is the median is shown (default: 3)",
     )
     group.add_argument("--nodes", action="store_true", help="a row for each node instead of each op")

@@ -270,7 +270,7 @@ class Runner(ProcessBound):
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
-        """What makes each program's graph; the weights' specs behind it are laid out once, not for every plan."""
+        """What makes each program's graph; the specs of the weights are laid out once, not for every plan."""
         specs = {**self._specs(weight_layout(self.config), self.policy, language=True), **self.adapters.specs}
         names = ("encode_images", "prefill", "decode_step", "flow_prepare", "encode_latents", "decode_velocity")
         builders: dict[str, Callable[[], Graph]] = {

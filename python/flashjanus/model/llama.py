@@ -79,7 +79,7 @@ def layers(
     last_only: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Value, Value] | None:
-    """The residual stream behind all layers and its final norm, (B, N, D) both, of the tokens h (R, N, D).
+    """The residual stream after all layers and its final norm, (B, N, D) both, of the tokens h (R, N, D).
 
     h and the stream are in the residual dtype. R < B: the rows are branched after the first QKV, the last thing that
     both branches of guidance share. keys_only: stop once the last layer's keys are written (nothing is returned).

@@ -234,7 +234,7 @@ def _image_tokens(
     step: Value,
     of_branches: Callable[..., Value],
 ) -> tuple[Value, Value]:
-    """The language model's residual stream and its final norm, behind the prompt and the step's time token."""
+    """The language model's residual stream and its final norm, after the prompt and the step's time token."""
     language, rows, tokens = config.language, R + U, config.num_image_tokens
     heads = (language.num_key_value_heads, language.head_dim)
     shape = (language.num_hidden_layers, rows, K, *heads)

@@ -1,4 +1,4 @@
-"""The understanding encoder: SigLIP's pre-norm ViT without its pooling head, and the aligner behind it."""
+"""The understanding encoder: SigLIP's pre-norm ViT without its pooling head, and the aligner after it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from flashjanus.serving.messages import (
     Stats,
 )
 from flashjanus.serving.slices import short_slices
-from flashjanus.serving.together import afterwards
+from flashjanus.serving.together import afterward
 
 if TYPE_CHECKING:  # torch comes with them, which a server whose model is in another process does without
     from flashjanus.api.janusflow import JanusFlow
@@ -51,7 +51,7 @@ class Post:
             first = not self._events
             self._events.append((to, event))
         if first:
-            afterwards(self._wake)
+            afterward(self._wake)
 
     def _wake(self) -> None:
         try:

@@ -14,7 +14,7 @@ _OURS = threading.local()
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Calls for `afterwards` on this thread are made when this ends, each once; one that raises keeps no other from it,
+    """Calls for `afterward` on this thread are made when this ends, each once; one that raises keeps no other from it,
     nor the thread from what it does next."""
     calls: dict[Callable[[], None], None] = {}
     _OURS.calls = calls
@@ -29,7 +29,7 @@ def together() -> Iterator[None]:
                 LOG.exception("what was to follow could not be done")
 
 
-def afterwards(call: Callable[[], None]) -> None:
+def afterward(call: Callable[[], None]) -> None:
     """Make this call when all is done that is done `together`; where nothing is, now."""
     calls = getattr(_OURS, "calls", None)
     if calls is None:

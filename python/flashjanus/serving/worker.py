@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from flashjanus.errors import DeviceError, FlashJanusError, InputError, UnavailableError
 from flashjanus.serving.messages import LAST, Event, Failure, Images, Partial, Request, Step
 from flashjanus.serving.outbox import Outbox
-from flashjanus.serving.together import afterwards
+from flashjanus.serving.together import afterward
 from flashjanus.serving.wire import Wire, WireError
 
 UNREAD = 256 * 2**20
@@ -119,7 +119,7 @@ class Worker:
         previews = isinstance(event, Step | Partial)
         share = PREVIEWS if previews else 1.0
         sent = self._outbox.put({"event": event, "of": number}, weight(event), share, wake=False)
-        afterwards(self._outbox.flush)
+        afterward(self._outbox.flush)
         if isinstance(event, LAST) and sent:
             with self._lock:
                 self._tickets.pop(number, None)

@@ -4,7 +4,7 @@
 // to the last or from the last to the first, so a missing barrier shows in one of the two orders. What earlier kernels
 // of a stream write is NaN until a kernel that may start early waits for it. Fibers' stacks and shared memory start as
 // NaN, a block's shared memory is NaN again once it has ended, and asynchronous copies land when they are waited for. A
-// barrier that some threads never reach and a write behind the shared memory that was asked for fail the launch.
+// barrier that some threads never reach and a write past the shared memory that was asked for fail the launch.
 #pragma once
 
 #include <math.h>

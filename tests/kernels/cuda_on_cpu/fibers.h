@@ -14,7 +14,7 @@ namespace fibers {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kMaxShared = 227 * 1024;
-constexpr size_t kGuard = 64;  // bytes behind a block's shared memory
+constexpr size_t kGuard = 64;  // bytes after a block's shared memory
 constexpr char kPoison = char(0xff);
 enum class State { ready, at_warp_barrier, at_block_barrier, at_cluster_barrier, done };
 
@@ -95,7 +95,7 @@ void run_warp(unsigned first, unsigned last, const Resume& resume) {
     } while (release(first, last, State::at_warp_barrier));
 }
 
-// Runs blocks first .. first + cluster - 1 to their ends; false where they hang or write behind their shared memory.
+// Runs blocks first .. first + cluster - 1 to their ends; false where they hang or write past their shared memory.
 // What may run ahead does so as far as it can: a warp to a barrier of its block, a block to one of its cluster.
 template <class Select>
 bool run(unsigned first, unsigned cluster, unsigned size, void* at, size_t bytes, const Select& select) {

@@ -27,7 +27,7 @@ void block_sum(Params p) {
     for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) *p.sum += partial[warp];
 }
 
-// sum = sum of x over the blocks of a cluster, which may skip the barrier before the reading or that behind it. Blocks
+// sum = sum of x over the blocks of a cluster, which may skip the barrier before the reading or that after it. Blocks
 // take turns in order, so the first one shows the former and the last one the latter.
 void cluster_sum(Params p) {
     float* own = reinterpret_cast<float*>(dynamic_shared);

@@ -58,7 +58,7 @@ def test_ground_truth_fulfils_its_prompt() -> None:
 
 
 def test_a_picture_of_another_prompt_is_wrong() -> None:
-    """Another scene is right only where it happens to fulfil all that the prompt names."""
+    """Another scene is right only where it happens to fulfill all that the prompt names."""
     prompts = prompt_set(25)
     right = sum(
         give_verdict(prompt, world.render(other.scene)).correct

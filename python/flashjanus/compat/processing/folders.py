@@ -36,7 +36,7 @@ def text_files(source: str | os.PathLike[str], options: dict[str, Any]) -> dict[
     if not is_folder(folder):
         if not is_hub_id(name):
             raise CheckpointError(
-                f"{name:.200}: no such folder; expected a checkpoint folder or a hub id such as organisation/name"
+                f"{name:.200}: no such folder; expected a checkpoint folder or a hub id such as organization/name"
             )
         options = dict(options)
         folder = fetch_repository(name, options.pop("revision", None), TEXT_FILES, [], options)

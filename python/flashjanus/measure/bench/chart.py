@@ -61,7 +61,7 @@ def _stages(records: Sequence[Record]) -> list[Panel]:
         series = _series(records, size, names)
         if series:
             below = (
-                "Both axes logarithmic. Behind the names: time at the smallest and at the largest size, and their ratio"
+                "Both axes logarithmic. After the names: time at the smallest and at the largest size, and their ratio"
             )
             found.append(lines(f"Time against {words}", below, series, words, short))
     return found

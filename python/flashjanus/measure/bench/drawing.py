@@ -21,7 +21,7 @@ Panel = tuple[str, int]
 
 @dataclass(frozen=True)
 class Bar:
-    """`low` and `high`: the ends of its whisker; `words` stand behind it."""
+    """`low` and `high`: the ends of its whisker; `words` stand after it."""
 
     label: str
     value: float

@@ -1,7 +1,7 @@
 """Every implementation of every op, at the sizes and on the tensors of a model's own plans.
 
 A form is what makes two nodes the same work. Its nodes (the layers of a model: same sizes, weights of their own) are
-run one behind the other until they have touched COLD_BYTES, so that weights come from memory as they do in the model;
+run one after the other until they have touched COLD_BYTES, so that weights come from memory as they do in the model;
 activations, which the node before has just written there, may stay in a cache, and then exceed the memory's ceiling.
 """
 

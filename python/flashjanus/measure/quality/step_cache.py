@@ -111,11 +111,11 @@ def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
     The first evaluation always runs. Numbers of runs whose cost is infinite are left out.
     """
     count = len(cost)
-    # between[i, j, k]: of the evaluations j + 1 .. k - 1; infinite where k is not behind j
+    # between[i, j, k]: of the evaluations j + 1 .. k - 1; infinite where k is not after j
     between = torch.nn.functional.pad(cost.cumsum(2), (1, 0))
     at = torch.arange(count + 1)
     between = torch.where(at > torch.arange(count)[:, None], between, torch.inf)
-    rest = [between[:, :, count]]  # [m][i, j]: least cost behind j with m more runs
+    rest = [between[:, :, count]]  # [m][i, j]: least cost after j with m more runs
     following = []
     for _ in range(count - 2):
         least = (between[:, :, :count] + rest[-1]).min(2)
