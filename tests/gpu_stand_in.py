@@ -16,7 +16,7 @@ from flashjanus import triton_kernels
 from flashjanus.api import tensor_model
 from flashjanus.engine.device import capabilities as device_module
 from flashjanus.engine.device import native
-from flashjanus.engine.ops import shapes
+from flashjanus.engine.ops import dims
 from flashjanus.engine.runtime import cuda
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -183,7 +183,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> StandInDriver:
     """From now on models on "cuda" run on the driver that is returned, by torch: kernels of GPUs refuse."""
     driver = StandInDriver()
     patch.setattr(device_module, "unusable", lambda device: None)
-    patch.setattr(shapes, "readable", lambda x: False)
+    patch.setattr(dims, "readable", lambda x: False)
     patch.setattr(tensor_model, "open_gpu", lambda device, graphs: cuda.Gpu(driver, graphs))
     patch.setattr(triton_kernels, "unavailable", lambda: "left out here")
     patch.setattr(native, "cuda_available", lambda: "left out here")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flashjanus.api.janusflow import ROWS_AT_ONCE
 from flashjanus.measure.evaluation import world
-from flashjanus.measure.evaluation.prompts import ceiling_scenes, prompt_set, question_set
+from flashjanus.measure.evaluation.sets import ceiling_scenes, prompt_set, question_set
 from PIL import Image
 
 SAMPLES = 4

@@ -202,7 +202,7 @@ def test_an_import_along_the_order_is_accepted(module: str, source: str) -> None
         "flashjanus.compat",
         "flashjanus.errors",
         "flashjanus.sampling.options",
-        "flashjanus.measure.bench.serving.report",
+        "flashjanus.measure.bench.serving.serve_report",
     ],
 )
 def test_the_command_starts_without_torch(module: str) -> None:

@@ -19,7 +19,7 @@ LEFT_ALONE = (
 STEMS = "quanti|normali|initiali|optimi|recogni|seriali|summari|tokeni|organi|minimi|maximi|capitali|generali|prioriti"
 RETIRED = re.compile(
     rf"(?:{STEMS})s(?:e|es|ed|er|ers|ing|ation|ations)\b"
-    r"|colour|neighbour|behaviour|favour|honour|\bcentre|grey\b|afterward|\bfulfil\b"
+    r"|colour|neighbour|behaviour|favour|honour|\bcentre|grey\b|afterwards|\bfulfil\b"
     # what is behind something is hidden by it, or was left there
     r"|\bbehind\b(?! (?:OpenAI's|a proxy|an asyncio|checks))(?<!left behind)(?<!leaves behind)",
     re.IGNORECASE,

@@ -39,10 +39,10 @@ def flow_update_kernel(
         z_z, z_w, z_h = tl.load(now), tl.load(now + 1), tl.load(now + 2)
         h_z, h_w = tl.load(now + 3), tl.load(now + 4)
         guidance, rescale = tl.load(now + 5), tl.load(now + 6)
-        recall, keep = tl.load(now + 7) != 0.0, tl.load(now + 8) != 0.0
+        reuse, keep = tl.load(now + 7) != 0.0, tl.load(now + 8) != 0.0
         remembers = (z_h != 0.0) | (h_z != 0.0) | (h_w != 0.0)
-        guided = (guidance != 1.0) & (recall | (row < unconditional))
-        keeps = guided & keep & (not recall)
+        guided = (guidance != 1.0) & (reuse | (row < unconditional))
+        keeps = guided & keep & (not reuse)
 
         line = width * PATCH
         plane = height * PATCH * line
@@ -50,7 +50,7 @@ def flow_update_kernel(
         cond = v_ptr + row * size
         kept = kept_ptr + row * size
         uncond = v_ptr + (rows + row) * size
-        if recall:
+        if reuse:
             uncond = kept
 
         scale = 1.0

@@ -106,7 +106,7 @@ void rows(const FlowUpdateParams& p) {
         const FlowEvaluation& e = schedule[r * p.evaluations + (p.step[r] < last ? p.step[r] : last)];
         const T* fresh = r < p.unconditional ? v + (p.rows + r) * size : nullptr;
         T* kept = static_cast<T*>(p.kept) + r * size;
-        const T* uncond = e.guidance == 1.0f ? nullptr : e.recall != 0.0f ? kept : fresh;
+        const T* uncond = e.guidance == 1.0f ? nullptr : e.reuse != 0.0f ? kept : fresh;
         if (uncond && uncond != kept && e.keep != 0.0f) __builtin_memcpy(kept, uncond, size * sizeof(T));
         const bool history = e.z_h != 0.0f || e.h_z != 0.0f || e.h_w != 0.0f;
         const auto move = history ? row<P, true, T> : row<P, false, T>;

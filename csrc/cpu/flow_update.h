@@ -17,7 +17,7 @@ struct FlowEvaluation {
     float h_w;
     float guidance;  // 1: no unconditional velocity is read
     float rescale;   // w is drawn by this share toward the standard deviation of the conditional velocity
-    float recall;    // not 0: the unconditional velocity is the one in `kept`
+    float reuse;     // not 0: the unconditional velocity is the one in `kept`
     float keep;      // not 0: the unconditional velocity goes into `kept`
 };
 

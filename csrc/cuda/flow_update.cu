@@ -44,7 +44,7 @@ __device__ inline Row<T> row_now(const FlowUpdateParams& p, int row, int step) {
     const T* cond = static_cast<const T*>(p.v) + row * size;
     T* kept = static_cast<T*>(p.kept) + row * size;
     const T* fresh = row < p.unconditional ? cond + p.rows * size : nullptr;
-    const T* uncond = now.guidance == 1.0f ? nullptr : now.recall != 0.0f ? kept : fresh;
+    const T* uncond = now.guidance == 1.0f ? nullptr : now.reuse != 0.0f ? kept : fresh;
     T* keep = uncond && uncond != kept && now.keep != 0.0f ? kept : nullptr;
     const bool history = now.z_h != 0.0f || now.h_z != 0.0f || now.h_w != 0.0f;
     return {now, cond, uncond, keep, p.z + row * size, history ? p.history + row * size : nullptr};

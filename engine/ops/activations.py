@@ -12,7 +12,7 @@ from ... import triton_kernels
 from ..device import native
 from ..specs import TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import rows_of
+from .dims import rows_of
 
 
 def reference_silu(x: torch.Tensor) -> torch.Tensor:

@@ -22,10 +22,10 @@ from ... import triton_kernels
 from ..device import native
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, dtype_name, product, static
-from . import shapes
+from . import dims
 from .attention_cases import CASES, example, visible
 from .base import Bound, Op, Schema, Tunable, register
-from .shapes import elements
+from .dims import elements
 
 
 def reference(
@@ -311,7 +311,7 @@ def run_torch(
 ) -> None:
     if kv_start is None or kv_end is None or slots is None:
         _attend(q, k, v, None, o, scale)
-    elif shapes.readable(q):  # row by row, each on its own keys: what lies in front of them takes no work
+    elif dims.readable(q):  # row by row, each on its own keys: what lies in front of them takes no work
         for b in range(len(q)):
             row = slice(b, b + 1)
             first, end = torch.minimum(kv_start[b], slots[b].min()), torch.maximum(kv_end[b].max(), slots[b].max() + 1)

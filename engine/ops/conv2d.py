@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec
 from .base import Bound, Call, Op, Schema, Tunable, normal, register
-from .shapes import elements
+from .dims import elements
 
 
 def reference(

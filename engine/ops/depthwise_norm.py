@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from ..device import native
 from ..specs import TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import elements
 from .refusals import MAX_NORM_CHANNELS, native_for_f32
 from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
-from .shapes import elements
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import elements
+from .dims import elements
 
 
 def reference(

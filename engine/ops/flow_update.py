@@ -19,7 +19,7 @@ from ..device import native
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import branches_of_rows, elements
+from .dims import branches_of_rows, elements
 
 MAX_PATCH_VALUES = 4096
 """kMaxPatchValues of csrc/cpu/flow_update.h."""
@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
     guidance: float = 1.0
     rescale: float = 0.0
     """w is drawn by this share toward the standard deviation of v_cond over the image (Lin et al. 2023)."""
-    recall: float = 0.0
+    reuse: float = 0.0
     """Not 0: v_uncond is the one that is kept."""
     keep: float = 0.0
     """Not 0: v_uncond is kept."""
@@ -68,10 +68,10 @@ def reference(
             continue
         e = Evaluation(*schedule[r, min(int(step[r]), schedule.shape[1] - 1)].tolist())
         w = v[r].float()
-        if e.guidance != 1 and (e.recall or r < guided):
-            if e.keep and not e.recall:
+        if e.guidance != 1 and (e.reuse or r < guided):
+            if e.keep and not e.reuse:
                 kept[r] = v[images + r]
-            uncond = kept[r] if e.recall else v[images + r]
+            uncond = kept[r] if e.reuse else v[images + r]
             cond, w = w, e.guidance * w - (e.guidance - 1) * uncond.float()
             if e.rescale:
                 w *= 1 + e.rescale * (cond.std() / w.std() - 1)
@@ -106,7 +106,7 @@ def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, h: int, w: int, c: int, p: int
 ) -> Call:
-    """Rows in turns: Euler's; with history, v_uncond kept; the same recalled and rescaled; without guidance."""
+    """Rows in turns: Euler's; with history, v_uncond kept; the same reused and rescaled; without guidance."""
     v = normal(generator, images + guided, h, w, c * p * p, dtype=dtype)
     z, history = (normal(generator, images, c, h * p, w * p) for _ in range(2))
     kept = normal(generator, images, h, w, c * p * p, dtype=dtype)
@@ -117,7 +117,7 @@ def example(
         column[name].mul_(kind != 0)
     column["guidance"].copy_(torch.where(kind == 3, 1, 1 + 4 * torch.rand(images, 9, generator=generator)))
     column["rescale"].copy_((kind == 2) * torch.rand(images, 9, generator=generator))
-    column["recall"].copy_((kind == 2).expand(-1, 9))
+    column["reuse"].copy_((kind == 2).expand(-1, 9))
     column["keep"].copy_((kind == 1).expand(-1, 9))
     steps = torch.randint(1, 9, (images,), generator=generator, dtype=torch.int32)
     step = torch.randint(0, 10, (images,), generator=generator, dtype=torch.int32)
@@ -216,16 +216,16 @@ def run_torch(
     dtype, images, guided = z.dtype, len(z), len(v) - len(z)
     rows = torch.arange(images, device=z.device)
     now = schedule[rows, step.clamp(max=schedule.shape[1] - 1).long()][..., None, None, None]
-    guidance, rescale, recall, keep = now[:, 5:].unbind(1)
+    guidance, rescale, reuse, keep = now[:, 5:].unbind(1)
     active = (step < steps)[:, None, None, None]
     cond, uncond = v[:images], kept.clone()
-    fresh = (recall == 0)[:guided]
+    fresh = (reuse == 0)[:guided]
     torch.where(fresh, v[images:], uncond[:guided], out=uncond[:guided])
     torch.where(active[:guided] & fresh & (keep != 0)[:guided], v[images:], kept[:guided], out=kept[:guided])
     w = (guidance * cond).to(dtype) - ((guidance - 1) * uncond).to(dtype)
     spread = cond.float().std((1, 2, 3), keepdim=True) / w.float().std((1, 2, 3), keepdim=True)
     w = torch.where(rescale != 0, (w * (1 + rescale * (spread - 1))).to(dtype), w)
-    has_branch = (recall != 0) | (rows < guided)[:, None, None, None]
+    has_branch = (reuse != 0) | (rows < guided)[:, None, None, None]
     w = unpatchify(torch.where((guidance != 1) & has_branch, w, cond.to(dtype)), z.shape[1])
     z_z, z_w, z_h, h_z, h_w = now[:, :5].to(dtype).unbind(1)
     after = z_z * z + z_w * w

@@ -16,8 +16,8 @@ from ..device import native
 from ..specs import TensorSpec
 from .activations import reference_gelu
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import elements
 from .refusals import native_for_f32, triton_for_f32
-from .shapes import elements
 
 
 def reference_stats(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ..device import native
 from ..specs import TensorSpec, static
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import elements
 from .refusals import MAX_NORM_CHANNELS, native_for_f32, triton_for_f32
-from .shapes import elements
 
 
 def reference(

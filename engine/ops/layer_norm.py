@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ..device import native
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import rows_of
 from .refusals import WARPS, native_for_f32, triton_for_f32
-from .shapes import rows_of
 
 
 def reference(

@@ -22,10 +22,10 @@ from ..formats import FORMATS, Format, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
 from .base import Bound, Op, Schema, Tunable, register
+from .dims import outputs_of_row, rows_of
 from .linear_cases import CASES, example
 from .quantize import too_many_channels
 from .refusals import MAX_NORM_CHANNELS, floats
-from .shapes import outputs_of_row, rows_of
 
 ACTIVATIONS = ("none", "gated_silu", "gelu")
 """In the order of Activation in csrc/cpu/amx/tiled_linear.h."""

@@ -23,8 +23,8 @@ from ..errors import SchemaError
 from ..specs import Size, TensorSpec, static
 from . import activations, rms_norm
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import elements
 from .refusals import floats, rounds_once
-from .shapes import elements
 
 MAX_RANK = 1024
 """kMaxRank of csrc/cpu/low_rank.h."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import branches_of_rows, elements
 from .refusals import native_for_f32, triton_for_f32
 from .residual_modulate import branched_row
 from .rms_norm import normalize, normalize_native
 from .rms_norm import reference as rms_reference
-from .shapes import branches_of_rows, elements
 
 
 def reference(

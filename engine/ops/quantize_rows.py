@@ -15,7 +15,7 @@ from ..device import native
 from ..formats import rows
 from . import quantize
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import rows_of
+from .dims import rows_of
 
 
 def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

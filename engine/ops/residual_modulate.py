@@ -14,8 +14,8 @@ import torch
 
 from ..device import native
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import branches_of_rows, elements
 from .refusals import native_for_f32, triton_for_f32
-from .shapes import branches_of_rows, elements
 
 
 def branched_row(branches: int, images: int, device: torch.device) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 
 from ..device import native
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import rows_of
 from .refusals import WARPS, native_for_f32, triton_for_f32
-from .shapes import rows_of
 
 
 def normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

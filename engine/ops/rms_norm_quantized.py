@@ -14,10 +14,10 @@ import torch
 from ..formats import rows
 from . import quantize
 from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .dims import rows_of
 from .refusals import WARPS
 from .rms_norm import normalize, normalize_native
 from .rms_norm import reference as rms_reference
-from .shapes import rows_of
 
 
 def reference(

@@ -17,7 +17,7 @@ from ..device import native
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import elements
+from .dims import elements
 
 
 def split(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:

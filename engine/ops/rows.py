@@ -13,8 +13,8 @@ import torch
 from ..errors import SchemaError
 from ..specs import Size
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import branches_of_rows, check_branches
 from .residual_modulate import branched_row
-from .shapes import branches_of_rows, check_branches
 
 LAST = 2**31 - 2
 """The last position where none is given."""

@@ -14,9 +14,9 @@ import torch
 
 from ..device import native
 from ..specs import TensorSpec
-from . import shapes
+from . import dims
 from .base import Bound, Call, Op, Schema, normal, register
-from .shapes import elements
+from .dims import elements
 
 
 def reference(
@@ -194,7 +194,7 @@ def run_torch(
     p = penalty[:, None]
     x = torch.where(seen.bool(), torch.where(x > 0, x / p, x * p), x)
     choice = x.argmax(-1)
-    if not shapes.readable(x) or bool((temperature > 0).any()):  # on a CPU the sort takes long
+    if not dims.readable(x) or bool((temperature > 0).any()):  # on a CPU the sort takes long
         ranked, order = (x / temperature.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(x.shape[-1], device=x.device)
         ranked = ranked.masked_fill((top_k[:, None] > 0) & (rank >= top_k[:, None]), -torch.inf)

@@ -16,8 +16,8 @@ from ..formats import rows
 from . import quantize
 from .activations import reference_silu_mul, run_silu_mul_native
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import rows_of
 from .refusals import WARPS
-from .shapes import rows_of
 
 
 def reference(gate_up: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ from ... import triton_kernels
 from ..device import native
 from ..specs import TensorSpec
 from .base import Bound, Call, Op, Schema, normal, register
+from .dims import branches_of_rows, elements
 from .residual_modulate import branched_row
-from .shapes import branches_of_rows, elements
 
 
 class CacheLine(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .base import Bound, Call, Op, Schema, register
-from .shapes import elements
+from .dims import elements
 
 
 def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:

@@ -11,7 +11,7 @@ from autoencoder import AutoencoderKL
 from configs import LATENT_CHANNELS, LATENT_SIZE
 from data import Encoder, answer_batch, draw_batch
 from flashjanus.measure.evaluation import language, world
-from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.sets import prompt_set
 from flashjanus.measure.evaluation.shapes import Drawn
 from flashjanus.measure.evaluation.statistics import shares_by_name
 from flashjanus.measure.evaluation.verdict import give_verdict

@@ -14,7 +14,7 @@ from configs import PREPROCESSOR, PROCESSOR
 from flashjanus.disk.writing import whole, write_text
 from flashjanus.inputs.prompts import DEFAULT_SYSTEM_PROMPT
 from flashjanus.measure.evaluation import language, world
-from flashjanus.measure.evaluation.prompts import ceiling_scenes
+from flashjanus.measure.evaluation.sets import ceiling_scenes
 from janusflow import JanusFlow
 from pictures import rendered
 from safetensors.torch import load_file, save

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashjanus.disk.writing import whole
-from flashjanus.measure.evaluation.prompts import CATEGORIES
+from flashjanus.measure.evaluation.sets import CATEGORIES
 from PIL import Image, ImageDraw, ImageFont
 from recipe import Recipe, read_recipe
 

@@ -113,7 +113,7 @@ def test_an_error_in_json(cli) -> None:
 def test_an_interrupt_leaves_no_file(spawn: Callable[..., Popen[bytes]], tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
-        "from flashjanus.measure.bench import report, stages\n"
+        "from flashjanus.measure.bench import bench_report, stages\n"
         "from flashjanus.cli import main\n"
         "stages.Stages.time = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main())\n"

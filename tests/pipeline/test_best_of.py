@@ -17,7 +17,7 @@ from flashjanus.api.shelf import Shelf
 from flashjanus.builtin.checks import checks
 from flashjanus.errors import InputError, OutputError
 from flashjanus.inputs.prompts import encode_chat
-from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.sets import prompt_set
 from flashjanus.measure.evaluation.verdict import give_verdict
 from flashjanus.measure.evaluation.world import render
 from flashjanus.sampling.options import ImageOptions

@@ -117,7 +117,7 @@ def test_a_straight_flow_is_followed_exactly(solver: str) -> None:
 
 def guidance_of(**options: object) -> list[tuple[float, float, float]]:
     plan = presets.sampler(num_inference_steps=8, guidance_scale=3.0, **options).schedule
-    return [(e.guidance, e.recall, e.keep) for e in plan.lines]
+    return [(e.guidance, e.reuse, e.keep) for e in plan.lines]
 
 
 def test_guidance_holds_within_its_interval() -> None:

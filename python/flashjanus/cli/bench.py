@@ -18,7 +18,7 @@ from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
-    from flashjanus.measure.bench.report import Report
+    from flashjanus.measure.bench.bench_report import Report
     from flashjanus.measure.bench.stages import Stages
     from flashjanus.measure.bench.timing import Engine
 
@@ -182,14 +182,14 @@ def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
 
 
 def _report(args: argparse.Namespace, stages: Stages, records: Any, ceilings: dict[str, Any] | None) -> Report:
-    from flashjanus.measure.bench.report import Report
+    from flashjanus.measure.bench.bench_report import Report
 
     head = {"kind": args.suite, **provenance(stages.model), "ceilings": ceilings}
     return Report(head, records)
 
 
 def _run_compare(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.measure.bench.report import Report, difference_table, differences
+    from flashjanus.measure.bench.bench_report import Report, difference_table, differences
 
     before, after = Report.read(args.before), Report.read(args.after)
     found = differences(before, after, args.margin / 100)
@@ -207,8 +207,8 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
     _check_plot(args.plot)
     if args.goal and not args.markdown:
         raise InputError("--goal: expected --markdown beside it")
+    from flashjanus.measure.bench.bench_report import Report
     from flashjanus.measure.bench.document import Goal, markdown
-    from flashjanus.measure.bench.report import Report
 
     served = bench_serve.read(args.file)
     if served is not None:

@@ -27,8 +27,8 @@ from flashjanus.errors import InputError, UnavailableError
 if TYPE_CHECKING:
     from flashjanus.measure.bench.serving.endpoint import Target
     from flashjanus.measure.bench.serving.load import Call
-    from flashjanus.measure.bench.serving.report import ServeReport
     from flashjanus.measure.bench.serving.sample import Sample
+    from flashjanus.measure.bench.serving.serve_report import ServeReport
 
 CONCURRENCY, REQUESTS, SECONDS = 8, 64, 60.0
 FAILED = 1
@@ -129,9 +129,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
     if args.plot is not None and not args.plot.endswith(".svg"):
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
+    from flashjanus.measure.bench.serving.contents import read_prompts
     from flashjanus.measure.bench.serving.load import MOST_CALLS, arrivals, calls, read_mix
-    from flashjanus.measure.bench.serving.prompts import read_prompts
-    from flashjanus.measure.bench.serving.report import ServeReport
+    from flashjanus.measure.bench.serving.serve_report import ServeReport
 
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
     for path in files:
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def read(path: str) -> ServeReport | None:
     """A report of --json; None where it is one of another suite. Raises InputError."""
-    from flashjanus.measure.bench.serving.report import ServeReport
+    from flashjanus.measure.bench.serving.serve_report import ServeReport
 
     data = read_json(Path(path))
     return ServeReport.of_json(data, path) if data.get("kind") == "serve" else None

@@ -113,9 +113,9 @@ def _scores(model: JanusFlow, sheet: Path, console: Console) -> list[Scores]:
     """Of pictures, which `sheet` shows, and of answers; each is told when it is there."""
     from flashjanus.api.png import save_png
     from flashjanus.measure.evaluation.answers import score_answers
-    from flashjanus.measure.evaluation.prompts import prompt_set, question_set
-    from flashjanus.measure.evaluation.report import GroupedShares, table
+    from flashjanus.measure.evaluation.sets import prompt_set, question_set
     from flashjanus.measure.evaluation.shapes import category_sheet, draw_prompts
+    from flashjanus.measure.evaluation.shapes_report import GroupedShares, table
     from flashjanus.measure.evaluation.statistics import mean_of, shares_by_name
 
     progress = progress_of(console)

@@ -119,7 +119,7 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.measure.evaluation import pictures
     from flashjanus.measure.evaluation.detectors import load_detector, no_detector
     from flashjanus.measure.evaluation.geneval import read_prompts
-    from flashjanus.measure.evaluation.report import table
+    from flashjanus.measure.evaluation.shapes_report import table
 
     begun = time.perf_counter()
     if args.images is not None and args.out is not None:
@@ -180,7 +180,7 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
 
 def _run_choices(args: argparse.Namespace, console: Console) -> int:
     from flashjanus.measure.evaluation.choices import evaluate_choices, read_choices
-    from flashjanus.measure.evaluation.report import table
+    from flashjanus.measure.evaluation.shapes_report import table
 
     begun = time.perf_counter()
     choices, skipped = read_choices(Path(args.questions), None if args.images is None else Path(args.images))

@@ -98,9 +98,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--plot {args.plot}: expected FILE.svg")
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
+    from flashjanus.measure.quality.asked import choose_prompts
     from flashjanus.measure.quality.distance import ENOUGH_PROMPTS
     from flashjanus.measure.quality.modes import modes
-    from flashjanus.measure.quality.prompts import choose_prompts
 
     files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
     for path in files:
@@ -113,12 +113,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"--bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing, got {len(prompts)}"
         )
     from flashjanus.builtin import NAMES
-    from flashjanus.measure.quality.report import QualityReport
-    from flashjanus.measure.quality.run import Plan, measure_quality
+    from flashjanus.measure.quality.quality_report import QualityReport
+    from flashjanus.measure.quality.run import Effort, measure_quality
     from flashjanus.measure.quality.subject import Work
 
     scored = args.score or exact.name in NAMES
-    plan = Plan(
+    effort = Effort(
         args.converged_steps,
         args.samples if scored else 0,
         args.questions if scored else 0,
@@ -132,8 +132,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.check_interrupt()
         console.status(what)
 
-    results = measure_quality(load, chosen, work, plan, done=done, progress=progress_of(console))
-    head = {"kind": "quality", **provenance(exact), "seed": work.seed, "prompts": work.prompts, "plan": vars(plan)}
+    results = measure_quality(load, chosen, work, effort, done=done, progress=progress_of(console))
+    head = {"kind": "quality", **provenance(exact), "seed": work.seed, "prompts": work.prompts, "effort": vars(effort)}
     report = QualityReport(head, results)
     beyond = [] if args.bound is None else report.beyond(args.bound)
     found = {**report.to_json(), "bound": args.bound, "beyond_bound": beyond}

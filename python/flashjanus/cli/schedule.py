@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    from flashjanus.measure.quality.prompts import choose_prompts, noise, prompt_ids
+    from flashjanus.measure.quality.asked import choose_prompts, noise, prompt_ids
     from flashjanus.measure.quality.step_cache import find_times
     from flashjanus.sampling import checks
 

@@ -50,7 +50,7 @@ class Schedule:
     def needs_branch(self, evaluation: int) -> bool:
         """Whether this evaluation computes the unconditional branch."""
         line = self.lines[evaluation] if evaluation < len(self) else Evaluation()
-        return line.guidance != 1 and not line.recall
+        return line.guidance != 1 and not line.reuse
 
     def branches_left(self, taken: int) -> int:
         """The number of evaluations after the first `taken` up to the last one that needs its unconditional branch."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from flashjanus.cli import main
 from flashjanus.errors import InputError
+from flashjanus.measure.bench.bench_report import Report
 from flashjanus.measure.bench.document import Goal, markdown
-from flashjanus.measure.bench.report import Report
 from flashjanus.measure.bench.timing import Case, Ratio, Record
 
 ROOT = Path(__file__).parents[3]

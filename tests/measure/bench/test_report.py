@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from flashjanus.errors import InputError
+from flashjanus.measure.bench.bench_report import Report, differences
 from flashjanus.measure.bench.chart import svg
-from flashjanus.measure.bench.report import Report, differences
 from flashjanus.measure.bench.timing import Case, Record
 from flashjanus.measure.bench.words import commit, seconds
 

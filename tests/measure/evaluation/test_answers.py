@@ -11,7 +11,7 @@ from flashjanus.engine.device import native
 from flashjanus.engine.ops import linear_scaled
 from flashjanus.engine.ops.linear import MAX_ROWS
 from flashjanus.measure.evaluation.answers import QUESTIONS_AT_ONCE, at_once, score_answers
-from flashjanus.measure.evaluation.prompts import question_set
+from flashjanus.measure.evaluation.sets import question_set
 from gpu_stand_in import stand_in
 
 

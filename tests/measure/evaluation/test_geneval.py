@@ -20,7 +20,7 @@ from flashjanus.measure.evaluation.pictures import (
     load_pictures,
     write_picture,
 )
-from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.sets import prompt_set
 from PIL import Image
 
 CUP = {"class": "cup", "count": 1}

@@ -10,7 +10,7 @@ import torch
 from flashjanus.errors import CheckpointError, InputError
 from flashjanus.measure.evaluation import evaluate_shapes, shapes
 from flashjanus.measure.evaluation.language import TOPICS
-from flashjanus.measure.evaluation.prompts import CATEGORIES
+from flashjanus.measure.evaluation.sets import CATEGORIES
 from flashjanus.measure.evaluation.sheet import SIDE, Picture, draw_sheet
 from oracle_model import SAMPLES, OracleModel
 from PIL import Image

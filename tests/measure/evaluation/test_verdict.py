@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flashjanus.measure.evaluation import judge, world
 from flashjanus.measure.evaluation.judge import Seen, Sight
-from flashjanus.measure.evaluation.prompts import Prompt, Wanted, judge_scenes, prompt_set
+from flashjanus.measure.evaluation.sets import Prompt, Wanted, judge_scenes, prompt_set
 from flashjanus.measure.evaluation.verdict import Verdict, give_verdict, judge_sight
 from flashjanus.measure.evaluation.world import Scene, Thing
 

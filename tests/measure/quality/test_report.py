@@ -12,11 +12,11 @@ from flashjanus import JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.measure.bench.timing import Record
 from flashjanus.measure.evaluation.statistics import Share
+from flashjanus.measure.quality.asked import GENERAL, choose_prompts, noise, prompt_ids, read_prompts
 from flashjanus.measure.quality.modes import Mode, modes
 from flashjanus.measure.quality.plot import svg
-from flashjanus.measure.quality.prompts import GENERAL, choose_prompts, noise, prompt_ids, read_prompts
-from flashjanus.measure.quality.report import QualityReport
-from flashjanus.measure.quality.run import Likeness, Plan, Result, measure_quality
+from flashjanus.measure.quality.quality_report import QualityReport
+from flashjanus.measure.quality.run import Effort, Likeness, Result, measure_quality
 from flashjanus.measure.quality.subject import IMAGE, Subject, Work
 
 MODEL = {"model": "small", "device": "cpu", "dtype": "float32", "numerics": "exact"}
@@ -96,7 +96,7 @@ def test_a_run(small: JanusFlow) -> None:
         lambda **loading: small,
         modes("euler-10", ["same: num_inference_steps=30"]),
         Work(PROMPTS, 0, {"guidance_scale": 1.0}),
-        Plan(converged_steps=60, rounds=2),
+        Effort(converged_steps=60, rounds=2),
         done=said.append,
     )
     found = QualityReport(HEAD, results)
@@ -118,12 +118,12 @@ def test_a_run(small: JanusFlow) -> None:
 
 def test_the_converged_solution_can_be_left_out(small: JanusFlow) -> None:
     work = Work(PROMPTS[:1], 0, {})
-    results = measure_quality(lambda **_: small, modes(None, []), work, Plan(converged_steps=0, rounds=1))
+    results = measure_quality(lambda **_: small, modes(None, []), work, Effort(converged_steps=0, rounds=1))
     assert "distance" not in str(QualityReport(HEAD, results))
     assert "Distance" not in svg(QualityReport(HEAD, results))
     for steps in (30, 1001, -1):
         with pytest.raises(InputError, match="converged_steps: expected an integer from 60"):
-            measure_quality(lambda **_: small, modes(None, []), work, Plan(converged_steps=steps))
+            measure_quality(lambda **_: small, modes(None, []), work, Effort(converged_steps=steps))
 
 
 def test_options_of_loading_reach_the_loader(small: JanusFlow) -> None:
@@ -134,7 +134,7 @@ def test_options_of_loading_reach_the_loader(small: JanusFlow) -> None:
         return small
 
     work = Work(PROMPTS[:1], 0, {"num_inference_steps": 2})
-    measure_quality(load, modes("bfloat16", []), work, Plan(converged_steps=60, rounds=1))
+    measure_quality(load, modes("bfloat16", []), work, Effort(converged_steps=60, rounds=1))
     assert asked == [
         {},
         {"dtype": "bfloat16"},

@@ -9,8 +9,8 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
+from flashjanus.measure.quality.asked import noise, prompt_ids
 from flashjanus.measure.quality.distance import distances
-from flashjanus.measure.quality.prompts import noise, prompt_ids
 from flashjanus.measure.quality.step_cache import best, errors, find_times
 from flashjanus.sampling import presets
 from flashjanus.sampling.schedule import Sampler

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from flashjanus.measure.bench.serving.contents import BUILT_IN
 from flashjanus.measure.bench.serving.drive import closed_loop
 from flashjanus.measure.bench.serving.endpoint import Client, Target
 from flashjanus.measure.bench.serving.load import Call, calls
-from flashjanus.measure.bench.serving.prompts import BUILT_IN
-from flashjanus.measure.bench.serving.report import ServeReport
+from flashjanus.measure.bench.serving.serve_report import ServeReport
 from flashjanus.scheduling import Limits
 from serving_app import Served, served
 from serving_clients import CHAT, IMAGES, held, objects, resident, until_idle

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .bench_report import OURS, Report
 from .drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
-from .report import OURS, Report
 from .timing import Record, beside
 from .words import seconds, short
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flashjanus.errors import InputError
 
-from .report import OURS, Report, sizes
+from .bench_report import OURS, Report, sizes
 from .timing import ENOUGH, Ratio, Record, beside
 from .words import seconds
 

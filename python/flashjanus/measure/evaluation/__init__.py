@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashjanus.measure.evaluation.detectors import Detection, Detector
-    from flashjanus.measure.evaluation.prompts import ceiling_scenes, prompt_set, question_set
-    from flashjanus.measure.evaluation.report import ShapesReport
+    from flashjanus.measure.evaluation.sets import ceiling_scenes, prompt_set, question_set
     from flashjanus.measure.evaluation.shapes import evaluate_shapes
+    from flashjanus.measure.evaluation.shapes_report import ShapesReport
     from flashjanus.measure.evaluation.verdict import Verdict, give_verdict
 
 _HOME = {
     "Detection": "detectors",
     "Detector": "detectors",
-    "ShapesReport": "report",
+    "ShapesReport": "shapes_report",
     "Verdict": "verdict",
-    "ceiling_scenes": "prompts",
+    "ceiling_scenes": "sets",
     "evaluate_shapes": "shapes",
     "give_verdict": "verdict",
-    "prompt_set": "prompts",
-    "question_set": "prompts",
+    "prompt_set": "sets",
+    "question_set": "sets",
 }
 
 __all__ = [

@@ -11,7 +11,7 @@ from flashjanus.api.janusflow import JanusFlow
 from flashjanus.engine.ops import linear
 from flashjanus.measure.evaluation import world
 from flashjanus.measure.evaluation.drawing import Progress, silent
-from flashjanus.measure.evaluation.prompts import Asked
+from flashjanus.measure.evaluation.sets import Asked
 from flashjanus.measure.evaluation.statistics import Share, shares_by_name
 
 QUESTIONS_AT_ONCE = 16

@@ -24,7 +24,7 @@ from flashjanus.inputs.images import to_pil
 from flashjanus.measure.evaluation import frechet, judge, world
 from flashjanus.measure.evaluation.answers import score_answers
 from flashjanus.measure.evaluation.drawing import Progress, draw, silent
-from flashjanus.measure.evaluation.prompts import (
+from flashjanus.measure.evaluation.sets import (
     CATEGORIES,
     Prompt,
     ceiling_scenes,
@@ -33,7 +33,7 @@ from flashjanus.measure.evaluation.prompts import (
     prompt_set,
     question_set,
 )
-from flashjanus.measure.evaluation.report import DrawReport, GroupedShares, ShapesReport
+from flashjanus.measure.evaluation.shapes_report import DrawReport, GroupedShares, ShapesReport
 from flashjanus.measure.evaluation.sheet import Picture, draw_sheet
 from flashjanus.measure.evaluation.statistics import shares_by_name
 from flashjanus.measure.evaluation.verdict import Verdict, give_verdict

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flashjanus.measure.evaluation import judge, world
 from flashjanus.measure.evaluation.judge import Seen, Sight
-from flashjanus.measure.evaluation.prompts import Prompt, Relation, Wanted
+from flashjanus.measure.evaluation.sets import Prompt, Relation, Wanted
 
 FaultKind = Literal["background", "count", "shape", "color", "place", "relation"]
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from flashjanus.measure.bench.drawing import COLORS, Point, page, points
 from flashjanus.measure.bench.words import short
 
-from .report import QualityReport, picture_score
+from .quality_report import QualityReport, picture_score
 from .run import Likeness, Result
 
 Level: TypeAlias = tuple[float, float, float] | None

@@ -11,7 +11,7 @@ from flashjanus.api.janusflow import JanusFlow
 from flashjanus.measure.bench.timing import Record, measure
 from flashjanus.measure.evaluation.answers import score_answers
 from flashjanus.measure.evaluation.drawing import Progress, silent
-from flashjanus.measure.evaluation.prompts import prompt_set, question_set
+from flashjanus.measure.evaluation.sets import prompt_set, question_set
 from flashjanus.measure.evaluation.shapes import draw_prompts
 from flashjanus.measure.evaluation.statistics import Share, shares_by_name
 from flashjanus.sampling import checks
@@ -28,7 +28,7 @@ LEAST_CONVERGED = 60
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How much is measured; 0 leaves a part out.
 
     converged_steps: of the solution. samples: prompts per category, questions: per topic, of the shapes world. rounds,
@@ -70,21 +70,21 @@ def measure_quality(
     load: Load,
     modes: Sequence[Mode],
     work: Work,
-    plan: Plan,
+    effort: Effort,
     *,
     done: Callable[[str], None] = lambda what: None,
     progress: Progress = silent,
 ) -> list[Result]:
     """A result of each mode, the first of which is EXACT. Raises InputError before the long work where it can."""
-    steps = plan.converged_steps and checks.integer(
-        "converged_steps", plan.converged_steps, LEAST_CONVERGED, checks.MAX_STEPS
+    steps = effort.converged_steps and checks.integer(
+        "converged_steps", effort.converged_steps, LEAST_CONVERGED, checks.MAX_STEPS
     )
     checks.integer("seed", work.seed, 0, 2**31)
     subjects = []
     for mode in modes:
         subjects.append(Subject(mode, load(**mode.loading), work))
         done(f"{mode.name}: loaded")
-    records = measure(subjects, [IMAGE], rounds=plan.rounds, repeats=REPEATS, minutes=plan.minutes, done=done)
+    records = measure(subjects, [IMAGE], rounds=effort.rounds, repeats=REPEATS, minutes=effort.minutes, done=done)
 
     solution = None
     if steps:
@@ -105,7 +105,7 @@ def measure_quality(
         done(f"{subject.name}: latents")
         results.append(Result(subject.mode, record, away, likeness))
     answered: dict[int, Mapping[str, Share]] = {}
-    return [_scored(*of, plan, answered, progress) for of in zip(results, subjects, strict=True)]
+    return [_scored(*of, effort, answered, progress) for of in zip(results, subjects, strict=True)]
 
 
 def _likeness(
@@ -116,17 +116,17 @@ def _likeness(
 
 
 def _scored(
-    result: Result, subject: Subject, plan: Plan, answered: dict[int, Mapping[str, Share]], progress: Progress
+    result: Result, subject: Subject, effort: Effort, answered: dict[int, Mapping[str, Share]], progress: Progress
 ) -> Result:
     """With the shares of right pictures and answers; `answered` holds those of the models that were asked before."""
     pictures = answers = None
     seed = subject.work.seed
-    if plan.samples:
-        drawn = draw_prompts(subject.model, prompt_set(plan.samples, seed), progress, **subject.drawing)
+    if effort.samples:
+        drawn = draw_prompts(subject.model, prompt_set(effort.samples, seed), progress, **subject.drawing)
         pictures = shares_by_name((one.prompt.category, one.verdict.correct) for one in drawn)
-    if plan.questions:
+    if effort.questions:
         answers = answered.get(id(subject.model))
         if answers is None:
-            answers = score_answers(subject.model, question_set(plan.questions, seed), progress)
+            answers = score_answers(subject.model, question_set(effort.questions, seed), progress)
             answered[id(subject.model)] = answers
     return replace(result, pictures=pictures, answers=answers)

@@ -14,8 +14,8 @@ from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.errors import InputError
 from flashjanus.measure.bench.timing import Case, Clock
 
+from .asked import noise, prompt_ids
 from .modes import Mode
-from .prompts import noise, prompt_ids
 
 IMAGE = Case("image")
 

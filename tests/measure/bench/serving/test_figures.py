@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flashjanus.errors import InputError
 from flashjanus.measure.bench.serving.figures import latencies, most_at_once, percentile, spread, summary
-from flashjanus.measure.bench.serving.report import ServeReport
 from flashjanus.measure.bench.serving.sample import Sample
+from flashjanus.measure.bench.serving.serve_report import ServeReport
 from hypothesis import given
 from hypothesis import strategies as st
 

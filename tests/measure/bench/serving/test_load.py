@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from flashjanus.errors import InputError
+from flashjanus.measure.bench.serving.contents import BUILT_IN, PICTURES, picture, read_prompts
 from flashjanus.measure.bench.serving.load import MOST_CALLS, arrivals, calls, read_mix
-from flashjanus.measure.bench.serving.prompts import BUILT_IN, PICTURES, picture, read_prompts
 
 
 @pytest.mark.parametrize(

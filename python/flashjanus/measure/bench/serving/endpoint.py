@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
+from .contents import picture
 from .load import Call
-from .prompts import picture
 from .sample import Sample
 from .sse import Event, Reader
 

@@ -9,7 +9,7 @@ from random import Random
 
 from flashjanus.errors import InputError
 
-from .prompts import PICTURES, Prompts
+from .contents import PICTURES, Prompts
 
 KINDS = ("image", "chat", "vision")
 """An image of a prompt, an answer to a question, an answer about a picture."""

@@ -10,7 +10,7 @@ from flashjanus.api.janusflow import JanusFlow
 from flashjanus.builtin import NAMES
 from flashjanus.errors import InputError
 from flashjanus.inputs.prompts import encode_generation_prompt
-from flashjanus.measure.evaluation.prompts import prompt_set
+from flashjanus.measure.evaluation.sets import prompt_set
 
 GENERAL = (
     "a lighthouse at dusk",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashjanus.engine.table import columns
-from flashjanus.measure.bench.report import ratio
+from flashjanus.measure.bench.bench_report import ratio
 from flashjanus.measure.bench.timing import Ratio, beside, middle
 from flashjanus.measure.bench.words import seconds
 from flashjanus.measure.evaluation.statistics import MEAN_INTERVAL, Interval, Share, mean_of

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from flashjanus.measure.evaluation import world
 from flashjanus.measure.evaluation.language import NUMBERS, TOPICS
-from flashjanus.measure.evaluation.prompts import (
+from flashjanus.measure.evaluation.sets import (
     CATEGORIES,
     KINDS,
     ceiling_scenes,
@@ -76,7 +76,7 @@ def test_questions_cover_topics_and_kinds() -> None:
     assert {one.scene.kind for one in asked} == set(KINDS)
 
 
-@pytest.mark.parametrize("module", ["world", "language", "judge", "prompts", "verdict"])
+@pytest.mark.parametrize("module", ["world", "language", "judge", "sets", "verdict"])
 def test_the_world_needs_no_torch(module: str) -> None:
     code = f"import sys, flashjanus.measure.evaluation.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
