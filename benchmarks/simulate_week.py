@@ -29,7 +29,7 @@ from flashjanus.cluster.simulation import (
     percentiles,
 )
 from flashjanus.disk.writing import write_json, write_text
-from flashjanus.measure.bench.drawing import COLORS, Line, Panel, lines, page
+from flashjanus.measure.drawing import COLORS, Line, Panel, lines, page
 
 # Computed for an H200 in bfloat16 from tiles, waves and bytes at 790 TFLOP/s and 4.3 TB/s (gpu_stages/report.py).
 STEP = (5.7e-3 + 6.2e-3) / 2

@@ -12,7 +12,7 @@ from flashjanus import JanusFlow
 from flashjanus.engine.ops import all_ops
 from flashjanus.measure.bench.ops import Form, executors, forms
 from flashjanus.measure.bench.stages import Stages
-from flashjanus.measure.bench.timing import Case
+from flashjanus.measure.timing import Case
 from pytest_benchmark.fixture import BenchmarkFixture
 
 SIZES = Case("mix", (("rows", 1), ("prompt_tokens", 40), ("steps", 30), ("chat_tokens", 256)))

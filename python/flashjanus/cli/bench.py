@@ -13,14 +13,15 @@ from flashjanus.cli.bench_options import STDOUT, add_suites
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import load_model
 from flashjanus.cli.provenance import provenance
-from flashjanus.disk.writing import check_writable, write_json, write_text
+from flashjanus.cli.reports import check_files, check_plot, publish
+from flashjanus.disk.writing import write_text
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
     from flashjanus import JanusFlow
     from flashjanus.measure.bench.bench_report import Report
     from flashjanus.measure.bench.stages import Stages
-    from flashjanus.measure.bench.timing import Engine
+    from flashjanus.measure.timing import Engine
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,33 +33,13 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.random_weights and (args.model != "shapes" or args.vae):
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
     _check_peers(args)
-
-    _check_plot(args.plot)
-    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
-    for path in files:
-        check_writable(path)
+    check_files(args)
     stages = _stages(args, console)
     report = _time_ops(args, console, stages) if args.suite == "ops" else _time_stages(args, console, stages)
-    if args.json not in (None, STDOUT):
-        write_json(args.json, report.to_json())
-    _plot(args.plot, report)
-    console.text(str(report))
-    console.result(report.to_json())
-    for path in files:
-        console.note(f"wrote {path}")
-    return 0
-
-
-def _check_plot(path: str | None) -> None:
-    if path is not None and not path.endswith(".svg"):
-        raise InputError(f"--plot {path}: expected FILE.svg")
-
-
-def _plot(path: str | None, report: Report) -> None:
     from flashjanus.measure.bench.chart import svg
 
-    if path is not None:
-        write_text(path, svg(report))
+    publish(args, console, report.to_json(), str(report), lambda: svg(report))
+    return 0
 
 
 def _check_peers(args: argparse.Namespace) -> None:
@@ -87,8 +68,8 @@ def _stages(args: argparse.Namespace, console: Console) -> Stages:
 
 def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> Report:
     from flashjanus.measure.bench import stages as all_stages
-    from flashjanus.measure.bench.timing import measure
     from flashjanus.measure.bench.vae_peer import Diffusers
+    from flashjanus.measure.timing import measure
 
     model = stages.model
     if args.stages is None:
@@ -204,10 +185,11 @@ def _run_compare(args: argparse.Namespace, console: Console) -> int:
 
 
 def _run_show(args: argparse.Namespace, console: Console) -> int:
-    _check_plot(args.plot)
+    check_plot(args.plot)
     if args.goal and not args.markdown:
         raise InputError("--goal: expected --markdown beside it")
     from flashjanus.measure.bench.bench_report import Report
+    from flashjanus.measure.bench.chart import svg
     from flashjanus.measure.bench.document import Goal, markdown
 
     served = bench_serve.read(args.file)
@@ -224,7 +206,8 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
     except ValueError as error:
         raise InputError(f"--goal: {error}") from None
     text = markdown(report, goals) if args.markdown else str(report)
-    _plot(args.plot, report)
+    if args.plot is not None:
+        write_text(args.plot, svg(report))
     console.text(text)
     return 0
 

@@ -20,8 +20,8 @@ from flashjanus import __version__
 from flashjanus.cli.bench_options import STDOUT, add_report_options, bound, count, count_or_none
 from flashjanus.cli.console import Console
 from flashjanus.cli.machine import machine_facts
+from flashjanus.cli.reports import check_files, publish
 from flashjanus.disk.reading import parse_object, read_json
-from flashjanus.disk.writing import check_writable, write_json, write_text
 from flashjanus.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -127,15 +127,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
-    if args.plot is not None and not args.plot.endswith(".svg"):
-        raise InputError(f"--plot {args.plot}: expected FILE.svg")
+    check_files(args)
     from flashjanus.measure.bench.serving.contents import read_prompts
     from flashjanus.measure.bench.serving.load import MOST_CALLS, arrivals, calls, read_mix
     from flashjanus.measure.bench.serving.serve_report import ServeReport
 
-    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
-    for path in files:
-        check_writable(path)
     mix = read_mix(args.mix)
     prompts = read_prompts(args.prompts, [*mix])
     due: list[Any] = [None] * (args.requests or (REQUESTS if args.duration is None else MOST_CALLS))
@@ -150,14 +146,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     report = ServeReport(
         _head(args, target), samples, {name: limit for name, limit in deadlines.items() if limit is not None}
     )
-    if args.json not in (None, STDOUT):
-        write_json(args.json, report.to_json())
-    if args.plot is not None:
-        write_text(args.plot, report.svg())
-    console.text(str(report))
-    console.result(report.to_json())
-    for path in files:
-        console.note(f"wrote {path}")
+    publish(args, console, report.to_json(), str(report), report.svg)
     if not report.succeeded:
         console.note("no request succeeded")
     return 0 if report.succeeded else FAILED
@@ -259,7 +248,7 @@ def _api_key(given: str | None) -> str | None:
 
 def _head(args: argparse.Namespace, target: Target) -> dict[str, Any]:
     """What is needed to repeat the run. machine: the client's."""
-    from flashjanus.measure.bench.words import commit
+    from flashjanus.measure.words import commit
 
     if args.rate is None:
         load = f"closed loop of {args.concurrency or CONCURRENCY}"

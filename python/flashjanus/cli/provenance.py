@@ -23,7 +23,7 @@ def provenance(model: TensorModel) -> dict[str, Any]:
     """The head of a report on `model`."""
     import torch
 
-    from flashjanus.measure.bench.words import commit
+    from flashjanus.measure.words import commit
 
     return {
         "flashjanus": __version__,

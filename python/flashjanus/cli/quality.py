@@ -12,7 +12,7 @@ from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_model_options, load_model
 from flashjanus.cli.progress import progress_of
 from flashjanus.cli.provenance import provenance
-from flashjanus.disk.writing import check_writable, write_json, write_text
+from flashjanus.cli.reports import check_files, publish
 from flashjanus.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,17 +94,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
     if args.random_weights and args.score:
         raise InputError("--score: expected a trained model of the shapes world, got random weights")
-    if args.plot is not None and not args.plot.endswith(".svg"):
-        raise InputError(f"--plot {args.plot}: expected FILE.svg")
     if args.bound is not None and not args.converged_steps:
         raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
     from flashjanus.measure.quality.asked import choose_prompts
     from flashjanus.measure.quality.distance import ENOUGH_PROMPTS
     from flashjanus.measure.quality.modes import modes
 
-    files = [path for path in (args.json, args.plot) if path not in (None, STDOUT)]
-    for path in files:
-        check_writable(path)
+    check_files(args)
     chosen = modes(args.modes, args.mode)
     load, exact = _loader(args, console)
     prompts = choose_prompts(exact, None if args.prompts is None else Path(args.prompts))
@@ -113,6 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"--bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing, got {len(prompts)}"
         )
     from flashjanus.builtin import NAMES
+    from flashjanus.measure.quality.plot import svg
     from flashjanus.measure.quality.quality_report import QualityReport
     from flashjanus.measure.quality.run import Effort, measure_quality
     from flashjanus.measure.quality.subject import Work
@@ -137,16 +134,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     report = QualityReport(head, results)
     beyond = [] if args.bound is None else report.beyond(args.bound)
     found = {**report.to_json(), "bound": args.bound, "beyond_bound": beyond}
-    if args.json not in (None, STDOUT):
-        write_json(args.json, found)
-    if args.plot is not None:
-        from flashjanus.measure.quality.plot import svg
-
-        write_text(args.plot, svg(report))
-    console.text(str(report))
-    console.result(found)
-    for path in files:
-        console.note(f"wrote {path}")
+    publish(args, console, found, str(report), lambda: svg(report))
     for name in beyond:
         console.note(f"{name} is farther from the converged solution than {args.bound:g} times the exact mode")
     return BEYOND if beyond else 0

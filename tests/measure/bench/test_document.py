@@ -11,7 +11,7 @@ from flashjanus.cli import main
 from flashjanus.errors import InputError
 from flashjanus.measure.bench.bench_report import Report
 from flashjanus.measure.bench.document import Goal, markdown
-from flashjanus.measure.bench.timing import Case, Ratio, Record
+from flashjanus.measure.timing import Case, Ratio, Record
 
 ROOT = Path(__file__).parents[3]
 TABLES = re.compile(r"^    flashjanus bench show (.*)\n\n((?:\|.*\n)+\n.*)\n", re.MULTILINE)

@@ -10,8 +10,8 @@ import pytest
 from flashjanus.errors import InputError
 from flashjanus.measure.bench.bench_report import Report, differences
 from flashjanus.measure.bench.chart import svg
-from flashjanus.measure.bench.timing import Case, Record
-from flashjanus.measure.bench.words import commit, seconds
+from flashjanus.measure.timing import Case, Record
+from flashjanus.measure.words import commit, seconds
 
 MODEL = {"model": "small", "device": "cpu", "dtype": "float32", "numerics": "exact"}
 ROWS = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0]

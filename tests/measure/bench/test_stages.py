@@ -13,7 +13,7 @@ from flashjanus.errors import InputError, PeerError
 from flashjanus.measure.bench import stages as timed
 from flashjanus.measure.bench.ops import executors, forms, measure_ops, time_form
 from flashjanus.measure.bench.stages import STAGES, Stages, cases, check, rates
-from flashjanus.measure.bench.timing import Case, measure
+from flashjanus.measure.timing import Case, measure
 
 SIZES = {"rows": [1, 2], "prompt_tokens": [6], "chat_tokens": [20, 30], "steps": [3]}
 CEILINGS = Ceilings(1e9, {torch.float32: 1e9, torch.bfloat16: 1e9, torch.int8: 1e9})

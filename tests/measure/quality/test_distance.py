@@ -9,11 +9,11 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.measure.bench.timing import Ratio
 from flashjanus.measure.evaluation.sets import prompt_set
 from flashjanus.measure.quality.distance import ENOUGH_PROMPTS, cosine, distances, is_farther, psnr, relative
 from flashjanus.measure.quality.modes import Mode
 from flashjanus.measure.quality.subject import Subject, Work
+from flashjanus.measure.timing import Ratio
 
 EXACT, FINE, CONVERGED = 30, 200, 600
 PROMPTS = [prompt.text for prompt in prompt_set(2)][:8]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from flashjanus import JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.measure.bench.timing import Record
 from flashjanus.measure.evaluation.statistics import Share
 from flashjanus.measure.quality.asked import GENERAL, choose_prompts, noise, prompt_ids, read_prompts
 from flashjanus.measure.quality.modes import Mode, modes
@@ -18,6 +17,7 @@ from flashjanus.measure.quality.plot import svg
 from flashjanus.measure.quality.quality_report import QualityReport
 from flashjanus.measure.quality.run import Effort, Likeness, Result, measure_quality
 from flashjanus.measure.quality.subject import IMAGE, Subject, Work
+from flashjanus.measure.timing import Record
 
 MODEL = {"model": "small", "device": "cpu", "dtype": "float32", "numerics": "exact"}
 HEAD = {"kind": "quality", "model": MODEL, "threads": 1}

@@ -11,10 +11,10 @@ from typing import Any
 from flashjanus.disk.reading import read_json, show
 from flashjanus.engine.table import columns
 from flashjanus.errors import InputError
+from flashjanus.measure.timing import Case, Ratio, Record, Spread, beside, unpaired
+from flashjanus.measure.words import seconds
 
 from .stages import rates
-from .timing import Case, Ratio, Record, Spread, beside, unpaired
-from .words import seconds
 
 OURS = "flashjanus"
 OP_FACTS = {"nodes", "chosen", "bytes_per_s", "flops_per_s", "share", "bound"}

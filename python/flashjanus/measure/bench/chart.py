@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flashjanus.measure.drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
+from flashjanus.measure.timing import Record, beside
+from flashjanus.measure.words import seconds, short
+
 from .bench_report import OURS, Report
-from .drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
-from .timing import Record, beside
-from .words import seconds, short
 
 VARIED = {
     "rows": "images or conversations at once",

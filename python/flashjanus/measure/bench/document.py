@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashjanus.errors import InputError
+from flashjanus.measure.timing import ENOUGH, Ratio, Record, beside
+from flashjanus.measure.words import seconds
 
 from .bench_report import OURS, Report, sizes
-from .timing import ENOUGH, Ratio, Record, beside
-from .words import seconds
 
 _YES, _NO = "yes", "no"
 

@@ -18,9 +18,9 @@ from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import PlannedNode
 from flashjanus.engine.runtime.ceilings import Ceilings
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.measure.timing import Case, Clock, Record, timed
 
 from .stages import Stages
-from .timing import Case, Clock, Record
 
 COLD_BYTES = 256 * 2**20
 SHORTEST = 2e-4
@@ -154,13 +154,13 @@ def time_form(form: Form, repeats: int, clock: Clock, ceilings: Ceilings, wait: 
     def sample(calls: Sequence[Callable[[], None]], loops: int) -> float:
         for tensor, value in zip(moving, kept, strict=True):
             tensor.copy_(value)
-        wait()
-        start = clock()
-        for _ in range(loops):
-            for call in calls:
-                call()
-        wait()
-        return (clock() - start) / (loops * len(calls))
+
+        def run() -> None:
+            for _ in range(loops):
+                for call in calls:
+                    call()
+
+        return timed(run, clock, wait) / (loops * len(calls))
 
     for name in form.serving():
         calls = form.calls(name)

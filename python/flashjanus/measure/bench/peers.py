@@ -21,11 +21,11 @@ import torch
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.checkpoint import JanusFlowConfig
 from flashjanus.errors import InputError, PeerError
+from flashjanus.measure.timing import Case, Clock
 
 from .models import configs, sibling
 from .process import answer, check_python
 from .stages import CHAT_TOKENS, TOKENS, Stages
-from .timing import Case, Clock
 
 UNDERSTANDING = {"SigLIP": "encode", "prefill": "prefill_620", "token": "decode_token"}
 """What the script calls them."""

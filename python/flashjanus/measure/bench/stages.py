@@ -15,6 +15,7 @@ from flashjanus.api.tensor_model import TensorModel
 from flashjanus.errors import InputError
 from flashjanus.execution import flow, text
 from flashjanus.execution.buckets import padded
+from flashjanus.measure.timing import Case, Clock, timed
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.scheduling import calls
 from flashjanus.scheduling.policy import Limits
@@ -23,7 +24,6 @@ from flashjanus.scheduling.shared import SharedScheduler
 
 from . import process
 from .models import sibling
-from .timing import Case, Clock
 
 STAGES = {
     "import": (),
@@ -137,14 +137,7 @@ class Stages:
         with self.ready(case, repeats) as run:
             if not cold:
                 run()
-            return [self._seconds(run) for _ in range(runs)]
-
-    def _seconds(self, run: Callable[[], object]) -> float:
-        self.synchronize()
-        start = self.clock()
-        run()
-        self.synchronize()
-        return self.clock() - start
+            return [timed(run, self.clock, self.synchronize) for _ in range(runs)]
 
     @property
     def device(self) -> torch.device:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.checkpoint import VaeConfig, vae_layout
 from flashjanus.errors import InputError, PeerError
+from flashjanus.measure.timing import Case
 
 from .process import answer, check_python
 from .stages import Stages
-from .timing import Case
 
 SCRIPT = Path(__file__).with_name("diffusers_script.py")
 HAS_DIFFUSERS = "import importlib.util as i, json; print(json.dumps(i.find_spec('diffusers') is not None))"

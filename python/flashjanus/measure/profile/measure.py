@@ -14,6 +14,7 @@ from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.ceilings import Ceilings
 from flashjanus.engine.runtime.ceilings import measure as measure_ceilings
 from flashjanus.engine.runtime.profile import Recorder, Run, Span, recording
+from flashjanus.measure.timing import timed
 
 Request = Callable[[], object]
 
@@ -105,9 +106,7 @@ def measure(
     done(1)
     plain, recorded = [], []
     for n in range(repeats):
-        begin = time.perf_counter()
-        request()
-        plain.append(time.perf_counter() - begin)
+        plain.append(timed(request))
         done(2 * n + 2)
         with recording(Recorder(nvtx)) as recorder:
             begin = time.perf_counter()

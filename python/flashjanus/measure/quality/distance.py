@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from flashjanus.errors import InputError
-from flashjanus.measure.bench.timing import ENOUGH, Ratio, paired
+from flashjanus.measure.timing import ENOUGH, Ratio, paired
 
 ENOUGH_PROMPTS = 5
 """With fewer, the sign test's interval holds with less than `timing.ENOUGH`."""

@@ -7,8 +7,8 @@ import math
 import statistics
 from typing import TypeAlias
 
-from flashjanus.measure.bench.drawing import COLORS, Point, page, points
-from flashjanus.measure.bench.words import short
+from flashjanus.measure.drawing import COLORS, Point, page, points
+from flashjanus.measure.words import short
 
 from .quality_report import QualityReport, picture_score
 from .run import Likeness, Result

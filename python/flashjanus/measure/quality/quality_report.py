@@ -10,9 +10,9 @@ from typing import Any
 
 from flashjanus.engine.table import columns
 from flashjanus.measure.bench.bench_report import ratio
-from flashjanus.measure.bench.timing import Ratio, beside, middle
-from flashjanus.measure.bench.words import seconds
 from flashjanus.measure.evaluation.statistics import MEAN_INTERVAL, Interval, Share, mean_of
+from flashjanus.measure.timing import Ratio, beside, middle
+from flashjanus.measure.words import seconds
 
 from .distance import is_farther, relative
 from .modes import EXACT

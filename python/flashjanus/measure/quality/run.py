@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from flashjanus.api.janusflow import JanusFlow
-from flashjanus.measure.bench.timing import Record, measure
 from flashjanus.measure.evaluation.answers import score_answers
 from flashjanus.measure.evaluation.drawing import Progress, silent
 from flashjanus.measure.evaluation.sets import prompt_set, question_set
 from flashjanus.measure.evaluation.shapes import draw_prompts
 from flashjanus.measure.evaluation.statistics import Share, shares_by_name
+from flashjanus.measure.timing import Record, measure
 from flashjanus.sampling import checks
 
 from .distance import cosine, distances, psnr

@@ -6,13 +6,14 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from flashjanus.api.janusflow import ROWS_AT_ONCE, JanusFlow
 from flashjanus.errors import InputError
-from flashjanus.measure.bench.timing import Case, Clock
+from flashjanus.measure.timing import Case, Clock, timed
 
 from .asked import noise, prompt_ids
 from .modes import Mode
@@ -30,7 +31,7 @@ class Work:
 
 
 class Subject:
-    """`model` in `mode`; an engine of `measure.bench.timing.measure`."""
+    """`model` in `mode`; an engine of `measure.timing.measure`."""
 
     def __init__(self, mode: Mode, model: JanusFlow, work: Work, clock: Clock = time.perf_counter) -> None:
         self.mode, self.model, self.work, self.clock = mode, model, work, clock
@@ -66,9 +67,7 @@ class Subject:
 
     def _seconds(self, number: int) -> float:
         self.model.prefixes.clear()  # each image is of a prompt that nobody has asked for before
-        begun = self.clock()
-        self._draw(number)
-        return self.clock() - begun
+        return timed(partial(self._draw, number), self.clock)
 
     def _draw(self, number: int) -> None:
         k, seed = number % len(self.ids), self.work.seed + number

@@ -9,8 +9,8 @@ from typing import Any
 
 from flashjanus.engine.table import columns
 from flashjanus.errors import InputError
-from flashjanus.measure.bench.drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
-from flashjanus.measure.bench.words import seconds, short
+from flashjanus.measure.drawing import COLORS, DASHES, Bar, Line, Panel, bars, lines, page
+from flashjanus.measure.words import seconds, short
 
 from .figures import LATENCIES, QUANTILES, percentile, summary
 from .sample import Sample

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree
 
 import pytest
-from flashjanus.measure.bench.drawing import Bar, Line, Scale, bars, lines, page
+from flashjanus.measure.drawing import Bar, Line, Scale, bars, lines, page
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])

@@ -20,6 +20,17 @@ ENOUGH = 0.9
 Clock = Callable[[], float]
 
 
+def timed(
+    run: Callable[[], object], clock: Clock = time.perf_counter, wait: Callable[[], object] = lambda: None
+) -> float:
+    """Seconds of one `run`; wait: for what was launched, where the device works on by itself."""
+    wait()
+    begun = clock()
+    run()
+    wait()
+    return clock() - begun
+
+
 @dataclass(frozen=True)
 class Case:
     """A stage at some sizes: what every engine times, each in its own way."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from flashjanus.measure.bench.timing import Case, Ratio, Record, Spread, beside, measure, paired, unpaired
-from flashjanus.measure.bench.timing import _mann_whitney as mann_whitney
+from flashjanus.measure.timing import Case, Ratio, Record, Spread, beside, measure, paired, unpaired
+from flashjanus.measure.timing import _mann_whitney as mann_whitney
 
 STEP, TOKEN = Case("step", (("rows", 1),)), Case("token", (("rows", 1),))
 

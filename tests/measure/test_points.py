@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from xml.etree import ElementTree
 
-from flashjanus.measure.bench.drawing import ABOVE, HEIGHT, Point, points
+from flashjanus.measure.drawing import ABOVE, HEIGHT, Point, points
 
 
 def test_words_of_points_at_one_place_stand_apart() -> None:
