@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import platform
 import shlex
@@ -199,6 +198,8 @@ def _measured(
                 workers = args.concurrency or CONCURRENCY
                 return client.target, await drive.closed_loop(client, load, workers, show, seconds=args.duration)
 
+    import asyncio
+
     try:
         return asyncio.run(measured())
     except asyncio.CancelledError:
@@ -209,6 +210,8 @@ def _measured(
 def _cancelled_by_signals(console: Console) -> Iterator[None]:
     """Ctrl-C and SIGTERM, where the console hears them, cancel this task: an exception that a handler raises would come
     up in any task, whose neighbors nobody would end."""
+    import asyncio
+
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Iterator
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
@@ -72,6 +71,8 @@ def examine(device: str) -> dict[str, Any]:
 
 def _packages(problems: list[dict[str, Any]]) -> dict[str, str | None]:
     """Installed versions by name, None where absent."""
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for name in (*REQUIRED, *OPTIONAL):
         try:

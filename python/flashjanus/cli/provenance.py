@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 from datetime import datetime, timezone
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flashjanus import __version__
@@ -38,6 +37,8 @@ def provenance(model: TensorModel) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata
+
     found = {}
     for name in VERSIONS:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -192,6 +191,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             settings = replace(settings, hosts=(*settings.hosts, *LOCAL, args.host.lower()))
         if args.ui:
             import flashjanus.serving.ui  # noqa: F401  # says before the model is loaded where an extra is missing
+        import asyncio
+
         engine, wait = _engine(args, console)
         set_up(args.log_level)
         asyncio.run(serve_until_stopped(engine, wait, settings, listening, console, args.ui))
@@ -223,6 +224,8 @@ async def serve_until_stopped(
 ) -> None:
     """Serve on a socket until a signal, then finish what runs. wait: for so many seconds, until there is a model; it
     raises where there will be none (any more), which ends the server and is raised."""
+    import asyncio
+
     from flashjanus.serving.http import create_app
     from flashjanus.serving.http.run import Server, is_local, url_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,7 +109,7 @@ def _told(path: AnyPath) -> Iterator[None]:
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A name in the target's folder; what has it is gone afterward."""
-    partial = target.parent / f".{secrets.token_hex(8)}.tmp"
+    partial = target.parent / f".{os.urandom(8).hex()}.tmp"
     try:
         yield partial
     finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any
 
 from flashjanus.sampling import values
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

@@ -8,8 +8,6 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from typing_extensions import Self
-
 from flashjanus.errors import InputError
 from flashjanus.sampling import values
 from flashjanus.sampling.fields import Options, option, options_of
@@ -17,6 +15,7 @@ from flashjanus.sampling.values import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 SOLVERS = ("euler", "ab2")
 MAX_IMAGES = 10_000
