@@ -17,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from flashjanus.cli import main
 from flashjanus.cli.app import build_parser
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OTHERS = ("benchmarks/results/README.md", "examples/**/*.md", "python/**/*.md", ".github/**/*.md")
+ALL = [*DOCUMENTS, *sorted(path for pattern in OTHERS for path in ROOT.glob(pattern))]
 SERVED = ROOT / "docs/serving.md"
 SLOW = tuple(f"flashjanus {command}" for command in ("bench latency", "eval", "profile", "quality", "schedule"))
 """Of these, a block takes more than some seconds."""
@@ -102,20 +105,20 @@ COMMANDS = parsers(build_parser())
 def shown(page: Path) -> Iterator[str]:
     """Commands in ```sh blocks and in indented lines."""
     text = page.read_text(encoding="utf-8")
-    indented = "\n".join(re.findall(r"^ {4}(\S.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M))
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).replace("\\\n", " ")
     for words in commands("\n".join(blocks(page, "sh"))):
         yield shlex.join(words)
-    yield from indented.splitlines()
+    yield from re.findall(r"^ {4}(\S.*)$", outside, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_understood(page: Path) -> None:
     for line in shown(page):
         if line.startswith("flashjanus ") and "{{" not in line:
             build_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_sentences_name_is_there(page: Path) -> None:
     """Commands with their options, targets of make, and extras of pip."""
     text = page.read_text(encoding="utf-8")
@@ -136,6 +139,10 @@ def test_what_sentences_name_is_there(page: Path) -> None:
         )
 
 
-def test_the_rows_of_a_batch_are_json() -> None:
-    [rows] = blocks(ROOT / "docs/cluster.md", "json")
-    assert all(json.loads(row) for row in rows.splitlines())
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_data_can_be_read(page: Path) -> None:
+    """JSON as a whole, or row by row, and YAML."""
+    for block in blocks(page, "json"):
+        assert all(json.loads(row) for row in ([block] if block.startswith("{\n") else block.splitlines()))
+    for block in blocks(page, "yaml"):
+        assert yaml.safe_load(block)

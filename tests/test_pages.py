@@ -93,6 +93,16 @@ def test_every_error_is_explained() -> None:
         assert base in {one.__name__ for one in getattr(errors, name).__mro__[1:]}, name
 
 
+def test_the_design_page_names_every_room() -> None:
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    rooms = [*(ROOT / "python/flashjanus").glob("*/__init__.py"), *(ROOT / "engine").glob("*/__init__.py")]
+    floors = {f"`{path.parent.name}/`" for path in rooms if path.parent.parent.name == "engine"}
+    packages = {f"python/flashjanus/{path.parent.name}/" for path in rooms if path.parent.parent.name != "engine"}
+    assert packages
+    assert floors
+    assert [name for name in sorted(packages | floors) if name not in page] == []
+
+
 def test_the_start_page_lists_every_extra() -> None:
     listed = re.findall(r"^\| `flashjanus\[([\w-]+)\]` \|", (ROOT / "docs/index.md").read_text(encoding="utf-8"), re.M)
     section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]\n")[1]
