@@ -52,20 +52,36 @@ class JanusFlow(TensorModel):
         revision: str | None = None,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> Self:
-        """A model from "shapes" (built in), a folder in the official layout, or a hub id.
+        """Load a model: "shapes" (built in), a folder in the official layout, or a hub id.
 
-        vae: folder or hub id of a diffusers AutoencoderKL, or one file of its weights, as sdxl_vae.safetensors;
-        default: the checkpoint's own `vae` folder, or the one that the published model names. dtype: "auto", "float32",
-        "bfloat16", "float16"; vae_dtype: the same, "auto" follows dtype. quantization: "int8", the language model's
-        linears on 8-bit weights and activations (few rows without AMX, and CPUs without VNNI: weights alone); "fp8", on
-        GPUs of compute capability 8.9 or later: the same in float8_e4m3fn; "int4", on CPUs with AMX: as "int8", but up
-        to four answers at once are decoded on 4-bit weights of the layers; None: as the checkpoint is stored.
-        numerics: "exact", or "official" for the official bfloat16 loop's rounding. implementations: by op name the
-        implementation that is to serve, or several, the preferred first. On a GPU, cuda_graphs: replay one captured
-        graph per plan instead of launching kernel by kernel; buckets: the sizes that plans are made for, by "rows",
-        "prompt_tokens", "steps", "new_tokens" (see execution/buckets.py). adapters: LoRA adapters by the names that
-        requests give, as `load_adapter` takes them. Raises CheckpointError, ConfigError, DeviceError, InputError,
-        OutOfMemoryError, PlanError.
+        Args:
+            source: Name of a built-in model, folder, or hub id.
+            vae: Folder or hub id of a diffusers AutoencoderKL, or one file of its weights such as
+                sdxl_vae.safetensors. Default: the checkpoint's own folder `vae`, or the one that the published model
+                names.
+            device: "auto" (the CPU), "cpu", or "cuda".
+            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device multiplies it in hardware,
+                else float32.
+            vae_dtype: The same for the VAE; "auto" follows dtype.
+            quantization: "int8": the language model's linears on 8-bit weights and inputs (on weights alone for few
+                rows without AMX, and on CPUs without VNNI). "fp8": the same in float8_e4m3fn, on GPUs of compute
+                capability 8.9 or later. "int4": as "int8", but up to four answers at once are decoded on 4-bit weights,
+                on CPUs with AMX. None: as the checkpoint is stored.
+            numerics: "exact", or "official" for the rounding of the official bfloat16 loop.
+            implementations: By the name of an op, the implementation that is to serve it, or several, the preferred
+                first.
+            cuda_graphs: On a GPU, replay one captured graph for each plan instead of launching kernel by kernel.
+            buckets: On a GPU, the sizes that plans are made for, by "rows", "prompt_tokens", "steps", "new_tokens".
+            revision: Branch, tag, or commit of a hub id.
+            adapters: LoRA adapters that are loaded as well, by the names that requests use (see `load_adapter`).
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or a tensor does not fit.
+            ConfigError: The configuration is not valid.
+            DeviceError: The device cannot be used.
+            InputError: An option is not valid.
+            OutOfMemoryError: The device has too little memory.
+            PlanError: An implementation does not exist.
         """
         folder = builtin_folder(str(source)) if source in NAMES else source
         checkpoint = Checkpoint.open(folder, vae=vae, revision=revision)
@@ -129,34 +145,45 @@ class JanusFlow(TensorModel):
         accept_above: float | None = None,
         judge: Judge | None = None,
     ) -> ImageOutput:
-        """Images of a prompt or of several, `num_images_per_prompt` each, in order.
+        """Draw images of a prompt or of several, `num_images_per_prompt` each, in their order.
 
-        num_inference_steps: 1 to 1000 (30). guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
-        seed: image i is drawn from seed + i (with numerics="official" all images of a prompt come from one draw, as
-        officially); or a list, one for each image. Instead of it, as in diffusers: generator, which draws the noise of
-        all images at once, or a list, one for each image; or latents, the noise (B, c, H, W) itself. adapter: the name
-        of a loaded one (`load_adapter`) that draws them, or a list, one or None for each prompt. output_type:
-        "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1]; "latent".
-        callback_on_step_end(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, as in diffusers:
-        latents changed in place or returned are used; z1 is where they are heading, of which `preview` makes pictures.
-        It is called after every evaluation of the network, at its t in [0, 1000), and sees at most ROWS_AT_ONCE images;
-        for more, the steps start again.
+        An option of sampling that is None has the value of the preset. In parentheses: its value in "exact".
 
-        preset: "exact", the official sampling, whose values stand in brackets; "balanced"; "fast" (see options.py).
-        Options that are given win over it. solver: "euler"; "ab2", of second order at one evaluation a step (euler).
-        timestep_shift s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma). guidance_interval (low,
-        high) of t in [0, 1] (0, 1): no guidance outside. guidance_rescale, 0 to 1 (0): draws the guided velocity
-        toward the conditional one's standard deviation. uncond_every n (1): every n-th evaluation with guidance
-        computes the unconditional velocity, which serves those between as well. step_cache n (1): the language model
-        runs in the first two evaluations and in every n-th; or times of t, of which the first is 0: in the first
-        evaluation at or after each. In the others what it adds to its input is extrapolated from its last two runs.
+        Args:
+            prompt: One prompt, or a list.
+            num_images_per_prompt: Images of each prompt.
+            num_inference_steps: Steps of the solver, 1 to 1000 (30).
+            guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
+            seed: Image i is drawn from seed + i; or a list, one seed for each image. With numerics="official" all
+                images of a prompt come from one draw, as in the official code. None draws a new seed.
+            generator: Draws the noise instead of a seed, as in diffusers: one for all images, or a list, one for each.
+            latents: The noise itself, (B, c, H, W), instead of a seed.
+            adapter: Name of a loaded adapter that draws (`load_adapter`); or a list, a name or None for each prompt.
+            output_type: "pil"; "np", (B, H, W, 3) in [0, 1]; "pt", (B, 3, H, W) in [0, 1]; or "latent".
+            callback_on_step_end: Is called as in diffusers, after every evaluation of the network:
+                callback(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, with t in [0, 1000).
+                Latents that are changed in place or returned are used. z1 is where they are heading; `preview` makes
+                pictures of it. It sees at most ROWS_AT_ONCE images; for more, the steps start again.
+            preset: "exact" (the official sampling), "balanced", or "fast"; options that are given win over it.
+            solver: "euler" or "ab2", of second order at one evaluation for each step ("euler").
+            timestep_shift: s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma).
+            guidance_interval: (low, high) of t in [0, 1], outside of which there is no guidance (0, 1).
+            guidance_rescale: 0 to 1 (0): pulls the guided velocity toward the standard deviation of the conditional
+                one.
+            uncond_every: n (1): every n-th evaluation with guidance computes the unconditional velocity, which also
+                serves those between.
+            step_cache: n (1): the language model runs in the first two evaluations and in every n-th; or times of t
+                that begin with 0: it runs in the first evaluation at or after each. In the others, what it adds to its
+                input is extrapolated from its last two runs.
+            best_of: Draw so many candidates of each prompt, with the seeds that they would have as images, and return
+                the num_images_per_prompt best, the best first.
+            accept_above: Draw no more candidates of a prompt once enough of them score at least this, 0 to 1.
+            judge: What candidates are asked: a question with "{prompt}" in it, whose P(yes) / (P(yes) + P(no)) is the
+                score; or a function from a prompt to checks (question, answer, other answers), whose product is.
+                Default: "Does this image show: {prompt}?"; for the built-in model the questions of its training.
 
-        best_of: draw so many images per prompt, with the seeds that they would have if all were asked for, and return
-        the num_images_per_prompt best, the best first. The model itself is the judge: `judge` is a question with
-        "{prompt}" in it, whose P(yes) / (P(yes) + P(no)) is the score, or a function from a prompt to checks (question,
-        answer, other answers), whose product is. Default: "Does this image show: {prompt}?"; for the built-in model the
-        questions that it was trained on. accept_above: draw no more images of a prompt once enough of them score at
-        least that (0 to 1). Raises InputError.
+        Raises:
+            InputError: A prompt or an option is not valid.
         """
         return joined(self._drawn(prompt, ImageOptions.of(locals())))
 
@@ -189,15 +216,27 @@ class JanusFlow(TensorModel):
         stop_strings: str | Sequence[str] | None = None,
         stream: bool = False,
     ) -> str | list[str] | Iterator[str]:
-        """The answer to a conversation, or to each of several (a list of conversations, run as one batch).
+        """Answer a conversation, or each of several (a list of conversations, run as one batch).
 
-        messages: [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}, ...],
-        any number of images and turns; what an image may be says `images.load_image`, and which parts there are
-        `prompts.encode_chat`. At most max_new_tokens, fewer where the model's context ends. do_sample: as temperature
-        (0 is greedy), top_p and top_k (0 or -1 are all tokens) say; conversation i samples from seed + i.
-        repetition_penalty applies to generated tokens. adapter: the name of a loaded one (`load_adapter`) that answers,
-        or a list, one or None for each conversation. stop, or stop_strings: a string or several; an answer ends
-        before the first of them. stream: an iterator of text pieces, for one conversation. Raises InputError.
+        Args:
+            messages: [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]},
+                ...], with any number of turns and images. `images.load_image` says what an image may be, and
+                `prompts.encode_chat` which parts there are.
+            max_new_tokens: Tokens of an answer at most; fewer where the model's context ends.
+            do_sample: Sample, as the next three say; else the likeliest token is taken.
+            temperature: 0 is greedy; above 1 evens the probabilities out.
+            top_p: Sample of the likeliest tokens that have this share of the probability.
+            top_k: Sample of so many of the likeliest tokens; 0 and -1 mean all.
+            repetition_penalty: Makes tokens less likely that the answer has already; 1 is none.
+            seed: Conversation i samples from seed + i.
+            adapter: Name of a loaded adapter that answers (`load_adapter`); or a list, a name or None for each
+                conversation.
+            stop: A string or several; an answer ends before the first of them.
+            stop_strings: The same under another name.
+            stream: Return an iterator of pieces of text, for one conversation.
+
+        Raises:
+            InputError: A message or an option is not valid.
         """
         options = TokenOptions.of(locals()).checked()
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
