@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import flashjanus
 import pytest
 import yaml
 from flashjanus import errors
+from flashjanus.measure.bench.words import seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -106,6 +109,61 @@ def test_the_start_page_lists_every_extra() -> None:
     listed = re.findall(r"^\| `flashjanus\[([\w-]+)\]` \|", (ROOT / "docs/index.md").read_text(encoding="utf-8"), re.M)
     section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]\n")[1]
     assert sorted(listed) == sorted(re.findall(r"^([\w-]+) = \[", section.split("\n[")[0], re.MULTILINE))
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+
+
+def rows_under(heading: str) -> list[list[str]]:
+    """Cells of the rows of docs/presets.md's table with this heading of its second column."""
+    page = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
+    [found] = re.findall(rf"^\| mode \| {heading}.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in found.splitlines()]
+
+
+NAMES = {
+    "`exact`": "exact",
+    "`balanced`": "balanced",
+    "`fast`": "fast",
+    "`exact` in int8": "int8",
+    "`balanced` in int8": "int8-balanced",
+    "`fast` in int8": "int8-fast",
+    "the better of two `fast` images": "fast-best-of-2",
+}
+"""Of modes: in the tables of prices, and in the results."""
+
+
+def test_prices_at_the_published_sizes_are_those_measured() -> None:
+    modes = {mode["mode"]: mode for mode in result("cpu-2026-11-22-quality-full.json")["modes"]}
+    rows = rows_under("one image")
+    assert len(rows) == len(modes)
+    for name, image, share in rows:
+        mode = modes[NAMES[name]]
+        assert image == f"{mode['image_s']['median']:.3g} s"
+        assert share == (f"{mode['time_over_exact']['value']:.2f}" if name != "`exact`" else "1")
+
+
+def test_prices_of_the_built_in_model_are_those_measured() -> None:
+    modes = {mode["mode"]: mode for mode in result("cpu-2026-11-22-quality-shapes.json")["modes"]}
+    rows = rows_under("share of the time")
+    assert len(rows) > 5
+    for name, share, distance, right in rows:
+        mode = modes[NAMES[name]]
+        over = mode["time_over_exact"], mode["distance_over_exact"]
+        told = ["1", "1.00"] if name == "`exact`" else [f"{one['value']:.2f}" for one in over]
+        assert [share, distance] == told, name
+        assert right == f"{mode['pictures']['overall']['score']:.3f}", name
+        assert f"{mode['answers']['overall']['score']:.3f}" == "0.971", "as the text says"
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("none", ""), ("`int8`", "-int8"), ("`int4`", "-int4")])
+def test_times_of_quantizations_are_those_measured(name: str, suffix: str) -> None:
+    [(*_, step, token)] = [row for row in rows_under("weights of the language model") if row[0] == name]
+    records = result(f"cpu-2026-11-22-latency{suffix}.json")["records"]
+    ours = {one["stage"]: seconds(one["median_s"]) for one in records if one["engine"] == "flashjanus"}
+    assert token == ours["token"]
+    assert step == ours.get("step", "as int8")
 
 
 def test_the_changelog_and_the_citation_have_the_version() -> None:
