@@ -36,7 +36,7 @@ lint: $(VENV)/.test-tools
 docs: $(VENV)/.docs-tools
 	$(BIN)/python docs/reference.py
 	$(BIN)/mkdocs build --strict --clean
-	@echo "the website: $(CURDIR)/build/site/index.html"
+	@echo "the website: $(CURDIR)/build/site/index.html; its search needs a server: $(PYTHON) -m http.server -d build/site"
 
 # Each stage of a model of the published sizes, random weights, in turns with other implementations: a table, all samples
 # as JSON, a picture. Beside the official code and diffusers: BENCH_PEERS="--peer official --peer diffusers
