@@ -19,7 +19,8 @@ from flashjanus.model import Policy
 from op_check import check, make_call, specs_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/adding-a-format.md"
-FILES = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+FILE = re.compile(r"^```\w+ title=\"(\S+)\"\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILES = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
 CASES = [dict(m=1, k=32, n=16), dict(m=5, k=36, n=7, bias=True), dict(m=3, k=64, n=96, norm=True, act="gated_silu")]
 
 
