@@ -92,7 +92,7 @@ def velocity(model: Any, z: torch.Tensor) -> torch.Tensor:
     return v
 
 
-@pytest.mark.parametrize("adapt", [by_hand, by_peft])
+@pytest.mark.parametrize("adapt", [by_hand, pytest.param(by_peft, marks=pytest.mark.long)])
 def test_what_was_trained_is_what_is_served(tmp_path: Path, adapt: Callable[..., Any]) -> None:
     model = MultiModalityCausalLM(CONFIG)
     model.load_state_dict(STATE, strict=False)
