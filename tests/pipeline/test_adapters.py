@@ -258,6 +258,11 @@ def test_prefixes_are_of_an_adapter(made: Adapted) -> None:
     ]
     assert relative_error(*read) > 0.05
     assert model.prefixes.images.misses == 1  # which no adapter changes
+    asked = torch.tensor([[0, *prompt(3, 20)]])
+    answer = model.generate_ids(asked, max_new_tokens=9, adapter="all")
+    names = model.runner.adapters.named([*asked[0].tolist(), *answer[0].tolist()], model.runner.adapters.loaded["all"])
+    assert model.prefixes.longest(names)[1] == len(names) - 1  # the next turn reads the answer's last token alone
+    assert model.prefixes.longest(asked[0].tolist())[1] == 1  # what was read without an adapter begins so too
     model.unload_adapter("all")
     model.load_adapter(made.folders["mixed"], "all")
     assert not torch.equal(model.sample_latents(PROMPTS[:1], z, 2.0, 2, adapter="all"), found[1])

@@ -142,4 +142,4 @@ class AdaptableModel(ProcessBound):
         names = list(named) if several else [named] * rows  # type: ignore[call-overload]
         if len(names) != rows:
             raise InputError(f"adapter: expected one name, or one for each {of} ({rows}), got {len(names)}")
-        return [self.runner.adapters.named(name) for name in names]
+        return [self.runner.adapters.one(name) for name in names]

@@ -6,7 +6,7 @@ A plan that is made with room serves any adapter that fits it: to load one is to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -107,7 +107,7 @@ class Adapters(ProcessBound):
                 "or call unmerge_adapter() first"
             )
 
-    def named(self, name: object, argument: str = "adapter") -> Adapter | None:
+    def one(self, name: object, argument: str = "adapter") -> Adapter | None:
         """The loaded adapter of that name; None for None. Raises InputError."""
         if name is None:
             return None
@@ -192,7 +192,7 @@ class Adapters(ProcessBound):
 
     def merge(self, name: str) -> None:
         """Add an adapter to the weights, `alone`; what they were is kept. Raises InputError."""
-        adapter = self.named(name, "name")
+        adapter = self.one(name, "name")
         assert adapter is not None
         if self.merged is not None:
             raise InputError(f"expected weights without an adapter, got them with {self.merged.name!r} merged in")
@@ -224,6 +224,11 @@ class Adapters(ProcessBound):
         if adapter is None and self.merged is None:
             return None
         return (0 if self.merged is None else self.merged.number), (0 if adapter is None else adapter.number)
+
+    def named(self, names: Sequence[Hashable], adapter: Adapter | None) -> tuple[Hashable, ...]:
+        """What the tokens of a row are, by names that say what they are without an adapter: with one that beside it."""
+        of = self.identity(adapter)
+        return tuple(names) if of is None else tuple((of, name) for name in names)
 
     def _restore(self) -> None:
         for name, weight in self._original.items():

@@ -40,7 +40,7 @@ def reading(
     InputError, OutOfMemoryError."""
     length, per_image = len(request.ids), runner.config.num_understanding_tokens
     index, block_end = image_index(request, tokens, per_image, 1)
-    names = names_of(request, index, per_image, runner.adapters.identity(request.adapter))
+    names = runner.adapters.named(names_of(request, index, per_image), request.adapter)
     before, done = store.longest(names)
     pieces = list(_pieces(runner, block_end, min(done, length - 1)))
     features = yield from _features(runner, store, request, index, min(begin for begin, _ in pieces))
@@ -62,18 +62,14 @@ def reading(
     return found
 
 
-def names_of(
-    request: TextRequest, index: Sequence[int], per_image: int, adapter: Hashable = None
-) -> tuple[Hashable, ...]:
-    """What each token is: its id, None where an image begins, or which image's which feature; with an adapter, which
-    changes what is read of it, beside that."""
+def names_of(request: TextRequest, index: Sequence[int], per_image: int) -> tuple[Hashable, ...]:
+    """What each token is: its id, None where an image begins, or which image's which feature."""
     digests = request.digests
 
     def name(token: int, at: int) -> Hashable:
         return token if at < 0 else None if at == 0 else (digests[(at - 1) // per_image], (at - 1) % per_image)
 
-    names = tuple(map(name, request.ids, index))
-    return names if adapter is None else tuple((adapter, one) for one in names)
+    return tuple(map(name, request.ids, index))
 
 
 def _pieces(runner: Runner, block_end: Sequence[int], done: int) -> Iterator[tuple[int, int]]:

@@ -150,6 +150,6 @@ class TextRows(Rows[TextRow, DecodeSession]):
         """What a row has read and written, but for its last token, in memory of its own."""
         if row.place is None or self.session is None:
             return row.prefix
-        names = (*row.prefix.names, *row.tokens[:-1])
+        names = (*row.prefix.names, *self.runner.adapters.named(row.tokens[:-1], row.request.adapter))
         k, v = (self.session.states[name][:, row.place, : len(names)].clone() for name in ("k_cache", "v_cache"))
         return TextPrefix(names, k, v)
