@@ -26,8 +26,8 @@ T = TypeVar("T")
 E = TypeVar("E")
 C = TypeVar("C")
 Tensors = tuple[torch.Tensor, ...]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 KNOWN: set[type[nn.Module]] = {
     *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Embedding, nn.ModuleList),
     *(siglip.PatchEmbed, siglip.Attention, siglip.Mlp, siglip.Block, siglip.AttentionPool, siglip.VisionTransformer),
@@ -134,15 +134,14 @@ class EngineOf(Generic[C, E]):
             return "autocast is on, which chooses dtypes operation by operation; .to(dtype) says which"
         if any(getattr(all_modules, name, None) for name in _GLOBAL_HOOKS):
             return "hooks are registered on all modules, which would not be called"
-        # named as in the whole model, so that a cause has one name whichever module meets it
-        place = next((name for name, one in root.named_modules() if one is module), type(module).__name__)
-        for name, one in module.named_modules(prefix=place):
-            if one is not module and any(getattr(one, hooks) for hooks in _HOOKS):
-                return f"{name} has hooks, which would not be called"
+        for one in module.modules():
+            own = one.__dict__
+            if one is not module and (own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]]):
+                return f"{_name(one, root)} has hooks, which would not be called"
             if type(one) not in KNOWN:
-                return f"{name} is a {type(one).__name__}, whose forward may be another"
-            if "forward" in one.__dict__:
-                return f"{name} has another forward than its class"
+                return f"{_name(one, root)} is a {type(one).__name__}, whose forward may be another"
+            if "forward" in own:
+                return f"{_name(one, root)} has another forward than its class"
         return None
 
     def _current(self, root: nn.Module, config: C) -> E:
@@ -195,9 +194,13 @@ class Recomputed(torch.autograd.Function):
         return (None, None, None, *(next(given) if n else None for n in needed))
 
 
+def _name(module: nn.Module, root: nn.Module) -> str:
+    """In the whole model, so that a cause has one name whichever module meets it."""
+    return next((name for name, one in root.named_modules() if one is module), type(module).__name__)
+
+
 def fingerprint(root: nn.Module) -> tuple[Any, ...]:
-    """Which parameters a model has, where, and how often torch has written them."""
-    return tuple(
-        (p.data_ptr() if p.device.type != "meta" else 0, 0 if p.is_inference() else p._version, p.dtype, p.device)
-        for p in root.parameters()
-    )
+    """Which memory a model's parameters have, and how often torch has written it: another dtype, device or parameter
+    has another memory. Parameters made in inference mode have no such count."""
+    parameters = [p for one in root.modules() for p in one._parameters.values() if p is not None]
+    return tuple([(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters])

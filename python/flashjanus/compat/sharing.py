@@ -84,19 +84,21 @@ class Sample:
     """Some values of tensors: what is written through `.data` is not counted by torch."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self._tensors = tensors
+        self._views = [_some(tensor.detach()) for tensor in tensors]
         self._values = self._read()
 
     def changed(self) -> bool:
         return self._read() != self._values
 
     def _read(self) -> list[float]:
-        picked = []
-        for tensor in self._tensors:
-            flat = tensor.detach()
-            flat = flat.as_strided((flat.numel(),), (1,)) if flat.is_contiguous() else flat.flatten()
-            picked.append(flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].float())
-        return torch.cat(picked).tolist() if picked else []
+        with torch.no_grad():
+            return torch.cat(self._views).tolist() if self._views else []
+
+
+def _some(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of SAMPLED of its values."""
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor[(0,) * (tensor.dim() - 1)]
+    return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
 
 
 class Sharing:
