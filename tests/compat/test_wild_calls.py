@@ -13,14 +13,15 @@ from flashjanus import JanusFlow
 from flashjanus.compat.diffusers import AutoencoderKL
 from flashjanus.compat.janusflow import MultiModalityCausalLM, VLChatProcessor, load_pil_images
 from flashjanus.compat.outputs import ReferencePathWarning
-from official_calls import evaluated, official_loop, on_the_engine, small_official, velocity, warned
+from official_calls import evaluated, on_the_engine, small_official, velocity, warned
 from PIL import Image
-from small_model import LATENT, normal, prompt, relative_error
+from small_model import LATENT, normal
 from transformers import TextIteratorStreamer
 
 PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 64, 3), dtype=np.uint8))
 QUESTIONS = ["What is it?", "Which color does the larger of the two shapes on the left have?"]
 NEW = 12
+NOISE = normal(2, 2, *LATENT)
 
 
 @pytest.fixture(scope="module")
@@ -158,26 +159,51 @@ def test_latents_of_another_size_are_drawn_on_torch():
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_default_device_and_dtype_that_are_set_globally(untrained_folder, vl_gpt, processor, dtype):
-    expected = answered(vl_gpt, processor, prepared(processor))
-    ids, noise = torch.tensor(prompt(1, 6)), normal(2, 1, *LATENT)
-    model = small_official()
-    drawn = official_loop(model, ids, noise, 2, 2.0)
-    torch.set_default_dtype(dtype)
-    torch.set_default_device("cpu")
-    try:
-        loaded = MultiModalityCausalLM.from_pretrained(untrained_folder, torch_dtype=torch.float32)
-        own = VLChatProcessor.from_pretrained(untrained_folder)
-        assert answered(loaded, own, prepared(own)) == expected
-        assert answered(vl_gpt, processor, prepared(processor)) == expected
+def everything() -> list[torch.Tensor]:
+    """What loading and each call give, on the engine and on torch, of inputs that lie on the CPU."""
+    cpu = dict(device="cpu", dtype=torch.float32)
+    vl_gpt = MultiModalityCausalLM.from_pretrained("shapes", torch_dtype=torch.float32)
+    vae, own = AutoencoderKL.from_pretrained("shapes"), VLChatProcessor.from_pretrained("shapes")
+    inputs, t = prepared(own), torch.full((2,), 100.0, **cpu)
+    mask = torch.ones(2, 17, device="cpu", dtype=torch.long)
+    found = []
+    for _ in range(2):
         with torch.inference_mode():
-            assert AutoencoderKL.from_pretrained("shapes").decode(noise).sample.dtype == torch.float32
-        steps = official_loop(model, ids, noise, 2, 2.0)
-        assert relative_error(steps, drawn) <= (1e-2 if dtype is torch.bfloat16 else 1e-5)
+            embeds = vl_gpt.prepare_inputs_embeds(**inputs)
+            ask = dict(inputs_embeds=embeds, attention_mask=inputs.attention_mask, **options(own, max_new_tokens=4))
+            torch.manual_seed(1)
+            found += [
+                vl_gpt.language_model.generate(**ask, do_sample=drawn, temperature=2.0) for drawn in (False, True)
+            ]
+            hs, t_emb, image = evaluated_at(vl_gpt, NOISE, t)
+            new = torch.cat([t_emb[:, None], image], 1)
+            outputs = vl_gpt.language_model.model(inputs_embeds=new, attention_mask=mask, use_cache=True)
+            cache = outputs.past_key_values
+            more = vl_gpt.language_model.model(inputs_embeds=new, past_key_values=cache).last_hidden_state
+            found += [more, velocity(vl_gpt, outputs.last_hidden_state, hs, t_emb), vae.decode(NOISE).sample]
+            found.append(vae.encode(found[-1]).latent_dist.sample(torch.Generator("cpu").manual_seed(0)))
+        for module in (*vl_gpt.modules(), *vae.modules()):  # the second time on torch
+            module.register_forward_hook(lambda *args: None)
+    return found
+
+
+def evaluated_at(model, z: torch.Tensor, t: torch.Tensor):
+    encoded, t_emb, hs = model.vision_gen_enc_model(z, t)
+    return hs, t_emb, model.vision_gen_enc_aligner(encoded.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore::flashjanus.compat.outputs.ReferencePathWarning")
+def test_a_default_device_and_dtype_that_are_set_globally():
+    """ "meta" stands for any device but the one that the model and its inputs lie on: nothing must be made there."""
+    expected = everything()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = everything()
     finally:
-        torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert [torch.equal(got, due) for got, due in zip(found, expected, strict=True)] == [True] * 12
 
 
 def test_a_picture_is_encoded_to_latents_and_back():

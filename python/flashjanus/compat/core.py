@@ -17,6 +17,7 @@ from flashjanus.compat.engine import Engine
 from flashjanus.compat.modules import llama, siglip, uvit
 from flashjanus.compat.outputs import ReferencePathWarning
 from flashjanus.compat.said import warn
+from flashjanus.engine.runtime.isolation import isolated
 from flashjanus.errors import FlashJanusError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -96,13 +97,18 @@ class EngineOf(Generic[C, E]):
         engine = self.eligible(module, refusal)
         if engine is None:
             return slow(*inputs)
+
+        def alone() -> Tensors:
+            with isolated(), torch.no_grad():  # a default device of the caller's does not count
+                return fast(engine)
+
         parameters = [p for p in module.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and (parameters or any(t.requires_grad for t in inputs)):
             results: Tensors = Recomputed.apply(  # type: ignore[no-untyped-call]
-                lambda: fast(engine), slow, len(inputs), *inputs, *parameters
+                alone, slow, len(inputs), *inputs, *parameters
             )
             return results
-        return fast(engine)
+        return alone()
 
     def eligible(self, module: nn.Module, refusal: str | None = None) -> E | None:
         """The engine, if it computes what `module` would; else None, and the reason is said once."""
@@ -154,7 +160,8 @@ class EngineOf(Generic[C, E]):
                 raise FlashJanusError(self._failed[1])
             self._engine = None  # before there are two
             try:
-                engine, shared = self.made(root, config)
+                with isolated():
+                    engine, shared = self.made(root, config)
             except FlashJanusError as error:
                 self._failed = state, str(error)
                 raise
