@@ -158,6 +158,14 @@ def test_a_single_file(state, folder, tmp_path, trained):
     assert AutoencoderKL.from_pretrained(path, norm_num_groups=16).parsed == vae.parsed
 
 
+def test_what_is_saved_is_what_is_loaded(vae, tmp_path):
+    vae.to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    again = AutoencoderKL.from_pretrained(tmp_path / "saved", torch_dtype=torch.bfloat16)
+    assert again.parsed == vae.parsed
+    state = again.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in vae.state_dict().items())
+
+
 def test_a_folder_below_another_and_the_built_in_one(folder):
     assert AutoencoderKL.from_pretrained(folder.parent, subfolder="vae").parsed.latent_channels == 4
     shapes = AutoencoderKL.from_pretrained("shapes")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from flashjanus.checkpoint.files import TEXT_FILES
 from flashjanus.compat.janusflow import VLChatProcessor, VLMImageProcessor, load_pil_images
 from flashjanus.errors import CheckpointError, ConfigError, InputError
 from PIL import Image
@@ -288,6 +291,30 @@ def test_an_unknown_template_is_refused(processor):
 def test_what_cannot_be_loaded_is_refused(source, options, error, message):
     with pytest.raises(error, match=message):
         VLChatProcessor.from_pretrained(source, **options)
+
+
+class Hub(ModuleType):
+    """huggingface_hub with one repository; notes what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("huggingface_hub")
+        self.calls: list[dict] = []
+
+    def snapshot_download(self, repo_id: str, **options) -> str:
+        self.calls.append({"repo_id": repo_id, **options})
+        return str(GOLDEN)
+
+
+def test_of_a_repository_the_small_files_alone_are_fetched(monkeypatch):
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    own = VLChatProcessor.from_pretrained(
+        "someone/tiny", revision="v1", local_files_only=True, cache_dir="/cache", token=None, trust_remote_code=True
+    )
+    assert own.image_id == 378
+    [call] = hub.calls
+    assert sorted(call.pop("allow_patterns")) == sorted(TEXT_FILES)
+    assert call == dict(repo_id="someone/tiny", revision="v1", local_files_only=True, cache_dir="/cache")
 
 
 def test_missing_files_are_named(tmp_path):

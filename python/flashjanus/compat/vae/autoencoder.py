@@ -6,9 +6,11 @@ import os
 import warnings
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 from typing_extensions import Self
 
@@ -20,6 +22,7 @@ from flashjanus.compat.vae.core import VaeCore
 from flashjanus.compat.vae.gaussian import DiagonalGaussianDistribution
 from flashjanus.compat.vae.loading import files_of, state_of
 from flashjanus.compat.vae.modules import Decoder, Encoder
+from flashjanus.disk.writing import whole, write_json
 from flashjanus.errors import ConfigError, InputError
 
 DEFAULTS: dict[str, Any] = {
@@ -109,13 +112,12 @@ class AutoencoderKL(nn.Module):
         hub = hub_options(options)
         files = files_of(pretrained_model_link_or_path, None, {})
         config = options.pop("config", None)
-        if config is not None:
-            config = config if isinstance(config, Mapping) else files_of(config, None, hub).config_dict
-            options = {**config, **options}
-        return cls._load(files, options)
+        if config is not None and not isinstance(config, Mapping):
+            config = files_of(config, None, hub).config_dict
+        return cls._load(files, options, config)
 
     @classmethod
-    def _load(cls, files: VaeFiles, options: dict[str, Any]) -> Self:
+    def _load(cls, files: VaeFiles, options: dict[str, Any], config: Mapping[str, Any] | None = None) -> Self:
         dtype = options.get("torch_dtype") or torch.float32
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise InputError(f"torch_dtype: expected a floating-point torch.dtype, got {dtype!r}")
@@ -126,13 +128,23 @@ class AutoencoderKL(nn.Module):
         if unknown:
             raise InputError(f"AutoencoderKL: unknown options {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
         with torch.device("meta"):
-            vae = cls(**{**files.config_dict, **given})
+            vae = cls(**{**(files.config_dict if config is None else config), **given})
         state = state_of(vae, files.weights, len(vae.parsed.block_out_channels))
         if not any(name.startswith("encoder.") for name in state):
             vae.encoder = vae.quant_conv = None
         vae.load_state_dict({name: tensor.to("cpu", dtype, copy=True) for name, tensor in state.items()}, assign=True)
         files.weights.close()
         return vae.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
+        """config.json and diffusion_pytorch_model.safetensors in a folder, as `from_pretrained` reads them. Raises
+        `OutputError`."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        with whole(folder / "diffusion_pytorch_model.safetensors") as file:
+            file.write(save(state, metadata={"format": "pt"}))
+        write_json(folder / "config.json", self.config.to_dict())
 
     @property
     def device(self) -> torch.device:
