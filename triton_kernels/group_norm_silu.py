@@ -124,7 +124,7 @@ def normalize_kernel(
 
 
 def launch(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, groups: int, eps: float, silu: bool
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, groups: int, eps: float, silu: bool
 ) -> None:
     """y = GroupNorm(x), through SiLU where `silu`; the same bits in every run.
 

@@ -41,29 +41,7 @@ def layer_norm_kernel(
     tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def launch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, eps: float) -> None:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis.
-
-    x [*, C] and y [*, C] (contiguous) in any float type, weight and bias [C] float32, on one CUDA device (or on a CPU
-    in Triton's interpreter). Arguments are checked by the op's schema.
-    """
-    _launch(x, None, weight, bias, None, y, eps)
-
-
-def launch_add(
-    x: torch.Tensor,
-    delta: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    total: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-) -> None:
-    """total = x + delta; y = LayerNorm(total). As `launch`; total in x's dtype."""
-    _launch(x, delta, weight, bias, total, y, eps)
-
-
-def _launch(
+def launch(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
@@ -72,6 +50,11 @@ def _launch(
     y: torch.Tensor,
     eps: float,
 ) -> None:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis, of x + delta = total where there is a delta.
+
+    x, delta and y [*, C] (y contiguous) in any float type, total contiguous in x's dtype, weight and bias [C] float32,
+    on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by the op's schema.
+    """
     x, delta = rows_of(x), None if delta is None else rows_of(delta)
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)

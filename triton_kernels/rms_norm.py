@@ -45,38 +45,20 @@ def rms_norm_kernel(
 
 
 def launch(
-    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float, scale: torch.Tensor | None = None
-) -> None:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis; with a scale [*] float32 in 8 bits.
-
-    x [*, C] and y [*, C] (rows equally far apart) in any float type, with a scale y in int8 or float8_e4m3fn, weight
-    [C] float32, on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by the op's schema.
-    """
-    _launch(x, None, weight, None, y, eps, scale)
-
-
-def launch_add(
-    x: torch.Tensor,
-    delta: torch.Tensor,
-    weight: torch.Tensor,
-    total: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-    scale: torch.Tensor | None = None,
-) -> None:
-    """total = x + delta, contiguous in x's dtype; y = total / sqrt(mean(total^2) + eps) * weight. As `launch`."""
-    _launch(x, delta, weight, total, y, eps, scale)
-
-
-def _launch(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
     total: torch.Tensor | None,
     y: torch.Tensor,
-    eps: float,
     scale: torch.Tensor | None,
+    eps: float,
 ) -> None:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, of x + delta = total where there is a delta.
+
+    x and delta [*, C], y [*, C] (rows equally far apart) in any float type, total contiguous in x's dtype, weight [C]
+    float32; with a scale [*] float32, y in int8 or float8_e4m3fn. On one CUDA device (or on a CPU in Triton's
+    interpreter). Arguments are checked by the op's schema.
+    """
     x, delta, y = rows_of(x), None if delta is None else rows_of(delta), y.view(-1, y.shape[-1])
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)

@@ -70,6 +70,7 @@ def launch(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     q: torch.Tensor,
+    *,
     heads: int,
 ) -> None:
     """q = RoPE(q); k_cache[b, slot] = RoPE(k), v_cache[b, slot] = v, by halves of a head.

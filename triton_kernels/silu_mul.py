@@ -36,22 +36,17 @@ def silu_mul_kernel(
     tl.store(y_ptr + row * CHANNELS + c, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def launch(x: torch.Tensor, y: torch.Tensor) -> None:
-    """y = silu(gate) * up, the halves of x's last axis.
+def launch(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+    """y = silu(gate) * up, the halves of x's last axis; with a scale [*] float32, y in int8 or float8_e4m3fn.
 
     x [*, 2 C] and y [*, C] (contiguous) in any float type, on one CUDA device (or on a CPU in Triton's interpreter).
     Arguments are checked by the op's schema.
     """
     x, channels = rows_of(x), y.shape[-1]
-    grid = (len(x) * triton.cdiv(channels, BLOCK),)
-    silu_mul_kernel[grid](x, y, None, x.stride(0), CHANNELS=channels, BLOCK=BLOCK, **OPTIONS)
-
-
-def launch_quantized(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    """y = q * scale, q [*, C] in int8 or float8_e4m3fn and scale [*] float32. As `launch`."""
-    x, channels = rows_of(x), q.shape[-1]
-    block = triton.next_power_of_2(channels)
-    silu_mul_kernel[(len(x),)](x, q, scale, x.stride(0), CHANNELS=channels, BLOCK=block, **options(block))
+    block = BLOCK if scale is None else triton.next_power_of_2(channels)
+    grid = (len(x) * (triton.cdiv(channels, BLOCK) if scale is None else 1),)
+    taken = OPTIONS if scale is None else options(block)
+    silu_mul_kernel[grid](x, y, scale, x.stride(0), CHANNELS=channels, BLOCK=block, **taken)
 
 
 def variants(capability: int) -> list[Variant]:

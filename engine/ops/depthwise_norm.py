@@ -83,35 +83,17 @@ def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attr
 
 
 @OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    eps: float,
-    dtype: torch.dtype,
-) -> None:
-    native.run("depthwise_norm", **_arguments(x, weight, bias, norm, y, eps))
+def run_native(*tensors: Any, eps: float, dtype: torch.dtype) -> None:
+    native.run("depthwise_norm", **_arguments(*tensors, eps=eps))
 
 
 @OP.implementation("cuda", _refuses_cuda)
-def run_cuda(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    eps: float,
-    dtype: torch.dtype,
-) -> None:
-    native.run_cuda("depthwise_norm", x.device, **_arguments(x, weight, bias, norm, y, eps))
+def run_cuda(*tensors: Any, eps: float, dtype: torch.dtype) -> None:
+    native.run_cuda("depthwise_norm", tensors[0].device, **_arguments(*tensors, eps=eps))
 
 
 def _arguments(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.Tensor, y: torch.Tensor, eps: float
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.Tensor, y: torch.Tensor, *, eps: float
 ) -> dict[str, Any]:
     batch, height, width, channels = x.shape
     return dict(

@@ -116,19 +116,10 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 @OP.implementation("triton", _refuses_triton)
-def run_triton(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> None:
+def run_triton(*tensors: Any, **attrs: Any) -> None:
     from ...triton_kernels.group_norm_silu import launch
 
-    launch(x, weight, bias, y, groups, eps, silu)
+    launch(*tensors, **attrs)
 
 
 @OP.implementation("torch")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from ..device import native
 from ..errors import SchemaError
-from ..formats import FORMATS, Format, rows
+from ..formats import FORMATS, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
 from .base import Bound, Op, Schema, Tunable, register
@@ -211,16 +211,9 @@ def _yields_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) 
     return None
 
 
-def _arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    norm: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    y: torch.Tensor,
-    eps: float,
-) -> dict[str, Any]:
+def _arguments(*tensors: Any, eps: float) -> dict[str, Any]:
     """What the structs of kernels that multiply by a weight have in common."""
+    x, weight, _, scale, _, norm, residual, y = tensors
     x = x.reshape(-1, x.shape[-1]).contiguous()
     return dict(
         x=x,
@@ -239,43 +232,16 @@ def _arguments(
     )
 
 
-def gemv_arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    x_scale: torch.Tensor | None,
-    norm: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
-    eps: float = 0.0,
-    act: str = "none",
-    **attrs: Any,
-) -> dict[str, Any]:
+def gemv_arguments(*tensors: Any, eps: float = 0.0, act: str = "none", **attrs: Any) -> dict[str, Any]:
     """Members of GemvParams in csrc/cpu/gemv.h; int8 weights come with their scale."""
+    x, weight, bias, scale, *_ = tensors
     dtype = x.dtype if scale is not None else weight.dtype
-    shared = _arguments(x, weight, scale, norm, residual, y, eps)
-    return dict(bias=bias, dtype=dtype, gated=act == "gated_silu", **shared)
+    return dict(bias=bias, dtype=dtype, gated=act == "gated_silu", **_arguments(*tensors, eps=eps))
 
 
 @OP.implementation("amx", _refuses_amx)
-def run_amx(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    x_scale: torch.Tensor | None,
-    norm: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
-    format: str,
-    act: str = "none",
-    eps: float = 0.0,
-    **attrs: Any,
-) -> None:
-    shared = _arguments(x, weight, scale, norm, residual, y, eps)
+def run_amx(*tensors: Any, format: str, act: str = "none", eps: float = 0.0, **attrs: Any) -> None:
+    shared, bias = _arguments(*tensors, eps=eps), tensors[2]
     if format == "int4":
         native.run("int4_linear", gated=act == "gated_silu", **shared)
         return
@@ -307,28 +273,32 @@ def _refuses_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any])
 
 @OP.implementation("torch", _refuses_torch, _yields_torch, tunables=CUBLAS)
 def run_torch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    x_scale: torch.Tensor | None,
-    norm: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
+    *tensors: Any,
     format: str = "dense",
     act: str = "none",
     eps: float = 0.0,
     split_bias: bool = False,
     dtype: torch.dtype | None = None,
 ) -> None:
+    x, weight, bias, scale, x_scale, norm, residual, y = tensors
     # contiguous: oneDNN's AMX GEMM pads K with what lies between strided rows, times zero, and 0 * NaN is NaN
     fmt, x = FORMATS[format], x.contiguous()
     alone = x_scale is norm is residual is None and act == "none" and fmt.by_rows
     if alone and fmt.name == "dense":
         _multiply(x.view(-1, x.shape[-1]), weight, bias, y.view(-1, y.shape[-1]), split_bias)
         return
-    product = _product(fmt, x, weight, scale, x_scale, norm, eps, alone)
+    if norm is not None:
+        x = rms_norm.normalize(x, norm, eps)
+    if scale is None:
+        x = x.to(weight.dtype)
+    if fmt.group is not None:
+        q, steps = rows.quantized(_grouped(x, fmt.group))
+        x = (q * steps[..., None]).view(x.shape)
+    # 8 bits row by row are multiplied in x's dtype; what is unpacked in every call is for comparison, not for speed
+    matrix, factors = fmt.matrix(weight, scale, x.dtype if alone else torch.float32)
+    product = ((x if alone else x.float()) @ matrix.t()).float()
+    for factor in (None if x_scale is None else x_scale[..., None], factors):
+        product = product if factor is None else product * factor
     if bias is not None:
         product += bias
     if act != "none":
@@ -351,29 +321,3 @@ def _multiply(
         torch.addmm(added, x, weight.t(), out=y)
     if bias is not None and split_bias:
         y.add_(bias)
-
-
-def _product(
-    fmt: Format,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    x_scale: torch.Tensor | None,
-    norm: torch.Tensor | None,
-    eps: float,
-    alone: bool,
-) -> torch.Tensor:
-    """In float32. alone: 8 bits row by row, multiplied in x's dtype. Other formats are unpacked in every call: for
-    comparison, not for speed."""
-    if norm is not None:
-        x = rms_norm.normalize(x, norm, eps)
-    if scale is None:
-        x = x.to(weight.dtype)
-    if fmt.group is not None:
-        q, steps = rows.quantized(_grouped(x, fmt.group))
-        x = (q * steps[..., None]).view(x.shape)
-    matrix, factors = fmt.matrix(weight, scale, x.dtype if alone else torch.float32)
-    product = ((x if alone else x.float()) @ matrix.t()).float()
-    if x_scale is not None:
-        product *= x_scale[..., None]
-    return product if factors is None else product * factors

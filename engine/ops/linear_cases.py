@@ -10,109 +10,47 @@ from ..formats import FORMATS, rows
 from ..formats.rows import Rows
 from .base import Call, normal, quiet
 
-CASES: list[dict[str, Any]] = [
-    dict(m=1, k=64, n=96),
-    dict(m=1, k=33, n=7, bias=True),
-    dict(m=37, k=200, n=65, bias=True),
-    dict(m=5, k=40, n=24, bias=True, split_bias=True),
-    dict(m=6, k=16, n=8),
-    dict(m=2, k=70, n=19, bias=True),
-    dict(m=3, k=48, n=32),
-    dict(m=4, k=129, n=5, bias=True),
-    dict(m=1, k=2600, n=5, bias=True),
-    dict(m=4, k=2056, n=3),
-    dict(m=2, k=1031, n=3),
-    dict(m=1, k=64, n=96, norm=True),
-    dict(m=1, k=33, n=7, residual=True),
-    dict(m=2, k=72, n=38, norm=True, act="gated_silu"),
-    dict(m=3, k=200, n=65, norm=True),
-    dict(m=4, k=129, n=66, norm=True, act="gated_silu"),
-    dict(m=1, k=2600, n=5, residual=True),
-    dict(m=1, k=2048, n=6, norm=True, act="gated_silu"),
-    dict(m=4, k=1031, n=3, norm=True),
-    dict(m=2, k=40, n=24, act="gated_silu", residual=True),
-    dict(m=6, k=40, n=24, norm=True),
-    dict(m=1, k=2080, n=4, norm=True),
-    dict(m=3, k=64, n=38, norm=True, eps_decides=True),
-    dict(m=3, k=40, n=24, bias=True, act="gelu"),
-    *(
-        dict(of="int8", **case)
-        for case in (
-            dict(m=1, k=64, n=96),
-            dict(m=1, k=33, n=7, bias=True),
-            dict(m=2, k=592, n=19, bias=True),
-            dict(m=3, k=72, n=32),
-            dict(m=4, k=129, n=5, bias=True),
-            dict(m=1, k=4624, n=5, bias=True),
-            dict(m=4, k=2128, n=3),
-            dict(m=2, k=1031, n=3),
-            dict(m=9, k=40, n=24, bias=True),
-            dict(m=1, k=96, n=10, norm=True),
-            dict(m=2, k=600, n=34, norm=True, act="gated_silu"),
-            dict(m=4, k=77, n=9, residual=True),
-            dict(m=3, k=96, n=10, norm=True, eps_decides=True),
-            dict(m=1, k=64, n=96, quantized=True),
-            dict(m=5, k=33, n=7, bias=True, quantized=True),
-            dict(m=17, k=256, n=64, edges=True, quantized=True),
-            dict(m=37, k=200, n=72, bias=True, quantized=True),
-            dict(m=130, k=384, n=136, quantized=True),
-            dict(m=20, k=2048, n=16, quantized=True),
-        )
-    ),
-    *(
-        dict(of="e4m3", **case)
-        for case in (
-            dict(m=2, k=40, n=24, bias=True),
-            dict(m=9, k=72, n=32),
-            dict(m=1, k=64, n=96, quantized=True),
-            dict(m=5, k=33, n=7, bias=True, quantized=True),
-            dict(m=17, k=256, n=64, edges=True, quantized=True),
-            dict(m=130, k=384, n=144, bias=True, quantized=True),
-            dict(m=20, k=2048, n=16, quantized=True),
-        )
-    ),
-    *(
-        dict(of="tiles", **case)
-        for case in (
-            dict(m=1, k=64, n=96, norm=True),
-            dict(m=16, k=32, n=16, bias=True),
-            dict(m=3, k=96, n=160, norm=True, act="gated_silu"),
-            dict(m=17, k=160, n=48, residual=True),
-            dict(m=33, k=64, n=80, bias=True, act="gelu"),
-            dict(m=70, k=1056, n=96, norm=True, act="gated_silu"),
-            dict(m=200, k=4128, n=48, residual=True),
-            dict(m=130, k=5632, n=64, bias=True),
-            dict(m=3, k=96, n=48, norm=True, eps_decides=True),
-        )
-    ),
-    *(
-        dict(of="int8_tiles", **case)
-        for case in (
-            dict(m=1, k=128, n=80, norm=True),
-            dict(m=5, k=192, n=32, norm=True, act="gated_silu"),
-            dict(m=40, k=640, n=48, residual=True),
-            dict(m=300, k=8192, n=32, bias=True, act="gelu"),
-            dict(m=3, k=128, n=48, norm=True, eps_decides=True),
-        )
-    ),
-    *(
-        dict(of="int4", **case)
-        for case in (
-            dict(m=1, k=32, n=16),
-            dict(m=1, k=128, n=80, norm=True),
-            dict(m=1, k=5632, n=48, residual=True),
-            dict(m=2, k=96, n=160, norm=True, act="gated_silu"),
-            dict(m=3, k=160, n=48, residual=True),
-            dict(m=4, k=2048, n=32, norm=True),
-            dict(m=4, k=192, n=32, norm=True, act="gated_silu"),
-            dict(m=3, k=64, n=96, act="gated_silu", residual=True),
-            dict(m=2, k=8192, n=32),
-            dict(m=9, k=64, n=48, residual=True),
-            dict(m=3, k=96, n=32, edges=True),
-            dict(m=3, k=96, n=32, norm=True, eps_decides=True),
-        )
-    ),
-]
+_CASES = {
+    "dense": """
+        1x64x96 1x33x7+bias 37x200x65+bias 5x40x24+bias+split_bias 6x16x8 2x70x19+bias 3x48x32 4x129x5+bias
+        1x2600x5+bias 4x2056x3 2x1031x3 1x64x96+norm 1x33x7+residual 2x72x38+norm+gated_silu 3x200x65+norm
+        4x129x66+norm+gated_silu 1x2600x5+residual 1x2048x6+norm+gated_silu 4x1031x3+norm 2x40x24+gated_silu+residual
+        6x40x24+norm 1x2080x4+norm 3x64x38+norm+eps_decides 3x40x24+bias+gelu
+    """,
+    "int8": """
+        1x64x96 1x33x7+bias 2x592x19+bias 3x72x32 4x129x5+bias 1x4624x5+bias 4x2128x3 2x1031x3 9x40x24+bias
+        1x96x10+norm 2x600x34+norm+gated_silu 4x77x9+residual 3x96x10+norm+eps_decides 1x64x96+quantized
+        5x33x7+bias+quantized 17x256x64+edges+quantized 37x200x72+bias+quantized 130x384x136+quantized
+        20x2048x16+quantized
+    """,
+    "e4m3": """
+        2x40x24+bias 9x72x32 1x64x96+quantized 5x33x7+bias+quantized 17x256x64+edges+quantized
+        130x384x144+bias+quantized 20x2048x16+quantized
+    """,
+    "tiles": """
+        1x64x96+norm 16x32x16+bias 3x96x160+norm+gated_silu 17x160x48+residual 33x64x80+bias+gelu
+        70x1056x96+norm+gated_silu 200x4128x48+residual 130x5632x64+bias 3x96x48+norm+eps_decides
+    """,
+    "int8_tiles": """
+        1x128x80+norm 5x192x32+norm+gated_silu 40x640x48+residual 300x8192x32+bias+gelu 3x128x48+norm+eps_decides
+    """,
+    "int4": """
+        1x32x16 1x128x80+norm 1x5632x48+residual 2x96x160+norm+gated_silu 3x160x48+residual 4x2048x32+norm
+        4x192x32+norm+gated_silu 3x64x96+gated_silu+residual 2x8192x32 9x64x48+residual 3x96x32+edges
+        3x96x32+norm+eps_decides
+    """,
+}
+"""By format: rows x columns x outputs, and what there is besides."""
+
+
+def _case(of: str, text: str) -> dict[str, Any]:
+    sizes, *flags = text.split("+")
+    m, k, n = map(int, sizes.split("x"))
+    act = next((flag for flag in flags if flag in ("gated_silu", "gelu")), "none")
+    return dict(m=m, k=k, n=n, of=of, act=act, **{flag: True for flag in flags if flag != act})
+
+
+CASES = [_case(of, text) for of, texts in _CASES.items() for text in texts.split()]
 
 
 def example(

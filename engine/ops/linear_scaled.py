@@ -125,17 +125,8 @@ TILES = (
 
 
 @OP.implementation("triton", _refuses_triton, _yields_triton, tunables=TILES)
-def run_triton(
-    q: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    q_scale: torch.Tensor,
-    norm: None,
-    residual: None,
-    y: torch.Tensor,
-    **attrs: Any,
-) -> None:
+def run_triton(*tensors: Any, **attrs: Any) -> None:
+    q, weight, bias, scale, q_scale, _, _, y = tensors
     from ...triton_kernels.scaled_matmul import launch
 
     launch(q, q_scale, weight, scale, bias, y)
@@ -145,19 +136,8 @@ FAST = Tunable(__name__, "FAST_ACCUMULATION", (True,))
 
 
 @OP.implementation("scaled_mm", _refuses_scaled_mm, _yields_scaled_mm, tunables=[FAST])
-def run_scaled_mm(
-    q: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    q_scale: torch.Tensor,
-    norm: None,
-    residual: None,
-    y: torch.Tensor,
-    *,
-    dtype: torch.dtype,
-    **attrs: Any,
-) -> None:
+def run_scaled_mm(*tensors: Any, dtype: torch.dtype, **attrs: Any) -> None:
+    q, weight, bias, scale, q_scale, _, _, y = tensors
     q, y = q.reshape(-1, q.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
     q_scale, weight = q_scale.reshape(-1, 1).contiguous(), weight.contiguous()
     widened = _not_by_torch(q.device, len(q), y.shape[1], q.shape[1], q.dtype, dtype) is not None

@@ -14,7 +14,7 @@ from .base import Bound, Call, Op, Schema, normal, quiet, register
 from .dims import branches_of_rows, elements
 from .refusals import native_for_f32, triton_for_f32
 from .residual_modulate import branched_row
-from .rms_norm import normalize, normalize_native
+from .rms_norm import Tensors, normalize, normalize_native
 from .rms_norm import reference as rms_reference
 
 
@@ -73,7 +73,7 @@ def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
 def run_native(
     h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> None:
-    normalize_native(h, None, weight, None, o[..., : h.shape[-1]], eps)
+    normalize_native(Tensors(h, None, weight, None, o[..., : h.shape[-1]]), eps)
     copy_skip(skip, o)
 
 
@@ -83,7 +83,7 @@ def run_triton(
 ) -> None:
     from ...triton_kernels.rms_norm import launch
 
-    launch(h, weight, o[..., : h.shape[-1]], eps)
+    launch(h, None, weight, None, o[..., : h.shape[-1]], None, eps)
     copy_skip(skip, o)
 
 

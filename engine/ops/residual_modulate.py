@@ -106,18 +106,10 @@ def run_native(
 
 
 @OP.implementation("triton", triton_for_f32(2))
-def run_triton(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    o: torch.Tensor,
-    *,
-    dtype: torch.dtype,
-) -> None:
+def run_triton(*tensors: Any, dtype: torch.dtype) -> None:
     from ...triton_kernels.residual_modulate import launch
 
-    launch(y, x, table, step, o)
+    launch(*tensors)
 
 
 @OP.implementation("torch")

@@ -147,20 +147,10 @@ def run_native(
 
 
 @OP.implementation("triton", _refuses_triton)
-def run_triton(
-    qkv: torch.Tensor,
-    table: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    q_out: torch.Tensor,
-    *,
-    heads: int,
-) -> None:
+def run_triton(*tensors: Any, heads: int) -> None:
     from ...triton_kernels.rope_kv_write import launch
 
-    launch(qkv, table, positions, slots, k_cache, v_cache, q_out, heads)
+    launch(*tensors, heads=heads)
 
 
 @OP.implementation("torch")

@@ -151,18 +151,10 @@ def run_native(
 
 
 @OP.implementation("triton", _refuses_triton)
-def run_triton(
-    x: torch.Tensor,
-    total: torch.Tensor | None,
-    slot_0: torch.Tensor,
-    slot_1: torch.Tensor,
-    lines: torch.Tensor,
-    step: torch.Tensor,
-    y: torch.Tensor,
-) -> None:
+def run_triton(*tensors: Any) -> None:
     from ...triton_kernels.step_cache import launch
 
-    launch(x, total, slot_0, slot_1, lines, step, y)
+    launch(*tensors)
 
 
 @OP.implementation("torch")

@@ -65,7 +65,7 @@ def test_every_case_is_launched(op: Op, case: Any, dtype: torch.dtype, launches:
 def test_every_tunable_is_launched_at_a_size_that_it_is_for(
     op: Op, tunable: Any, value: Any, launches: list[Launch], plans: list[PlannedNode]
 ) -> None:
-    node = max((node for node in plans if node.op == op.name), key=lambda node: node.flops)
+    node = max((node for node in plans if node.op == op.name and by_triton(node)), key=lambda node: node.flops)
     held = tunable.get()
     tunable.set(value)
     try:
@@ -88,6 +88,12 @@ def plans() -> list[PlannedNode]:
     return list(found.values())
 
 
+def by_triton(node: PlannedNode) -> bool:
+    found = all_ops()[node.op].implementations.get("triton")
+    specs = [None if ref is None else ref.spec for ref in node.inputs]
+    return found is not None and found.refuses(CUDA, specs, node.attrs) is None
+
+
 def launch(node: PlannedNode) -> None:
     """A node's call by Triton, on memory that nobody fills."""
 
@@ -102,9 +108,7 @@ def launch(node: PlannedNode) -> None:
 def test_the_released_model_s_plans_are_launched(launches: list[Launch], plans: list[PlannedNode]) -> None:
     served = set()
     for node in plans:
-        triton_s = all_ops()[node.op].implementations.get("triton")
-        specs = [None if ref is None else ref.spec for ref in node.inputs]
-        if triton_s is None or triton_s.refuses(CUDA, specs, node.attrs):
+        if not by_triton(node):
             continue
         before = len(launches)
         launch(node)
