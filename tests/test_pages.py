@@ -15,7 +15,7 @@ import flashjanus
 import pytest
 import yaml
 from flashjanus import errors
-from flashjanus.measure.bench.words import seconds
+from flashjanus.measure.words import seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
