@@ -1,7 +1,7 @@
 """examples/official: scripts for the official code whose import lines name FlashJanus instead.
 
 examples.safetensors holds what the same scripts gave with the official imports, the official code and diffusers, on the
-thin checkpoint of the goldens in float32.
+thin checkpoint of the goldens in float32. Its metadata say how.
 """
 
 from __future__ import annotations
