@@ -210,4 +210,11 @@ def fingerprint(root: nn.Module) -> tuple[Any, ...]:
     """Which memory a model's parameters have, and how often torch has written it: another dtype, device or parameter
     has another memory. Parameters made in inference mode have no such count."""
     parameters = [p for one in root.modules() for p in one._parameters.values() if p is not None]
-    return tuple([(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters])
+    return tuple([(p.data_ptr(), _written(p)) for p in parameters])
+
+
+def _written(tensor: torch.Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # made in inference mode; is_inference() denies it once .data is another tensor
+        return 0
