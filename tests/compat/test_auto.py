@@ -71,6 +71,8 @@ def test_a_model_and_its_processor(untrained_folder):
     "code",
     [
         "import flashjanus.compat; from transformers import AutoConfig, AutoProcessor",
+        "import flashjanus.compat; from transformers import AutoModel, AutoConfig, AutoProcessor",
+        "import flashjanus.compat; from transformers import LlamaConfig, AutoConfig, AutoProcessor",
         "from transformers import AutoConfig, AutoProcessor; import flashjanus.compat.janusflow",
     ],
 )

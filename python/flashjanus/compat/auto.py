@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from flashjanus.compat.outputs import Config
 
@@ -48,6 +48,8 @@ class MultiModalityConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "multi_modality"
 
     def __init__(self, **kwargs: Any) -> None:
+        from transformers import LlamaConfig  # which cannot be imported while the Auto classes are
+
         super().__init__(**kwargs)
         for section in SECTIONS:
             name = f"{section.model_type}_config"
