@@ -1,1 +1,1 @@
-"""How an image is drawn and a token chosen: options, presets, solvers, schedules and noise."""
+"""How images are drawn and tokens are chosen: options, presets, solvers, schedules and noise."""

@@ -1,4 +1,4 @@
-"""Checks of request options: each returns the value in its final type or raises InputError in one sentence."""
+"""Checks of request options. Each returns the value in its final type or raises InputError."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[
 
 
 def first_seed(seed: Any, count: int) -> int:
-    """`seed`, of which seed .. seed + count - 1 will be used, or a new one where it is None."""
+    """Return the first of `count` consecutive seeds, a new one if `seed` is None. Raises InputError."""
     return secrets.randbits(32) if seed is None else integer("seed", seed, 0, MAX_SEED - count)

@@ -1,4 +1,4 @@
-"""What an option is: a field of a frozen dataclass that says what it means, what it may be, and how it is spelled."""
+"""Options: fields of a frozen dataclass that carry their meaning, their allowed values and their spelling."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 @dataclass(frozen=True)
 class Option:
-    """One option. Numbers lie in [low, high]; strings are among `choices`, where there are any.
+    """One option. A number must lie in [low, high], and a string must be one of `choices` if there are any.
 
-    kind: of the value, or of each where there are several; `object` for what neither a command line nor JSON can hold.
-    several: a value or a list of them. length: a list of so many. rule: checks instead of the range; allowed: what it
-    takes, in words. late: checked where the request is known, as it depends on that.
-    usual: what None stands for; presets: what it stands for with each preset, where that says something else.
-    shown: the default in words where it is no value. schema: of JSON, beyond what follows from these.
-    flag, metavar, parse: on the command line, where the flag is another than the name (None: there is none), and the
-    text is no plain number or string.
+    kind: type of the value, or of each value in a list. It is `object` if neither a command line nor JSON can hold it.
+    several: the option takes one value or a list. length: the option takes a list of this length.
+    rule: function that checks the value instead of the range; allowed: the values that it accepts, in words.
+    late: the value depends on the request and is checked later, when the request is known.
+    usual: the value that None stands for; presets: the options of each preset, which override `usual`.
+    shown: text that help shows as the default if the default is None. schema: additional JSON Schema keywords.
+    flag: name of the command-line flag if it differs from the option's name; None if there is no flag.
+    metavar, parse: how the command line names the value, and the function that parses its text.
     """
 
     default: Any
@@ -53,7 +54,7 @@ class Option:
 
     @property
     def range(self) -> str:
-        """What it may be, in words; nothing where the kind says it all."""
+        """The allowed values in words. Empty if `kind` alone describes them."""
         if self.allowed or not (self.choices or self.low is not None):
             return self.allowed
         if self.choices:
@@ -61,7 +62,7 @@ class Option:
         return (values.integers if self.kind is int else values.reals)(self.low or 0, self.high or 0)
 
     def check(self, name: str, value: Any) -> Any:
-        """The value in its final type. Raises InputError."""
+        """Return the value in its final type. Raises InputError."""
         if self.late or (value is None and self.takes_none):
             return value
         if self.rule is not None:
@@ -75,11 +76,11 @@ class Option:
         return values.number(name, value, self.low, self.high)
 
     def spelled(self, name: str) -> str:
-        """Its flag, where it has one."""
+        """The command-line flag. Only for an option whose `flag` is not None."""
         return f"--{(self.flag or name).replace('_', '-')}"
 
     def ends(self, name: str, default: Any) -> str:
-        """The default as it is shown: "default: 512", or what each preset has, "exact: euler; fast: ab2"."""
+        """The default as help shows it: "default: 512", or the value in each preset: "exact: euler; fast: ab2"."""
         if default is None and self.presets:
             differing = {preset: options[name] for preset, options in self.presets.items() if name in options}
             shown = {next(iter(self.presets)): self.usual, **differing}
@@ -88,7 +89,7 @@ class Option:
         return f"default: {words}" if words and default is not False else ""
 
     def help(self, name: str, default: Any) -> str:
-        """The meaning and the default."""
+        """The help text: the meaning, followed by the default."""
         ends = self.ends(name, default)
         return f"{self.meaning} ({ends})" if ends else self.meaning
 
@@ -99,7 +100,7 @@ class Option:
 
 
 def option(default: Any, meaning: str, low: float | None = None, high: float | None = None, **facts: Any) -> Any:
-    """A field with an `Option` of these facts. kind: follows from the range or the choices, where there are any."""
+    """Make a dataclass field that carries an `Option`. Without `kind`, the type follows from choices or range."""
     kind = str if "choices" in facts else object if low is None else type(low)
     facts = {"kind": kind, **facts}
     return field(default=default, metadata={"option": Option(default, meaning, low, high, **facts)})
@@ -107,26 +108,26 @@ def option(default: Any, meaning: str, low: float | None = None, high: float | N
 
 @dataclass(frozen=True)
 class Options:
-    """A dataclass whose fields are made by `option`."""
+    """Base class of dataclasses whose fields are made by `option`."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Those of the names that are options: `of(locals())`, where a function begins whose parameters they are."""
+        """Take the options out of a mapping. A function with the options as parameters begins with `of(locals())`."""
         return cls(**{name: given[name] for name in options_of(cls) if name in given})
 
     def checked(self) -> Self:
-        """The same with every value in its final type, None where it was. Raises InputError."""
+        """A copy with every value in its final type. None stays None. Raises InputError."""
         options = options_of(type(self)).items()
         return replace(self, **{name: option.check(name, getattr(self, name)) for name, option in options})
 
     def given(self, name: str) -> Any:
-        """The value, or what None stands for."""
+        """The value of an option, or its usual value if it is None."""
         value = getattr(self, name)
         return options_of(type(self))[name].usual if value is None else value
 
 
 def options_of(options: type[Options], group: str | None = None) -> dict[str, Option]:
-    """By name, all or those of a group; those that a preset gives come after the preset."""
+    """The options by name: all, or those of one group. Options that a preset sets come after the preset."""
     found = sorted(
         ((one.name, one.metadata["option"]) for one in fields(options)), key=lambda one: bool(one[1].presets)
     )
@@ -134,7 +135,7 @@ def options_of(options: type[Options], group: str | None = None) -> dict[str, Op
 
 
 def json_schema(options: type[Options]) -> dict[str, Any]:
-    """The JSON Schema of an object of these options; what JSON cannot hold is left out."""
+    """The JSON Schema of an object with these options. Options that JSON cannot hold are left out."""
     known = {name: option for name, option in options_of(options).items() if option.kind in JSON_TYPES}
     properties = {name: _property(name, option) for name, option in known.items()}
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""Where images start: from seeds, from torch's generators, or from latents as they are given."""
+"""The noise from which images start. It comes from seeds, from torch generators, or from given latents."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from flashjanus.sampling import checks
 
 @dataclass(frozen=True)
 class Noise:
-    """`rows(start, end)`: noise (end - start, c, H, W), float32, of these images. seeds: one per image, None where
-    something else gave the noise."""
+    """The noise of a request's images.
+
+    rows: function of (start, end) that returns the noise of these images, (end - start, c, H, W), float32.
+    seeds: one seed per image, or None if the noise does not come from seeds.
+    """
 
     rows: Callable[[int, int], torch.Tensor]
     seeds: list[int] | None
@@ -24,9 +27,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Start:
-    """How the noise of one image or of several is drawn: shape (c, H, W), and the dtype that the generator draws in.
+    """How noise is drawn. shape: (c, H, W) of one image. dtype: the type in which the generator draws.
 
-    together: all images of a prompt come from one draw of one seed, as in the official code.
+    together: all images of a prompt are drawn at once from one seed, as in the official code.
     """
 
     shape: tuple[int, int, int]
@@ -34,10 +37,10 @@ class Start:
     together: bool
 
     def noise(self, prompts: int, images: int, seed: Any, generator: Any, latents: Any) -> Noise:
-        """Of `images` images of each prompt, by the one of these that is not None; without any, by a new seed.
+        """The noise of `images` images for each of `prompts` prompts. At most one of the sources may be given.
 
-        seed: that of the first image, or one for each. generator: one, which draws them all at once, or one for each.
-        latents: the noise itself. Raises InputError.
+        seed: seed of the first image, or one seed per image. generator: one generator, which draws all images at once,
+        or one per image. latents: the noise itself. If all are None, a new seed is drawn. Raises InputError.
         """
         total = prompts * images
         given = [
@@ -91,7 +94,7 @@ def _is_several(seed: Any) -> bool:
 
 
 def seeds_of(seed: Any, total: int) -> list[int]:
-    """The seed of each of so many images: as given, or one after the other from the one that is given, or a new one.
+    """The seeds of `total` images. A single seed is counted up, and None stands for a new seed.
 
     Raises InputError.
     """

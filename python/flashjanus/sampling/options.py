@@ -1,4 +1,4 @@
-"""The options of a request as data: signatures, flags of the command line and JSON schemas follow from these."""
+"""The options of a request as data, from which signatures, command-line flags and JSON schemas are made."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         step_cache=(0.0, 0.16, 0.24, 0.39, 0.52, 0.7, 0.86),
     ),
 }
-"""exact: what the official code computes. The times of step_cache are what `flashjanus schedule` finds for the built-in
-model; it finds them for another in the same way."""
+"""The preset "exact" computes what the official code computes. `flashjanus schedule` found the times of step_cache for
+the built-in model, and can find them for any other model."""
 
 Check: TypeAlias = tuple[str, str, Sequence[str]]
-"""A question about an image, the answer that speaks for it, and the answers against it."""
+"""A question about an image, the answer that counts for the image, and the answers that count against it."""
 Judge: TypeAlias = str | Callable[[str], Sequence[Check]]
-"""What a prompt's images are asked: the wording of a yes/no question, or the checks of a prompt."""
+"""The template of a yes/no question about an image, or a function from a prompt to its checks."""
 Callback: TypeAlias = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
 Absent = TypeVar("Absent")
-"""None where an option may be left to the preset, nothing where all of them have a value."""
+"""`None` if an option may be left to the preset, `Never` if every option has a value."""
 
 
 def interval(name: str, value: Any) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def interval(name: str, value: Any) -> tuple[float, float]:
 
 
 def is_times(value: Any) -> bool:
-    """True for times of a step cache, which begin with 0, as no number of evaluations does."""
+    """Whether `value` is a list of step-cache times. Such a list begins with 0."""
     listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     return listed and isinstance(value[0], Real) and value[0] == 0
 
@@ -74,12 +74,12 @@ def every_or_times(name: str, value: Any) -> int | tuple[float, ...]:
 
 
 def step_cache(text: str) -> int | tuple[float, ...]:
-    """N, or times between commas."""
+    """Parse N or a comma-separated list of times."""
     return tuple(map(float, text.split(","))) if "," in text else int(text)
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """A string or several, none of them empty."""
+    """One or several non-empty strings, as a tuple."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not all(isinstance(one, str) and one for one in found):
         raise InputError(f"{name}: expected a string that is not empty, or a list of such, got {value!r:.80}")
@@ -87,7 +87,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def adapters(name: str, value: Any) -> str | tuple[str | None, ...]:
-    """A name, or several, of which some may be None; which there are, the model knows."""
+    """One adapter name, or several names, some of which may be None. The model checks later that they are loaded."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not all(one is None or (isinstance(one, str) and one) for one in found):
         raise InputError(f"{name}: expected the name of a loaded adapter, or a list of such, got {value!r:.80}")
@@ -118,19 +118,32 @@ _SEED: dict[str, Any] = dict(low=0, high=values.MAX_SEED, late=True, shown="a ne
 
 @dataclass(frozen=True, kw_only=True)
 class FlowOptions(Options, Generic[Absent]):
-    """How the flow of one image is integrated and guided; `JanusFlow.generate_image` describes it in full."""
+    """The options that control how the flow is integrated and guided. `JanusFlow.generate_image` documents them."""
 
     num_inference_steps: int | Absent = option(
         None, "steps of the solver", 1, MAX_STEPS, usual=30, flag="steps", metavar="K", presets=PRESETS
     )
     guidance_scale: float | Absent = option(
-        None, "guidance scale; 1 = none", 0.0, MAX_GUIDANCE, usual=2.0, flag="guidance", metavar="G", presets=PRESETS
+        None,
+        "guidance scale; 1 turns guidance off",
+        0.0,
+        MAX_GUIDANCE,
+        usual=2.0,
+        flag="guidance",
+        metavar="G",
+        presets=PRESETS,
     )
     solver: str | Absent = option(
-        None, "euler, or ab2, of second order", usual="euler", choices=SOLVERS, presets=PRESETS
+        None, "ODE solver: euler, or ab2, which is of second order", usual="euler", choices=SOLVERS, presets=PRESETS
     )
     timestep_shift: float | Absent = option(
-        None, "more steps near the noise (> 1) or the image", 0.01, 100.0, usual=1.0, metavar="S", presets=PRESETS
+        None,
+        "place more steps near the noise (above 1) or near the image (below 1)",
+        0.01,
+        100.0,
+        usual=1.0,
+        metavar="S",
+        presets=PRESETS,
     )
     guidance_interval: tuple[float, float] | Absent = option(
         None,
@@ -144,15 +157,25 @@ class FlowOptions(Options, Generic[Absent]):
         presets=PRESETS,
     )
     guidance_rescale: float | Absent = option(
-        None, "0 to 1: against too much contrast", *_UNIT, usual=0.0, metavar="PHI", presets=PRESETS
+        None,
+        "0 to 1; higher values reduce the contrast that guidance adds",
+        *_UNIT,
+        usual=0.0,
+        metavar="PHI",
+        presets=PRESETS,
     )
     uncond_every: int | Absent = option(
-        None, "compute the unconditional branch every N-th time", *_EVERY, usual=1, metavar="N", presets=PRESETS
+        None,
+        "compute the unconditional branch only in every N-th evaluation",
+        *_EVERY,
+        usual=1,
+        metavar="N",
+        presets=PRESETS,
     )
     step_cache: int | Sequence[float] | Absent = option(
         None,
-        "run the language model every N-th time, or from these times (0 noise, 1 image) on, else extrapolate; "
-        "`flashjanus schedule` finds times",
+        "run the language model in every N-th evaluation, or once at each of these times (0 is noise, 1 is the image), "
+        "and extrapolate its output in between; `flashjanus schedule` finds good times",
         *_EVERY,
         usual=1,
         several=True,
@@ -166,14 +189,16 @@ class FlowOptions(Options, Generic[Absent]):
 
 
 USUAL: Mapping[str, Any] = {name: one.usual for name, one in options_of(FlowOptions).items()}
-"""The flow's options without any preset: the official sampling."""
+"""The flow options without a preset, which give the official sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(FlowOptions[None]):
-    """The options of `JanusFlow.generate_image`, which describes them in full. Of the flow's, None is the preset's."""
+    """The options of `JanusFlow.generate_image`, which documents them. A flow option of None has the preset's value."""
 
-    preset: str = option("exact", "exact, balanced or fast: options below, unless given", choices=tuple(PRESETS))
+    preset: str = option(
+        "exact", "exact, balanced or fast; sets the options below that are not given", choices=tuple(PRESETS)
+    )
     num_images_per_prompt: int = option(
         1, "images per prompt", 1, MAX_IMAGES, flag="num_images", metavar="N", group="request"
     )
@@ -181,66 +206,94 @@ class ImageOptions(FlowOptions[None]):
         None, "seed of the first image", several=True, allowed="one, or one for each image", group="request", **_SEED
     )
     generator: torch.Generator | Sequence[torch.Generator] | None = option(
-        None, "draws the noise of all images instead of a seed, or one for each image", flag=None, group="request"
+        None,
+        "generator that draws the noise of all images instead of a seed, or one generator for each image",
+        flag=None,
+        group="request",
     )
-    latents: torch.Tensor | None = option(None, "the noise itself, instead of a seed", flag=None, group="request")
+    latents: torch.Tensor | None = option(None, "the noise itself instead of a seed", flag=None, group="request")
     output_type: str = option(
-        "pil", "what the images are", choices=("pil", "np", "pt", "latent"), flag=None, group="request"
+        "pil", "type of the returned images", choices=("pil", "np", "pt", "latent"), flag=None, group="request"
     )
-    adapter: str | Sequence[str | None] | None = option(None, "a loaded adapter, or one for each prompt", **_ADAPTER)
+    adapter: str | Sequence[str | None] | None = option(
+        None, "name of a loaded adapter, or one name for each prompt", **_ADAPTER
+    )
     callback_on_step_end: Callback | None = option(
-        None, "is called after every evaluation of the network", flag=None, group="request"
+        None, "function that is called after every evaluation of the network", flag=None, group="request"
     )
     best_of: int | None = option(
         None,
-        "draw N candidates per prompt, keep what the model finds best",
+        "draw N candidates per prompt and keep those that the model scores highest",
         1,
         MAX_IMAGES,
         metavar="N",
         group="choosing",
     )
     accept_above: float | None = option(
-        None, "draw no more candidates once enough score P (0 to 1)", *_UNIT, metavar="P", group="choosing"
+        None,
+        "stop drawing candidates once enough of them score at least P (0 to 1)",
+        *_UNIT,
+        metavar="P",
+        group="choosing",
     )
     judge: Judge | None = option(
-        None, 'what candidates are asked, with "{prompt}" in it', kind=str, late=True, flag=None, group="choosing"
+        None,
+        'question that scores a candidate; it contains "{prompt}"',
+        kind=str,
+        late=True,
+        flag=None,
+        group="choosing",
     )
 
 
 SAMPLING = tuple(options_of(ImageOptions, "sampling"))
-"""The preset and what it gives: what `sample_latents` takes as well."""
+"""The preset and the options that it sets. `sample_latents` takes these, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions(Options):
-    """The options of `JanusFlow.chat`, which describes them in full, and of `generate_ids`."""
+    """The options of `JanusFlow.chat`, which documents them, and of `generate_ids`."""
 
     max_new_tokens: int = option(512, "longest answer", 1, MAX_COUNT, metavar="N", group="request")
-    do_sample: bool = option(False, "sample instead of taking the likeliest token", kind=bool)
+    do_sample: bool = option(False, "sample instead of always taking the likeliest token", kind=bool)
     temperature: float | None = option(
-        1.0, "0 is greedy; above 1 evens the probabilities out", 0.0, 1e4, usual=1.0, metavar="T"
+        1.0,
+        "sampling temperature; 0 is greedy, values above 1 flatten the distribution",
+        0.0,
+        1e4,
+        usual=1.0,
+        metavar="T",
     )
     top_p: float | None = option(
-        1.0, "sample of the likeliest tokens with this share of the probability; 1: all", *_UNIT, usual=1.0, metavar="P"
+        1.0,
+        "sample among the likeliest tokens whose probabilities add up to this value; 1 keeps all tokens",
+        *_UNIT,
+        usual=1.0,
+        metavar="P",
     )
     top_k: int | None = option(
-        0, "sample of so many of the likeliest tokens; 0 and -1: all", -1, MAX_COUNT, usual=0, metavar="K"
+        0,
+        "sample among this many of the likeliest tokens; 0 and -1 keep all tokens",
+        -1,
+        MAX_COUNT,
+        usual=0,
+        metavar="K",
     )
     repetition_penalty: float = option(
-        1.0, "makes tokens that the answer has already less likely; 1: none", 1e-3, 1e3, metavar="R"
+        1.0, "make tokens that the answer already contains less likely; 1 turns this off", 1e-3, 1e3, metavar="R"
     )
-    seed: int | None = option(None, "of the first answer's tokens", **_SEED)
+    seed: int | None = option(None, "seed of the first answer", **_SEED)
     adapter: str | Sequence[str | None] | None = option(
-        None, "a loaded adapter, or one for each conversation", **_ADAPTER
+        None, "name of a loaded adapter, or one name for each conversation", **_ADAPTER
     )
-    stop: str | Sequence[str] | None = option(None, "end the answer before this text", metavar="TEXT", **_TEXTS)
-    stop_strings: str | Sequence[str] | None = option(None, "the same under another name", flag=None, **_TEXTS)
+    stop: str | Sequence[str] | None = option(None, "end the answer before this string", metavar="TEXT", **_TEXTS)
+    stop_strings: str | Sequence[str] | None = option(None, "another name for stop", flag=None, **_TEXTS)
 
     def checked(self) -> Self:
-        """As of all options; without do_sample, what only matters with it is not looked at."""
+        """Check the options. Without do_sample, temperature, top_p and top_k are ignored."""
         return Options.checked(self if self.do_sample else replace(self, temperature=None, top_p=None, top_k=None))
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """All strings that end an answer, of checked options."""
+        """All strings that end an answer. The options must be checked."""
         return tuple(dict.fromkeys((*(self.stop or ()), *(self.stop_strings or ()))))

@@ -1,4 +1,4 @@
-"""The sampler of a request: an option that is given wins over the preset's."""
+"""Build the sampler of a request. A given option takes precedence over the preset's value."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from flashjanus.sampling.schedule import Sampler
 
 
 def sampler_of(options: ImageOptions) -> Sampler:
-    """Of checked options."""
+    """The sampler that checked options describe."""
     given = {name: value for name in USUAL if (value := getattr(options, name)) is not None}
     return Sampler(**{**PRESETS[options.preset], **given})
 
 
 def sampler(preset: str = "exact", **given: Any) -> Sampler:
-    """The options of a preset, but for those that are given (not None). Raises InputError."""
+    """The sampler of a preset. Options that are not None override the preset. Raises InputError."""
     return sampler_of(ImageOptions(preset=preset, **given).checked())
 
 
 def samplers(rows: int, **given: Any) -> list[Sampler]:
-    """`sampler` for each row, of options that are one value or one per row. Raises InputError."""
+    """The sampler of each row. Each option is one value for all rows or a list with one per row. Raises InputError."""
     interval = given.get("guidance_interval")
     if isinstance(interval, Sequence) and any(isinstance(end, Real) for end in interval):
-        given["guidance_interval"] = [interval] * rows  # two times are one value
+        given["guidance_interval"] = [interval] * rows  # two numbers are one interval, not one value per row
     if is_times(given.get("step_cache")):
         given["step_cache"] = [given["step_cache"]] * rows
     columns = {name: checks.per_row(name, value, rows) for name, value in given.items()}

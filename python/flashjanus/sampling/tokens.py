@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""How the next token of an answer is chosen."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from flashjanus.sampling import checks
 from flashjanus.sampling.options import TokenOptions
 
 LEAST_TEMPERATURE = 1e-4
-"""What is colder takes the likeliest token: logits divided by less leave float32."""
+"""A lower temperature is treated as greedy, because logits divided by it would overflow float32."""
 LEAST_SHARE = 1e-6
-"""Of top_p: a smaller one keeps the likeliest token as well."""
+"""Smallest effective top_p. With any smaller value, the likeliest token alone is kept, too."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy."""
+    """How one row chooses its next token. Temperature 0 is greedy."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -25,10 +25,10 @@ class Sampling:
 
 
 def samplings(options: TokenOptions, rows: int) -> list[Sampling]:
-    """Of each row, which samples from seed + its number; of checked options. Raises InputError for a seed.
+    """The `Sampling` of each row, from checked options. Row i samples from seed + i. Raises InputError for the seed.
 
-    Without do_sample or with temperature 0 only the penalty matters. A temperature below LEAST_TEMPERATURE is greedy;
-    top_k -1 and 0 are all tokens.
+    Without do_sample, or with a temperature below LEAST_TEMPERATURE, the row is greedy and only the repetition penalty
+    matters. A top_k of -1 or 0 keeps all tokens.
     """
     first, penalty = checks.first_seed(options.seed, rows), options.repetition_penalty
     heat, share, most = options.given("temperature"), options.given("top_p"), options.given("top_k")

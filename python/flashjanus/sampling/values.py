@@ -1,4 +1,4 @@
-"""Checks of plain values, without torch: each returns the value in its final type or raises InputError."""
+"""Checks of plain values that do not import torch. Each returns the value in its final type or raises InputError."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from flashjanus.errors import InputError
 
 MAX_STEPS = 1000
-"""The flow's time runs over 1000 positions; more steps than that repeat them."""
+"""The time of the flow has 1000 positions, so more steps would only repeat positions."""
 MAX_GUIDANCE = 1000.0
-"""Far beyond any use, and far from what overflows in float32."""
+"""Far above any useful value, and far below what overflows in float32."""
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
-"""Of tokens."""
+"""Largest number of tokens that a request may name."""
 
 
 def integers(low: float, high: float) -> str:
