@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of one command line (default: this process's own): see `flashjanus.cli.app.run`."""
+    """Run one command line (default: that of this process) and return its exit code; see `flashjanus.cli.app.run`."""
     try:
         from flashjanus.cli.app import run
-    except KeyboardInterrupt:  # so early that there is nothing to say
+    except KeyboardInterrupt:  # nothing has been done yet, so there is nothing to report
         return 130
     return run(argv)
 

@@ -1,4 +1,4 @@
-"""Parse, dispatch, and turn every expected failure into one line and an exit code."""
+"""Parse the command line, run the command, and turn every expected failure into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flashjanus.cli.console import Console, silence_stdout
 from flashjanus.errors import FlashJanusError, InputError
 
 EXIT_ERROR = 2
-SIGNALED = 128  # and the signal's number, as shells report it: 130 for Ctrl-C
+SIGNALED = 128  # plus the number of the signal, as shells report it: 130 for Ctrl-C
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 COMMANDS = (
@@ -52,7 +52,7 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are `InputError`, so that usage errors leave by the same door as all others."""
+    """An ArgumentParser that raises `InputError`, so that usage errors are reported like all other errors."""
 
     def __init__(self, **options: object) -> None:
         # Abbreviated options would make every new option a breaking change.
@@ -75,10 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Exit code of one command line (default: this process's own).
+    """Run one command line (default: that of this process) and return its exit code.
 
-    0 success, 1 `doctor` found the engine unable to run, rows of a `batch` have no result or no request of `bench
-    serve` succeeded, 2 any error of the request, 130 Ctrl-C, 143 SIGTERM, 141 closed pipe.
+    0: success. 1: `doctor` found that the engine cannot run, rows of a `batch` have no result, no request of `bench
+    serve` succeeded, or a mode of `quality` exceeds --bound. 2: any other error. 130: Ctrl-C. 143: SIGTERM. 141: the
+    pipe was closed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -93,7 +94,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             console.error(type(error).__name__, str(error))
             code = EXIT_ERROR
         except KeyboardInterrupt:
-            if owns_process:  # A second Ctrl-C while leaving would print a traceback.
+            if owns_process:  # A second Ctrl-C during the exit would print a traceback.
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
             console.error("Interrupted", "interrupted")
@@ -102,21 +103,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return EXIT_BROKEN_PIPE
-    except FlashJanusError as error:  # stdout itself cannot be written: stderr only.
+    except FlashJanusError as error:  # stdout itself cannot be written, so only stderr is used.
         silence_stdout()
         Console(json=False, quiet=False).error(type(error).__name__, str(error))
         return EXIT_ERROR
     finally:
         console.leave()
     if owns_process and code > SIGNALED:
-        # Where the exception passed through exec() of a string, CPython would die of SIGINT instead of exiting.
+        # If the exception passed through exec() of a string, CPython would die of SIGINT instead of exiting.
         os._exit(code)
     return code
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:
     for position, argument in enumerate(arguments, 1):
-        # Python hands undecodable bytes over as lone surrogates, which no tokenizer and no PNG text can hold.
+        # Python passes undecodable bytes as lone surrogates, which neither tokenizers nor PNG text can hold.
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise InputError(
                 f"argument {position} is not valid text: {argument!a}; expected {sys.getfilesystemencoding()}, "

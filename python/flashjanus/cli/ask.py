@@ -1,4 +1,4 @@
-"""`flashjanus ask IMAGE QUESTION`: an answer, streamed."""
+"""`flashjanus ask IMAGE QUESTION`: answer a question and stream the answer."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from flashjanus.errors import InputError
 from flashjanus.sampling.options import TokenOptions
 
 SAMPLED = ("temperature", "top_p", "top_k")
-"""Who gives one of these wants to sample."""
+"""Each of these options turns sampling on."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "ask",
         help="ask a question about an image",
-        description="Answer a question about one or several images; the answer is printed as it is written.",
+        description="Answer a question about one or several images. The answer is printed while it is generated.",
     )
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
     parser.add_argument(
-        "--image", action="append", default=[], dest="more", metavar="IMAGE", help="one more image; repeatable"
+        "--image", action="append", default=[], dest="more", metavar="IMAGE", help="another image; repeatable"
     )
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in ("do_sample", *SAMPLED))
-    add_options(parser, TokenOptions, about=f"Greedy unless one of {flags} is given.")
-    add_adapter_option(parser, "LoRA adapter that answers: a folder that PEFT wrote, or a hub id")
+    add_options(parser, TokenOptions, about=f"Decoding is greedy unless one of {flags} is given.")
+    add_adapter_option(parser, "LoRA adapter to answer with: a folder that PEFT wrote, or a hub id")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""`flashjanus batch prompts.jsonl --out DIR`: images and answers of a file's rows, resumable."""
+"""`flashjanus batch prompts.jsonl --out DIR`: draw and answer the rows of a file; a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -28,45 +28,63 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE = 1
 SHOWN = 5
-"""Failures that are said while the run goes on."""
+"""How many failures are reported during the run."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "batch",
         help="draw images and answer questions from a file",
-        description='Each line of FILE is a JSON object: {"prompt": ...} asks for images, {"question": ..., "image": '
-        'PATH} (or "images": [PATH, ...], relative to FILE) for an answer. It may have an "id" (default: the number '
-        "of its line) and any option of a request by its name in Python, such as num_inference_steps; the options "
-        "below hold for lines that do not say. The same command again does what is missing. Exit code 1: some rows "
-        "have no result; failures.jsonl says why.",
+        description='Draw images and answer questions from FILE, where each line is a JSON object: {"prompt": ...} '
+        'asks for images, {"question": ..., "image": PATH} (or "images": [PATH, ...], relative to FILE) asks for an '
+        'answer. A line may have an "id" (default: its line number) and may set any option of a request by its Python '
+        "name, such as num_inference_steps. The options below apply to lines that do not set them. If you repeat the "
+        "command, it does only the rows that have no result yet. The exit code is 1 if some rows have no result; "
+        "failures.jsonl gives the reasons.",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="rows, one JSON object a line")
-    parser.add_argument("--out", metavar="DIR", help="folder for images/, records/, manifest.jsonl and failures.jsonl")
-    parser.add_argument("--verify", metavar="DIR", help="check what a run has written against its manifest instead")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="file with one JSON object per line")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="from it and the id follows a row's own seed (default: 0)"
+        "--out", metavar="DIR", help="output folder, which gets images/, records/, manifest.jsonl and failures.jsonl"
     )
-    parser.add_argument("--strict", action="store_true", help="with a line that is not valid, do none of them")
-    parser.add_argument("--redo", action="store_true", help="do rows again that have changed since they were done")
-    for title, options in (("options of images", ImageOptions), ("options of answers", TokenOptions)):
+    parser.add_argument(
+        "--verify", metavar="DIR", help="instead of running, check the files of an earlier run against its manifest"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="base seed; each row's seed is derived from it and the row's id (default: 0)",
+    )
+    parser.add_argument("--strict", action="store_true", help="run nothing if any line is invalid")
+    parser.add_argument("--redo", action="store_true", help="redo rows that have changed since they were done")
+    for title, options in (("image options", ImageOptions), ("answer options", TokenOptions)):
         group = parser.add_argument_group(title)
         for name, option in options_of(options).items():
             if option.flag is not None and name != "seed":
                 add_option(group, options, name)
-    group = parser.add_argument_group("how much at once")
-    group.add_argument("--live-images", type=int, default=32, metavar="N", help="images drawn at once (default: 32)")
-    group.add_argument("--live-answers", type=int, default=64, metavar="N", help="answers at once (default: 64)")
+    group = parser.add_argument_group("concurrency")
+    group.add_argument(
+        "--live-images", type=int, default=32, metavar="N", help="maximum number of images drawn at once (default: 32)"
+    )
+    group.add_argument(
+        "--live-answers",
+        type=int,
+        default=64,
+        metavar="N",
+        help="maximum number of answers generated at once (default: 64)",
+    )
     group = parser.add_argument_group("on a cluster")
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="of a Ray cluster, auto for the one that this machine is part of, or local; each node needs FlashJanus, "
-        "the model and the images of questions under the same paths, results are written here",
+        help="address of a Ray cluster, auto for the cluster that this machine belongs to, or local; every node needs "
+        "FlashJanus, and the model and the images of questions under the same paths; results are written on this "
+        "machine",
     )
-    group.add_argument("--replicas", type=int, metavar="N", help="copies of the model (default: as many as fit)")
-    group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs of each (default: 1)")
-    group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs of each (default: 0)")
+    group.add_argument("--replicas", type=int, metavar="N", help="number of model replicas (default: as many as fit)")
+    group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs per replica (default: 1)")
+    group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs per replica (default: 0)")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -107,7 +125,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 SAME = ("dtype", "vae_dtype", "quantization", "numerics")
-"""What of a model must stay in a folder, besides its name and its VAE."""
+"""Model options that must not change within an output folder, besides the model's name and VAE."""
 
 
 def _usual(args: argparse.Namespace, options: type[Options]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`flashjanus bench serve`: a load on a server of OpenAI's interface, ours or another."""
+"""`flashjanus bench serve`: put load on any server with OpenAI's API and measure its latencies."""
 
 from __future__ import annotations
 
@@ -38,41 +38,47 @@ PARTIAL_IMAGES = range(4)
 def add_suite(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = suites.add_parser(
         "serve",
-        help="how soon a server answers under a load",
-        description="Send requests to a server of OpenAI's interface, N at once (closed loop) or at Poisson times "
-        "(open loop, where latencies count from when a request was due), and print percentiles of admission, first "
-        "token, first partial image, image, each token and the whole; rates; and how many met a deadline.",
+        help="measure a server's latencies under load",
+        description="Send requests to a server with OpenAI's API, N at a time (closed loop) or at Poisson times (open "
+        "loop, where latencies count from the time a request was due). Print rates, the share of requests that met "
+        "their deadline, and percentiles of the time to admission, first token, first partial image, image, each "
+        "further token, and the whole reply.",
     )
     parser.add_argument(
         "--base-url",
         default="http://127.0.0.1:8000/v1",
         metavar="URL",
-        help="of the endpoint, /v1 included (default: http://127.0.0.1:8000/v1)",
+        help="URL of the endpoint, including /v1 (default: http://127.0.0.1:8000/v1)",
     )
-    parser.add_argument("--model", metavar="NAME", help="default: the first that the endpoint lists")
-    parser.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment, or none")
+    parser.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the endpoint lists)")
+    parser.add_argument("--api-key", metavar="KEY", help="API key (default: $OPENAI_API_KEY, or none)")
     _add_load(parser)
     group = parser.add_argument_group("requests")
     group.add_argument("--no-stream", action="store_true", help="ask for whole answers instead of streams")
     group.add_argument(
-        "--partial-images", type=_partial_images, metavar="N", help="0 to 3 of each image (default: the endpoint's)"
+        "--partial-images",
+        type=_partial_images,
+        metavar="N",
+        help="partial images per image, 0 to 3 (default: the endpoint's)",
     )
-    group.add_argument("--max-tokens", type=count, default=64, metavar="N", help="of an answer (default: 64)")
+    group.add_argument(
+        "--max-tokens", type=count, default=64, metavar="N", help="maximum tokens in an answer (default: 64)"
+    )
     for kind, example in (("image", '{"size": "512x512"}'), ("chat", '{"temperature": 0}')):
         group.add_argument(
             f"--{kind}-options",
             type=_fields,
             default={},
             metavar="JSON",
-            help=f"further fields of {'an image' if kind == 'image' else 'a chat or vision'} request, as '{example}'",
+            help=f"further fields of {'an image' if kind == 'image' else 'a chat or vision'} request, e.g. '{example}'",
         )
     group.add_argument(
-        "--timeout", type=bound, default=300.0, metavar="S", help="seconds that a request may take (default: 300)"
+        "--timeout", type=bound, default=300.0, metavar="S", help="maximum seconds for a request (default: 300)"
     )
     group = parser.add_argument_group("goodput")
-    group.add_argument("--deadline-image", type=bound, metavar="S", help="seconds in which an image is to be there")
+    group.add_argument("--deadline-image", type=bound, metavar="S", help="deadline in seconds for a whole image")
     group.add_argument(
-        "--deadline-token", type=bound, metavar="S", help="seconds in which the first token of an answer is to be there"
+        "--deadline-token", type=bound, metavar="S", help="deadline in seconds for the first token of an answer"
     )
     add_report_options(parser)
     parser.set_defaults(run=run)
@@ -82,45 +88,54 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load")
     how = group.add_mutually_exclusive_group()
     how.add_argument(
-        "--concurrency", type=count, metavar="N", help=f"so many requests at once (default: {CONCURRENCY})"
+        "--concurrency", type=count, metavar="N", help=f"number of requests at a time (default: {CONCURRENCY})"
     )
-    how.add_argument("--rate", type=bound, metavar="R", help="so many requests a second, at Poisson times")
+    how.add_argument("--rate", type=bound, metavar="R", help="requests per second, at Poisson times")
     group.add_argument(
         "--requests",
         type=count,
         metavar="M",
-        help=f"as many in all (default: {REQUESTS}, or as many as --duration gives)",
+        help=f"total number of requests (default: {REQUESTS}, or as many as fit in --duration)",
     )
     group.add_argument(
         "--duration",
         type=bound,
         metavar="S",
-        help=f"begin none after so many seconds (default: as long as it takes; with --rate {SECONDS:g})",
+        help=f"send no request after this many seconds (default: no limit; {SECONDS:g} with --rate)",
     )
     group.add_argument(
         "--mix",
         default="image=0.5,chat=0.5",
         metavar="KIND=W[,...]",
-        help="weights of image, chat and vision, a question about a picture (default: image=0.5,chat=0.5)",
+        help="weights of the kinds image, chat, and vision (questions about a picture) (default: image=0.5,chat=0.5)",
     )
     group.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='a prompt a line, text for all kinds or {"kind": ..., "prompt": ...} for one (default: built in)',
+        help='file with one prompt per line: text for every kind, or {"kind": ..., "prompt": ...} (default: built in)',
     )
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of kinds, prompts and times, not of the images (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the kinds, prompts and times, not of the images (default: 0)",
     )
     group.add_argument(
-        "--warmup", type=count_or_none, default=1, metavar="N", help="requests of each kind before (default: 1)"
+        "--warmup",
+        type=count_or_none,
+        default=1,
+        metavar="N",
+        help="warm-up requests per kind, which do not count (default: 1)",
     )
     group.add_argument(
         "--in-flight",
         type=count,
         default=1000,
         metavar="N",
-        help="with --rate: where so many are unanswered, the next is not sent and has failed (default: 1000)",
+        help="with --rate: while this many requests are open, further ones are not sent and count as failed (default: "
+        "1000)",
     )
 
 
@@ -152,7 +167,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def read(path: str) -> ServeReport | None:
-    """A report of --json; None where it is one of another suite. Raises InputError."""
+    """Read a report that --json wrote. None if it is from another suite. Raises InputError."""
     from flashjanus.measure.bench.serving.serve_report import ServeReport
 
     data = read_json(Path(path))
@@ -208,8 +223,8 @@ def _measured(
 
 @contextmanager
 def _cancelled_by_signals(console: Console) -> Iterator[None]:
-    """Ctrl-C and SIGTERM, where the console hears them, cancel this task: an exception that a handler raises would come
-    up in any task, whose neighbors nobody would end."""
+    """Let Ctrl-C and SIGTERM cancel the current task, if the console listens for them. An exception from a signal
+    handler could be raised in any task, and the other tasks would never be ended."""
     import asyncio
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -231,7 +246,7 @@ def _cancelled_by_signals(console: Console) -> Iterator[None]:
 
 
 def _base_url(text: str) -> str:
-    """With /v1 where it has no path."""
+    """The URL, with /v1 added if it has no path. Raises InputError."""
     try:
         parts = urlsplit(text)
         bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
@@ -250,7 +265,7 @@ def _api_key(given: str | None) -> str | None:
 
 
 def _head(args: argparse.Namespace, target: Target) -> dict[str, Any]:
-    """What is needed to repeat the run. machine: the client's."""
+    """The facts that are needed to repeat the run. `machine` is the client's."""
     from flashjanus.measure.words import commit
 
     if args.rate is None:
@@ -272,7 +287,7 @@ def _head(args: argparse.Namespace, target: Target) -> dict[str, Any]:
 
 
 def _without_key(arguments: list[str]) -> list[str]:
-    """Reports are shown to others."""
+    """The command line without the API key, since reports are shared with others."""
     found = list(arguments)
     for i, argument in enumerate(found):
         if argument == "--api-key" and i + 1 < len(found):

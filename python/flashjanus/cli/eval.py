@@ -1,4 +1,4 @@
-"""`flashjanus eval shapes | geneval | choices`: scores of what a model draws and answers."""
+"""`flashjanus eval shapes | geneval | choices`: score the pictures and answers of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "eval",
         help="score a model",
-        description="Score what a model draws and what it answers, with 95 % confidence intervals.",
+        description="Score the pictures and answers of a model, with 95 % confidence intervals.",
     )
     suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
     _add_shapes(suites)
@@ -35,14 +35,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_shapes(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = suites.add_parser(
         "shapes",
-        help="score a model of colored shapes, judged by the pixels",
-        description="Score a model of the shapes world on combinations it has not seen: GenEval's six categories "
-        "judged by the pixels, answers by topic, and the Frechet distance in its own understanding encoder's space; "
-        "also how exact the judge is and what the VAE lets through.",
+        help="score a model of colored shapes; the pixels are the judge",
+        description="Score a model of the shapes world on combinations that it has not seen in training: pictures in "
+        "GenEval's six categories, judged by their pixels; answers by topic; and the Frechet distance in the space of "
+        "the model's own understanding encoder. Also measure how exact the judge is and how much the VAE preserves.",
     )
     parser.add_argument("--samples", type=int, default=200, metavar="N", help="prompts per category (default: 200)")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="questions per topic (default: 100)")
-    parser.add_argument("--only", choices=("draw", "answer"), help="leave out the other half")
+    parser.add_argument("--only", choices=("draw", "answer"), help="score only pictures or only answers")
     _add_drawing_options(parser)
     add_model_options(parser)
     add_output_options(parser)
@@ -52,20 +52,20 @@ def _add_shapes(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_geneval(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = suites.add_parser(
         "geneval",
-        help="score pictures of GenEval prompts by a detector of yours",
-        description="Score pictures by GenEval's rules: those in --images (GenEval's folders, or files that an "
-        "'image' in every line of PROMPTS names), else new ones that the model draws. The detector is yours; without "
-        "one, --out only draws.",
+        help="score pictures of GenEval prompts with your detector",
+        description="Score pictures by GenEval's rules. The pictures are those in --images (in GenEval's folders, or "
+        "in files that the key 'image' in every line of PROMPTS names), or else the model draws them. You provide the "
+        "detector; without one, --out draws the pictures and does not score them.",
     )
     parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="GenEval's evaluation_metadata.jsonl or one like it")
     parser.add_argument("--images", metavar="DIR", help="folder of pictures to score; nothing is drawn")
     parser.add_argument(
         "--detector",
         metavar="MODULE:NAME",
-        help="function from a PIL image to a list of flashjanus.measure.evaluation.Detection",
+        help="function that takes a PIL image and returns a list of flashjanus.measure.evaluation.Detection",
     )
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="pictures drawn per prompt (default: 4)")
-    parser.add_argument("--out", metavar="DIR", help="new folder for what is drawn, in GenEval's layout")
+    parser.add_argument("--out", metavar="DIR", help="new folder for the drawn pictures, in GenEval's layout")
     _add_drawing_options(parser)
     add_model_options(parser)
     add_output_options(parser)
@@ -90,7 +90,9 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, ImageOptions, "num_inference_steps", USUAL["num_inference_steps"])
     add_option(parser, ImageOptions, "guidance_scale", USUAL["guidance_scale"])
     add_option(parser, ImageOptions, "seed", 0)
-    parser.add_argument("--sheet", metavar="FILE.png", help="write some pictures with prompts, verdicts and scores")
+    parser.add_argument(
+        "--sheet", metavar="FILE.png", help="write a sheet of some pictures with their prompts, verdicts and scores"
+    )
 
 
 def _run_shapes(args: argparse.Namespace, console: Console) -> int:
@@ -204,7 +206,7 @@ def _run_choices(args: argparse.Namespace, console: Console) -> int:
 def _written(
     shown: Iterator[NumberedPicture], prompts: list[GenevalPrompt], out: Path, paths: list[str]
 ) -> Iterator[NumberedPicture]:
-    """The same pictures, each written below `out` before it is passed on; `paths` grows with their files."""
+    """Write each picture below `out`, append its path to `paths`, and pass it on."""
     from flashjanus.measure.evaluation.pictures import write_picture
 
     for number, name, image in shown:
@@ -214,7 +216,7 @@ def _written(
 
 
 def _check_sheet(sheet: str | None) -> None:
-    """Refuse, before the long work, a file that could not be written after it."""
+    """Refuse a file that could not be written, before the long work starts."""
     if sheet is None:
         return
     if not sheet.lower().endswith(".png") or Destination(sheet, 1, overwrite=True).file is None:

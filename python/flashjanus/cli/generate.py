@@ -1,4 +1,4 @@
-"""`flashjanus generate PROMPT...`: prompts to PNG files."""
+"""`flashjanus generate PROMPT...`: draw prompts and write PNG files."""
 
 from __future__ import annotations
 
@@ -39,25 +39,32 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "generate",
         help="draw images from prompts",
-        description="Draw images from prompts, write each to a PNG file when it is there, and print its path. Prompt, "
-        "seed, steps, guidance and model are stored in each file as PNG text. Quote a prompt: each argument is a "
-        "prompt of its own.",
+        description="Draw images from prompts, write each to a PNG file as soon as it is drawn, and print its path. "
+        "Each file stores its prompt, seed, steps, guidance and model as PNG text. Each argument is one prompt, so "
+        "quote prompts with spaces.",
     )
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="prompt to draw")
     add_options(parser, ImageOptions)
-    parser.add_argument("--out", default=".", metavar="DIR|FILE.png", help="folder, or file for one image (default: .)")
+    parser.add_argument(
+        "--out",
+        default=".",
+        metavar="DIR|FILE.png",
+        help="output folder, or output file for a single image (default: .)",
+    )
     parser.add_argument(
         "--skip",
         type=int,
         default=0,
         metavar="N",
-        help="leave out the first N images: with the --seed of a run that was ended, draw the others",
+        help="skip the first N images; with the --seed of an interrupted run, this draws the rest of them",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files of the same name instead of numbering")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing files instead of adding a number to the name"
+    )
     parser.add_argument(
         "--enlarge", type=int, default=1, metavar="N", help="write every pixel as N x N pixels (default: 1)"
     )
-    add_adapter_option(parser, "LoRA adapter that draws: a folder that PEFT wrote, or a hub id")
+    add_adapter_option(parser, "LoRA adapter to draw with: a folder that PEFT wrote, or a hub id")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -113,10 +120,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be drawn: `images` of each of these prompts, seeds as `generate_image` takes them.
+    """The images to draw: `images` images of each prompt, with seeds as `generate_image` takes them.
 
-    total, skipped: images of the whole command, and those that were left out. unit: images that go together, as all of
-    one prompt do where they are chosen or come from one draw.
+    drawn: number of images that the model draws, candidates included. total: images of the whole command. skipped:
+    images that --skip leaves out. unit: number of images that must be drawn together; all images of a prompt must be
+    if they are chosen from candidates or come from one draw. first: the seed of image 0 of the command.
     """
 
     prompts: list[str]
@@ -155,13 +163,13 @@ class Work:
         return cls(prompts, images, first + left * each, drawn, total, skipped, unit, first)
 
     def prompt(self, n: int) -> str:
-        """That of image n of those that are drawn."""
+        """The prompt of image n, counted from the first image that is not skipped."""
         return self.prompts[n // self.images]
 
 
 @dataclass
 class Saved:
-    """The images of a run that are in files."""
+    """The images that a run has written to files."""
 
     work: Work
     destination: Destination
@@ -192,7 +200,7 @@ class Saved:
         return {"paths": self.paths, "prompts": self.prompts, "seeds": self.seeds}
 
     def told(self) -> tuple[str, Mapping[str, Any]]:
-        """How many there are, and how to go on: for a run that ends before its time."""
+        """Words and JSON facts for a run that ends early: how many images it saved, and how to continue it."""
         work, count = self.work, len(self.paths)
         facts = self.to_json()
         wanted = work.total - work.skipped

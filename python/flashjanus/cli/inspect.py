@@ -1,4 +1,4 @@
-"""`flashjanus inspect PATH`: what a checkpoint holds."""
+"""`flashjanus inspect PATH`: show what a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="show what a checkpoint holds",
-        description="Show a checkpoint's configuration, files, tensors and sizes, without loading its weights, and, if "
-        "asked, what they lose by quantization. Exit code 2 if it has problems.",
+        help="show what a checkpoint contains",
+        description="Show a checkpoint's configuration, files, tensors and sizes without loading its weights. With "
+        "--quantization, also measure the error of quantization. The exit code is 2 if the checkpoint has problems.",
     )
     parser.add_argument("path", metavar="PATH", help="built-in name, folder or hub id")
-    parser.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
+    parser.add_argument("--vae", metavar="PATH", help="folder, file or hub id of the VAE (default: the model's own)")
     parser.add_argument(
-        "--quantization", choices=METHODS, help="also compare each linear that it would change with itself"
+        "--quantization",
+        choices=METHODS,
+        help="also compare each linear that this method would quantize with its original",
     )
     add_output_options(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""Options shared by the commands, and the model they describe."""
+"""Options that several commands share, and the loading of the model that they describe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON object on stdout, errors included")
-    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    group.add_argument("--json", action="store_true", help="print one JSON object on stdout, also for an error")
+    group.add_argument("--quiet", action="store_true", help="print no progress and no notes on stderr")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -31,32 +31,38 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", default="shapes", metavar="NAME|PATH", help="built-in name, folder or hub id (default: shapes)"
     )
-    group.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
+    group.add_argument("--vae", metavar="PATH", help="folder, file or hub id of the VAE (default: the model's own)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, the CPU)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
-    group.add_argument("--vae-dtype", default="auto", help="of the VAE: float32 or bfloat16 (default: as --dtype)")
+    group.add_argument(
+        "--vae-dtype",
+        default="auto",
+        help="dtype of the VAE: auto, float32 or bfloat16 (default: auto, the same as --dtype)",
+    )
     group.add_argument(
         "--quantization",
         metavar="NAME",
-        help="int8, or fp8 on newer GPUs: the language model's linears in 8 bits; int4: decoding in 4 (default: as "
-        "the checkpoint is stored)",
+        help="int8, or fp8 on newer GPUs: run the language model's linears in 8 bits; int4: decode in 4 bits (default: "
+        "as the checkpoint is stored)",
     )
     group.add_argument(
-        "--numerics", default="exact", help="exact, or official for the official model's rounding (default: exact)"
+        "--numerics", default="exact", help="exact, or official to round like the official code (default: exact)"
     )
     group.add_argument(
         "--attention",
         metavar="NAME[,NAME]",
-        help="implementations of attention that may serve, the preferred first, e.g. native,torch (default: the "
+        help="implementations of attention that may be used, in order of preference, e.g. native,torch (default: the "
         "fastest; flashjanus doctor lists them)",
     )
-    group.add_argument("--eager", action="store_true", help="on a GPU, launch kernel by kernel: no CUDA graphs")
+    group.add_argument(
+        "--eager", action="store_true", help="on a GPU, launch each kernel on its own instead of replaying CUDA graphs"
+    )
     group.add_argument(
         "--buckets",
         action="append",
         metavar="NAME=N[,N]",
-        help="sizes that plans are made for; NAME is rows, prompt_tokens, steps or new_tokens (flashjanus plan lists "
-        "them)",
+        help="sizes that plans are made for; NAME is rows, prompt_tokens, steps or new_tokens; repeatable (flashjanus "
+        "plan lists them)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
@@ -68,7 +74,7 @@ def add_adapter_option(parser: argparse.ArgumentParser, what: str) -> None:
 def add_options(
     parser: argparse.ArgumentParser, options: type[Options], group: str | None = None, about: str | None = None
 ) -> None:
-    """A flag for each option, or for those of a group; those of "sampling" stand under a heading, with `about`."""
+    """Add a flag for each option, or each of one group. Sampling options get a heading, with the text `about`."""
     headed: argparse._ActionsContainer | None = None
     for name, option in options_of(options, group).items():
         if option.flag is None:
@@ -79,7 +85,7 @@ def add_options(
 
 
 def add_option(parser: argparse._ActionsContainer, options: type[Options], name: str, default: Any = None) -> None:
-    """The flag of one option. Of the options of sampling, and where it is None, a default is left to the model."""
+    """Add the flag of one option. Without `default`, a sampling option gets its default from the model."""
     option = options_of(options)[name]
     shown = option.default if default is None else default
     facts: dict[str, Any] = {"dest": name, "help": option.help(name, shown)}
@@ -99,20 +105,20 @@ def add_option(parser: argparse._ActionsContainer, options: type[Options], name:
 
 
 def given(args: argparse.Namespace, options: type[Options], group: str | None = None) -> dict[str, Any]:
-    """The options that have a value on this command line."""
+    """The options that have a value on this command line, by name."""
     values = {name: getattr(args, name, None) for name in options_of(options, group)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
-    """What the sampling options ask for. Raises InputError."""
+    """The sampler that the sampling options describe. Raises InputError."""
     from flashjanus.sampling import presets
 
     return presets.sampler(**given(args, ImageOptions, "sampling"))
 
 
 def recipe(sampler: Sampler) -> dict[str, Any]:
-    """Steps and guidance, and the other options where they are not the defaults."""
+    """Steps and guidance, and every other sampling option that differs from its default."""
     default = asdict(type(sampler)())
     chosen = asdict(sampler)
     facts = {"steps": chosen.pop("num_inference_steps"), "guidance": chosen.pop("guidance_scale")}
@@ -120,11 +126,11 @@ def recipe(sampler: Sampler) -> dict[str, Any]:
 
 
 MAX_THREADS = 1024
-"""OpenMP dies where the system refuses it a thread, so what no machine has is refused first."""
+"""OpenMP crashes if the system refuses it a thread, so numbers that no machine has are refused first."""
 
 
 def load_model(args: argparse.Namespace, console: Console, make: Callable[..., JanusFlow] | None = None) -> JanusFlow:
-    """The model that the options ask for; `make` gets the choices, where it is not to be read from a checkpoint."""
+    """Load the model that the options describe. `make`, if given, builds it from the choices instead."""
     threads = threads_of(args)
     console.status(f"loading {args.model}")
     if threads is not None:
@@ -140,7 +146,7 @@ def load_model(args: argparse.Namespace, console: Console, make: Callable[..., J
 
 
 def threads_of(args: argparse.Namespace) -> int | None:
-    """CPU threads, where they are given. Raises InputError."""
+    """The number of CPU threads, or None if it is not given. Raises InputError."""
     threads: int | None = args.threads
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
@@ -150,7 +156,7 @@ def threads_of(args: argparse.Namespace) -> int | None:
 
 
 def adapters_of(args: argparse.Namespace, most: int | None = None) -> dict[str, str]:
-    """Folders or hub ids of adapters by name, which is the last part of one that has none. Raises InputError."""
+    """Folders or hub ids of adapters by name. The default name is the last part of the path. Raises InputError."""
     given: list[str] = getattr(args, "adapters", [])
     if most is not None and len(given) > most:
         raise InputError(f"--adapter: expected at most {most}, got {len(given)}")
@@ -165,7 +171,7 @@ def adapters_of(args: argparse.Namespace, most: int | None = None) -> dict[str, 
 
 
 def choices(args: argparse.Namespace) -> dict[str, Any]:
-    """How the model is to run: options of `JanusFlow.from_pretrained`, as plain data."""
+    """The options of `JanusFlow.from_pretrained` that say how the model runs, as plain data."""
     adapters = adapters_of(args)
     return {
         **({"adapters": adapters} if adapters else {}),
@@ -181,7 +187,7 @@ def choices(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _buckets(given: list[str]) -> dict[str, list[int]]:
-    """Sizes by name; what the names and sizes may be, the model says."""
+    """Bucket sizes by name. The model checks the names and the sizes."""
     sizes: dict[str, list[int]] = {}
     for text in given:
         name, _, numbers = text.partition("=")
@@ -192,7 +198,7 @@ def _buckets(given: list[str]) -> dict[str, list[int]]:
 
 
 def model_facts(model: TensorModel) -> dict[str, Any]:
-    """What every JSON result says about the model that made it."""
+    """The facts about the model that every JSON result contains."""
     return {
         "model": model.name,
         "device": str(model.device),

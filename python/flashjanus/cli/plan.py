@@ -1,4 +1,4 @@
-"""`flashjanus plan`: the frozen plans, as the executor will walk them."""
+"""`flashjanus plan`: print the frozen plans that the executor runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = (
     "flow_step_recalling_conditional",
     "decode_latents",
 )
-"""Those that execution.runner builds, which is not read here: it imports torch."""
+"""The programs that execution.runner builds. It is not imported here because it needs torch."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,9 +30,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="print the plan of a program",
         description="Print each node of a program's plan: op, implementation, buffer, FLOPs and bytes.",
     )
-    parser.add_argument("--program", choices=(*PROGRAMS, "all"), default="flow_step", help="default: flow_step")
-    parser.add_argument("--rows", type=int, default=1, metavar="R", help="images or sequences at once (default: 1)")
-    parser.add_argument("--prompt-tokens", type=int, default=64, metavar="P", help="prompt capacity (default: 64)")
+    parser.add_argument(
+        "--program", choices=(*PROGRAMS, "all"), default="flow_step", help="program to print (default: flow_step)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1, metavar="R", help="number of images or sequences in the batch (default: 1)"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=64, metavar="P", help="prompt length in tokens (default: 64)"
+    )
     parser.add_argument("--steps", type=int, default=30, metavar="K", help="Euler steps (default: 30)")
     parser.add_argument("--why", action="store_true", help="also say why each implementation was chosen")
     add_model_options(parser)

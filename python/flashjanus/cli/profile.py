@@ -1,4 +1,4 @@
-"""`flashjanus profile generate|chat`: where a request's time goes, against what the machine could do."""
+"""`flashjanus profile generate|chat`: show where the time of a request goes, compared with the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "profile",
         help="show where a request's time goes",
-        description="Time every node of a request, and what lies outside of nodes, against the machine's own ceilings.",
+        description="Time every node of a request, and the time outside of nodes, and compare it with the machine's "
+        "ceilings.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="generate|chat", required=True)
     generate = kinds.add_parser(
-        "generate", help="draw images from prompts", description="Profile the drawing of images; none is written."
+        "generate", help="draw images from prompts", description="Profile the drawing of images. No image is written."
     )
-    generate.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw")
+    generate.add_argument("prompt", nargs="+", metavar="PROMPT", help="prompt to draw")
     add_option(generate, ImageOptions, "num_images_per_prompt")
     add_option(generate, ImageOptions, "seed", default=0)
     add_options(generate, ImageOptions, "sampling")
     generate.set_defaults(run=run_generate)
     chat = kinds.add_parser(
-        "chat", help="answer a question", description="Profile a greedy answer, about images or about none."
+        "chat", help="answer a question", description="Profile a greedy answer to a question, with or without images."
     )
     chat.add_argument("question", metavar="QUESTION", help="what to ask")
     chat.add_argument("--image", action="append", default=[], metavar="IMAGE", help="image file; repeatable")
@@ -65,13 +66,15 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="times with and without the recorder, in turns, after one run that does not count; the request whose "
-        "time is the median is shown (default: 3)",
+        help="number of runs with the profiler and as many without it, in turns, after one warm-up run; the profiled "
+        "run with the median time is shown (default: 3)",
     )
-    group.add_argument("--nodes", action="store_true", help="a row for each node instead of each op")
+    group.add_argument("--nodes", action="store_true", help="print a row for each node instead of each op")
     group.add_argument("--trace", metavar="FILE", help="write a trace for chrome://tracing or ui.perfetto.dev")
-    group.add_argument("--html", metavar="FILE", help="write a page with pictures, memory's among them")
-    group.add_argument("--nvtx", action="store_true", help="on a GPU, name programs and nodes for NVIDIA's tools")
+    group.add_argument("--html", metavar="FILE", help="write an HTML page with charts, including one of memory")
+    group.add_argument(
+        "--nvtx", action="store_true", help="on a GPU, mark programs and nodes with NVTX ranges for NVIDIA's tools"
+    )
 
 
 def run_generate(args: argparse.Namespace, console: Console) -> int:
@@ -81,7 +84,7 @@ def run_generate(args: argparse.Namespace, console: Console) -> int:
 
     def request() -> None:
         console.check_interrupt()
-        model.prefixes.clear()  # each request is one that nobody made before
+        model.prefixes.clear()  # so that no request profits from an earlier one
         model.generate_image(
             args.prompt,
             num_images_per_prompt=args.num_images_per_prompt,
@@ -114,7 +117,7 @@ def run_chat(args: argparse.Namespace, console: Console) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What needs no model is refused before one is loaded."""
+    """Check everything that needs no model before one is loaded."""
     if not 1 <= args.repeats <= MAX_REPEATS:
         raise InputError(f"--repeats must be 1 to {MAX_REPEATS}, got {args.repeats}")
 

@@ -1,4 +1,4 @@
-"""`flashjanus quality`: speed against quality of several modes of one model, in one run."""
+"""`flashjanus quality`: compare the speed and quality of several modes of one model in one run."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ if TYPE_CHECKING:
     from flashjanus import JanusFlow
 
 BEYOND = 1
-"""Exit code where a mode is farther from the converged solution than --bound allows."""
+"""Exit code if a mode is farther from the converged solution than --bound allows."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "quality",
-        help="speed against quality of several modes",
-        description="Compare modes of one model: the time of an image, in turns; the distance of the latents to the "
-        "converged solution of the flow, over that of the exact mode (30 Euler steps); how much alike latents and "
-        "images are to the exact mode's; for a model of the shapes world also the share of pictures and answers that "
-        "are right.",
+        help="compare the speed and quality of several modes",
+        description="Compare several modes of one model. Measured are the time of an image, with the modes in turns; "
+        "the distance of the latents to the converged solution of the flow, relative to that of the exact mode (30 "
+        "Euler steps); the similarity of latents and images to those of the exact mode; and, for a model of the shapes "
+        "world, the share of correct pictures and answers.",
     )
     group = parser.add_argument_group("modes")
     group.add_argument(
         "--modes",
         default="euler-20,euler-10",
         metavar="NAME[,NAME]",
-        help="modes of flashjanus/measure/quality/modes.py beside the exact one (default: euler-20,euler-10)",
+        help="modes of flashjanus/measure/quality/modes.py to compare with the exact one (default: euler-20,euler-10)",
     )
     group.add_argument(
         "--mode",
         action="append",
         default=[],
         metavar="'NAME: OPTION=VALUE, ...'",
-        help="another mode: options of from_pretrained, generate_image and sample_latents; a:b is a pair; repeatable",
+        help="another mode, from options of from_pretrained, generate_image and sample_latents; a:b is a pair; "
+        "repeatable",
     )
-    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale of every mode without its own")
+    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale of the modes that do not set one")
     group = parser.add_argument_group("how much is measured")
     group.add_argument(
-        "--prompts", metavar="FILE|FOLDER", help="prompts, one a line, in a text file or a folder of *.txt"
+        "--prompts", metavar="FILE|FOLDER", help="text file, or folder of *.txt files, with one prompt per line"
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first prompt's noise (default: 0)")
     group.add_argument(
@@ -56,10 +57,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=count_or_none,
         default=500,
         metavar="K",
-        help="Euler steps in float32 that stand for the converged solution; 0: leave it out (default: 500)",
+        help="number of Euler steps in float32 that give the converged solution; 0 skips it (default: 500)",
     )
     group.add_argument(
-        "--score", action="store_true", help="score pictures and answers of the shapes world, as for the built-in model"
+        "--score",
+        action="store_true",
+        help="score pictures and answers of the shapes world, which is always done for the built-in model",
     )
     group.add_argument(
         "--samples", type=count_or_none, default=20, metavar="N", help="scored pictures per category (default: 20)"
@@ -67,24 +70,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group.add_argument(
         "--questions", type=count_or_none, default=20, metavar="N", help="scored questions per topic (default: 20)"
     )
-    group.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of the timing (default: 5)")
+    group.add_argument("--rounds", type=count, default=5, metavar="N", help="rounds of timing (default: 5)")
     group.add_argument(
         "--minutes",
         type=minutes,
         default=15.0,
         metavar="M",
-        help="begin no round of the timing that would end later (default: 15)",
+        help="begin no round of timing that would end after this many minutes (default: 15)",
     )
-    group = add_report_options(parser, "draw speed against quality")
+    group = add_report_options(parser, "write a plot of speed against quality to FILE.svg")
     group.add_argument(
         "--bound",
         type=bound,
         metavar="RATIO",
-        help=f"exit with {BEYOND} where a mode's distance to the converged solution is surely more than RATIO times "
-        "the exact mode's",
+        help=f"exit with code {BEYOND} if a mode's distance to the converged solution is significantly more than RATIO "
+        "times that of the exact mode",
     )
     add_model_options(parser)
-    parser.add_argument("--random-weights", choices=RANDOM, help="instead of --model: random weights of this size")
+    parser.add_argument("--random-weights", choices=RANDOM, help="random weights of this size instead of --model")
     parser.set_defaults(run=run)
 
 
@@ -141,7 +144,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _loader(args: argparse.Namespace, console: Console) -> tuple[Callable[..., JanusFlow], JanusFlow]:
-    """What loads the model with other options, each once, and the model as the command's options have it."""
+    """A function that loads the model with other options, once for each set, and the model of the command line."""
     from flashjanus import JanusFlow
     from flashjanus.measure.bench.models import random_model
 

@@ -1,4 +1,4 @@
-"""`flashjanus quantize SRC DST`: a checkpoint with its linears in fewer bits, which loads without the original."""
+"""`flashjanus quantize SRC DST`: write a checkpoint with quantized linears that loads without the original."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from flashjanus.disk.writing import refuse_taken
 from flashjanus.errors import OutputError
 
 METHODS = ("int8", "int4", "fp8")
-"""checkpoint.quantizations.QUANTIZATIONS, which is not read here: checkpoint imports torch."""
+"""The same as checkpoint.quantizations.QUANTIZATIONS, which is not imported here because it needs torch."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "quantize",
-        help="write a checkpoint with 8-bit weights",
-        description="Write a folder in the official layout with the language model's linears quantized, all else as it "
-        "was, which loads without the original. DST is written whole or not at all. int4 is stored in int8, from which "
-        "the 4 bits are made when it is loaded.",
+        help="write a checkpoint with quantized weights",
+        description="Write a folder in the official layout in which the language model's linears are quantized and all "
+        "else is unchanged. It loads without the original. DST is written completely or not at all. int4 is stored as "
+        "int8, and the 4-bit weights are made when it is loaded.",
     )
     parser.add_argument("source", metavar="SRC", help="built-in name, folder or hub id")
     parser.add_argument("destination", metavar="DST", help="a folder that is empty or does not exist yet")
-    parser.add_argument("--quantization", choices=METHODS, default="int8", help="default: int8")
-    parser.add_argument("--vae", metavar="PATH", help="the VAE, if it is not beside the model: folder, file or hub id")
+    parser.add_argument("--quantization", choices=METHODS, default="int8", help="method (default: int8)")
+    parser.add_argument("--vae", metavar="PATH", help="folder, file or hub id of the VAE (default: the model's own)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""`flashjanus schedule`: when the language model is to run while an image is drawn, found beforehand."""
+"""`flashjanus schedule`: find the times at which the language model should run while an image is drawn."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from flashjanus.sampling.options import ImageOptions
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "schedule",
-        help="find times for --step-cache",
-        description="Draw once with the language model in every evaluation, and print for each number of runs the "
-        "times at which it had best run, for --step-cache; between them what it adds is extrapolated. The error is an "
-        "estimate for comparison: `flashjanus quality --mode 'mine: step_cache=0:0.1:...'` measures.",
+        help="find good times for --step-cache",
+        description="Draw once with the language model in every evaluation. Then print, for each number of runs of the "
+        "language model, the best times to run it; pass them to --step-cache, which extrapolates its output in "
+        "between. The error is an estimate for comparing schedules; to measure one, run `flashjanus quality --mode "
+        "'mine: step_cache=0:0.1:...'`.",
     )
     parser.add_argument(
-        "--prompts", metavar="FILE|FOLDER", help="prompts, one a line, in a text file or a folder of *.txt"
+        "--prompts", metavar="FILE|FOLDER", help="text file, or folder of *.txt files, with one prompt per line"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of the first prompt's noise (default: 0)"
     )
-    parser.add_argument("--runs", type=count, metavar="N", help="print this number of runs only")
+    parser.add_argument("--runs", type=count, metavar="N", help="print only the schedule with this number of runs")
     add_options(parser, ImageOptions, "sampling")
     add_model_options(parser)
     add_output_options(parser)

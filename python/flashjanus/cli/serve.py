@@ -1,4 +1,4 @@
-"""`flashjanus serve`: the model behind OpenAI's HTTP interface."""
+"""`flashjanus serve`: serve the model over HTTP with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 MOST_PORTS = 65_535
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""Names of this machine. A web page elsewhere can let its own name mean 127.0.0.1, but not call itself so."""
+"""Names of this machine. A foreign web page can make its own host name resolve to 127.0.0.1, but it cannot send one of
+these names as its host."""
 KEYS = "FLASHJANUS_API_KEYS"
 
 
@@ -38,17 +39,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "serve",
         help="serve the model over HTTP, as OpenAI's API",
-        description="Serve images and answers under /v1, as OpenAI's clients expect, until Ctrl-C or SIGTERM; then "
-        "running requests are finished. /docs describes the fields.",
+        description="Serve images and answers under /v1, as OpenAI's clients expect. Ctrl-C or SIGTERM stops the "
+        "server after the running requests are finished. The page /docs describes the fields.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free (default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 picks a free one (default: 8000)")
     parser.add_argument(
         "--served-name",
         action="append",
         metavar="NAME",
         dest="names",
-        help="a name by which requests may ask for the model; repeatable",
+        help="name by which requests may ask for the model; repeatable",
     )
     _add_access(parser.add_argument_group("access"))
     _add_limits(parser.add_argument_group("limits"))
@@ -56,29 +57,29 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--preset",
         default="exact",
         choices=tuple(PRESETS),
-        help="of images whose request names neither preset nor quality (default: exact)",
+        help="preset for requests that name neither a preset nor a quality (default: exact)",
     )
     parser.add_argument(
         "--rough-previews",
         action="store_false",
         dest="full_previews",
-        help="make partial images by a linear map, which costs nothing, and not by the VAE",
+        help="make partial images with a linear map, which costs almost nothing, instead of the VAE",
     )
     parser.add_argument("--log-prompts", action="store_true", help="write prompts and messages to the log")
     parser.add_argument(
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="least severe lines of the log, which goes to stderr as JSON (default: info)",
+        help="lowest level that is logged; the log goes to stderr as JSON (default: info)",
     )
-    parser.add_argument("--ui", action="store_true", help="serve a page that draws and answers too, at /ui")
+    parser.add_argument("--ui", action="store_true", help="also serve a web page that draws and answers, at /ui")
     parser.add_argument(
         "--in-process",
         action="store_true",
-        help="run the model in the server's own process, and not in one that is started again when it dies",
+        help="run the model in the server's process instead of a worker process that is restarted if it dies",
     )
     add_ray_options(parser.add_argument_group("on a cluster"))
-    add_adapter_option(parser, "LoRA adapter that requests may name in `adapter`; repeatable")
+    add_adapter_option(parser, "LoRA adapter that requests may name in their field `adapter`; repeatable")
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -89,58 +90,63 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
         "--api-keys",
         type=Path,
         metavar="FILE",
-        help=f"API keys, one a line, besides those in ${KEYS} (default: no key is asked for)",
+        help=f"file with one API key per line, in addition to those in ${KEYS} (default: no key is required)",
     )
     group.add_argument(
         "--allow-host",
         action="append",
         metavar="NAME",
         dest="hosts",
-        help="a name by which clients may call the server; repeatable (default: on this machine alone and without "
-        "keys, localhost and its addresses; else any)",
+        help="host name by which clients may address the server; repeatable (default: localhost and its addresses if "
+        "the server listens on this machine only and has no keys, else any)",
     )
     group.add_argument(
         "--allow-origin",
         action="append",
         metavar="URL",
         dest="origins",
-        help="origin whose web pages may call the server, or *; repeatable",
+        help="origin whose web pages may call the server, or * for any; repeatable",
     )
     group.add_argument(
         "--allow-images-from",
         action="append",
         metavar="HOST",
         dest="remote_hosts",
-        help="host from which images are fetched that requests name by URL, .example.org for all below "
-        "it; repeatable (default: none)",
+        help="host from which the server may fetch images that requests name by URL; .example.org allows all of its "
+        "subdomains; repeatable (default: none)",
     )
     group.add_argument(
-        "--allow-http-images", action="store_true", dest="remote_http", help="fetch them without TLS too"
+        "--allow-http-images", action="store_true", dest="remote_http", help="fetch such images over plain HTTP, too"
     )
 
 
 LIMITS: tuple[tuple[str, str, float | None, str], ...] = (
-    ("key_requests", "requests-per-key", None, "requests that a key, or without keys an address, may have at once"),
-    ("body_bytes", "max-body", 67_108_864, "bytes of a request's body"),
-    ("images", "max-images", 16, "images of a conversation"),
-    ("image_bytes", "max-image-bytes", 20_971_520, "bytes of an image that is shown"),
-    ("image_pixels", "max-image-pixels", 50_000_000, "pixels of an image that is shown"),
-    ("max_tokens", "max-tokens", None, "tokens of an answer that a request may ask for"),
-    ("default_tokens", "default-tokens", 1024, "tokens of an answer where the request does not say"),
-    ("max_steps", "max-steps", None, "steps of an image that a request may ask for"),
-    ("max_candidates", "max-candidates", 64, "best_of that a request may ask for"),
-    ("max_side", "max-side", 2048, "pixels of an image's side that a request may ask for"),
-    ("deadline", "deadline", 600.0, "seconds that a request may take, the wait for its turn included"),
-    ("drain", "drain", 30.0, "seconds that running requests have after SIGTERM"),
+    (
+        "key_requests",
+        "requests-per-key",
+        None,
+        "maximum number of open requests per key, or per address if there are no keys",
+    ),
+    ("body_bytes", "max-body", 67_108_864, "maximum bytes in the body of a request"),
+    ("images", "max-images", 16, "maximum number of images in a conversation"),
+    ("image_bytes", "max-image-bytes", 20_971_520, "maximum bytes of an image in a conversation"),
+    ("image_pixels", "max-image-pixels", 50_000_000, "maximum pixels of an image in a conversation"),
+    ("max_tokens", "max-tokens", None, "maximum tokens in an answer that a request may ask for"),
+    ("default_tokens", "default-tokens", 1024, "maximum tokens in an answer if the request does not set it"),
+    ("max_steps", "max-steps", None, "maximum number of steps that a request may ask for"),
+    ("max_candidates", "max-candidates", 64, "largest best_of that a request may ask for"),
+    ("max_side", "max-side", 2048, "longest image side in pixels that a request may ask for"),
+    ("deadline", "deadline", 600.0, "maximum seconds for a request, including its time in the queue"),
+    ("drain", "drain", 30.0, "seconds that running requests get to finish after SIGTERM"),
 )
-"""Settings that are numbers: name, flag, default (as in `Settings`, which is not imported for --help), meaning."""
+"""Numeric settings: name, flag, default (the same as in `Settings`, which --help must not import), meaning."""
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     for flag, usual, meaning in (
-        ("live-images", 32, "images drawn at once"),
-        ("live-answers", 64, "answers written at once"),
-        ("queue", 256, "requests that wait; more are refused with 429"),
+        ("live-images", 32, "maximum number of images drawn at once"),
+        ("live-answers", 64, "maximum number of answers generated at once"),
+        ("queue", 256, "maximum number of waiting requests; others are refused with status 429"),
     ):
         group.add_argument(f"--{flag}", type=count, default=usual, metavar="N", help=f"{meaning} (default: {usual})")
     for name, flag, default, meaning in LIMITS:
@@ -150,7 +156,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Raises InputError."""
+    """The server's settings from the command line and the environment. Raises InputError."""
     from flashjanus.serving.http.settings import Settings, read_keys
 
     given: dict[str, Any] = {}
@@ -165,10 +171,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 LOOK = 1.0
-"""Seconds between two looks at whether there is an engine."""
+"""Seconds between two checks of whether the engine is there."""
 Wait = Callable[[float], bool]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "h11")
-"""Of the extra "server"."""
+"""Packages of the extra "server"."""
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -190,7 +196,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if is_local(listening) and not settings.keys:
             settings = replace(settings, hosts=(*settings.hosts, *LOCAL, args.host.lower()))
         if args.ui:
-            import flashjanus.serving.ui  # noqa: F401  # says before the model is loaded where an extra is missing
+            import flashjanus.serving.ui  # noqa: F401  # reports a missing extra before the model is loaded
         import asyncio
 
         engine, wait = _engine(args, console)
@@ -200,7 +206,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wait | None]:
-    """The engine, and what waits for a model that is not there yet. Raises what a model in this process fails of."""
+    """The engine, and a function that waits until a worker process has loaded the model (None with --in-process)."""
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving import AsyncEngine, ProcessBackend
 
@@ -209,7 +215,7 @@ def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wa
         return AsyncEngine(load_model(args, console), limits), None
     threads = threads_of(args)
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # the worker's, which reads it when it starts
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the worker process, which reads it when it starts
     backend = ProcessBackend(args.model, limits=limits, wait=False, vae=args.vae, **choices(args))
     return AsyncEngine(backend), backend.wait_ready
 
@@ -222,8 +228,11 @@ async def serve_until_stopped(
     console: Console,
     ui: bool = False,
 ) -> None:
-    """Serve on a socket until a signal, then finish what runs. wait: for so many seconds, until there is a model; it
-    raises where there will be none (any more), which ends the server and is raised."""
+    """Serve on a socket until a signal comes, then finish the running requests.
+
+    wait: waits at most the given number of seconds and returns whether the model is loaded. Its FlashJanusError, if the
+    model cannot be loaded or is lost, stops the server and is raised.
+    """
     import asyncio
 
     from flashjanus.serving.http import create_app
@@ -248,7 +257,7 @@ async def serve_until_stopped(
                 await asyncio.sleep(LOOK)
                 await asyncio.to_thread(wait, LOOK)
         except FlashJanusError as error:
-            if not app.state.serving.draining:  # else the engine is closed because the server ends
+            if not app.state.serving.draining:  # while draining, the engine is closed because the server stops
                 over.append(error)
                 server.stop()
 

@@ -1,4 +1,4 @@
-"""`flashjanus serve --ray ADDRESS`: the same application, by replicas on a Ray cluster."""
+"""`flashjanus serve --ray ADDRESS`: the same application, served by replicas on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ def add_ray_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="of a Ray cluster, auto for that of this machine, or local; each node needs FlashJanus and "
-        "the model under the same path",
+        help="address of a Ray cluster, auto for the cluster that this machine belongs to, or local; every node needs "
+        "FlashJanus, and the model under the same path",
     )
-    group.add_argument("--min-replicas", type=int, default=1, metavar="N", help="at least so many (default: 1)")
-    group.add_argument("--max-replicas", type=int, default=1, metavar="N", help="at most so many (default: 1)")
-    group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs of each (default: 1)")
-    group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs of each (default: 0)")
+    group.add_argument(
+        "--min-replicas", type=int, default=1, metavar="N", help="minimum number of replicas (default: 1)"
+    )
+    group.add_argument(
+        "--max-replicas", type=int, default=1, metavar="N", help="maximum number of replicas (default: 1)"
+    )
+    group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs per replica (default: 1)")
+    group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs per replica (default: 0)")
 
 
 def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -> int:
-    """Raises UnavailableError, and InputError for what is out of range."""
+    """Serve on Ray until stopped. Raises UnavailableError without ray, and InputError for an invalid option."""
     try:
         from flashjanus.cluster.run import run
     except ModuleNotFoundError as error:
