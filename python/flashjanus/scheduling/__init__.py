@@ -1,4 +1,4 @@
-"""Requests, and the scheduler that serves them all together."""
+"""Requests, and the scheduler that serves them together."""
 
 from flashjanus.scheduling.policy import Limits
 from flashjanus.scheduling.requests import (

@@ -1,4 +1,4 @@
-"""Who goes next. All times are seconds that were measured while serving."""
+"""Decides which work runs next. All times are seconds measured while serving."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WITHOUT_NUMBER = 8 * 2**30
 
 @dataclass(frozen=True)
 class Limits:
-    """Live rows at most, bytes of their keys and values, bytes of prefixes, and jobs that wait (None: any number).
+    """The most live rows, bytes of their keys and values, bytes of prefixes, and waiting jobs (None: any number).
 
-    A job that alone has more is served alone.
+    A job that exceeds a limit by itself is served alone.
     """
 
     images: int = 32
@@ -33,14 +33,14 @@ class Limits:
     queued: int | None = None
 
     def of(self, runner: Runner) -> tuple[int, int]:
-        """Bytes of rows and of prefixes on a model's device."""
+        """The bytes for rows and for prefixes on a model's device."""
         free = available(runner)
         rows = int(FREE_SHARE * free) if self.row_bytes is None else self.row_bytes
         return rows, int(PREFIX_SHARE * free) if self.prefix_bytes is None else self.prefix_bytes
 
 
 def available(runner: Runner) -> int:
-    """Bytes that can still be had on a model's device."""
+    """The bytes that can still be allocated on a model's device."""
     if runner.gpu is not None:
         return runner.gpu.driver.free_memory()[0]
     meminfo = Path("/proc/meminfo")
@@ -51,7 +51,7 @@ def available(runner: Runner) -> int:
 
 
 def row_bytes(job: Job, language: LanguageConfig, image_tokens: int, itemsize: int) -> int:
-    """Bytes of the keys and values of a job's rows."""
+    """The bytes of the keys and values of a job's rows."""
     slot = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim * itemsize
     if isinstance(job, TextJob):
         return slot * (len(job.request.ids) + job.room)
@@ -61,21 +61,21 @@ def row_bytes(job: Job, language: LanguageConfig, image_tokens: int, itemsize: i
 
 
 def size(job: Job) -> tuple[int, int]:
-    """Rows of images and of answers."""
+    """The numbers of image rows and answer rows of a job."""
     return (len(job.rows), 0) if isinstance(job, ImageJob) else (0, 1)
 
 
 class Turns:
-    """Three kinds of work share the device: tokens, evaluations of images, and pieces of all else (prompts prepared,
-    images encoded, conversations read, pictures decoded), none of which takes much longer than an evaluation.
+    """Three kinds of work share the device: tokens, evaluations of images, and pieces of other work (preparing prompts,
+    encoding images, reading conversations, decoding pictures). No piece takes much longer than an evaluation.
 
-    Tokens come between any two others, so that a streamed answer waits for one of them at most. They get up to ANSWERS
-    of the time that the other took: an answer is read while it is written, and one token for each evaluation of sixteen
-    images would be slower than anybody reads. Pieces get as much time as evaluations do, so that what waits to begin
-    and what has begun both go on. But no image begins before those that were admitted with it are prepared: rows that
-    run together cost less than rows that follow each other.
+    Tokens run between any two of the others, so that a streamed answer waits for at most one of them. They get up to
+    ANSWERS times the time of the work before them: an answer is read while it is written, and one token per evaluation
+    of sixteen images would be slower than anyone reads. Pieces get as much time as evaluations, so that both waiting
+    and running jobs make progress. However, no image begins before all images admitted with it are prepared, because
+    rows that run together cost less than rows that follow each other.
 
-    counts, seconds: turns of each kind ("evaluation", "tokens", "piece") so far.
+    counts, seconds: the turns of each kind ("evaluation", "tokens", "piece") so far, and their time.
     """
 
     ANSWERS = 0.25
@@ -87,17 +87,17 @@ class Turns:
         self._due = True
 
     def piece_next(self, pieces: bool, images: bool, gathering: bool) -> bool:
-        """Whether a piece goes before an evaluation. gathering: no image has begun, and some are being prepared."""
+        """Whether a piece runs before an evaluation. gathering: no image has begun, and some are being prepared."""
         if not (pieces and images):
             return pieces
         return gathering or self._pieces < self._evaluation
 
     def tokens_next(self) -> bool:
-        """Whether another token goes before a piece or an evaluation."""
+        """Whether another token runs before a piece or an evaluation."""
         return self._due or self._tokens < self.ANSWERS * self._other
 
     def took(self, kind: str, began: float) -> None:
-        """`kind` ("piece", "evaluation" or "tokens") has run since `began`."""
+        """Record that work of `kind` ("piece", "evaluation" or "tokens") has run since `began`."""
         spent = self._clock() - began
         self.counts[kind] += 1
         self.seconds[kind] += spent

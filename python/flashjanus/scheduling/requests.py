@@ -1,4 +1,4 @@
-"""What can be asked of the scheduler, and what it tells."""
+"""Requests that the scheduler accepts, and the events that it returns."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ORDER = itertools.count()
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJob:
-    """Images that begin together. Result: pixels (R, 3, H, W), about [-1, 1], or, without `decode`, latents
-    (R, c, H, W); float32, in order.
+    """Images that begin together. The result is pixels (R, 3, H, W), about [-1, 1], or latents (R, c, H, W) without
+    `decode`; both are float32 and in order.
 
-    preview_every: a Preview after every so many evaluations, 0 for none, of where the latents are heading: by a linear
-    map to small pictures, or by the VAE, which costs as much as a picture, with full_previews and as long as there is
-    no map (see latent_map.py). pauses: after each evaluation the images wait for `Scheduler.resume`; they are evaluated
-    by themselves, so that nobody else waits with them. seeds: what the rows' noise was drawn from, for the record.
+    preview_every: send a Preview of the final images after every this many evaluations, 0 for none. A linear map makes
+    small pictures; the VAE, which costs as much as a final picture, is used with full_previews and while there is no
+    map yet (see latent_map.py). pauses: after each evaluation the images wait for `Scheduler.resume`; they are
+    evaluated on their own, so that no other job waits with them. seeds: the seeds of the rows' noise, kept as a record.
     """
 
     rows: tuple[FlowRequest, ...]
@@ -38,11 +38,10 @@ class ImageJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TextJob:
-    """An answer of up to `room` tokens, which ends with `eos`. Result: its ids; with room 0 the logits (V,), float32,
-    of the next token. image_tokens: where the request has images. answer: what makes text of the tokens, and ends it.
-    logprobs: each token is told with its log-probability, and with those of so many of the likeliest, 0 to 20; None:
-    neither.
-    """
+    """An answer of up to `room` tokens, which ends at `eos`. The result is its ids; with room 0 it is the logits
+    (V,), float32, of the next token. image_tokens: given if the request has images. answer: turns tokens into text
+    and decides where the text ends. logprobs: how many of the likeliest tokens to report with each token's own
+    log-probability, 0 to 20; None reports no log-probabilities."""
 
     request: TextRequest
     room: int
@@ -57,10 +56,10 @@ Job: TypeAlias = ImageJob | TextJob
 
 @dataclass(eq=False)
 class Handle:
-    """A job that was submitted. priority: the smaller, the earlier. deadline: seconds of the scheduler's clock.
+    """A submitted job. priority: smaller begins earlier. deadline: in seconds of the scheduler's clock.
 
-    started: whether Started was told. cached: tokens of its prompt that were kept from an earlier one. flowed_at:
-    time.perf_counter() when all latents of an image job were there.
+    started: whether Started was sent. cached: tokens of its prompt that were reused from an earlier job. flowed_at:
+    time.perf_counter() when the last latents of an image job were finished.
     """
 
     job: Job
@@ -74,14 +73,14 @@ class Handle:
 
     @property
     def adapters(self) -> frozenset[Adapter]:
-        """Those that the job's rows run with."""
+        """The adapters of the job's rows."""
         requests = self.job.rows if isinstance(self.job, ImageJob) else (self.job.request,)
         return frozenset(request.adapter for request in requests if request.adapter is not None)
 
 
 @dataclass(frozen=True)
 class Started:
-    """Its memory is there, and work on it begins."""
+    """The job has its memory, and work on it begins."""
 
     handle: Handle
 
@@ -97,7 +96,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """Where an image job's latents are heading after evaluation `step`: images (R, 3, h, w) in [0, 1], float32."""
+    """A preview of the images that an image job is drawing, after evaluation `step`: (R, 3, h, w) in [0, 1],
+    float32."""
 
     handle: Handle
     step: int
@@ -106,10 +106,10 @@ class Preview:
 
 @dataclass(frozen=True)
 class Token:
-    """The next token of an answer, and the text that it completes, where the job makes text.
+    """The next token of an answer, and the text that it completes if the job makes text.
 
-    logprob: its natural log-probability by the model's own distribution, before sampling options; likeliest: ids and
-    log-probabilities of the likeliest tokens, the likeliest first and equally likely ones by id. Where the job asks for
+    logprob: the natural log-probability by the model's own distribution, before sampling options; likeliest: ids and
+    log-probabilities of the likeliest tokens, the likeliest first and ties by id. Both are present if the job asks for
     them.
     """
 
@@ -122,7 +122,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job's result. text: what of an answer's was held back."""
+    """A job's result. text: the part of an answer's text that was held back until now."""
 
     handle: Handle
     result: Any
@@ -131,7 +131,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that gives no result, and why."""
+    """A job has failed, with the reason."""
 
     handle: Handle
     error: FlashJanusError
@@ -139,7 +139,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A job that nobody waits for any more."""
+    """A job was canceled by its caller."""
 
     handle: Handle
 

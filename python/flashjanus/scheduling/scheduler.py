@@ -1,4 +1,4 @@
-"""Jobs in, events out: images and answers of any number of callers, served together."""
+"""The scheduler takes jobs and returns events; it serves images and answers of any number of callers together."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ MOST = 2**31 - 1
 
 
 class Scheduler(ProcessBound):
-    """`submit` jobs, `step` while it is `busy`, and read the events; no threads, and one caller at a time.
+    """`submit` jobs, call `step` while it is `busy`, and read the events. It has no threads and takes one caller at a
+    time.
 
-    A step is one evaluation of all images, or one token of all answers, or a piece of other work: a prompt prepared, an
-    image encoded, a part of a conversation read, a picture decoded (policy.py says whose turn it is). What a job gives
-    does not depend on which others there are. prefixes: what was prepared and read, and how often it was of use.
+    A step is one evaluation of all images, one token of all answers, or a piece of other work: preparing a prompt,
+    encoding an image, reading a part of a conversation, or decoding a picture (policy.py decides which). A job's result
+    does not depend on the other jobs. prefixes: prepared prompts and conversations, with their hit counts.
     """
 
     @entry
@@ -45,10 +46,10 @@ class Scheduler(ProcessBound):
 
     @entry
     def submit(self, job: Job, *, priority: int = 0, deadline: float | None = None) -> Handle:
-        """Let a job wait for its turn: the smaller its priority, and the longer it has waited, the earlier it begins.
+        """Queue a job. The smaller its priority and the longer it has waited, the earlier it begins.
 
-        deadline: seconds from now, 0 or more, after which it fails with DeadlineError. Raises BusyError where too many
-        wait already, InputError.
+        deadline: seconds from now, 0 or more, after which the job fails with DeadlineError. Raises InputError, and
+        BusyError if too many jobs wait already.
         """
         check(job, self.runner)
         checks.integer("priority", priority, -MOST, MOST)
@@ -64,7 +65,7 @@ class Scheduler(ProcessBound):
 
     @entry
     def cancel(self, handle: Handle) -> bool:
-        """Nobody waits for a job any more: False if it has ended already. The next step tells it as Cancelled."""
+        """Cancel a job. Returns False if it has ended already; otherwise the next step returns Cancelled for it."""
         if handle.ended:
             return False
         self._book.end(handle, Cancelled(handle))
@@ -72,57 +73,58 @@ class Scheduler(ProcessBound):
 
     @entry
     def resume(self, handle: Handle, latents: torch.Tensor | None = None) -> None:
-        """Let images that paused go on, where given with other latents (R, c, H, W). Raises InputError."""
+        """Let paused images continue, from other latents (R, c, H, W) if given. Raises InputError."""
         self._images.resume(handle, latents)
 
     @entry
     def latents(self, handle: Handle) -> torch.Tensor:
-        """Of images that paused: (R, c, H, W), float32. Raises InputError."""
+        """The latents (R, c, H, W), float32, of paused images. Raises InputError."""
         return self._images.latents(handle)
 
     @entry
     def velocities(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of images that paused: the last evaluation's conditional and unconditional velocities (R, c, H, W), before
-        guidance; NaN for a row that needed none of its own. Raises InputError."""
+        """The conditional and unconditional velocities (R, c, H, W) of paused images in the last evaluation, before
+        guidance; NaN for a row that did not need its own. Raises InputError."""
         return self._images.velocities(handle)
 
     @entry
     def added(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of images with a step_cache that paused: what the language model added to its input (R, N, D), float32, in
-        the last evaluation, in the conditional and the unconditional branch; NaN where it did not run, or not in that
-        branch. Raises InputError."""
+        """What the language model added to its input in the last evaluation of paused images with a step_cache, in
+        the conditional and the unconditional branch: (R, N, D), float32; NaN where the model or that branch did not
+        run. Raises InputError."""
         return self._images.added(handle)
 
     @property
     def busy(self) -> bool:
-        """True while a job has not ended, or an event has not been told; see `waits` for jobs that pause."""
+        """True while a job has not ended or an event has not been returned; see `waits` for paused jobs."""
         return bool(self._book.queue or self._book.works or self._book.events)
 
     @property
     def waits(self) -> bool:
-        """True where a step can do nothing before somebody resumes or cancels a job that paused."""
+        """True if a step can do nothing until a paused job is resumed or canceled."""
         works = self._book.events or self._book.pieces or self._images.ready or self._answers.ready
         return self._images.paused and not (works or self._admissible())
 
     @property
     def queued(self) -> int:
-        """Jobs that have not begun."""
+        """The number of jobs that have not begun."""
         return len(self._book.queue)
 
     @property
     def live(self) -> tuple[int, int]:
-        """Rows of images and of answers that have been admitted."""
+        """The numbers of admitted image rows and answer rows."""
         sizes = [work.size for work in self._book.works.values()]
         return sum(images for images, _ in sizes), sum(answers for _, answers in sizes)
 
     @property
     def turns(self) -> dict[str, tuple[int, float]]:
-        """By kind of work ("evaluation", "tokens", "piece") how often it had a turn, and its seconds in all."""
+        """The number of turns and their total seconds, by kind of work ("evaluation", "tokens", "piece")."""
         return {kind: (count, self._turns.seconds[kind]) for kind, count in self._turns.counts.items()}
 
     @entry
     def step(self) -> list[Event]:
-        """One turn of whoever is next, and what there is to tell. A job that fails is told of, and others go on."""
+        """Run one turn of the work that is due, and return the pending events. A failed job gets a Failed event;
+        others continue."""
         self._expire()
         while (handle := self._admissible()) is not None:
             self._admit(handle)
@@ -148,8 +150,8 @@ class Scheduler(ProcessBound):
                 self._book.end(handle, Failed(handle, DeadlineError(late)))
 
     def _admissible(self) -> Handle | None:
-        """The first that waits and has room. One that waits for memory lets nobody pass, or it might wait for ever; one
-        that waits for rows of its kind lets the other kind pass."""
+        """The first waiting job that has room. A job that waits for memory lets no other pass, as it might wait
+        forever otherwise; a job that waits for rows of its kind lets the other kind pass."""
         if self._book.full or not self._book.queue:
             return None
         live, most = self.live, (self.limits.images, self.limits.answers)
@@ -181,5 +183,5 @@ class Scheduler(ProcessBound):
 
 
 def is_told(scheduler: Scheduler, error: BaseException) -> bool:
-    """True where the next step tells jobs that `error`, which a step has raised, cut them short."""
+    """True if the next step reports `error`, which a step has raised, to the jobs that it interrupted."""
     return any(isinstance(event, Failed) and event.error.__cause__ is error for event in scheduler._book.events)

@@ -1,4 +1,4 @@
-"""Both faces of a model behind an asyncio interface and OpenAI's HTTP interface."""
+"""A served model behind two interfaces: asyncio and OpenAI's HTTP API."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["AsyncEngine", "ProcessBackend"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: a worker must hear its server before it waits for torch."""
+    """Import a name on first access: a worker must hear from its server before it waits for torch."""
     if name == "AsyncEngine":
         from flashjanus.serving.async_engine import AsyncEngine
 

@@ -1,4 +1,5 @@
-"""The asyncio interface: await images, iterate over previews and text; whoever stops listening cancels."""
+"""The asyncio interface: images can be awaited, and previews and text iterated over; leaving an iteration cancels
+it."""
 
 from __future__ import annotations
 
@@ -30,15 +31,15 @@ from flashjanus.serving.messages import (
 from flashjanus.serving.slices import short_slices
 from flashjanus.serving.together import afterward
 
-if TYPE_CHECKING:  # torch comes with them, which a server whose model is in another process does without
+if TYPE_CHECKING:  # these import torch, which a server does without when its model runs in another process
     from flashjanus.api.janusflow import JanusFlow
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving.backend import Backend
 
 
 class Post:
-    """What a backend's threads tell the tasks of a loop: it wakes once for all that has come meanwhile. Made on the
-    loop's own thread."""
+    """Carries events from a backend's threads to the tasks of an event loop, and wakes the loop once for all events
+    that have arrived meanwhile. Create it on the loop's own thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         short_slices()
@@ -46,7 +47,7 @@ class Post:
         self._events: list[tuple[asyncio.Queue[Event], Event]] = []
 
     def send(self, to: asyncio.Queue[Event], event: Event) -> None:
-        """On any thread."""
+        """Queue an event for the loop. Any thread may call this."""
         with self._lock:
             first = not self._events
             self._events.append((to, event))
@@ -68,7 +69,7 @@ class Post:
 
     @staticmethod
     def here() -> Post:
-        """The one of the running loop."""
+        """Return the post of the running loop."""
         loop = asyncio.get_running_loop()
         return _POSTS.get(loop) or _POSTS.setdefault(loop, Post(loop))
 
@@ -77,9 +78,10 @@ _POSTS: WeakValueDictionary[asyncio.AbstractEventLoop, Post] = WeakValueDictiona
 
 
 class Stream:
-    """The events of a request that was accepted, in order; the last is Images or Answered.
+    """The events of an accepted request, in order; the last one is Images or Answered.
 
-    Iterating raises what the request fails of. `aclose`, or leaving `async with`, cancels what has not ended.
+    Iteration raises the error with which the request fails. `aclose`, or leaving `async with`, cancels a request that
+    has not ended.
     """
 
     def __init__(self, backend: Backend, request: Request) -> None:
@@ -90,7 +92,7 @@ class Stream:
         self._ticket = backend.submit(request, self._tell)
 
     def _tell(self, event: Event) -> None:
-        """On a thread of the backend's. The loop may have been closed: then nobody waits any more."""
+        """Pass an event on; called on a thread of the backend. Nobody waits any more if the loop has been closed."""
         if self._loop.is_closed():
             self._backend.cancel(self._ticket)
         else:
@@ -131,10 +133,10 @@ class Stream:
 
 
 class AsyncEngine:
-    """A model served to any number of tasks of an event loop, which it never blocks.
+    """Serves a model to any number of tasks of an event loop, and never blocks the loop.
 
-    limits: as of a scheduler. The tasks' requests run together; none sees another's. Close it with `aclose` or leave
-    `async with`.
+    limits: the scheduler's limits. Requests of all tasks run together, and no task sees another's. Close the engine
+    with `aclose` or by leaving `async with`.
     """
 
     def __init__(self, model: JanusFlow | Backend, limits: Limits | None = None) -> None:
@@ -147,20 +149,21 @@ class AsyncEngine:
 
     @property
     def facts(self) -> Facts:
-        """Of the model."""
+        """The model's facts."""
         return self.backend.facts
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be served now."""
+        """Whether the engine would serve a request now."""
         return self.backend.ready
 
     def stats(self) -> Stats:
-        """Figures of this moment, or of a short time ago."""
+        """The current figures, which may be slightly out of date."""
         return self.backend.stats()
 
     async def submit(self, request: Request) -> Stream:
-        """A request that was accepted: its events. Raises InputError, BusyError, UnavailableError."""
+        """Submit a request, wait until it is accepted, and return its events. Raises InputError, BusyError,
+        UnavailableError."""
         stream = Stream(self.backend, request)
         await stream.accepted()
         return stream
@@ -168,7 +171,8 @@ class AsyncEngine:
     async def generate_image(
         self, prompt: str, *, priority: int = 0, deadline: float | None = None, **options: Any
     ) -> ImageOutput:
-        """Images of a prompt: options as in `JanusFlow.generate_image`, those that JSON can hold; PIL images."""
+        """Draw images of a prompt and return PIL images. The options are those of `JanusFlow.generate_image` that
+        JSON can hold."""
         request = ImageRequest(prompt=prompt, options=options, steps=False, priority=priority, deadline=deadline)
         began = time.perf_counter()
         async with await self.submit(request) as events:
@@ -190,7 +194,7 @@ class AsyncEngine:
         deadline: float | None = None,
         **options: Any,
     ) -> AsyncIterator[Event]:
-        """Events of images as they are drawn: Begun, Step, Partial (`previews` at most), at last Images."""
+        """Draw images and yield events meanwhile: Begun, Step, up to `previews` Partial, and finally Images."""
         request = ImageRequest(
             prompt=prompt,
             options=options,
@@ -211,7 +215,7 @@ class AsyncEngine:
         deadline: float | None = None,
         **options: Any,
     ) -> AsyncIterator[str]:
-        """The text of an answer, piece by piece: options as in `JanusFlow.chat`."""
+        """Yield the text of an answer piece by piece. The options are those of `JanusFlow.chat`."""
         request = ChatRequest(messages=messages, options=options, priority=priority, deadline=deadline)
         async with await self.submit(request) as events:
             async for event in events:
@@ -219,11 +223,11 @@ class AsyncEngine:
                     yield event.text
 
     async def drain(self, timeout: float | None = None) -> bool:
-        """Take no more requests, and wait for those there are: whether all have ended within so many seconds."""
+        """Refuse new requests and wait up to `timeout` seconds for the others. Returns whether all have ended."""
         return await asyncio.to_thread(self.backend.drain, timeout)
 
     async def aclose(self) -> None:
-        """End the engine: requests that have not ended fail with UnavailableError."""
+        """Close the engine; requests that have not ended fail with UnavailableError."""
         await asyncio.to_thread(self.backend.close)
 
     async def __aenter__(self) -> Self:

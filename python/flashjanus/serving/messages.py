@@ -1,4 +1,4 @@
-"""What is asked of a served model, and what it tells: plain data, which goes to another process as it is."""
+"""Requests to a served model and the events that it sends: plain data, which crosses to another process unchanged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Picture: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """Images of one prompt. options: of `JanusFlow.generate_image`, those that JSON can hold.
+    """A request for images of one prompt. options: those of `JanusFlow.generate_image` that JSON can hold.
 
-    previews: at most so many partial images, evenly spread over the steps, by the linear map or, with full_previews, by
-    the VAE. steps: whether each evaluation is told, as a Step; each wakes whoever listens, beside the engine's threads.
-    priority: the smaller, the earlier. deadline: seconds from now.
+    previews: the most partial images to send, spread evenly over the steps; the linear map makes them, or the VAE with
+    full_previews. steps: whether to send a Step for each evaluation; each one wakes the listener while the engine's
+    threads compute. priority: smaller runs earlier. deadline: seconds from now.
     """
 
     prompt: str
@@ -35,10 +35,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """The answer to a conversation. messages, options: of `JanusFlow.chat`; images are encoded bytes, PIL images or
-    arrays (H, W, 3), uint8.
+    """A request for the answer to a conversation. messages, options: as in `JanusFlow.chat`; images are encoded bytes,
+    PIL images or arrays (H, W, 3), uint8.
 
-    logprobs: with each token its log-probability, and those of so many of the likeliest, 0 to 20; None: neither.
+    logprobs: how many of the likeliest tokens to send with each token's own log-probability, 0 to 20; None sends no
+    log-probabilities.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -53,8 +54,8 @@ Request: TypeAlias = ImageRequest | ChatRequest
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: of its prompt, of which image_tokens stand for images, and of what was made. cached_tokens:
-    of the prompt, those that were not computed, since an earlier request had begun the same way."""
+    """The tokens of a request: those of its prompt, of which image_tokens stand for images, and those generated.
+    cached_tokens: tokens of the prompt that were not computed, because an earlier request began the same way."""
 
     prompt_tokens: int
     image_tokens: int
@@ -64,7 +65,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The request is valid, and waits for its turn. steps: evaluations of each of its images, 0 for an answer."""
+    """The request is valid and waits for its turn. steps: evaluations of each of its images, 0 for an answer."""
 
     prompt_tokens: int
     image_tokens: int
@@ -78,7 +79,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Step:
-    """Evaluation `step` of `steps` of its images is done; told where the request asks for it."""
+    """Evaluation `step` of `steps` of the images is done; sent only if the request asks for it."""
 
     step: int
     steps: int
@@ -86,7 +87,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Partial:
-    """Where the images are heading after evaluation `step`, (h, w, 3) each. index: 0 for the first."""
+    """Previews of the final images, (h, w, 3) each, after evaluation `step`. index: 0 for the first Partial."""
 
     index: int
     step: int
@@ -104,7 +105,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next token of an answer, and the text that it completes. likeliest: where they were asked for."""
+    """The next token of an answer, and the text that it completes. likeliest: the likeliest tokens, if requested."""
 
     text: str
     token: Logprob | None = None
@@ -113,7 +114,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Images:
-    """The last event of an ImageRequest. seeds: None where there are none; scores: with best_of, 0 to 1."""
+    """The last event of an ImageRequest. seeds: None for images drawn without a seed; scores: 0 to 1, present with
+    best_of."""
 
     images: Sequence[Picture]
     seeds: Sequence[int] | None
@@ -123,7 +125,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Answered:
-    """The last event of a ChatRequest. text: what was held back. reason: "stop", or "length" where room ended."""
+    """The last event of a ChatRequest. text: the text held back until now. reason: "stop", or "length" if the room
+    ran out."""
 
     text: str
     reason: str
@@ -132,7 +135,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Failure:
-    """The request gives no result, and why."""
+    """The request has failed, with the reason."""
 
     error: FlashJanusError
 
@@ -144,8 +147,9 @@ LAST = Images | Answered | Failure
 
 @dataclass(frozen=True)
 class Facts:
-    """What is served. image_size: height and width of its pictures, None where it has no VAE; picture_tokens: tokens
-    that a picture drawn takes, seen_tokens: that a picture shown takes; context: most tokens of a conversation."""
+    """Facts about the served model. image_size: height and width of its pictures, None without a VAE;
+    picture_tokens: tokens that a drawn picture takes; seen_tokens: tokens that an input picture takes; context: the
+    most tokens of a conversation."""
 
     name: str
     image_size: tuple[int, int] | None
@@ -160,10 +164,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Stats:
-    """Of a moment: requests that wait, live rows, bytes of prefixes. All else counts from the start.
+    """Requests that wait, live rows and bytes of prefixes at one moment. All other figures count from the start.
 
-    turns: by kind of work ("evaluation", "tokens", "piece") how many there were and their seconds.
-    prefixes: by kind hits and misses. restarts: of the engine's process, where it has one.
+    turns: the number of turns and their seconds, by kind of work ("evaluation", "tokens", "piece"). prefixes: hits and
+    misses, by kind. restarts: how often the engine's process was restarted, if it has one.
     """
 
     queued: int = 0
@@ -179,7 +183,7 @@ class Stats:
 
 
 def unexpected(error: BaseException) -> FlashJanusError:
-    """What a client is told of a fault of ours: its kind, and nothing of what it was about."""
+    """The error that a client gets for a fault of ours: it names the kind of the fault and nothing of the request."""
     told = DeviceError(f"expected the request to be served, but the engine met a {type(error).__name__}; send it again")
     told.__cause__ = error
     return told

@@ -1,4 +1,4 @@
-"""Runs an application until it is told to stop: it stops taking requests, finishes those that run, and ends."""
+"""Runs an application until it is told to stop; it then refuses new requests, finishes the running ones, and exits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TICK = 0.05
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which on SIGTERM and Ctrl-C first drains; on a second signal it ends at once. begun: is called when
-    it takes connections."""
+    """A uvicorn server that drains first on SIGTERM or Ctrl-C, and exits at once on a second signal. begun: called
+    when the server accepts connections."""
 
     def __init__(self, app: FastAPI, begun: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On a signal, in the main thread, where the loop runs."""
+        """Handle a signal. This runs in the main thread, as does the loop."""
         if self._state.draining:
             self.force_exit = self.should_exit = True
             return
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Drain, then end. From any thread."""
+        """Drain, then exit. Any thread may call this."""
         self._state.draining = True
         self._loop.call_soon_threadsafe(self._drain)
 
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         if not done:
             LOG.warning("requests still run after the time to drain; they fail")
             await self._state.engine.aclose()
-        while self._state.meters.open and time.monotonic() < ends:  # what is drawn is still to be read by its client
+        while self._state.meters.open and time.monotonic() < ends:  # clients have yet to read what has been drawn
             await asyncio.sleep(TICK)
         self.should_exit = True
 
@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address; port 0 is any that is free. Raises InputError."""
+    """Return a socket that listens on an address; port 0 picks any free port. Raises InputError."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, proto)
@@ -103,11 +103,11 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """Of what is served there."""
+    """The URL of the server behind a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_local(listening: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach the socket."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,4 +1,4 @@
-"""What a server grants: keys, sizes, times, defaults."""
+"""The limits, times and defaults that a server applies, and its API keys."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits and policies of a server; sizes in bytes, times in seconds. Raises InputError for a preset there is not.
+    """Limits and policies of a server. Sizes are in bytes and times in seconds. Raises InputError for an unknown
+    preset.
 
-    names: by which requests may name the model, besides its own name; the first is the one that replies show.
-    keys: API keys, any of which opens /v1 (none: no key is asked for). key_requests: requests that each key may have at
-    once, or without keys each address. origins: of web pages that browsers may let call the server, "*" for any.
-    hosts: by which clients may name the server (none: any). Where there is no key, this keeps out web pages whose own
-    name was made to mean this machine.
+    names: further names by which requests may call the model; replies show the first. keys: API keys, any of which
+    opens /v1; without keys, none is asked for. key_requests: how many requests each key may have at once, or each
+    address if there are no keys. origins: origins of web pages that browsers may let call the server, "*" for any.
+    hosts: names by which clients may address the server; empty means any name. Without keys, this list keeps out web
+    pages whose domain was made to resolve to this machine.
 
-    body_bytes: of a request's body, which must arrive within body_seconds. images, image_bytes, image_pixels: images of
-    a conversation, and the size of each. prompt_chars: of a prompt or of all text of a conversation. max_tokens: that a
-    request may ask for (None: what the model's context holds); default_tokens: where it does not say. max_steps: of
-    each image (None: the model's own bound). max_candidates: of best_of. max_side: of images, in pixels.
-    preset: of images whose request names neither a preset nor a quality. full_previews: partial images come from the
-    VAE, and not from a linear map of the latents, which costs nothing and shows blurs.
+    body_bytes: the largest request body, which must arrive within body_seconds. images, image_bytes, image_pixels: the
+    most images in a conversation, and the largest size of each. prompt_chars: the longest prompt, or text of a whole
+    conversation. max_tokens: the most tokens that a request may ask for (None: as many as the model's context holds);
+    default_tokens: how many it gets by default. max_steps: the most steps of an image (None: the model's own bound).
+    max_candidates: the highest best_of. max_side: the longest side of an image, in pixels. preset: the preset for
+    images whose request names neither a preset nor a quality. full_previews: whether the VAE decodes partial images;
+    otherwise a linear map of the latents makes blurred ones at no cost.
 
-    deadline: from a request's arrival to its end. drain: that running requests have once the server is told to stop.
-    keepalive: between comments in a stream in which nothing else happens. stall: after which a client that reads
-    nothing counts as gone.
+    deadline: the time from a request's arrival to its end. drain: the time that running requests get once the server is
+    told to stop. keepalive: the time between comments in a stream that is otherwise silent. stall: the time after which
+    a client that reads nothing counts as gone.
 
-    remote_hosts: from which images are fetched where a request names them by URL (none: from nowhere; ".example.org"
-    stands for all hosts below it). remote_http: also without TLS. remote_private: also from private addresses.
-    remote_seconds: that a fetch may take.
+    remote_hosts: hosts from which images named by URL may be fetched (empty: none; ".example.org" stands for all hosts
+    below it). remote_http: whether to allow fetches without TLS. remote_private: whether to allow private addresses.
+    remote_seconds: the longest time that a fetch may take.
 
-    log_prompts: whether logs hold prompts and messages.
+    log_prompts: whether logs contain prompts and messages.
     """
 
     names: tuple[str, ...] = ()
@@ -73,8 +75,8 @@ class Settings:
 
 
 def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
-    """Keys of a file, one a line (lines that begin with # are comments), and of a list between commas. Raises
-    InputError for a file that cannot be read, and where there is no key in one of them."""
+    """Read API keys from a file, one per line (lines that begin with # are comments), and from a comma-separated
+    list. Raises InputError if the file cannot be read, or if one of the two sources is given but has no key."""
     found = [key.strip() for key in (environment or "").split(",")]
     if environment is not None and not any(found):
         raise InputError(
