@@ -1,4 +1,4 @@
-"""OpenAI's HTTP interface on an `AsyncEngine`: `create_app(engine, settings)` is an ASGI application."""
+"""OpenAI's HTTP API for an `AsyncEngine`: `create_app(engine, settings)` returns an ASGI application."""
 
 from flashjanus.serving.http.app import create_app
 from flashjanus.serving.http.settings import Settings

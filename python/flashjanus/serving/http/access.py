@@ -1,4 +1,4 @@
-"""Who may ask, how much at once, and how large: keys, requests of each, and the size of a body."""
+"""Checks who may send requests, how many at once, and how large: API keys, concurrent requests, and body sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPEN = ("/health/", "/docs", "/openapi.json")
 
 
 class Access:
-    """Lets a request through, or says why not."""
+    """Lets a request through, or refuses it with a reason."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -54,7 +54,7 @@ class Access:
                 del self._open[who]
 
     def _who(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """A name for the key, from which it cannot be found, or the client's address. Raises ApiError."""
+        """A name for the key, from which the key cannot be recovered, or the client's address. Raises ApiError."""
         hosts, host = self.settings.hosts, host_of(headers.get("host", ""))
         if hosts and host not in hosts:
             words = f"expected the host {' or '.join(hosts)}, got {host!r:.80}; the server can be started to allow it"
@@ -77,19 +77,20 @@ class Access:
 
 
 def host_of(header: str) -> str:
-    """The name in a Host header, without its port."""
+    """The host name of a Host header, without its port."""
     named = header.strip().lower()
     return named[1:].partition("]")[0] if named.startswith("[") else named.partition(":")[0]
 
 
 def is_known(key: bytes, settings: Settings) -> bool:
-    """Whether it is one of the keys, in a time that tells nothing of them."""
-    matches = [hmac.compare_digest(key, one.encode()) for one in settings.keys]  # all of them, whichever it is
+    """Whether this is one of the keys, compared in a time that reveals nothing about them."""
+    matches = [hmac.compare_digest(key, one.encode()) for one in settings.keys]  # compares every key
     return any(matches)
 
 
 def _limited(receive: Receive, headers: Mapping[str, str], most: int) -> Receive:
-    """`receive` that takes no more than `most` bytes, whatever the headers say. Both raise ApiError."""
+    """A `receive` that accepts at most `most` bytes, whatever the headers say. This call and the result both raise
+    ApiError."""
     words = f"expected a body of at most {most} bytes; send smaller images, or fewer"
     error = ApiError(413, words, "body_too_large", headers={"connection": "close"})
     length = headers.get("content-length", "")

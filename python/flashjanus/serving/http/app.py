@@ -1,4 +1,4 @@
-"""The application: its paths, its layers, its errors."""
+"""The application: its paths, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ Endpoint = Callable[..., Awaitable[Response]]
 
 
 def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI:
-    """An ASGI application that serves `engine`, which whoever calls this closes; `app.state.serving` is its `State`."""
+    """Create an ASGI application that serves `engine`. The caller closes the engine; `app.state.serving` is the
+    `State`."""
     settings = settings or Settings()
     app = FastAPI(
         title="FlashJanus",
@@ -62,7 +63,7 @@ def create_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI
 
 
 def add_post(app: FastAPI, path: str, endpoint: Endpoint, body: type[BaseModel]) -> None:
-    """A path whose endpoint reads `body` itself (by body.read), and replies with JSON or with a stream of events."""
+    """Add a path whose endpoint reads `body` itself (by body.read) and replies with JSON or with a stream of events."""
     description: Description = app.state.description
     app.state.serving.meters.known(path)
     app.add_api_route(
@@ -76,7 +77,7 @@ def add_post(app: FastAPI, path: str, endpoint: Endpoint, body: type[BaseModel])
 
 
 def _add_get(app: FastAPI, path: str, endpoint: Endpoint, *refusals: int, kind: str = "application/json") -> None:
-    """A path whose names in braces are texts, which its endpoint finds in `request.path_params`."""
+    """Add a GET path. Names in braces match text, which the endpoint finds in `request.path_params`."""
     named = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in re.findall(r"\{(\w+)", path)
@@ -92,12 +93,12 @@ def _add_get(app: FastAPI, path: str, endpoint: Endpoint, *refusals: int, kind: 
 
 
 def _replies(kinds: Sequence[str], refusals: Sequence[int]) -> dict[int | str, dict[str, Any]]:
-    """Of a path, for the description."""
+    """The replies of a path, for the OpenAPI description."""
     return {200: {"content": {kind: {} for kind in kinds}}, **{status: {"model": ErrorBody} for status in refusals}}
 
 
 def _layers(settings: Settings, meters: Meters) -> list[Middleware]:
-    """From the outermost inward."""
+    """The middleware, from the outermost inward."""
     layers = [Middleware(Front, meters=meters)]
     if settings.origins:
         options = dict[str, Any](allow_methods=["*"], allow_headers=["*"], expose_headers=["x-request-id"])
@@ -106,7 +107,7 @@ def _layers(settings: Settings, meters: Meters) -> list[Middleware]:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    """The reply to what an endpoint raised."""
+    """Turn an endpoint's exception into a reply."""
     if isinstance(error, ClientDisconnect):
         request.scope["state"]["gone"] = True
         return Response(status_code=CLIENT_GONE)

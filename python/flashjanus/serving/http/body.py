@@ -1,4 +1,4 @@
-"""The body of a request -> its model, or an error that names the field."""
+"""Parses a request's body into its model, or raises an error that names the field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read(request: Request, model: type[Model], seconds: float) -> Model:
-    """Raises ApiError for a body that is no JSON, does not arrive within `seconds`, or does not fit the model."""
+    """Read and parse a body. Raises ApiError if it is not JSON, does not arrive within `seconds`, or does not fit
+    the model."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         words = f"expected the header 'Content-Type: application/json', got {kind[:80] or 'none'!r}"

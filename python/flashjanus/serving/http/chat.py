@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: answers to a conversation, at once or token by token."""
+"""POST /v1/chat/completions: answers a conversation, in one body or token by token."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ async def conversation(
     origin: str = "messages",
     **options: Any,
 ) -> ChatRequest:
-    """A request of the API's fields; `options` are TEXT_EXTRAS, origin: the field of the messages. Raises ApiError,
-    InputError."""
+    """Make a ChatRequest from the API's fields. `options` holds the fields of TEXT_EXTRAS; origin: the field that
+    holds the messages. Raises ApiError, InputError."""
     longest = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
     asked = {name: tokens for name, tokens in longest.items() if tokens is not None}
     if len({*asked.values()}) > 1:
@@ -68,7 +68,7 @@ async def conversation(
 
 
 def repeated(request: ChatRequest, n: int) -> list[ChatRequest]:
-    """The same n times over, with a seed that counts up where there is one."""
+    """The same request n times; the seed, if there is one, counts up."""
     seed = request.options.get("seed")
     seeds = [{} if seed is None else {"seed": seed + number} for number in range(n)]
     return [replace(request, options={**request.options, **one}) for one in seeds]
@@ -76,7 +76,7 @@ def repeated(request: ChatRequest, n: int) -> list[ChatRequest]:
 
 @dataclass
 class Choice:
-    """One answer, as far as it has come."""
+    """One answer, as far as it has been written."""
 
     index: int
     text: str = ""
@@ -115,7 +115,7 @@ async def completions(request: Request) -> Response:
 
 
 def _check(body: Any) -> None:
-    """What fields must be together. Raises ApiError."""
+    """Check fields that depend on each other. Raises ApiError."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: expected only with stream", "invalid_value", "stream_options")
     if body.top_logprobs is not None and not body.logprobs:
@@ -123,7 +123,7 @@ def _check(body: Any) -> None:
 
 
 def _texts(messages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """For the log: no images."""
+    """The texts for the log, without images."""
     parts = ((one["role"], one["content"]) for one in messages)
     return [
         [role, content if isinstance(content, str) else " ".join(part.get("text", "(image)") for part in content)]
@@ -132,7 +132,7 @@ def _texts(messages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 async def submitted(state: State, requests: Sequence[ChatRequest]) -> list[Stream]:
-    """The streams of requests that are all accepted; where one is not, none is left."""
+    """Submit all requests and return their streams. If one request is refused, all others are closed."""
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(await state.engine.submit(one)) for one in requests]
         stack.pop_all()
@@ -140,8 +140,9 @@ async def submitted(state: State, requests: Sequence[ChatRequest]) -> list[Strea
 
 
 async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
-    """The events of several streams as they come, each with its stream's number; an error of one ends all."""
-    if len(streams) == 1:  # which needs no task for each event
+    """Yield the events of several streams as they arrive, each with the number of its stream. An error in one ends
+    all."""
+    if len(streams) == 1:  # a single stream needs no task per event
         async with aclosing(streams[0]) as events:
             async for event in events:
                 yield 0, event
@@ -161,7 +162,8 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
     finally:
         for task in waiting:
             task.cancel()
-        # of several that failed at once one was told; the others' errors are taken, so that nothing logs them as lost
+        # Only one of several simultaneous errors is raised; retrieve the others so that asyncio does not log them as
+        # lost.
         await asyncio.gather(*waiting, return_exceptions=True)
         for one in streams:
             await one.aclose()
@@ -192,7 +194,7 @@ async def _reply(events: Numbered, head: Mapping[str, Any], n: int, logprobs: bo
 
 
 def usage(used: Sequence[Usage]) -> dict[str, Any]:
-    """Tokens of n answers to one conversation, which counts once."""
+    """Token counts of n answers to one conversation, whose prompt counts once."""
     prompt, made = used[0].prompt_tokens, sum(one.completion_tokens for one in used)
     return {
         "prompt_tokens": prompt,
@@ -203,15 +205,16 @@ def usage(used: Sequence[Usage]) -> dict[str, Any]:
 
 
 def logprobs_of(piece: Piece) -> list[dict[str, Any]]:
-    """A token as the API tells it, where the piece has one; none for the token that ends an answer, which is no text
-    of it."""
+    """A token in the API's form, if the piece has one. The token that ends an answer is not part of its text and
+    gives none."""
     if piece.token is None or not piece.token.text:
         return []
     return [{**_logprob(piece.token), "top_logprobs": [*map(_logprob, piece.likeliest)]}]
 
 
 def _logprob(token: Logprob) -> dict[str, Any]:
-    """The text of a token that holds part of a character has a replacement character there; the bytes are exact."""
+    """A token in the API's form. A token that holds part of a character has a replacement character as text; its
+    bytes are exact."""
     return {"token": token.text.decode(errors="replace"), "logprob": token.logprob, "bytes": [*token.text]}
 
 

@@ -1,4 +1,4 @@
-"""Ends connections on which nothing moves, for which uvicorn itself would wait for ever."""
+"""Closes connections on which nothing moves; uvicorn itself would wait for them forever."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ of them, also where more is sent to it meanwhile."""
 
 @dataclass
 class Seen:
-    """Of a connection: bytes that wait for its client, since when it has taken none of them, and since when there is no
-    request on it."""
+    """A connection's state: unsent bytes, the time since which the client has read none of them, and the time since
+    which no request is active."""
 
     left: int
     taken: float
     asked: float
 
     def stuck(self, now: float, left: int, busy: bool, stall: float, idle: float) -> bool:
-        """Whether it has been so for too long, after another look. busy: there is a request on it."""
+        """Update the state and return whether the connection has been stuck for too long. busy: a request is active."""
         if not left or left < self.left:
             self.taken = now
         if busy or left:
@@ -34,9 +34,9 @@ class Seen:
 
 
 async def end_stuck(connections: Collection[Any], stall: float, idle: float) -> None:
-    """Watch uvicorn's connections until cancelled. One is aborted where its client takes nothing of what is sent to it
-    for `stall` seconds (closing would wait until it does), or where there is no whole head of a request for `idle`
-    seconds (a byte that arrives ends uvicorn's own patience)."""
+    """Watch uvicorn's connections until canceled. A connection is aborted if its client reads nothing for `stall`
+    seconds while data waits (closing would wait for the client), or if no complete request head arrives for `idle`
+    seconds (any byte that arrives ends uvicorn's own timeout)."""
     seen: dict[Any, Seen] = {}
     while True:
         await asyncio.sleep(min(stall, idle) / LOOKS)

@@ -1,4 +1,4 @@
-"""The application's description by OpenAPI, with the bodies that endpoints read themselves."""
+"""The OpenAPI description of the application, including the bodies that endpoints parse themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMAS = "#/components/schemas/{model}"
 
 
 class Description:
-    """keys: whether requests need one."""
+    """Builds the description. keys: whether requests need an API key."""
 
     def __init__(self, app: FastAPI, keys: bool) -> None:
         self._app, self._keys = app, keys
@@ -23,7 +23,7 @@ class Description:
         self._made: dict[str, Any] = {}
 
     def body(self, model: type[BaseModel]) -> dict[str, Any]:
-        """What a path whose body this is says of it. Raises ValueError where two kinds of values have one name."""
+        """The description of a request body. Raises ValueError if two schemas share a name."""
         schema = model.model_json_schema(ref_template=SCHEMAS)
         for name, one in {**schema.pop("$defs", {}), model.__name__: schema}.items():
             if self._schemas.setdefault(name, one) != one:
@@ -32,7 +32,7 @@ class Description:
         return {"requestBody": {"required": True, "content": content}}
 
     def openapi(self) -> dict[str, Any]:
-        """Made once, when all paths are there."""
+        """Build the description once, when all paths have been added."""
         if not self._made:
             app = self._app
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
@@ -45,6 +45,6 @@ class Description:
         return self._made
 
     async def page(self, request: Request) -> Response:
-        """The same to read."""
+        """The description as an HTML page."""
         policy = "default-src 'none'; style-src 'unsafe-inline'"
         return HTMLResponse(docs.page(self.openapi()), headers={"content-security-policy": policy})

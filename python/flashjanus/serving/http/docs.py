@@ -1,4 +1,4 @@
-"""The page at /docs: the interface as HTML, made of its description, without a script or anything of the network."""
+"""The page at /docs: the API as HTML, made from its OpenAPI description, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 
 
 def page(openapi: Mapping[str, Any]) -> str:
-    """HTML of an OpenAPI description."""
+    """Render an OpenAPI description as HTML."""
     schemas = openapi["components"]["schemas"]
     info = openapi["info"]
     title = f"{info['title']} {info['version']}"
@@ -71,7 +71,7 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
-    """What a value may be, in words, as HTML."""
+    """Describe in words, as HTML, which values are allowed."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f"<a href='#{name}'>{name}</a>"

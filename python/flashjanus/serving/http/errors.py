@@ -44,7 +44,7 @@ TOO_LONG = "the prompt is too long"
 
 @dataclass
 class ApiError(Exception):
-    """What a client is told. param: the field that it is about."""
+    """An error for the client. param: the field that it is about."""
 
     status: int
     message: str
@@ -63,18 +63,18 @@ class ApiError(Exception):
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    """The same error, of a field that has another name there."""
+    """The same error for a request in which the field has another name."""
     old = error.param or ""
     new = names.get(old, old)
     return replace(error, message=error.message.replace(f"{old}:", f"{new}:", 1), param=new or None)
 
 
 class Unsupported(ValueError):
-    """A field that the API has, with a value that this model cannot honor."""
+    """A field of OpenAI's API has a value that this model cannot honor."""
 
 
 class ErrorFields(BaseModel):
-    """What went wrong, of which field (where it is one), and a word for programs."""
+    """What went wrong, the field that it is about (if any), and a code for programs."""
 
     message: str
     type: str
@@ -83,13 +83,13 @@ class ErrorFields(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every reply that is no success."""
+    """The body of every reply that reports an error."""
 
     error: ErrorFields
 
 
 def told(error: FlashJanusError, param: str | None = None) -> ApiError:
-    """An error of the engine's. param: of an InputError that names no field itself."""
+    """Turn an engine error into an ApiError. param: the field, for an InputError that names none itself."""
     words = str(error)
     if isinstance(error, InputError):
         named = _NAMED.match(words)
@@ -117,7 +117,7 @@ def told(error: FlashJanusError, param: str | None = None) -> ApiError:
 
 
 def unexpected() -> ApiError:
-    """A fault of ours, of which clients are told nothing: the log has it, under the request's id."""
+    """A fault of ours. The client learns no details; the log has them, under the request's id."""
     return ApiError(
         500,
         "expected the request to be served, but the server met an error of its own; the server's log "
@@ -127,13 +127,14 @@ def unexpected() -> ApiError:
 
 
 def plain(status: int, message: str | None = None, headers: Mapping[str, str] | None = None) -> ApiError:
-    """An HTTP error that has no more to say."""
+    """A plain HTTP error."""
     words = HTTPStatus(status).phrase.lower()
     return ApiError(status, message or words, words.replace(" ", "_"), headers=headers or {})
 
 
 def place(loc: tuple[int | str, ...]) -> str:
-    """messages[0].content of ("messages", 0, "content"); "<...>" are kinds of a value, no fields."""
+    """Format a location: ("messages", 0, "content") gives messages[0].content. A step such as "<...>" names the kind
+    of a value and is left out."""
     path = ""
     for step in loc:
         if isinstance(step, int):
@@ -144,7 +145,7 @@ def place(loc: tuple[int | str, ...]) -> str:
 
 
 def invalid(faults: list[ErrorDetails]) -> ApiError:
-    """A body that does not fit its model: the first fault, by the name of its field."""
+    """Report the first fault of a body that does not fit its model, by the name of its field."""
     fault = faults[0]
     param, kind, words = place(fault["loc"]), fault["type"], fault["msg"]
     if kind == "json_invalid":
@@ -153,7 +154,7 @@ def invalid(faults: list[ErrorDetails]) -> ApiError:
     if isinstance(cause, Unsupported):
         return ApiError(400, f"{param}: {cause}", "unsupported_parameter", param)
     if isinstance(cause, InputError):
-        said = told(cause, param)  # which names the field, and not where that is
+        said = told(cause, param)  # it names the field, but not its place in the body
         return renamed(said, {said.param or "": param})
     if kind == "extra_forbidden":
         return ApiError(

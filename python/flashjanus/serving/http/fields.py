@@ -1,4 +1,4 @@
-"""Kinds of fields that several bodies have."""
+"""Field types that several bodies share."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from flashjanus.serving.http.errors import Unsupported
 
 
 class Body(BaseModel):
-    """A body whose fields have the types of JSON as they are, and no others than these."""
+    """A request body that converts no JSON types and allows no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
 class Only:
-    """Of a field of the API: that it is taken where it asks for nothing, with null or a neutral value. why: no other
-    can be honored."""
+    """Marks a field of OpenAI's API that is accepted only as null or as a neutral value. why: the reason for which
+    no other value can be honored."""
 
     neutral: tuple[Any, ...]
     why: str
 
     def check(self, value: Any) -> Any:
-        """The value. Raises Unsupported."""
+        """Return the value. Raises Unsupported."""
         if value is None or any(type(value) is type(one) and value == one for one in self.neutral):
             return value
         expected = " or ".join(json.dumps(one) for one in self.neutral) or "no value"
@@ -52,18 +52,18 @@ class Only:
 
 
 def only(*neutral: Any, why: str) -> Only:
-    """Annotates a field that takes null and these values alone."""
+    """Annotate a field that accepts null and only these values."""
     return Only(neutral, why)
 
 
 def extras(options: type[Options], names: Iterable[str]) -> dict[str, Any]:
-    """Fields for `create_model`: options of the engine, whose ranges and words are those of the options."""
+    """Fields for `create_model` that stand for engine options, with the ranges and descriptions of the options."""
     properties, known = json_schema(options)["properties"], options_of(options)
     return {name: (_field(name, known[name], properties[name]), None) for name in names}
 
 
 def _field(name: str, option: Option, schema: Mapping[str, Any]) -> Any:
-    """As the option; null is its default."""
+    """A field for an option; null means its default."""
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     shown = {**schema, "type": [*dict.fromkeys([*types, "null"])]}
     if "enum" in schema:
@@ -80,7 +80,7 @@ def _field(name: str, option: Option, schema: Mapping[str, Any]) -> Any:
 
 
 def _late(name: str, option: Option, value: Any) -> Any:
-    """Of an option that is checked where the request is known: what can be said before that. Raises InputError."""
+    """Check the part of an option that can be checked before the request is known. Raises InputError."""
     low, high = int(option.low or 0), int(option.high or 0)
     if option.several and isinstance(value, list):
         return [values.integer(name, _whole(one), low, high) for one in value]
@@ -88,7 +88,7 @@ def _late(name: str, option: Option, value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """JSON has one kind of numbers, in which 5.0 is an integer."""
+    """Convert 5.0 to 5: JSON has one number type, in which 5.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -97,5 +97,5 @@ Whole = BeforeValidator(_whole)
 
 
 def given(body: BaseModel, names: Iterable[str]) -> dict[str, Any]:
-    """Of these fields, those that have a value."""
+    """Those of the named fields that have a value."""
     return {name: value for name in names if (value := getattr(body, name)) is not None}

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations: images of a prompt, at once or as they are drawn."""
+"""POST /v1/images/generations: draws images of a prompt, in one body or as they are drawn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ QUALITIES = {"fast": "low", "balanced": "medium", "exact": "high"}
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is asked of the engine, and how its pictures are told. facts: size, quality and so on, of every reply."""
+    """A request to the engine, and how to encode its pictures. facts: size, quality and so on, repeated in every
+    reply."""
 
     request: ImageRequest
     rendering: Rendering
@@ -52,7 +53,7 @@ def drawing(
     partial_images: int | None = None,
     **options: Any,
 ) -> Drawing:
-    """A request of the API's fields; `options` are IMAGE_EXTRAS. Raises ApiError, InputError."""
+    """Make a Drawing from the API's fields. `options` holds the fields of IMAGE_EXTRAS. Raises ApiError, InputError."""
     settings = state.settings
     format = output_format or "png"
     if format == "png" and output_compression not in (None, 100):
@@ -133,7 +134,7 @@ def _body(images: Images, asked: Drawing) -> bytes:
 
 
 def facts_of(images: Images, number: int) -> dict[str, Any]:
-    """Beyond the API: by what an image can be drawn again, and what the model thought of it."""
+    """Fields that OpenAI's API does not have: what is needed to draw an image again, and the model's score for it."""
     own: dict[str, Any] = {}
     if images.seeds is not None:
         own["seed"] = images.seeds[number]
@@ -143,7 +144,7 @@ def facts_of(images: Images, number: int) -> dict[str, Any]:
 
 
 def usage(used: Usage) -> dict[str, Any]:
-    """Tokens as the API of images tells them."""
+    """Token counts in the form of the images API."""
     details = {"text_tokens": used.prompt_tokens - used.image_tokens, "image_tokens": used.image_tokens}
     return {
         "input_tokens": used.prompt_tokens,
@@ -155,14 +156,14 @@ def usage(used: Usage) -> dict[str, Any]:
 
 
 def shares(used: Usage, images: int) -> list[Usage]:
-    """A request's tokens by image: the sums are the request's. The prompt counts with the first."""
+    """Split a request's tokens among its images so that the sums match. The prompt counts toward the first image."""
     each, rest = divmod(used.completion_tokens, images)
     first = Usage(used.prompt_tokens, used.image_tokens, each + rest)
     return [first, *[Usage(0, 0, each)] * (images - 1)]
 
 
 async def _streamed(events: AsyncGenerator[Event, None], asked: Drawing) -> AsyncGenerator[bytes, None]:
-    """Events of the API. With several images each has its own, which `image_index` tells apart."""
+    """Yield events of the API. Each of several images has events of its own, which `image_index` tells apart."""
     async with aclosing(events) as told_:
         async for event in told_:
             made: list[bytes] = []

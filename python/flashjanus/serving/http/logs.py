@@ -1,4 +1,4 @@
-"""Logs of a server: one JSON object a line, with the request's id; no prompts unless they are asked for."""
+"""Server logs: one JSON object per line, with the request's id. Prompts are left out unless asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ LOG = logging.getLogger("flashjanus.serving")
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: time, level, logger, message, and what `extra={"fields": {...}}` adds."""
+    """Formats a record as one line of JSON: time, level, logger, message, and the fields of `extra={"fields":
+    {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -29,7 +30,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(level: str = "info") -> None:
-    """Let everything that this process logs go to stderr as JSON."""
+    """Send everything that this process logs to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
@@ -37,4 +38,4 @@ def set_up(level: str = "info") -> None:
     root.setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], name != "uvicorn.access"  # each request is logged by the middleware
+        logger.handlers, logger.propagate = [], name != "uvicorn.access"  # the middleware logs each request

@@ -1,4 +1,4 @@
-"""Images that a conversation shows: fetched, measured and handed on as the bytes of a file, never as a path."""
+"""Images in a conversation are fetched, measured, and passed on as the bytes of a file, never as a path."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from flashjanus.serving.http.settings import Settings
 async def conversation(
     messages: Sequence[Mapping[str, Any]], settings: Settings, origin: str = "messages"
 ) -> list[dict[str, Any]]:
-    """Messages of the API, as dicts -> those of `JanusFlow.chat`, whose images are bytes. Raises ApiError.
+    """Turn the API's messages, as dicts, into those of `JanusFlow.chat`, with images as bytes. Raises ApiError.
 
-    Parts are text, input_text, output_text, image_url (a dict with "url", or the URL) and input_image; an image's
-    errors name it as messages[i].content[j], or as the part's "where" says. The first messages may be of the system,
-    the developer, or both. origin: the field that they come from.
+    Parts are text, input_text, output_text, image_url (a dict with "url", or the URL) and input_image. An error names
+    an image as messages[i].content[j], or by the part's "where". The first messages may come from the system, the
+    developer, or both. origin: the field that holds the messages.
     """
     turns: list[dict[str, Any]] = []
     texts = images = 0
@@ -62,7 +62,8 @@ async def conversation(
 
 
 async def image(url: str, where: str, settings: Settings) -> bytes:
-    """The file that a data: URL holds, or an https: URL leads to where the settings allow it. Raises ApiError."""
+    """Return the file that a data: URL contains, or that an https: URL points to if the settings allow it. Raises
+    ApiError."""
     head = url[:8].lower()
     try:
         if head.startswith("data:"):
@@ -81,7 +82,7 @@ def _data(url: str, settings: Settings) -> bytes:
     head, comma, text = url.partition(",")
     if not comma:
         raise InputError(f"expected data:image/...;base64,..., got {url:.40}")
-    if len(text) > 4 * settings.image_bytes:  # percent-encoding makes three characters of a byte
+    if len(text) > 4 * settings.image_bytes:  # percent-encoding takes three characters for a byte
         raise InputError(_too_large(settings))
     data = unquote_to_bytes(text)
     if head.rpartition(";")[2].strip().lower() == "base64":
@@ -100,7 +101,7 @@ def _too_large(settings: Settings) -> str:
 
 
 def _measure(data: bytes, settings: Settings) -> None:
-    """Look at the size that the file declares before anybody decodes it."""
+    """Check the size that the file declares before anything decodes it."""
     try:
         with Image.open(io.BytesIO(data), formats=formats()) as opened:
             width, height = opened.size

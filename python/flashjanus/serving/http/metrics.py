@@ -1,4 +1,4 @@
-"""Figures for Prometheus: the engine's, read when they are asked for, and those that only the server sees."""
+"""Prometheus metrics: the engine's, read on demand, and those that only the server can measure."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MOST_PATIENCE = 60
 
 
 class Engine(Collector):
-    """The engine's own counts."""
+    """The engine's own counters."""
 
     def __init__(self, engine: AsyncEngine, ready: Callable[[], bool]) -> None:
         self._engine, self._ready = engine, ready
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
-        with suppress(UnavailableError):  # a model that is not loaded yet
+        with suppress(UnavailableError):  # the model is not loaded yet
             facts = self._engine.facts
             about = {"model": facts.name, "version": facts.version, "device": facts.device, "dtype": facts.dtype}
             yield InfoMetricFamily("flashjanus_model", "what is served", about)
@@ -60,7 +60,7 @@ def _by_kind(name: str, words: str, values: Mapping[str, float]) -> CounterMetri
 
 
 class Meters:
-    """The server's own figures, in a registry of their own. open: POST requests that have not ended."""
+    """The server's own metrics, in their own registry. open: POST requests that have not ended."""
 
     def __init__(self, engine: AsyncEngine, ready: Callable[[], bool]) -> None:
         self.registry = CollectorRegistry()
@@ -89,11 +89,11 @@ class Meters:
         return Histogram(f"flashjanus_{name}_seconds", words, labels or [], buckets=SECONDS, registry=self.registry)
 
     def known(self, path: str) -> None:
-        """Count requests of this path by its name; those that clients invent are "other"."""
+        """Count requests of this path under its name; unknown paths count as "other"."""
         self._paths.add(path)
 
     def ended(self, path: str, status: int, code: str | None, seconds: float) -> None:
-        """Count a request. code: of its error, which a stream may end with after the status 200."""
+        """Count a finished request. code: the error's code, with which a stream may end even after status 200."""
         name = path if path in self._paths else "other"
         self._requests.labels(name, str(status)).inc()
         if status == CLIENT_GONE:
@@ -108,9 +108,9 @@ class Meters:
 
     @property
     def patience(self) -> int:
-        """Seconds after which a request that was refused may be sent again: as long as one takes of late."""
+        """Seconds after which a refused request may be retried: the recent duration of a request."""
         return max(1, min(MOST_PATIENCE, round(self._usual)))
 
     def text(self) -> bytes:
-        """All figures, as Prometheus reads them."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The outermost layer: every request has an id, a line in the log, and no error goes out as it is."""
+"""The outermost layer: it gives every request an id and a log line, and lets no raw exception out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SANE = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
 class Front:
-    """Gives each request its id, which is the client's where that is sane, and notes how it ended."""
+    """Gives each request an id, the client's own if that is well-formed, and logs how the request ended."""
 
     def __init__(self, app: ASGIApp, meters: Meters) -> None:
         self.app, self.meters = app, meters
@@ -69,11 +69,11 @@ class Front:
 
 
 async def reply(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send the response that tells an error."""
+    """Send the response for an error."""
     note(scope, code=error.code)
     await JSONResponse(error.body, error.status, dict(error.headers))(scope, receive, send)
 
 
 def note(scope: Scope, **fields: Any) -> None:
-    """Add to the request's line in the log what is not None."""
+    """Add fields that are not None to the request's log line."""
     scope["state"]["fields"].update({name: value for name, value in fields.items() if value is not None})

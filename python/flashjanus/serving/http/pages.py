@@ -1,4 +1,4 @@
-"""What a server tells of itself: its model, its health, its figures."""
+"""Endpoints that report the server's model, health and metrics."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def models(request: Request) -> Response:
-    """The names by which requests may ask for the model."""
+    """List the names by which requests may call the model."""
     state = state_of(request)
     return JSONResponse({"object": "list", "data": [_model(state, name) for name in state.names]})
 
 
 async def model(request: Request) -> Response:
-    """One of them."""
+    """Describe one of the model's names."""
     state = state_of(request)
     return JSONResponse(_model(state, state.name(request.path_params["model"])))
 
 
 async def live(request: Request) -> Response:
-    """The server runs."""
+    """Report that the server is running."""
     return JSONResponse({"status": "live"})
 
 
 async def ready(request: Request) -> Response:
-    """The server would serve a request now; 503 while it does not."""
+    """Report that the server can serve a request now; 503 if it cannot."""
     state = state_of(request)
     if not state.ready:
         words = "the server is shutting down" if state.draining else "the engine does not serve"
@@ -57,5 +57,5 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Metrics for Prometheus."""
     return Response(state_of(request).meters.text(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""Pictures as replies hold them: of the size asked for, encoded, in base64."""
+"""Encodes pictures for replies: resized as requested, compressed, in base64."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 
 @dataclass(frozen=True)
 class Rendering:
-    """How pictures are encoded. size: width and height."""
+    """How to encode pictures. size: width and height."""
 
     format: str
     quality: int
     size: tuple[int, int]
 
     def base64(self, picture: Picture) -> str:
-        """Encoded, in base64: for a thread, as it takes milliseconds."""
+        """Encode a picture in base64. This takes milliseconds, so run it on a thread."""
         image = Image.fromarray(picture)
         if image.size != self.size:
             image = ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
@@ -34,7 +34,7 @@ class Rendering:
         if self.format == "png":
             image.save(file, "PNG")
         elif self.format == "jpeg":
-            # without subsampling, which blurs edges of color
+            # chroma subsampling would blur colored edges
             image.save(file, "JPEG", quality=max(1, self.quality), subsampling=0)
         else:
             image.save(file, "WEBP", quality=self.quality)
@@ -42,7 +42,7 @@ class Rendering:
 
 
 def size_of(text: str, most: int) -> tuple[int, int] | None:
-    """Width and height of "WxH"; None for "auto". Raises InputError."""
+    """Parse "WxH" into width and height; "auto" gives None. Raises InputError."""
     if text == "auto":
         return None
     found = _SIZE.fullmatch(text)

@@ -1,4 +1,4 @@
-"""The page at /ui, with the limits and the keys of the interface beside it."""
+"""The page at /ui, which shares the API's limits and keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATH = "/ui"
 
 
 def add_playground(app: FastAPI) -> None:
-    """Serve the playground; where there are API keys, each is a password that opens it, with any name."""
+    """Serve the playground. If there are API keys, any of them opens it as a password, with any user name."""
     state: State = app.state.serving
     settings = state.settings
     limits = {

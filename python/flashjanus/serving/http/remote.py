@@ -1,4 +1,4 @@
-"""Images of the network: from allowed hosts alone, at addresses that were checked and are then connected to."""
+"""Fetches remote images: only from allowed hosts, and only from addresses that have been checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "2002::/16", "2001
 
 @dataclass(frozen=True)
 class Place:
-    """Where a URL leads. target: path and query."""
+    """The target of a URL. target: path and query."""
 
     scheme: str
     host: str
@@ -34,7 +34,7 @@ class Place:
 
 
 async def fetch(url: str, settings: Settings) -> bytes:
-    """The bytes at a URL. Raises InputError where it is not allowed, does not answer in time, or has too much."""
+    """Fetch a URL. Raises InputError if it is not allowed, does not answer in time, or is too large."""
     try:
         return await asyncio.wait_for(_followed(url, settings), settings.remote_seconds)
     except asyncio.TimeoutError as error:
@@ -51,14 +51,14 @@ async def _followed(url: str, settings: Settings) -> bytes:
 
 
 def place_of(url: str, settings: Settings) -> Place:
-    """Raises InputError for a URL from which nothing is fetched."""
+    """Parse a URL. Raises InputError if fetching it is not allowed."""
     if not settings.remote_hosts:
         raise InputError(f"this server fetches no images; expected a data: URL, got {url:.80}")
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), (parts.hostname or "").rstrip("."), parts.port
         host = host.encode("idna").decode() if not host.isascii() else host
-    except ValueError as error:  # UnicodeError is one
+    except ValueError as error:  # UnicodeError is a ValueError
         raise InputError(f"expected a URL, got {url:.80}: {error}") from error
     if scheme not in PORTS or (scheme == "http" and not settings.remote_http):
         raise InputError(f"expected an https: URL, got {url:.80}")
@@ -82,13 +82,13 @@ def _list(hosts: tuple[str, ...]) -> str:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Its addresses."""
+    """The addresses of a host."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(one[4][0]) for one in found]
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the Internet, and of one host."""
+    """Whether an address is public and belongs to a single host."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -99,7 +99,7 @@ def is_public(address: str) -> bool:
 
 
 async def _once(place: Place, settings: Settings) -> bytes | str:
-    """The bytes, or where the place redirects to."""
+    """The bytes of a place, or the URL to which it redirects."""
     try:
         addresses = await resolve(place.host, place.port)
     except OSError as error:
@@ -108,7 +108,7 @@ async def _once(place: Place, settings: Settings) -> bytes | str:
         raise InputError(f"this server fetches no images from {place.host:.80}, whose address is not public")
     context = ssl.create_default_context() if place.scheme == "https" else None
     try:
-        # to the address that was checked, and not to what the name means now
+        # connect to the checked address, not to what the name resolves to now
         reader, writer = await asyncio.open_connection(
             addresses[0], place.port, ssl=context, server_hostname=place.host if context else None, limit=READ
         )

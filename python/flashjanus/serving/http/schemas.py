@@ -1,4 +1,4 @@
-"""The bodies of requests, field by field."""
+"""The request bodies of images and chat, field by field."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Size: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": r"^(auto|[1
 
 
 class _ImageFields(Body):
-    """Images of a prompt."""
+    """Draws images of a prompt."""
 
     prompt: str = Field(description="what to draw", min_length=1)
     model: str | None = Field(None, description="the served model's name")
@@ -80,7 +80,7 @@ ImageBody = create_model(
 
 
 class ImageUrl(Body):
-    """Where an image is, and how closely to look."""
+    """The URL of an image, and the detail at which to read it."""
 
     url: str = Field(description="data:image/...;base64,..., or https://... of a host that the server allows")
     detail: Literal["auto", "low", "high"] | None = Field(
@@ -165,14 +165,14 @@ class Message(Body):
 
 
 class StreamOptions(Body):
-    """What a stream tells besides."""
+    """What a stream reports besides the answer."""
 
     include_usage: bool | None = Field(None, description="a last chunk with the tokens used")
     include_obfuscation: Annotated[Any, only(False, why="chunks are sent as they are")] = None
 
 
 class _ChatFields(Body):
-    """The answer to a conversation."""
+    """Answers a conversation."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, description="the served model's name")

@@ -1,4 +1,4 @@
-"""Server-sent events: a stream that ends when its client leaves, and tells an error as its last event."""
+"""Server-sent events: the stream ends when its client leaves, and reports an error as its last event."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ _PING = b": waiting\n\n"
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
-    """One event; `name` goes before it where the API names its events."""
+    """Encode one event; `name` goes before it if the API names its events."""
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
 def failed(error: ApiError) -> bytes:
-    """The event that tells an error, {"type": "error", "error": {...}}."""
+    """Encode an error as an event, {"type": "error", "error": {...}}."""
     return event({"type": "error", **error.body}, "error")
 
 
 class EventStream(Response):
-    """Sends the events that `events` gives. When the client leaves or stalls, it is closed, which cancels the request.
+    """Sends the events that `events` yields. When the client leaves or stalls, `events` is closed, which cancels the
+    request.
 
-    An error in the midst is the last event: what `failed` makes of it.
+    An error in mid-stream becomes the last event, as `failed` encodes it.
     """
 
     media_type = "text/event-stream"
@@ -62,7 +63,7 @@ class EventStream(Response):
             await send(head)
             await self._send_all(scope, send)
 
-        with suppress(ClientDisconnect):  # which is noted, and there is nobody to tell
+        with suppress(ClientDisconnect):  # the client's leaving has been noted, and nobody is left to tell
             await unless_gone(whole(), self._streams, scope, receive, self._attend(send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
@@ -93,8 +94,8 @@ class EventStream(Response):
             self._since, self._busy = now(), False
 
     async def _attend(self, send: Send) -> None:
-        """Beside the events, which need no timers of their own then: send comments where nothing else is sent for so
-        long, for proxies end connections that are silent. Ends where the client takes nothing."""
+        """Send comments while the stream is silent, because proxies close silent connections. This runs beside the
+        events, which therefore need no timers of their own. Ends if the client stops reading."""
         stall, quiet = self._settings.stall, self._settings.keepalive
         while True:
             passed = asyncio.get_running_loop().time() - self._since

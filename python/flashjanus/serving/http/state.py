@@ -1,4 +1,4 @@
-"""What every endpoint has at hand."""
+"""State that every endpoint shares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flashjanus.serving.messages import Facts
 
 @dataclass
 class State:
-    """Of one application. draining: it takes no more requests."""
+    """The state of one application. draining: it accepts no more requests."""
 
     engine: AsyncEngine
     settings: Settings
@@ -30,16 +30,16 @@ class State:
 
     @property
     def facts(self) -> Facts:
-        """Of the model. Raises UnavailableError."""
+        """The model's facts. Raises UnavailableError."""
         return self.engine.facts
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the model; the first is shown."""
+        """The model's names; replies show the first."""
         return tuple(dict.fromkeys((*self.settings.names, self.facts.name)))
 
     def name(self, asked: str | None) -> str:
-        """The model's name as it was asked for. Raises ApiError where that is another model."""
+        """The name under which the request asked for the model. Raises ApiError if it names another model."""
         names = self.names
         if asked is not None and asked not in names:
             words = f"model: expected {' or '.join(map(repr, names))}, got {asked!r:.80}"
@@ -48,6 +48,6 @@ class State:
 
 
 def state_of(request: Request) -> State:
-    """The application's."""
+    """The state of the request's application."""
     state: State = request.app.state.serving
     return state

@@ -1,4 +1,4 @@
-"""Figures and the log's line of a request, taken from its events as they pass."""
+"""Collects metrics and log fields of a request from its events as they pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flashjanus.serving.messages import Answered, Begun, Event, Images, Partial,
 
 
 async def watched(stream: Stream, state: State, scope: Scope) -> AsyncGenerator[Event, None]:
-    """The events of a stream that was accepted; closing this closes the stream. A request that is asked several times
-    over (n answers) is measured by its first."""
+    """Yield the events of an accepted stream; closing this generator closes the stream. A request with n answers is
+    measured by its first answer."""
     accepted, seen = time.perf_counter(), set[type]()
     tokens, first = 0, 0.0
     began: float = scope["state"]["began"]

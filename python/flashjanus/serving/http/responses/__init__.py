@@ -1,4 +1,4 @@
-"""OpenAI's Responses API with its image_generation tool, on what draws images and answers conversations."""
+"""OpenAI's Responses API with its image_generation tool, built on the endpoints of images and chat."""
 
 from flashjanus.serving.http.responses.bodies import ResponseBody
 from flashjanus.serving.http.responses.endpoint import create

@@ -16,12 +16,12 @@ _DRAWS_TEXT = "the model draws from text alone"
 
 
 def _like(body: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
-    """Fields for `create_model`, as another body has them."""
+    """Take fields over from another body, for `create_model`."""
     return {name: (body.model_fields[name].annotation, body.model_fields[name]) for name in names}
 
 
 class _ToolFields(Body):
-    """Draws an image. Options of images beyond the API's may be given here too."""
+    """Draws an image. It also takes image options that OpenAI's API does not have."""
 
     type: Literal["image_generation"]
     action: Annotated[Any, only("auto", "generate", why=_DRAWS_TEXT)] = None
@@ -64,7 +64,7 @@ class InputImage(Body):
 
 
 class OutputText(Body):
-    """Text of an earlier answer, as it was sent."""
+    """Text of an earlier answer, as the server sent it."""
 
     type: Literal["output_text"]
     text: str
@@ -73,14 +73,14 @@ class OutputText(Body):
 
 
 class Refusal(Body):
-    """An earlier answer of another model, which is read as text."""
+    """A refusal that another model gave earlier; it is read as text."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 def _by(**kinds: str) -> Any:
-    """The tag of a value by its type, or by its role where it has none."""
+    """Tag a value by its type, or by its role if it has no type."""
 
     def tag(value: Any) -> str | None:
         found = value if isinstance(value, dict) else getattr(value, "__dict__", {})
@@ -111,7 +111,7 @@ def _listed(value: Any) -> str:
 
 
 class InputMessage(Body):
-    """A turn of the conversation. An assistant's may be an earlier answer as it was sent."""
+    """A turn of the conversation. An assistant's turn may be an earlier answer, as the server sent it."""
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
@@ -122,8 +122,8 @@ class InputMessage(Body):
 
 
 class ImageCall(Body):
-    """An image that was drawn earlier, as it was sent: the message of the user after it shows it to the model. Beside
-    its result, what else was told of it is accepted."""
+    """An image that was drawn earlier, as the server sent it; the user's next message shows it to the model. The
+    other fields that the server sent with it are accepted."""
 
     type: Literal["image_generation_call"]
     id: str | None = None
@@ -152,13 +152,13 @@ Tool: TypeAlias = Annotated[
 
 
 class ToolChoice(Body):
-    """The tool that is to be used."""
+    """The tool that the model has to use."""
 
     type: Literal["image_generation"]
 
 
 class AllowedTools(Body):
-    """Tools that may be used (mode auto), or of which one is to be (required)."""
+    """The tools that the model may use (mode auto), or of which it has to use one (required)."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -185,14 +185,14 @@ Choice: TypeAlias = Annotated[
 
 
 class TextFormat(Body):
-    """What the answer's text is like."""
+    """The format of the answer's text."""
 
     format: Annotated[Any, only({"type": "text"}, why="answers are plain text")] = None
     verbosity: Annotated[Any, only(why="the model has no such setting; ask for it in words")] = None
 
 
 class Reasoning(Body):
-    """Taken where it asks for none."""
+    """Accepted if it asks for no reasoning."""
 
     effort: Annotated[Any, only("none", why="the model does not reason apart from its answer")] = None
     summary: Annotated[Any, only(why="the model does not reason apart from its answer")] = None
@@ -200,14 +200,14 @@ class Reasoning(Body):
 
 
 class ResponseStreamOptions(Body):
-    """What a stream tells besides."""
+    """What a stream reports besides the answer."""
 
     include_obfuscation: Annotated[Any, only(False, why="events are sent as they are")] = None
 
 
 class _ResponseFields(Body):
-    """The answer to a conversation, or an image of it: the image_generation tool draws where it is offered and the
-    input shows no image, or where tool_choice says so."""
+    """Answers a conversation or draws an image. The image_generation tool draws if it is offered and the input shows
+    no image, or if tool_choice says so."""
 
     input: Annotated[
         Annotated[str, Tag("<string>"), Field(min_length=1)]

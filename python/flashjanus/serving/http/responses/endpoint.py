@@ -1,4 +1,4 @@
-"""POST /v1/responses: an answer or an image, at once or event by event."""
+"""POST /v1/responses: replies with an answer or an image, in one body or as a stream of events."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def _question(state: State, body: Any, turns: list[Turn]) -> ChatRequest:
 
 
 def _drawing(state: State, body: Any, tool: Any, turns: list[Turn]) -> Drawing:
-    """The seed of the response is the image's where the tool names none."""
+    """Make a Drawing of the request. The response's seed applies if the tool gives none."""
     if tool.partial_images and not body.stream:
         where = "tools[0].partial_images"
         raise ApiError(400, f"{where}: expected 0 without stream", "invalid_value", where)
@@ -81,7 +81,7 @@ def _drawing(state: State, body: Any, tool: Any, turns: list[Turn]) -> Drawing:
 
 
 def _echo(body: Any) -> dict[str, Any]:
-    """Fields of a request that its reply repeats."""
+    """The request fields that the reply repeats."""
     shown = body.model_dump(include={"tools", "tool_choice", "metadata"}, exclude_none=True)
     repeated = ("instructions", "max_output_tokens", "max_tool_calls", "user", "safety_identifier", "prompt_cache_key")
     return {

@@ -1,4 +1,4 @@
-"""The response as clients see it: an object that grows, and the events that tell of it."""
+"""Builds a response as clients see it: an object that grows, and the events that report its growth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODES = {429: "rate_limit_exceeded"}
 
 
 class Reply:
-    """One response. echo: fields of the request that it repeats."""
+    """One response. echo: the request fields that it repeats."""
 
     def __init__(self, model: str, echo: Mapping[str, Any]) -> None:
         self._fixed = {
@@ -46,7 +46,7 @@ class Reply:
         return {**self._fixed, "status": status, **rest, **more}
 
     def _begun(self) -> list[dict[str, Any]]:
-        """The first events, once there is an item."""
+        """The first events, sent once there is an output item."""
         states = ("created", "in_progress")
         told = [self._event(f"response.{state}", response=self._response("in_progress")) for state in states]
         return [*told, self._event("response.output_item.added", output_index=0, item=self._item)]
@@ -59,7 +59,7 @@ class Reply:
         return [done, self._event(f"response.{status}", response=response)]
 
     def failed(self, error: ApiError) -> bytes:
-        """The last event of a stream that met an error."""
+        """The last event of a stream that failed."""
         code = CODES.get(error.status, "server_error" if error.status >= 500 else "invalid_prompt")
         why = {"code": code, "message": error.message, "param": error.param, "type": error.type}
         failed = "failed" if self._item.get("type") == "image_generation_call" else "incomplete"
@@ -68,7 +68,7 @@ class Reply:
         return sse.event(event, event["type"])
 
     async def text(self, events: AsyncGenerator[Event, None]) -> Told:
-        """The events of an answer."""
+        """Yield the events of an answer."""
         message = self._item = {
             "id": f"msg_{uuid.uuid4().hex}",
             "type": "message",
@@ -104,7 +104,7 @@ class Reply:
                         yield event
 
     async def image(self, events: AsyncGenerator[Event, None], asked: Drawing) -> Told:
-        """The events of an image."""
+        """Yield the events of an image."""
         call = self._item = {
             "id": f"ig_{uuid.uuid4().hex}",
             "type": "image_generation_call",
@@ -140,7 +140,7 @@ class Reply:
 
 
 def tokens(used: Usage) -> dict[str, Any]:
-    """As responses tell them."""
+    """Token counts in the form of the Responses API."""
     return {
         "input_tokens": used.prompt_tokens,
         "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
@@ -151,7 +151,7 @@ def tokens(used: Usage) -> dict[str, Any]:
 
 
 async def streamed(told: Told, large: bool) -> AsyncGenerator[bytes, None]:
-    """As server-sent events. large: they hold images, and are written by a thread."""
+    """Encode events as server-sent events. large: they contain images, so a thread encodes them."""
     async with aclosing(told) as events:
         async for event in events:
             kind = event["type"]
@@ -159,7 +159,7 @@ async def streamed(told: Told, large: bool) -> AsyncGenerator[bytes, None]:
 
 
 async def last(told: Told) -> dict[str, Any]:
-    """The whole reply alone."""
+    """Return only the last event's response, which is the whole reply."""
     found = dict[str, Any]()
     async with aclosing(told) as events:
         async for event in events:

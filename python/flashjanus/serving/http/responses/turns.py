@@ -1,4 +1,4 @@
-"""What a body asks for: a conversation to answer, or a text to draw."""
+"""Reads from a body what to do: answer a conversation, or draw a text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Turn = dict[str, Any]
 
 
 def turns_of(body: Any) -> list[Turn]:
-    """Turns of a ResponseBody: the system's first, the user's last; neighbors of one role are one. An image that was
-    drawn is in a turn of the assistant. Raises ApiError."""
+    """The turns of a ResponseBody: the system's first, the user's last, with neighboring turns of one role joined. A
+    drawn image is in an assistant turn. Raises ApiError."""
     turns: list[Turn] = []
     if body.instructions:
         turns.append({"role": "system", "content": [{"type": "text", "text": body.instructions}]})
@@ -32,7 +32,7 @@ def turns_of(body: Any) -> list[Turn]:
 
 
 def _check(turns: list[Turn], role: str, parts: list[Part], where: str) -> None:
-    """A message after these turns."""
+    """Check that a message may follow these turns."""
     if role == "system" and any(turn["role"] != "system" for turn in turns):
         raise _refused(where, "expected messages of the system and the developer before all others")
     if role == "assistant" and not any(turn["role"] == "user" for turn in turns):
@@ -44,8 +44,8 @@ def _check(turns: list[Turn], role: str, parts: list[Part], where: str) -> None:
 
 
 def conversation_of(turns: list[Turn]) -> list[Turn]:
-    """The same as the model reads it: an image that was drawn is shown by the user's next turn, and stands for the turn
-    that asked for it, unless the assistant said something besides."""
+    """The same turns as the model reads them. A drawn image moves to the user's next turn and replaces the turn that
+    asked for it, unless the assistant also said something."""
     read: list[Turn] = []
     drawn: list[Part] = []
     for turn in turns:
@@ -65,8 +65,8 @@ def conversation_of(turns: list[Turn]) -> list[Turn]:
 
 
 def _add(turns: list[Turn], role: str, parts: list[Part]) -> None:
-    """As a turn, or to the last one."""
-    if turns and role == turns[-1]["role"] and role != "system":  # media.conversation joins the system's
+    """Append a turn, or extend the last one."""
+    if turns and role == turns[-1]["role"] and role != "system":  # media.conversation joins the system's messages
         last = turns[-1]["content"]
         last += [{"type": "text", "text": "\n"}, *parts] if parts and last and "text" in last[-1] else parts
     else:
@@ -99,7 +99,7 @@ def _part(part: Any, where: str) -> Part:
 
 
 def tool_of(body: Any, turns: list[Turn]) -> Any:
-    """The ImageTool that is to draw; None where the conversation is to be answered. Raises ApiError."""
+    """The ImageTool that has to draw, or None if the conversation is to be answered. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
     if len(tools) > 1:
         raise _refused("tools[1]", "expected the tool image_generation once")
@@ -114,13 +114,13 @@ def tool_of(body: Any, turns: list[Turn]) -> Any:
 
 
 def prompt_of(turns: list[Turn]) -> str:
-    """What is drawn: what the system says, and the user's last message."""
+    """The text to draw: the system's text and the user's last message."""
     said = [turn for turn in turns if turn["role"] == "system"] + turns[-1:]
     return "\n\n".join("".join(part["text"] for part in turn["content"] if "text" in part) for turn in said)
 
 
 def texts(turns: list[Turn]) -> list[list[str]]:
-    """For the log: no images."""
+    """The texts for the log, without images."""
     return [[turn["role"], " ".join(part.get("text", "(image)") for part in turn["content"])] for turn in turns]
 
 
