@@ -1,4 +1,4 @@
-"""Who computes what is asked for: a thread of this process, or another process (worker.py)."""
+"""Backends compute what clients request: on a thread of this process, or in another process (worker.py)."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ LOG = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """Serves requests of any thread. `tell` is called on a thread of the backend's, and must not block: with Accepted
-    or Failure first, then with what comes, at last with Images, Answered or Failure; after `cancel` with nothing but
-    what was being told just then. One that raises hears no more."""
+    """Serves requests from any thread. `tell` is called on a thread of the backend and must not block. It gets
+    Accepted or Failure first, then the request's events, and finally Images, Answered or Failure; after `cancel` it
+    gets at most the event that was being delivered just then. A `tell` that raises gets no further events."""
 
     def submit(self, request: Request, tell: Tell) -> Any:
-        """A ticket, at once."""
+        """Submit a request and return its ticket without waiting."""
 
     def cancel(self, ticket: Any) -> None:
-        """Nobody waits for it any more."""
+        """Cancel a request: nobody waits for it any more."""
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be served now."""
+        """Whether the backend would serve a request now."""
 
     @property
     def facts(self) -> Facts:
-        """Of the model. Raises UnavailableError as long as there is none."""
+        """The model's facts. Raises UnavailableError while no model is loaded."""
 
     def stats(self) -> Stats:
-        """Of this moment, or of a short time ago."""
+        """The current figures, which may be slightly out of date."""
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Take no more requests, and wait for those there are: whether all have ended."""
+        """Refuse new requests and wait for the others. Returns whether all have ended."""
 
     def close(self) -> None:
-        """Take no more requests; those there are fail with UnavailableError."""
+        """Refuse new requests; those in progress fail with UnavailableError."""
 
 
 @dataclass(eq=False)
 class Running:
-    """A request of a ThreadBackend. since: by time.monotonic(). ticket: once the engine's thread has taken it."""
+    """A request of a ThreadBackend. since: by time.monotonic(). ticket: set once the engine's thread has taken the
+    request."""
 
     tell: Tell
     since: float
@@ -68,11 +69,11 @@ class Running:
 
 
 class ThreadBackend:
-    """One thread drives the scheduler of `model`; requests are read by a few others."""
+    """One thread drives the scheduler of `model`; a few others tokenize prompts and decode images."""
 
     def __init__(self, model: JanusFlow, limits: Limits | None = None) -> None:
         self._model, self._limits = model, limits or Limits()
-        self._desk = Desk(model, self._limits)  # the thread's alone from now on
+        self._desk = Desk(model, self._limits)  # only the engine's thread uses it from now on
         self._facts, self._stats = facts(model), Stats()
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -83,7 +84,7 @@ class ThreadBackend:
         self._turn, self._at_work = 0, False
         self._readers = ThreadPoolExecutor(READERS, "flashjanus-reader")
         self._thread = threading.Thread(target=self._serve, name="flashjanus-engine", daemon=True)
-        end_team()  # of the thread that loaded the model: it would wait beside the engine's (see openmp.py)
+        end_team()  # of the loading thread: it would idle beside the engine's team (see openmp.py)
         self._thread.start()
 
     @property
@@ -99,7 +100,8 @@ class ThreadBackend:
 
     @property
     def turn(self) -> int | None:
-        """The number of the turn that the engine's thread is in: one that stays for long is stuck. None: it waits."""
+        """The number of the turn that the engine's thread is in; if it stays the same for long, the thread is stuck.
+        None while the thread waits."""
         return self._turn if self._at_work else None
 
     def submit(self, request: Request, tell: Tell) -> Running:
@@ -110,7 +112,7 @@ class ThreadBackend:
         return running
 
     def _enter(self, request: Request, running: Running) -> FlashJanusError | None:
-        """Let a request wait for a reader, unless so many do as could run and wait."""
+        """Queue a request for a reader, unless as many are queued as could run and wait."""
         limits = self._limits
         with self._wake:
             if self._refused is not None:
@@ -185,7 +187,7 @@ class ThreadBackend:
         except Exception:
             LOG.exception("a listener raised an error, and hears no more of its request")
             self.cancel(running)
-        if isinstance(event, LAST):  # and not before it is told: who drains waits for that
+        if isinstance(event, LAST):  # only after telling it, because drain waits for that
             self._forget(running)
 
     def _forget(self, running: Running) -> None:
@@ -206,7 +208,7 @@ class ThreadBackend:
         self._lose(UnavailableError("the engine was closed in the midst of the request"))
 
     def _work(self) -> bool:
-        """What came in, then one turn: False when the engine is closed."""
+        """Take in new work, then run one turn. Returns False once the engine is closed."""
         with self._wake:
             self._at_work = False
             self._wake.wait_for(lambda: self._inbox or self._desk.busy or self._ended)
@@ -229,7 +231,7 @@ class ThreadBackend:
         self._stats = replace(self._stats, queued=0, image_rows=0, answer_rows=0)
         try:
             self._desk.lose(error)
-        finally:  # the desk may be what is broken
+        finally:  # the desk itself may be broken
             for running in [*self._running]:
                 self._tell(running, Failure(error))
                 self._forget(running)

@@ -1,4 +1,5 @@
-"""A worker process as its server sees it: started, listened to, found dead or stuck, and ended."""
+"""A worker process as its server sees it: the server starts it, listens to it, notices when it dies or hangs, and
+ends it."""
 
 from __future__ import annotations
 
@@ -26,15 +27,17 @@ GRACE = 5.0
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds. heartbeat: that a worker may be silent, though it has a thread for nothing but to answer. turn: that its
-    engine may take for one turn, which is an evaluation, a token of all answers, or a plan made for the first time."""
+    """Time limits in seconds. heartbeat: how long a worker may be silent, although one of its threads does nothing
+    but answer pings. turn: how long its engine may take for one turn, which is an evaluation, a token of all
+    answers, or the making of a plan."""
 
     heartbeat: float = 60.0
     turn: float = 900.0
 
 
 class Pulse:
-    """Whether a worker lives, by what is heard of it; time in which the server itself was stopped does not count."""
+    """Decides from a worker's messages whether it is alive. Time in which the server itself was stopped does not
+    count."""
 
     def __init__(self, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
@@ -45,13 +48,13 @@ class Pulse:
         self._silent = 0.0
 
     def works(self, turn: int | None) -> None:
-        """It says which turn its engine is in; None: it waits for work."""
+        """Note the turn that the worker's engine reports; None means that it waits for work."""
         if turn is None or turn != self._turn:
             self._stuck = 0.0
         self._turn = turn
 
     def due(self) -> bool:
-        """Whether another TICK has passed. Raises UnavailableError where it is silent or stuck."""
+        """Whether another TICK has passed. Raises UnavailableError if the worker is silent or stuck."""
         passed = self._clock() - self._looked
         if passed < TICK:
             return False
@@ -67,7 +70,7 @@ class Pulse:
 
 
 class Child:
-    """A worker, from its start. Raises UnavailableError where the system refuses one."""
+    """A worker, started on creation. Raises UnavailableError if the system cannot start one."""
 
     def __init__(self, spec: Mapping[str, Any], patience: Patience, unsent: Unsent) -> None:
         ours, theirs = socket.socketpair()
@@ -82,7 +85,8 @@ class Child:
         self.outbox.put({"load": spec})
 
     def bodies(self) -> Generator[Mapping[str, Any], None, None]:
-        """What it sends. Ends when it does; raises WireError, and UnavailableError where it is silent or stuck."""
+        """Yield the worker's messages until it ends. Raises WireError, and UnavailableError if the worker is silent
+        or stuck."""
         try:
             while True:
                 body = self.wire.receive(self._look)
@@ -108,7 +112,7 @@ class Child:
             self.outbox.replace("ping", {"ping": 0})
 
     def end(self, killed: bool = False) -> str:
-        """Let it end, and say how it did."""
+        """Let the worker end, and return in words how it ended."""
         self.wire.shut()
         if not killed:
             try:
@@ -124,23 +128,23 @@ class Child:
 
 
 def encoded(body: Mapping[str, Any]) -> Parts:
-    """A message to a worker."""
+    """Encode a message to a worker."""
     return frame({**body, "request": portable(body["request"])} if "request" in body else body)
 
 
 def started(descriptor: int) -> subprocess.Popen[bytes]:
-    """A worker that holds the other end of the wire; what it or a library prints goes to stderr."""
+    """Start a worker that holds the other end of the wire; whatever it or a library prints goes to stderr."""
     return subprocess.Popen(
         [sys.executable, "-m", "flashjanus.serving.worker", str(descriptor), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=2,
         pass_fds=[descriptor],
-        env={**os.environ, "PYTHONSAFEPATH": "1"},  # no file of the working folder passes for a module
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # keeps files in the working folder from being imported as modules
     )
 
 
 def ending(code: int) -> str:
-    """How a process ended, in words."""
+    """Describe a process's exit code."""
     if code >= 0:
         return f"exited with status {code}"
     known = {one.value: one.name for one in signal.Signals}
@@ -149,7 +153,8 @@ def ending(code: int) -> str:
 
 
 def fate(child: Child, told: FlashJanusError | None, error: FlashJanusError | None) -> str:
-    """What has become of a worker, once it has ended. told: by itself; error: by its server."""
+    """Describe what became of a worker that has ended. told: the error that it reported; error: the one that its
+    server met."""
     how = child.end(killed=error is not None)
     if error is not None:
         broken = "sent what is no message: " if isinstance(error, WireError) else ""

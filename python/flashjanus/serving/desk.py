@@ -1,4 +1,5 @@
-"""Where requests meet the scheduler: their jobs go in, its events come out as theirs. One thread has a desk."""
+"""Connects requests to the scheduler: it submits their jobs and turns the scheduler's events into theirs. Only one
+thread uses a desk."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ Tell = Callable[[messages.Event], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """A request in progress: what is left of its jobs, and their results. ends: by the desk's clock. cached: tokens of
-    its prompt that its first job found kept."""
+    """A request in progress, with its remaining jobs and their results. ends: its deadline by the desk's clock.
+    cached: how many tokens of its prompt the first job reused."""
 
     order: Order
     tell: Tell
@@ -49,9 +50,10 @@ class Ticket:
 
 
 class Desk:
-    """`take` orders, `step` while `busy`; `tell` of each gets its events, the last of which is its result or Failure.
+    """`take` orders, and call `step` while `busy`. The `tell` of each order gets its events; the last one is its result
+    or a Failure.
 
-    limits: as of a scheduler; `queued` bounds requests that have not begun.
+    limits: the scheduler's limits; `queued` bounds the requests that have not begun.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Desk:
         self._model, self._clock = model, clock
         limits = limits or policy.Limits()
         self._queued = limits.queued
-        # the later jobs of a request that has begun are not refused
+        # once a request has begun, its later jobs are not refused
         self._scheduler = model.scheduler(replace(limits, queued=None))
         self._tickets: dict[Handle, Ticket] = {}
         self._tokens = self._images = 0
@@ -71,11 +73,11 @@ class Desk:
 
     @property
     def open(self) -> int:
-        """Requests that have neither a result nor failed."""
+        """The number of requests that have neither a result nor failed."""
         return len(set(self._tickets.values()))
 
     def take(self, order: Order, tell: Tell, since: float | None = None) -> Ticket:
-        """Let an order wait for its turn. since: when its deadline begins to count, by the desk's clock."""
+        """Queue an order. since: the time by the desk's clock from which its deadline counts."""
         deadline = order.request.deadline
         since = self._clock() if since is None else since
         ticket = Ticket(order, tell, None if deadline is None else since + deadline)
@@ -85,12 +87,12 @@ class Desk:
             tell(Failure(BusyError(busy)))
         else:
             self._go_on(ticket, None)
-            if ticket.waits:  # else it has failed, and was told so
+            if ticket.waits:  # otherwise it has failed and has been told
                 tell(order.accepted)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more: nothing more is told of it."""
+        """Cancel a request: it gets no further events."""
         for handle in ticket.waits:
             self._tickets.pop(handle, None)
             self._scheduler.cancel(handle)
@@ -98,7 +100,7 @@ class Desk:
         ticket.order.course.close()
 
     def step(self) -> None:
-        """One turn of the scheduler, and what it tells. An error that ended some jobs alone is logged."""
+        """Run one turn of the scheduler and deliver its events. An error that ended only some jobs is logged."""
         try:
             events = self._scheduler.step()
         except Exception as error:
@@ -112,7 +114,7 @@ class Desk:
                 self._told(ticket, event)
 
     def lose(self, error: FlashJanusError) -> None:
-        """All requests fail of `error`."""
+        """Fail all requests with `error`."""
         for ticket in set(self._tickets.values()):
             self.cancel(ticket)
             ticket.tell(Failure(error))
@@ -142,7 +144,7 @@ class Desk:
             ticket.tell(Step(event.step, event.steps))
 
     def _preview(self, ticket: Ticket, event: Preview) -> None:
-        """As many as were asked for, and none of images that are there."""
+        """Deliver a preview, unless enough have been sent or the images are finished."""
         request = ticket.order.request
         assert isinstance(request, messages.ImageRequest)
         if ticket.partials < request.previews and event.step < ticket.order.accepted.steps:
@@ -157,7 +159,7 @@ class Desk:
 
     def _logprob(self, token: int, logprob: float) -> Logprob:
         tokenizer = self._model.tokenizer
-        assert tokenizer is not None  # which made the prompt
+        assert tokenizer is not None  # the prompt was made with it
         return Logprob(token, tokenizer.token_bytes(token), logprob)
 
     def _finished(self, ticket: Ticket, event: Finished) -> None:
@@ -171,7 +173,7 @@ class Desk:
             self._go_on(ticket, [ticket.results[n] for n in sorted(ticket.results)], event.text)
 
     def _go_on(self, ticket: Ticket, results: list[Any] | None, held: str = "") -> None:
-        """Submit a request's next jobs, or tell its result. held: the rest of an answer's text."""
+        """Submit a request's next jobs, or deliver its result. held: the rest of an answer's text."""
         request = ticket.order.request
         try:
             jobs = ticket.order.course.send(results)  # type: ignore[arg-type]
@@ -189,7 +191,7 @@ class Desk:
         except FlashJanusError as error:
             self.cancel(ticket)
             ticket.tell(Failure(error))
-        except Exception as error:  # a fault of ours, but of this request alone: the scheduler is whole
+        except Exception as error:  # a fault of ours that concerns this request alone; the scheduler is intact
             LOG.exception("a request could not go on")
             self.cancel(ticket)
             ticket.tell(Failure(messages.unexpected(error)))
@@ -212,7 +214,7 @@ class Desk:
 
 
 def facts(model: JanusFlow) -> Facts:
-    """What there is to know of a model that is served."""
+    """Collect the facts of a served model."""
     config, vae = model.config, model.runner.vae_config
     side = None if vae is None else config.latent_size * vae.scale
     return Facts(

@@ -1,4 +1,4 @@
-"""A request made into jobs: what it takes to read it, which any thread may do, and what follows from its results."""
+"""Turns requests into jobs: parsing, which any thread may do, and the steps that follow from the jobs' results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOT_SERVED = ("output_type", "generator", "latents", "callback_on_step_end")
 
 @dataclass(frozen=True)
 class Order:
-    """A request that is valid, and its jobs."""
+    """A valid request and its jobs."""
 
     request: Request
     accepted: Accepted
@@ -49,7 +49,7 @@ class Order:
 
 
 def order(model: JanusFlow, request: Request) -> Order:
-    """Raises InputError for what a request may not be."""
+    """Parse a request. Raises InputError if it is invalid."""
     checks.integer("priority", request.priority, -MOST, MOST)
     if request.deadline is not None:
         checks.number("deadline", request.deadline, 0.0, MOST)
@@ -69,7 +69,7 @@ def _images(model: JanusFlow, request: ImageRequest) -> Order:
     if request.previews:
         every = max(1, steps // (request.previews + 1))
         job = replace(job, preview_every=every, full_previews=request.full_previews)
-    prompt = len(job.rows[0].prompt) + 1  # and the generation tag
+    prompt = len(job.rows[0].prompt) + 1  # plus the generation tag
     course = _chosen(model, request, options, prompt) if chosen else _drawn(model, job, prompt)
     return Order(request, Accepted(prompt, 0, steps), course)
 
@@ -82,9 +82,9 @@ def _drawn(model: JanusFlow, job: ImageJob, prompt: int) -> Course:
 
 
 def _chosen(model: JanusFlow, request: ImageRequest, options: ImageOptions, prompt: int) -> Course:
-    """Candidates are drawn and judged, of which the best are kept: `api/best_of.py` as jobs."""
+    """Draw candidates, judge them and keep the best: `api/best_of.py` as jobs."""
     tokenizer = model.tokenizer
-    assert tokenizer is not None  # which has made the prompt
+    assert tokenizer is not None  # the prompt was made with it
     choice = choosing.Choice.of(model, tokenizer, [request.prompt], options)
     seeds = seeds_of(options.seed, choice.candidates)
 
@@ -127,7 +127,7 @@ def _answered(job: TextJob, prompt: int, seen: int) -> Course:
 
 
 def checked(kind: type[Any], given: Mapping[str, Any]) -> Any:
-    """The options of a request. Raises InputError for one that there is not, or that is wrong."""
+    """The options of a request. Raises InputError for an unknown or invalid option."""
     known = {name: one for name, one in options_of(kind).items() if one.kind in JSON_TYPES and name not in NOT_SERVED}
     for name in given:
         if name not in known:
@@ -137,16 +137,16 @@ def checked(kind: type[Any], given: Mapping[str, Any]) -> Any:
 
 
 def _plain(options: ImageOptions, **changed: Any) -> dict[str, Any]:
-    """Options of `JanusFlow.image_job`."""
+    """The options for `JanusFlow.image_job`."""
     given = {one.name: getattr(options, one.name) for one in fields(options)}
     return {**given, "best_of": None, "accept_above": None, "judge": None, **changed}
 
 
 def picture(image: torch.Tensor) -> Picture:
-    """Of pixels (3, H, W), about [-1, 1]."""
+    """Convert pixels (3, H, W), about [-1, 1], to a picture."""
     return np.asarray(to_pil(image))
 
 
 def shown(image: torch.Tensor) -> Picture:
-    """Of a preview (3, h, w) in [0, 1]."""
+    """Convert a preview (3, h, w) in [0, 1] to a picture."""
     return (image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,4 +1,5 @@
-"""What waits to be sent over a wire: in order, by a thread of its own or whoever flushes it, and no more than fits."""
+"""Messages that wait to be sent over a wire: they go out in order, from a thread of their own or from `flush`, and
+their total is bounded."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ Unsent = Callable[[Any, FlashJanusError], None]
 
 
 class Outbox:
-    """`put` never blocks. unsent: is told, on the outbox's thread, of a body that cannot be sent, and why.
+    """`put` never blocks. unsent: called on the outbox's thread with a body that cannot be sent, and the reason.
 
-    most: of the weights of all that waits. encode: a body, on that thread too.
+    most: the largest sum of the weights that wait. encode: turns a body into bytes, on the outbox's thread or in
+    `flush`.
     """
 
     def __init__(self, wire: Wire, most: int, unsent: Unsent, encode: Callable[[Any], Parts] = frame) -> None:
@@ -34,8 +36,8 @@ class Outbox:
         self._thread.start()
 
     def put(self, body: Any, weight: int = 0, share: float = 1.0, wake: bool = True) -> bool:
-        """False where nobody receives any more, or it has a weight, and all that waits would exceed this share of what
-        may. wake: without it the body waits for `flush`."""
+        """Queue a body. Returns False if nobody receives any more, or if a body with a weight would raise the total
+        above `share` of the limit. wake: if false, the body waits for `flush`."""
         with self._change:
             if self._ended or (weight and self._weight + weight > share * self._most):
                 return False
@@ -46,10 +48,10 @@ class Outbox:
             return True
 
     def flush(self) -> None:
-        """Send all that waits, on the calling thread and without blocking it: what the system has no room for is left
-        to the outbox's own thread, which otherwise sleeps on."""
+        """Send everything that waits on the calling thread, without blocking. The outbox's own thread, which
+        otherwise keeps sleeping, sends what the system has no room for."""
         with self._change:
-            if self._writing or self._left or self._ended:  # the thread takes what waits, or nobody does
+            if self._writing or self._left or self._ended:  # the thread sends what waits, or nobody does
                 return
             parts, weight = list[Any](), 0
             while self._latest or self._bodies:
@@ -68,13 +70,13 @@ class Outbox:
                 self._weight -= weight
 
     def replace(self, name: str, body: Any) -> None:
-        """Of bodies of one name only the latest is sent, and before all others."""
+        """Queue a body that replaces an unsent one of the same name, and goes before all others."""
         with self._change:
             self._latest[name] = body
             self._change.notify_all()
 
     def close(self, timeout: float) -> None:
-        """Send what waits, within so many seconds where the other side receives."""
+        """Send what waits, for at most `timeout` seconds, if the other side receives."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -92,13 +94,13 @@ class Outbox:
                 self._weight -= weight
 
     def _end(self) -> None:
-        """Nobody receives any more, which whoever reads this wire sees as well."""
+        """Stop sending: nobody receives any more, and the reader of this wire notices that as well."""
         with self._change:
             self._ended = True
             self._bodies.clear()
 
     def _encoded(self, body: Any) -> Parts:
-        """Nothing where it cannot be sent, which `unsent` is told."""
+        """Encode a body. Returns nothing if it cannot be sent; `unsent` is called then."""
         try:
             return self._encode(body)
         except FlashJanusError as error:

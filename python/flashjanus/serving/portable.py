@@ -1,4 +1,4 @@
-"""What a caller may hand over that another process has no access to: open files, PIL images, tensors."""
+"""Converts inputs that another process cannot access: open files, PIL images, tensors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from flashjanus.serving.wire import DEEPEST
 
 
 def portable(request: Request) -> Request:
-    """The request with its images as encoded bytes, paths and URLs, or as RGB arrays. Raises InputError."""
+    """Return the request with its images as encoded bytes, paths and URLs, or RGB arrays. Raises InputError."""
     return replace(request, messages=_shown(request.messages, 0)) if isinstance(request, ChatRequest) else request
 
 
 def _shown(value: Any, depth: int) -> Any:
-    if depth > DEEPEST:  # which the wire refuses
+    if depth > DEEPEST:  # the wire refuses deeper nesting
         return value
     if isinstance(value, Mapping):
         return {name: _shown(one, depth + 1) for name, one in value.items()}
@@ -32,7 +32,7 @@ def _shown(value: Any, depth: int) -> Any:
         return np.asarray(copy_of(value, "the image"))
     if isinstance(value, os.PathLike):
         return os.path.abspath(value)
-    if type(value).__module__.partition(".")[0] == "torch":  # which the caller has imported, then
+    if type(value).__module__.partition(".")[0] == "torch":  # then the caller has imported torch
         from flashjanus.inputs.arrays import image_of
 
         return np.asarray(image_of(value))

@@ -1,5 +1,5 @@
-"""The engine in a process of its own, which is started again when it dies: the server goes on, and its Python is its
-own."""
+"""Runs the engine in its own process, with its own Python interpreter, and restarts it when it dies; the server
+keeps running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Tell = Callable[[Event], None]
 
 @dataclass(eq=False)
 class Running:
-    """A request that a worker has been sent. ended: its last event is there, and told by whoever found it."""
+    """A request that was sent to a worker. ended: its last event has arrived, and whoever received it delivers it."""
 
     number: int
     tell: Tell
@@ -39,12 +39,13 @@ class Running:
 
 
 class ProcessBackend:
-    """Serves a model that a worker process loads: "shapes", a folder or a hub id, with the options of
-    `JanusFlow.from_pretrained` and the limits of a scheduler.
+    """Serves a model that a worker process loads. The source is "shapes", a folder or a hub id, with the options of
+    `JanusFlow.from_pretrained` and the scheduler's limits.
 
-    It returns when the model is loaded, and raises what the load raises; with wait=False it returns at once, and
-    `wait_ready` does so. A worker that dies later is started again after `backoff` seconds, twice as long after each
-    that dies young; after `restarts` of them in a row that could not load the model there are no more.
+    The constructor returns when the model is loaded, and raises the error if loading fails. With wait=False it returns
+    at once, and `wait_ready` waits instead. A worker that dies later is restarted after `backoff` seconds, and after
+    twice the delay each time that it dies young again. After `restarts` workers in a row that could not load the model,
+    no more are started.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ProcessBackend:
 
     @property
     def lost(self) -> FlashJanusError | None:
-        """Why there will be no engine any more; None as long as there is hope."""
+        """The error for which no engine will start any more; None while one may."""
         return self._over
 
     def stats(self) -> Stats:
@@ -104,7 +105,8 @@ class ProcessBackend:
             return added(self._before, self._now)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Whether it is ready within so many seconds. Raises what the load has failed of, or why there is no more."""
+        """Whether the engine is ready within `timeout` seconds. Raises the error with which loading failed, or for
+        which no engine will start any more."""
         with self._change:
             self._change.wait_for(lambda: self._ready or self._over is not None, timeout)
             if self._over is not None:
@@ -163,7 +165,7 @@ class ProcessBackend:
         self._give_up(over)
 
     def _workers(self) -> FlashJanusError:
-        """One after another, as long as there is hope: why there are no more."""
+        """Run one worker after another while one may still start. Returns the error for which none will."""
         loaded_once, young, unloaded = False, 0, 0
         while True:
             served, error = self._serve()
@@ -190,7 +192,7 @@ class ProcessBackend:
             self._change.notify_all()
 
     def _serve(self) -> tuple[bool, FlashJanusError]:
-        """A worker until it has ended: whether it loaded the model, and what it ended of."""
+        """Run one worker until it has ended. Returns whether it loaded the model, and the error with which it ended."""
         try:
             child = Child(self._spec, self._patience, self._unsent)
         except FlashJanusError as error:
@@ -217,7 +219,7 @@ class ProcessBackend:
         return served, UnavailableError(f"the engine's process {how}") if served or told is None else told
 
     def _lose(self, how: str) -> None:
-        """All requests fail."""
+        """Fail all requests in progress."""
         with self._change:
             lost = [*self._running]
             counted = replace(self._now, queued=0, image_rows=0, answer_rows=0, prefix_bytes=0)
@@ -249,13 +251,13 @@ class ProcessBackend:
                 return
             running.ended = last
         self._say(running, event)
-        if last:  # and not before it is told: who drains waits for that
+        if last:  # only after telling it, because drain waits for that
             with self._change:
                 self._running.pop(number, None)
                 self._change.notify_all()
 
     def _say(self, running: Running, event: Event) -> None:
-        """A listener that raises loses its request, and nobody else's."""
+        """Deliver an event. A listener that raises loses its own request and no other."""
         try:
             running.tell(event)
         except Exception:
@@ -263,20 +265,20 @@ class ProcessBackend:
             self.cancel(running)
 
     def _unsent(self, body: Mapping[str, Any], error: FlashJanusError) -> None:
-        """On the outbox's thread."""
+        """Called on the outbox's thread."""
         if "submit" in body:
             self._told(body["submit"], Failure(error))
 
 
 def _spelled(value: Any) -> Any:
-    """An option as JSON holds it: a path as text, a dtype or a device of torch by its name."""
+    """Convert an option for JSON: a path becomes text, and a torch dtype or device its name."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
 
 
 def added(one: Stats, other: Stats) -> Stats:
-    """Figures of a worker and of those before it."""
+    """Add the figures of a worker to those of its predecessors."""
     own = {field.name: getattr(one, field.name) for field in fields(Stats)}
     for name, value in own.items():
         more = getattr(other, name)

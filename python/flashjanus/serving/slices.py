@@ -1,8 +1,8 @@
-"""How long a thread waits for a core that another program's, or the engine's, threads have.
+"""Short time slices for threads, which shorten their wait for a core that another program or the engine occupies.
 
-Linux (since 6.12) lets a thread that wakes go before one that asked for longer slices of time; otherwise it waits for
-the end of the other's slice, some milliseconds, at each hand that a token passes through: the engine's threads compute
-without a pause. A thread's share of the time stays what it is. Other systems have no such request.
+Linux (since 6.12) lets a waking thread preempt one that asked for longer slices. Otherwise it waits for the end of the
+other's slice, some milliseconds, at every hand-over of a token between threads, because the engine's threads compute
+without a pause. A thread's share of the time does not change. Other systems have no such request.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
 
 def short_slices() -> None:
-    """From now on the calling thread, and those that it starts, ask for short slices."""
+    """Ask for short slices for the calling thread and for those that it starts from now on."""
     _ask(SHORT)
 
 
 def usual_slices() -> None:
-    """Undo that, whoever started the calling thread."""
+    """Undo `short_slices` for the calling thread, whichever thread started it."""
     _ask(0)
 
 
 def _ask(nanoseconds: int) -> None:
-    """A request that may be refused: nothing depends on it but time."""
+    """Ask for slices of this length. The request may be refused; only latency depends on it."""
     call = CALLS.get(platform.machine())
     if sys.platform != "linux" or call is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return

@@ -1,4 +1,4 @@
-"""What follows from each of several things that a thread does in a row, and is worth doing once after all of them."""
+"""Collects calls that follow from several actions of a thread, and makes each once after all of the actions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _OURS = threading.local()
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Calls for `afterward` on this thread are made when this ends, each once; one that raises keeps no other from it,
-    nor the thread from what it does next."""
+    """Make the calls that were passed to `afterward` on this thread when the block ends, each once. A call that
+    raises stops neither the other calls nor the thread."""
     calls: dict[Callable[[], None], None] = {}
     _OURS.calls = calls
     try:
@@ -30,7 +30,7 @@ def together() -> Iterator[None]:
 
 
 def afterward(call: Callable[[], None]) -> None:
-    """Make this call when all is done that is done `together`; where nothing is, now."""
+    """Make this call at the end of the current `together` block; outside of one, make it now."""
     calls = getattr(_OURS, "calls", None)
     if calls is None:
         call()

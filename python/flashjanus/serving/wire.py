@@ -1,4 +1,5 @@
-"""Between a server and its engine's process: frames of JSON and raw buffers, read into a closed set of types."""
+"""The wire between a server and its engine's process: frames of JSON and raw buffers, decoded into a closed set of
+types."""
 
 from __future__ import annotations
 
@@ -53,11 +54,11 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class WireError(DeviceError):
-    """What came over the wire is no frame."""
+    """The data that arrived over the wire is not a valid frame."""
 
 
 def frame(body: Any) -> Parts:
-    """The bytes that stand for `body`. Raises InputError for what cannot be sent, or is too large."""
+    """Encode `body` as bytes. Raises InputError if it cannot be sent or is too large."""
     buffers: Parts = []
     packed = _pack(body, None, buffers, 0)
     try:
@@ -117,7 +118,7 @@ def _words(place: Place) -> str:
 
 
 def body_of(text: bytes, data: memoryview) -> Any:
-    """What a frame stands for, from its JSON and its buffers. Raises WireError."""
+    """Decode a frame from its JSON and its buffers. Raises WireError."""
     try:
         packed, sizes = json.loads(text)
         ends = [*accumulate(sizes, initial=0)]
@@ -154,14 +155,14 @@ def _unpack(packed: Any, buffers: Sequence[memoryview]) -> Any:
 
 
 def _error(name: str, message: str) -> FlashJanusError:
-    """Of the class that it was, where that is one of ours."""
+    """Rebuild an error, in its original class if that is one of ours."""
     found = getattr(errors, name, DeviceError) if name in errors.__all__ else DeviceError
     error: FlashJanusError = found(message)
     return error
 
 
 class Wire:
-    """A connected socket of whole frames. One thread at a time sends, one receives."""
+    """A connected socket that carries whole frames. One thread at a time may send, and one may receive."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -171,7 +172,8 @@ class Wire:
         self._held = self._buffer[:0]
 
     def send(self, parts: Parts, wait: bool = True) -> Parts:
-        """Nothing is left, or without `wait` what the system has no room for. Raises OSError once nobody receives."""
+        """Send the parts and return those that are left: none, or without `wait` those that the system has no room
+        for. Raises OSError once nobody receives."""
         left = deque(memoryview(part).cast("B") for part in parts if len(part))
         flags = 0 if wait else socket.MSG_DONTWAIT
         while left:
@@ -187,15 +189,15 @@ class Wire:
 
     @property
     def holds(self) -> bool:
-        """Whether the next frame is here already, whole."""
+        """Whether the next frame has arrived completely."""
         if len(self._held) < HEAD.size:
             return False
         _, text, size = HEAD.unpack_from(self._held)
         return len(self._held) >= HEAD.size + int(text) + int(size)
 
     def receive(self, look: Callable[[bool], None] = lambda heard: None) -> Any:
-        """The next frame's body. look: called with True when bytes have come, with False after each TICK without.
-        Raises EOFError at the end, and WireError."""
+        """Return the body of the next frame. look: called with True when bytes arrive, and with False after each
+        TICK without any. Raises WireError, and EOFError at the end."""
         magic, text, size = HEAD.unpack(self._read(HEAD.size, look))
         if magic != MAGIC or text > MOST_JSON or size > MOST_BYTES:
             raise WireError(f"expected a frame of this protocol, got one that begins with {magic!r}, {text}, {size}")
@@ -225,10 +227,10 @@ class Wire:
         return count
 
     def shut(self) -> None:
-        """Both sides find the end, whoever else holds the socket."""
+        """Signal the end to both sides, even if other processes hold the socket."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other side has gone already
+        except OSError:  # the other side has closed already
             return
 
     def close(self) -> None:

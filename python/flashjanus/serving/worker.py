@@ -1,6 +1,6 @@
-"""The engine in a process of its own, at the other end of its server's wire: `python -m flashjanus.serving.worker`.
+"""The engine in its own process, at the other end of its server's wire: `python -m flashjanus.serving.worker`.
 
-It ends as soon as its server has, in the midst of whatever it does: nobody is left to wait for it.
+The process exits as soon as its server has, even in the middle of work, because nobody is left to wait for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Worker:
-    """Serves what comes over `wire`, until it ends."""
+    """Serves the requests that arrive over `wire`, until the wire ends."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._outbox = wire, Outbox(wire, UNREAD, self._unsent)
@@ -45,7 +45,7 @@ class Worker:
         self._backend: Any = None
 
     def serve(self) -> NoReturn:
-        """On the main thread: load the model, then tell how the engine does."""
+        """Load the model on the main thread, then report the engine's state."""
         try:
             body = self._wire.receive()
             if not (isinstance(body, dict) and "load" in body):
@@ -111,8 +111,8 @@ class Worker:
             self._backend.cancel(ticket)
 
     def _tell(self, number: int, event: Event) -> None:
-        """On a thread of the engine's, which never waits for the server to read: previews are left out first, then a
-        request fails whose events find no room."""
+        """Send an event; called on a thread of the engine, which never waits for the server to read. If the outbox
+        is full, previews are dropped first; then a request fails if its events find no room."""
         with self._lock:
             if number not in self._tickets:
                 return
@@ -135,13 +135,13 @@ class Worker:
 
 
 def weight(event: Event) -> int:
-    """Bytes of an event, roughly."""
+    """The approximate size of an event in bytes."""
     pictures = event.images if isinstance(event, Images | Partial) else ()
     return LIGHT + sum(picture.nbytes for picture in pictures)
 
 
 def loaded(spec: Mapping[str, Any]) -> Any:
-    """A ThreadBackend of the model asked for. Raises what `JanusFlow.from_pretrained` raises."""
+    """Create a ThreadBackend for the requested model. Raises whatever `JanusFlow.from_pretrained` raises."""
     import inspect
 
     from flashjanus.api.janusflow import JanusFlow
@@ -157,21 +157,21 @@ def loaded(spec: Mapping[str, Any]) -> Any:
 
 
 def watch(parent: int) -> None:
-    """End with the server, even where a child that it forked keeps the wire open."""
+    """Exit when the server does, even if a forked child of the server keeps the wire open."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(0)
 
 
 def main() -> NoReturn:
-    """Arguments: the number of the wire's descriptor, and the server's process."""
-    # a terminal's Ctrl-C and a service manager's SIGTERM reach all processes, and the server decides what they mean
+    """Run a worker. The arguments are the descriptor of the wire and the process id of the server."""
+    # A terminal's Ctrl-C and a service manager's SIGTERM reach all processes; the server decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     logging.basicConfig(format="%(asctime)s %(levelname)s worker %(name)s: %(message)s")
     descriptor, parent = map(int, sys.argv[1:])
-    os.set_inheritable(descriptor, False)  # a child of ours must not keep the wire open
+    os.set_inheritable(descriptor, False)  # child processes must not keep the wire open
     threading.Thread(target=watch, args=(parent,), name="flashjanus-server-watch", daemon=True).start()
     Worker(Wire(socket.socket(fileno=descriptor))).serve()
 

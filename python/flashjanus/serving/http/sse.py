@@ -115,8 +115,8 @@ class EventStream(Response):
 async def unless_gone(
     work: Awaitable[T], streams: Sequence[Stream], scope: Scope, receive: Receive, *beside: Awaitable[None]
 ) -> T:
-    """What `work` gives. Raises ClientDisconnect, with the work cancelled, when the client leaves before that, or
-    something `beside` ends. In any case the streams are closed, also those that nobody has begun to read."""
+    """Return the result of `work`. If the client leaves first, or something `beside` ends, cancel the work and raise
+    ClientDisconnect. In every case close the streams, including those that nobody has begun to read."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,4 +1,4 @@
-"""A page in the browser that draws and answers, beside an API; extra `[ui]`. It asks no other host for anything."""
+"""A browser page that draws images and answers questions, beside an API; extra `[ui]`. It contacts no other host."""
 
 from flashjanus.errors import InputError
 

@@ -1,4 +1,4 @@
-"""The tab that answers."""
+"""The tab that answers questions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answer:
     reason: str | None = None
 
     async def write(self, engine: AsyncEngine, request: ChatRequest) -> None:
-        """Until it ends. Raises FlashJanusError; whoever cancels this cancels the request."""
+        """Write the answer until it ends. Raises FlashJanusError; canceling this task cancels the request."""
         async with await engine.submit(request) as events:
             async for event in events:
                 if isinstance(event, Begun):
@@ -44,7 +44,7 @@ class Answer:
 
 
 class AskTab:
-    """Its parts; `wire` connects them."""
+    """The components of the tab; `wire` connects them."""
 
     def __init__(
         self, engine: AsyncEngine, running: Running, most: Mapping[str, float], deadline: float | None
@@ -97,7 +97,7 @@ class AskTab:
     async def answered(
         self, request: gr.Request, question: dict[str, Any] | None, conversation: list[Any], *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        """What the page shows from the question to the end of its answer, or to what was wrong."""
+        """Yield what the page shows, from the question to the end of its answer or to an error message."""
         session, question, answer = request.session_hash or "", question or EMPTY, Answer()
         asked = [*conversation, {"role": "user", "content": [*_files(question), *_text(question)]}]
         try:
@@ -162,7 +162,7 @@ def _ended(reason: str | None, options: Mapping[str, Any]) -> str:
 
 
 def _messages(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """As the engine takes them. Raises InputError."""
+    """Convert the conversation to the engine's messages. Raises InputError."""
     return [{"role": one["role"], "content": _content(one["content"])} for one in conversation]
 
 

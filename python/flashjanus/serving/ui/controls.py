@@ -1,4 +1,4 @@
-"""The options of a request as controls of the page: ranges, defaults and help are those of `sampling.options`."""
+"""Controls for the options of a request; ranges, defaults and help come from `sampling.options`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LABELS = {"num_images_per_prompt": "Images", "do_sample": "Sample", "top_p": "To
 
 @dataclass(frozen=True)
 class Controls:
-    """A control for each of some options, in their order. most: the highest value of an option here, where that is
-    lower than its own."""
+    """A control for each of the given options, in order. most: the highest value of an option on this page, if it is
+    lower than the option's own."""
 
     kind: type[Options]
     most: Mapping[str, float] = field(default_factory=dict)
     by_name: dict[str, gr.components.Component] = field(default_factory=dict)
 
     def add(self, *names: str) -> None:
-        """Controls at this place of the page."""
+        """Add controls at this place on the page."""
         for name in names:
             self.by_name[name] = control(name, self._option(name))
 
@@ -47,12 +47,12 @@ class Controls:
         return [*self.by_name.values()]
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Options of what the controls hold; what is left empty is left out. Raises InputError."""
+        """Convert the controls' values to options, leaving out empty ones. Raises InputError."""
         given = {name: self._read(name, value) for name, value in zip(self.by_name, values, strict=True)}
         return {name: value for name, value in given.items() if value is not None}
 
     def plain(self, error: Exception) -> str:
-        """What an error says, with the controls called by their labels."""
+        """An error's message, with options named by the labels of their controls."""
         name, colon, rest = str(error).partition(": ")
         known = options_of(self.kind)
         words = f"{label(name, known[name])}: {rest}" if colon and name in known else str(error)
@@ -84,7 +84,7 @@ answers = partial(Controls, TokenOptions)
 
 
 def control(name: str, option: Option) -> gr.components.Component:
-    """A slider where there is a reach, else what the option's kind asks for."""
+    """A slider if the option is listed in REACH, otherwise the control for the option's type."""
     value = option.usual if option.default is None else option.default
     about: dict[str, Any] = dict(label=label(name, option), info=sentence(option.meaning), elem_id=f"fj-{name}")
     if name in REACH and option.low is not None and option.high is not None:
@@ -97,7 +97,7 @@ def control(name: str, option: Option) -> gr.components.Component:
     if option.late is False and option.range:
         about["info"] += f" {sentence(option.range)}"
     if option.parse is not None or option.kind is str or value is None:
-        # a number that is empty becomes 0 as soon as the browser shows it
+        # the browser turns an empty number into 0 as soon as it shows it
         text = "" if value is None else str(value)
         return gr.Textbox(text, max_lines=1, placeholder=option.shown or "none", **about)
     return gr.Number(value, precision=0 if option.kind is int else None, **about)
@@ -117,14 +117,14 @@ _WORDS = {"exact": "The official sampling", "balanced": "About half the time, as
 
 
 def preset_values(preset: str) -> dict[str, Any]:
-    """What the controls show for a preset, of the options that presets give."""
+    """The values that the controls show for a preset, for the options that presets set."""
     known = options_of(ImageOptions)
     values = {name: PRESETS[preset].get(name, known[name].usual) for name in PRESET_NAMES}
     return {name: _text(value) if known[name].parse else value for name, value in values.items()}
 
 
 def preset_meaning(preset: str) -> str:
-    """A sentence, with the figures of the preset."""
+    """A sentence with the preset's figures."""
     known, given = options_of(ImageOptions), PRESETS[preset]
     steps, solver, cache = (
         given.get(name, known[name].usual) for name in ("num_inference_steps", "solver", "step_cache")

@@ -1,4 +1,4 @@
-"""The tab that draws."""
+"""The tab that draws images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TAB = "draw"
 
 
 class DrawTab:
-    """Its parts; `wire` connects them."""
+    """The components of the tab; `wire` connects them."""
 
     def __init__(
         self, engine: AsyncEngine, running: Running, most: Mapping[str, float], deadline: float | None
@@ -121,8 +121,8 @@ class DrawTab:
     async def drawn(
         self, request: gr.Request, before: list[Any], prompt: str, new_seed: bool, previews: str, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        """What the page shows from the press of the button to the pictures, or to what was wrong: then the pictures
-        from before come back."""
+        """Yield what the page shows, from the press of the button to the pictures or to an error message; after an
+        error or a cancellation, the previous pictures come back."""
         try:
             drawing = Drawing(self._request(prompt, new_seed, previews, values))
             size = self.engine.facts.image_size
@@ -186,7 +186,7 @@ class DrawTab:
         return [gr.update(info=controls.preset_meaning(name)), *given]
 
     def samples(self) -> Any:
-        """Examples for the model that is served."""
+        """Example prompts for the served model."""
         try:
             shapes = self.engine.facts.name == "shapes"
         except UnavailableError:
@@ -202,7 +202,7 @@ QUIET: dict[str, Any] = dict(show_progress="hidden", api_visibility="private", c
 
 
 def seeds_of(result: Images) -> str:
-    """The seeds in words."""
+    """Describe the seeds in words."""
     seeds = sorted(result.seeds or ())
     if len(seeds) < 2:
         return f"seed {seeds[0]}" if seeds else "no seed"

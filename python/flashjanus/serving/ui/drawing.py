@@ -1,4 +1,4 @@
-"""A drawing in progress, and the pictures that come of it."""
+"""A drawing in progress, and how its pictures are saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = 40
 
 @dataclass
 class Drawing:
-    """What is known of a drawing at this moment. steps: of each image."""
+    """The current state of a drawing. steps: evaluations of each image."""
 
     request: ImageRequest
     began: float = field(default_factory=time.monotonic)
@@ -34,7 +34,7 @@ class Drawing:
     seconds: float = 0.0
 
     async def draw(self, engine: AsyncEngine) -> None:
-        """Until the images are there. Raises FlashJanusError; whoever cancels this cancels the request."""
+        """Draw until the images are finished. Raises FlashJanusError; canceling this task cancels the request."""
         async with await engine.submit(self.request) as events:
             async for event in events:
                 if isinstance(event, Begun):
@@ -48,12 +48,12 @@ class Drawing:
 
     @property
     def seen(self) -> tuple[object, ...]:
-        """What is shown changes with these."""
+        """The values on which the display depends."""
         return self.begun, self.step, self.partial
 
 
 def save(result: Images, prompt: str, options: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
-    """The images as PNG files below `folder`, which say how they were made: paths and captions."""
+    """Save the images as PNG files in `folder`, with the settings that made them. Returns paths and captions."""
     saved = []
     for number, (picture, seed, score) in enumerate(zip(result.images, *_lists(result), strict=True)):
         image = Image.fromarray(picture)
@@ -77,6 +77,6 @@ def slug(prompt: str) -> str:
 
 
 def enlarged(picture: Picture, size: tuple[int, int] | None) -> Image.Image:
-    """A partial image in the size (height, width) of the picture that it will be."""
+    """A partial image, scaled to the size (height, width) of the final picture."""
     image = Image.fromarray(picture)
     return image if size is None else image.resize(size[::-1], Image.Resampling.BICUBIC)

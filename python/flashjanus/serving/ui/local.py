@@ -1,4 +1,4 @@
-"""gradio's Blocks that keep to this machine: nothing a client names is fetched, no example names another host."""
+"""A gradio Blocks that stays on this machine: it fetches nothing that a client names, and its examples name no host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradio.data_classes import BlocksConfigDict
 
 class LocalBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
-        """A client may put a URL in the place of an uploaded file, which gradio would fetch."""
+        """Refuse URLs in the place of uploaded files, which gradio would fetch."""
         for path in _paths(inputs):
             if "://" in path:
                 words = "Expected an uploaded image, got a URL: nothing is fetched from the network."
@@ -26,7 +26,7 @@ class LocalBlocks(gr.Blocks):
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """Of all files in what a client sent."""
+    """Yield the paths of all files in a client's input."""
     if isinstance(value, dict):
         if isinstance(value.get("path"), str):
             yield value["path"]

@@ -1,4 +1,4 @@
-"""The page: two tabs, and what serves them."""
+"""The page: its two tabs, and how an application serves it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def mount(
     most: Mapping[str, float] | None = None,
     deadline: float | None = None,
 ) -> FastAPI:
-    """Serve the playground of `engine` below `path` of an application, which is returned; its lifespan has to run.
+    """Serve the playground of `engine` below `path` of an application, and return the application, whose lifespan has
+    to run.
 
-    auth: whether a user and a password may enter; None: everybody may. most, deadline: as of `blocks`. An open page
-    holds a connection, which ends when the engine has been drained or closed.
+    auth: returns whether a user and a password may enter; None admits everybody. most, deadline: as in `blocks`. An
+    open page holds a connection, which ends once the engine has been drained or closed.
     """
     if not path.startswith("/") or path.rstrip("/") == "":
         raise InputError(f"path: expected one below the application's own, such as /ui, got {path!r}")
@@ -65,9 +66,9 @@ def mount(
 
 
 def blocks(engine: AsyncEngine, *, most: Mapping[str, float] | None = None, deadline: float | None = None) -> gr.Blocks:
-    """The playground as gradio's Blocks, whose handlers run in the event loop that serves them.
+    """The playground as gradio Blocks, whose handlers run in the event loop that serves them.
 
-    most: by name of an option, the highest value that it may have here. deadline: seconds that a request may take.
+    most: the highest value of an option on this page, by name. deadline: the seconds that a request may take.
     """
     return _page(engine, Running(), most or {}, deadline)
 
@@ -87,7 +88,7 @@ def _page(engine: AsyncEngine, running: Running, most: Mapping[str, float], dead
             return views.footer(engine), draw.samples(), gr.Timer(active=not views.known(engine))
 
         def show(pictures: list[tuple[str, str]], chosen: int) -> tuple[Any, ...]:
-            """A picture goes to the other tab."""
+            """Send a picture to the other tab."""
             return gr.Tabs(selected="ask"), {"text": "", "files": [pictures[chosen][0]]}
 
         def left(request: gr.Request) -> None:

@@ -1,4 +1,5 @@
-"""The request that a session has running in each tab: it ends with the Cancel button, and when its page is closed."""
+"""Tracks the request that each tab of a session is running; it ends with the Cancel button or when its page is
+closed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class Running:
 
     @asynccontextmanager
     async def task(self, session: str, tab: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-        """`work` as a task, which ends no later than the block."""
+        """Run `work` as a task that ends no later than the block."""
         key = session, tab
         self.cancel(*key)
         task = self._tasks[key] = asyncio.create_task(work)
@@ -39,18 +40,18 @@ class Running:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, of any session."""
+        """Whether no session runs anything."""
         return not self._tasks
 
     def leave(self, session: str) -> None:
-        """The page is closed."""
+        """Cancel a session's requests when its page is closed."""
         for key in [key for key in self._tasks if key[0] == session]:
             self.cancel(*key)
 
 
 async def frames(task: asyncio.Task[None], seen: Callable[[], Any]) -> AsyncIterator[None]:
-    """One item whenever `seen` gives something else, until the task ends. Raises what the task fails of, unless it was
-    cancelled."""
+    """Yield whenever `seen` returns something new, until the task ends. Raises the task's error, unless the task was
+    canceled."""
     last, at = object(), 0.0
     while not task.done():
         now = seen()

@@ -1,4 +1,4 @@
-"""A page that a browser keeps to its own host, and that lets its server end."""
+"""Middleware that restricts a page to its own host, and lets the server exit while the page is open."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ CARDS = re.compile(rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
 
 
 class Sealed:
-    """`app`, whose pages tell the browser to ask no other host, and name none.
+    """Wraps `app` so that its pages tell the browser to contact no other host, and contain no address of one.
 
-    head: goes into each page's head. over: whether the server is about to end, which an open page is not to delay.
+    head: inserted into the head of each page. over: whether the server is about to exit, which an open page must not
+    delay.
     """
 
     def __init__(self, app: ASGIApp, head: str, over: Callable[[], bool]) -> None:

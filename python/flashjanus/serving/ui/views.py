@@ -1,4 +1,4 @@
-"""What stands above the pictures: progress with previews, a note, or what went wrong. All texts are escaped."""
+"""The area above the pictures: progress with previews, a note, or an error. All text is escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def failure(words: str) -> str:
 
 
 def progress(drawing: Drawing, queued: int, size: tuple[int, int] | None) -> str:
-    """Where a drawing is, and where its images are heading."""
+    """Show how far a drawing is, with previews of its images."""
     seconds = time.monotonic() - drawing.began
     at = f' max="{drawing.steps}" value="{drawing.step}"' if drawing.steps else ""
     words = f'<span role="status">{escape(_stage(drawing, queued))}</span><span>{seconds:.1f} s</span>'
@@ -67,7 +67,7 @@ def columns(images: int) -> int:
 
 
 def footer(engine: AsyncEngine) -> str:
-    """What serves this page."""
+    """Describe the model and engine that serve this page."""
     try:
         facts = engine.facts
     except UnavailableError as error:
@@ -79,7 +79,7 @@ def footer(engine: AsyncEngine) -> str:
 
 
 def known(engine: AsyncEngine) -> bool:
-    """Whether the model is there."""
+    """Whether the model is loaded."""
     try:
         return bool(engine.facts.name)
     except UnavailableError:
