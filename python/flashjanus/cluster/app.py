@@ -27,7 +27,7 @@ RETRY = 2.0
 @serve.deployment
 @serve.ingress()
 class Server:
-    """One replica: a model, its engine on a thread of its own, and the application that the single server has."""
+    """One replica: a model, its engine on its own thread, and the same application that the single server runs."""
 
     async def __init__(self, arguments: Replicas) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings = arguments.settings()
@@ -42,7 +42,7 @@ class Server:
         return create_app(self._engine, self._settings)
 
     async def check_health(self) -> None:
-        """Raises UnavailableError where the engine has ended or is stuck: Serve then starts another replica."""
+        """Check the engine. Raises UnavailableError if it has ended or is stuck; Serve then starts another replica."""
         if not self._engine.ready:
             raise UnavailableError("the engine has ended")
         stats, now = self._engine.stats(), time.monotonic()
@@ -53,14 +53,15 @@ class Server:
             raise UnavailableError(f"the engine has done nothing for {now - self._at:.0f} s, and has {busy} rows to do")
 
     async def __del__(self) -> None:
-        """After Serve has waited for the requests of this replica, or for as long as it was told to."""
+        """Close the replica. Serve calls this after it has waited for the replica's requests, or as long as it was
+        told to."""
         if hasattr(self, "_engine"):
             await self._engine.aclose()
 
 
 def build(arguments: Arguments) -> Application:
-    """An application of `Arguments`. Raises ValidationError for one that is unknown or out of range, InputError for a
-    file of keys."""
+    """Build an application from `Arguments`. Raises ValidationError for an argument that is unknown or out of range,
+    and InputError for a bad file of API keys."""
     given: Any = arguments
     server: Any = Server
     settings = given.settings()

@@ -1,4 +1,4 @@
-"""What an application on Ray Serve is made of: the model, its replicas, and what the server grants."""
+"""The arguments of an application on Ray Serve: the model, its replicas, and the server's limits."""
 
 import os
 from dataclasses import MISSING, fields
@@ -28,19 +28,20 @@ LEAVE = 10.0
 
 
 class Replicas(BaseModel):
-    """Whoever starts the application with `serve run` gives each of these as NAME=VALUE; an unknown name is refused.
+    """Arguments that `serve run` takes as NAME=VALUE; an unknown name is refused.
 
-    min_replicas, max_replicas: between which Serve scales. target_ongoing_requests: per replica, running or waiting for
-    one; with more, Serve adds replicas, with fewer it takes some away, after the two delays (seconds). A replica that
-    shares its time among n requests is busy for about n / (n + 1) of it, so that 2 leave a third for what comes by
-    chance; and half as many requests ask for far more than half of the replicas, so that it is a share of the way,
-    downscaling_factor, that the number falls at once. benchmarks/simulate_week.py shows what other values do.
-    max_ongoing_requests: that a replica has at once. max_queued_requests: that wait at each proxy for a replica that
-    has room; more are refused with 429. num_cpus, num_gpus: of each replica.
-    live_images, live_answers: rows of a replica's model. api_keys: a file of keys, besides those in the environment.
+    min_replicas, max_replicas: the bounds between which Serve scales. target_ongoing_requests: the number of requests
+    per replica, running or waiting for one, at which Serve keeps the number of replicas. With more it adds replicas and
+    with fewer it removes some, after the two delays (seconds). A replica that shares its time among n requests is busy
+    for about n / (n + 1) of it, so a target of 2 leaves a third free for random peaks. Half as many requests still need
+    far more than half of the replicas, so the number falls by only a share of the way at once, downscaling_factor.
+    benchmarks/simulate_week.py shows the effect of other values. max_ongoing_requests: the most requests that a replica
+    has at once. max_queued_requests: the most requests that wait at each proxy for a replica with room; further ones
+    are refused with 429. num_cpus, num_gpus: the CPUs and GPUs of each replica. live_images, live_answers: the rows of
+    a replica's model. api_keys: a file of keys, in addition to those in the environment.
     """
 
-    # the model's own names begin with model_
+    # the model's own names begin with model_, which pydantic reserves
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = "shapes"
@@ -79,21 +80,22 @@ class Replicas(BaseModel):
         return self
 
     def limits(self) -> Limits:
-        """Serve holds back what is beyond max_ongoing_requests, so the engine's own queue needs no bound."""
+        """The engine's limits. Its queue needs no bound, because Serve holds back requests beyond
+        max_ongoing_requests."""
         return Limits(images=self.live_images, answers=self.live_answers)
 
     def choices(self) -> dict[str, Any]:
-        """Options of `JanusFlow.from_pretrained`."""
+        """Options for `JanusFlow.from_pretrained`."""
         return {name: getattr(self, name) for name in CHOICES}
 
     def settings(self) -> Settings:
-        """What the server grants. Raises InputError for a file of keys that cannot be read."""
+        """The server's settings. Raises InputError if the file of API keys cannot be read."""
         given = {name: getattr(self, name) for name in GRANTED}
         return Settings(**given, keys=read_keys(self.api_keys, os.environ.get(KEYS)))
 
 
 def _listed(value: Any) -> Any:
-    """Of a command line: values between commas."""
+    """Split a comma-separated value of a command line."""
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""A batch from a file into a folder: only what is missing is done, and each item is written once."""
+"""Runs a batch from a file into a folder; only missing items are made, and each item is written once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Results = Iterator[tuple[Row, Item | Fault]]
 
 @dataclass
 class Batch:
-    """A file's rows and what became of them. faults: of this run, by line.
+    """A file's rows and their outcomes. faults: the rows that failed in this run, by line.
 
-    pending: rows that have no item yet. written: items of this run.
+    pending: rows that have no item yet. written: the number of items that this run has written.
     """
 
     file: Path
@@ -35,7 +35,7 @@ class Batch:
 
     @classmethod
     def read(cls, file: Path, usual: Usual, folder: Folder, strict: bool) -> Batch:
-        """strict: bad lines end the run before anything is done. Raises InputError."""
+        """Read the rows of a file. strict: a bad line ends the run before any work. Raises InputError."""
         batch = cls(file, usual, folder)
         for one in read(file, usual):
             if isinstance(one, Row):
@@ -47,7 +47,8 @@ class Batch:
         return batch
 
     def resume(self, redo: bool) -> None:
-        """Find what is missing. redo: what has changed is done again. Raises InputError where something has."""
+        """Find the rows to do. redo: make changed items again. Raises InputError if an item has changed and redo is
+        false."""
         changed = []
         for row in self.rows:
             record = self.folder.record(row)
@@ -67,13 +68,14 @@ class Batch:
 
     @property
     def images(self) -> Path:
-        """The folder that paths of images are relative to."""
+        """The folder to which image paths are relative."""
         return self.file.absolute().parent
 
     def run(
         self, results: Results, hold: Callable[[], AbstractContextManager[None]], show: Callable[[int], None]
     ) -> None:
-        """Write each result as it comes. hold: within which nothing interrupts; show: takes how many there are."""
+        """Write each result as it arrives. hold: a context in which nothing interrupts; show: called with the number
+        of results so far."""
         for count, (row, result) in enumerate(results, 1):
             with hold():
                 if isinstance(result, Fault):
@@ -84,7 +86,8 @@ class Batch:
             show(count)
 
     def close(self) -> dict[str, int]:
-        """Write the manifest, the failures and batch.json: rows that are done, have failed, are left."""
+        """Write the manifest, the failures and batch.json. Returns the numbers of rows that are done, have failed
+        and are left."""
         faults = [self.faults[line] for line in sorted(self.faults)]
         head = {"input": str(self.file), "seed": self.usual.seed, "model": dict(self.usual.model)}
         return {**self.folder.close(self.rows, faults, head), "written": self.written}

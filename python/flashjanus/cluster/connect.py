@@ -1,4 +1,4 @@
-"""A Ray cluster: reached, used, left."""
+"""Connects to a Ray cluster and disconnects from it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ REACH = 5.0
 
 @contextmanager
 def connected(address: str) -> Iterator[TextIO]:
-    """address: HOST:PORT, "auto" for the cluster that this machine is part of, "local" for a new one of this machine.
+    """Connect to a cluster. address: HOST:PORT, "auto" for the cluster that this machine is part of, or "local" for a
+    new one on this machine.
 
-    Raises InputError where there is no such cluster. A connection that there is already is used, and stays. Within it,
-    what is printed goes to stderr: Ray prints what it has to say of dead actors, and stdout carries results. Gives what
-    stdout was.
+    Raises InputError if there is no such cluster. An existing connection is used and stays open. Within the block,
+    stdout is redirected to stderr, because Ray prints messages about dead actors and stdout carries results. Yields the
+    original stdout.
     """
     if ray.is_initialized():
         yield sys.stdout
@@ -41,7 +42,7 @@ def connected(address: str) -> Iterator[TextIO]:
             f"--ray: expected the address of a Ray cluster, auto or local, got {address!r}: {error}"
         ) from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without a word
+        signal.signal(signal.SIGTERM, before)  # Ray's handler would end the process without a word
     out = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
@@ -51,7 +52,7 @@ def connected(address: str) -> Iterator[TextIO]:
 
 
 def _reach(address: str) -> None:
-    """Ray waits for minutes for a cluster that is not there. Raises InputError."""
+    """Check that a cluster answers, because Ray waits minutes for one that does not. Raises InputError."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")

@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster, by Ray Data: replicas of the model make items, and this process alone writes them."""
+"""A batch on a Ray cluster, by Ray Data: replicas of the model make items, and only this process writes them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a replica has its model from; options: of `JanusFlow.from_pretrained`."""
+    """Where a replica gets its model. options: those of `JanusFlow.from_pretrained`."""
 
     name: str
     vae: str | None
@@ -68,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Pool:
-    """Replicas (None: as many as fit), and CPUs and GPUs of each."""
+    """The number of replicas (None: as many as fit), and the CPUs and GPUs of each."""
 
     replicas: int | None
     cpus: float
@@ -76,7 +76,8 @@ class Pool:
 
 
 class Attempts:
-    """Counts how often each row was begun; on the node of the process that writes, which no death of another takes."""
+    """Counts how often each row was begun. It runs on the node of the process that writes, so that no other node's
+    death ends it."""
 
     def __init__(self) -> None:
         self._begun = Counter[int]()
@@ -87,7 +88,7 @@ class Attempts:
 
 
 class Replica:
-    """A model on a node of the cluster; its calls run on threads, and the rows of all of them together."""
+    """A model on a node of the cluster; its calls run on threads, and their rows run together."""
 
     def __init__(self, source: Source, folder: Path, attempts: Any) -> None:
         self._backend, self._folder, self._attempts = source.backend(), folder, attempts
@@ -102,12 +103,13 @@ class Replica:
             found += [_packed(row, result) for row, result in items(self._backend, rows, self._folder)]
         except FlashJanusError:
             LOG.exception("the engine has ended; another process takes its place")
-            os._exit(1)  # Ray starts the replica anew and sends it the rows again, as after any other death
+            os._exit(1)  # Ray restarts the replica and sends the rows again, as after any other death
         return pa.Table.from_pylist(found, SCHEMA)
 
 
 def results(rows: Sequence[Row], folder: Path, source: Source, pool: Pool) -> Iterator[tuple[Row, Item | Fault]]:
-    """As `items`, of a pool of replicas; closing the iterator ends them. A node that dies is made up for by others."""
+    """Like `items`, on a pool of replicas. Closing the iterator ends them. If a node dies, the others take over its
+    rows."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)

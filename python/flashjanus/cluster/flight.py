@@ -1,4 +1,5 @@
-"""Many requests of one caller, served together: as many as fit are in flight, and results come as they are done."""
+"""Serves many requests of one caller together: as many as fit are in flight, and results arrive as they are
+finished."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ class Flying:
 def served(
     backend: Backend, keys: Iterable[Key], request: Callable[[Key], Request], window: int = WINDOW
 ) -> Generator[tuple[Key, Images | Answered | FlashJanusError], None, None]:
-    """The result of each key's request, or what it failed of, in the order in which they end; of an answer, its whole
-    text. Closing the iterator cancels what is in flight. Raises what ended the engine, where it serves no more.
-    """
+    """Yield each key's result, or the error with which its request failed, in the order in which they end. An answer
+    has its whole text. Closing the iterator cancels the requests in flight. Raises the engine's error if the engine
+    has ended."""
     told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
     flying: dict[int, Flying] = {}
     try:
@@ -56,7 +57,7 @@ def _teller(told: queue.SimpleQueue[tuple[int, Event]], number: int) -> Callable
 def _next(
     backend: Backend, told: queue.SimpleQueue[tuple[int, Event]], flying: dict[int, Flying]
 ) -> Iterator[tuple[Any, Images | Answered | FlashJanusError]]:
-    """What one event brings: a result, or nothing yet."""
+    """Handle one event. Yields a result if the event brings one."""
     number, event = told.get()
     one = flying[number]
     if isinstance(event, Piece):

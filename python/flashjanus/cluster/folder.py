@@ -27,14 +27,15 @@ MANIFEST, FAILURES, BATCH = "manifest.jsonl", "failures.jsonl", "batch.json"
 
 
 class Folder:
-    """One run at a time writes into it, within `writing`."""
+    """The folder of a batch. One run at a time writes into it, within `writing`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises OutputError where it cannot be written, InputError where another run writes."""
+        """Hold the folder for writing. Raises OutputError if it cannot be written, and InputError if another run is
+        writing."""
         try:
             for name in ("records", "images"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -47,26 +48,26 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"another run writes into {self.path}; let it end, or choose another --out") from error
-            for left in self.path.rglob(".*.tmp"):  # by a run that was killed
+            for left in self.path.rglob(".*.tmp"):  # left by a run that was killed
                 left.unlink(missing_ok=True)
             yield
 
     def record(self, row: Row) -> dict[str, Any] | None:
-        """Of a row's item, where that is there with all its files in their size."""
+        """The record of a row's item, if it exists and all its files have the right size."""
         found = _read(self._record(row))
         if found is None or found.get("id") != row.id:
             return None
         return found if all(_size(self.path / one["file"]) == one["bytes"] for one in found["files"]) else None
 
     def fits(self, row: Row, record: Mapping[str, Any], images: Path) -> bool:
-        """Whether an item is what the row asks for now. images: that their paths are relative to."""
+        """Whether an item matches what the row asks for now. images: the folder to which image paths are relative."""
         if record["digest"] != row.digest:
             return False
         written = self._record(row).stat().st_mtime
         return not any(_changed(images / name, sums, written) for name, sums in record.get("shown", {}).items())
 
     def put(self, row: Row, item: Item) -> None:
-        """The item in the place of what the row had. Raises OutputError."""
+        """Write an item, replacing the row's previous one. Raises OutputError."""
         self.remove(row)
         for name, data in item.files.items():
             with whole(self.path / name) as file:
@@ -74,7 +75,7 @@ class Folder:
         write_text(self._record(row), _line(item.record))
 
     def remove(self, row: Row) -> None:
-        """What there is of a row: the record first, so that none lacks its files."""
+        """Remove a row's item. The record goes first, so that no record lacks its files."""
         old = _read(self._record(row))
         try:
             self._record(row).unlink(missing_ok=True)
@@ -84,7 +85,8 @@ class Folder:
             raise OutputError(f"cannot remove an old item from {self.path}: {error.strerror}") from error
 
     def close(self, rows: Sequence[Row], faults: Sequence[Fault], head: Mapping[str, Any]) -> dict[str, int]:
-        """Write the manifest and the failures of so far: how many rows are done, have failed, are left."""
+        """Write the manifest and the failures so far. Returns the numbers of rows that are done, have failed and are
+        left."""
         done = 0
 
         def lines() -> Iterator[bytes]:
@@ -111,14 +113,14 @@ class Folder:
         return self.path / "records" / f"{row.stem}.json"
 
     def head(self) -> dict[str, Any]:
-        """batch.json, or nothing where there is none."""
+        """The contents of batch.json; empty if there is none."""
         return _read(self.path / BATCH) or {}
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Whether all that the manifest lists is there, byte for byte, and how many rows lack a result.
+    """Check that all files of the manifest exist, byte for byte, and count the rows without a result.
 
-    Raises InputError where there is no manifest.
+    Raises InputError if there is no manifest.
     """
     head = _read(path / BATCH)
     try:
@@ -165,14 +167,14 @@ def _differs(folder: Path, one: Mapping[str, Any]) -> str | None:
 
 
 def _changed(path: Path, sums: Mapping[str, Any], written: float) -> bool:
-    """Whether an image is another than when it was shown; the contents of one that is older are not read."""
+    """Whether an image differs from the one that the model saw. The contents of an older file are not read."""
     try:
         stat = path.stat()
         if stat.st_size == sums["bytes"] and stat.st_mtime < written:
             return False
         return summed(path.read_bytes()) != sums
     except OSError:
-        return False  # the answer is there; whether the image still is does not matter
+        return False  # the answer exists; it does not matter whether the image still does
 
 
 def _size(path: Path) -> int | None:
@@ -183,7 +185,7 @@ def _size(path: Path) -> int | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or half of one, as after a power failure."""
+    """Read a JSON object. Returns None if the file is missing or incomplete, as after a power failure."""
     try:
         return read_json(path)
     except InputError:

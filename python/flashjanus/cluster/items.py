@@ -1,4 +1,4 @@
-"""What a row's result is as files: its images, and the record that says what they are and how they were made."""
+"""Turns a row's result into files: its images, and a record of what they are and how they were made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flashjanus.serving.messages import Answered, Facts, Images
 
 @dataclass(frozen=True)
 class Item:
-    """record: JSON. files: contents by name, relative to the batch's folder."""
+    """record: the JSON record. files: file contents by name, relative to the batch's folder."""
 
     record: Mapping[str, Any]
     files: Mapping[str, bytes]
@@ -30,8 +30,8 @@ class Item:
 def items(
     backend: Backend, rows: Iterable[Row], folder: Path, window: int = WINDOW
 ) -> Generator[tuple[Row, Item | Fault], None, None]:
-    """Each row's item, or why it has none, in the order in which they end. folder: that images' paths are relative to.
-    Raises what ended the engine."""
+    """Yield each row's item, or the reason why it has none, in the order in which they end. folder: the folder to
+    which image paths are relative. Raises the engine's error if the engine has ended."""
     facts = backend.facts
     for row, result in served(backend, rows, lambda row: request(row, folder), window):
         try:
@@ -45,7 +45,7 @@ def items(
 
 
 def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Item:
-    """Raises InputError for a prompt that PNG text cannot hold, or an image that is gone."""
+    """Make the item of a result. Raises InputError for a prompt that PNG text cannot hold, or for a missing image."""
     record: dict[str, Any] = {"id": row.id, "kind": row.kind}
     files: dict[str, bytes] = {}
     if isinstance(result, Images):
@@ -75,7 +75,7 @@ def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Ite
 
 
 def summed(data: bytes) -> dict[str, Any]:
-    """Size and SHA-256."""
+    """Size and SHA-256 of the data."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 

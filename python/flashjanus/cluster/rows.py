@@ -1,4 +1,4 @@
-"""The lines of a batch: each asks for images of a prompt, or for an answer to a question about images."""
+"""Reads the lines of a batch: each asks for images of a prompt, or for an answer to a question about images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ KINDS: Mapping[str, type[Any]] = {"image": ImageOptions, "answer": TokenOptions}
 
 @dataclass(frozen=True)
 class Row:
-    """kind: "image" or "answer". text: the prompt or the question. images: paths or data: URLs that a question is
-    about. options: those that are not the default, and the seed. digest: of all that the result depends on.
-    """
+    """A line of a batch. kind: "image" or "answer". text: the prompt or the question. images: paths or data: URLs
+    that a question is about. options: those that differ from the default, and the seed. digest: a hash of everything
+    on which the result depends."""
 
     line: int
     id: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row that has no result, and why. id: None where the line has none."""
+    """A row that has no result, with the reason. id: None if the line has none."""
 
     line: int
     id: str | None
@@ -57,7 +57,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Usual:
-    """What holds for rows that do not say: options by kind, and the seed from which and the id a row's own is derived.
+    """Defaults for rows: options by kind, and the seed from which a row's own seed is derived together with its id.
 
     model: what the results depend on besides the row, as plain data.
     """
@@ -68,7 +68,7 @@ class Usual:
 
 
 def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
-    """Each line that is not empty, in order. Raises InputError where the file cannot be read or has no line."""
+    """Read each line that is not empty, in order. Raises InputError if the file cannot be read or has no lines."""
     seen: dict[str, int] = {}
     line = 0
     for line, text in _lines(path):
@@ -91,8 +91,8 @@ def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
 
 
 def request(row: Row, folder: Path) -> Request:
-    """What is asked of the engine. folder: that paths of images are relative to. Raises InputError for images that
-    cannot be read."""
+    """Make the request of a row for the engine. folder: the folder to which image paths are relative. Raises
+    InputError for images that cannot be read."""
     if row.kind == "image":
         return ImageRequest(prompt=row.text, options=row.options, steps=False)
     content: list[dict[str, Any]] = [{"type": "image", "image": contents(name, folder)} for name in row.images]
@@ -101,12 +101,12 @@ def request(row: Row, folder: Path) -> Request:
 
 
 def contents(name: str, folder: Path) -> str | bytes:
-    """Of an image file; a data: URL as it is."""
+    """The contents of an image file; a data: URL is returned as it is."""
     if name.startswith("data:"):
         return name
     path = folder / name
     try:
-        if path.exists() and not path.is_file():  # a pipe would block, a device never end
+        if path.exists() and not path.is_file():  # reading a pipe would block, and a device never ends
             raise InputError(f"image: expected a regular file, got {show(name)}")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -117,14 +117,16 @@ def contents(name: str, folder: Path) -> str | bytes:
 
 
 def stem(id: str) -> str:
-    """A file name without its ending that no other id has: the id itself, if it is one word of ASCII."""
+    """A file name without suffix that is unique to this id: the id itself if it is a lowercase ASCII word, otherwise
+    one with a hash."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in id)[:80]
-    # folders may not tell capitals from small letters
+    # file systems may not distinguish uppercase from lowercase
     return plain if plain == id.lower() else f"{plain}.{hashlib.sha256(id.encode()).hexdigest()[:12]}"
 
 
 def derived_seed(seed: int, id: str) -> int:
-    """Of a row that gives none: the same in every run and on every machine, exact in every reader of JSON."""
+    """The seed of a row that gives none. It is the same in every run and on every machine, and exact in every JSON
+    reader."""
     return int.from_bytes(hashlib.sha256(f"{seed} {id}".encode()).digest()[:8], "big") >> 11
 
 
@@ -138,7 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 whole = line
                 while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE + 1)  # the rest, which is left out
+                    line = file.readline(LONGEST_LINE + 1)  # discard the rest of the line
                 text = whole.removeprefix(b"\xef\xbb\xbf") if number == 1 else whole
                 if text.strip():
                     yield number, text

@@ -1,4 +1,4 @@
-"""An application on Ray Serve for as long as a command runs."""
+"""Runs an application on Ray Serve for as long as a command runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LOOK = 1.0
 
 
 def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable[[], None]) -> None:
-    """Serve until an interrupt; then replicas end what they have. begun: called once requests are served.
+    """Serve until interrupted; the replicas then finish their requests. begun: called once requests are served.
 
-    Raises UnavailableError where the application does not begin, or ends by itself.
+    Raises UnavailableError if the application does not start, or ends by itself.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connected(address) as out:

@@ -1,10 +1,10 @@
-"""Many replicas under many requests as discrete events: what a queue and an autoscaler do, without the machines.
+"""Simulates many replicas under many requests by discrete events, to show what a queue and an autoscaler do.
 
-A replica is its scheduler's law of cost (scheduling/policy.py): all images that are live share each evaluation, all
-answers each token, and an answer's tokens take their turns between evaluations. Between two events of a replica the
-rates are constant, so work is counted by two clocks that run at these rates: of evaluations and of tokens. Requests go
-to the less busy of two replicas drawn by chance, wait in one queue where none has room, and are refused beyond its
-bound, as on Ray Serve.
+A replica follows its scheduler's law of cost (scheduling/policy.py): all live images share each evaluation, all answers
+share each token, and tokens take turns with evaluations. Between two events of a replica the rates are constant, so two
+clocks that run at these rates count the work: one counts evaluations, the other tokens. As on Ray Serve, a request goes
+to the less busy of two replicas drawn at random, waits in one queue if none has room, and is refused if the queue is
+full.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WAITS, RUNS, SERVED, REFUSED, LATE = range(5)
 
 @dataclass(frozen=True)
 class Law:
-    """Seconds of an evaluation of n images, evaluation + image * n, and of a token of n answers, token + answer * n.
+    """An evaluation of n images takes evaluation + image * n seconds, and a token of n answers token + answer * n.
 
-    share: of the time of an evaluation that tokens may take after it; one at least comes after each.
+    share: the share of an evaluation's time that tokens may take after it; at least one token follows each evaluation.
     """
 
     evaluation: float
@@ -37,7 +37,7 @@ class Law:
     share: float = 0.25
 
     def rates(self, images: int, answers: int) -> tuple[float, float]:
-        """Evaluations and tokens a second."""
+        """Evaluations and tokens per second."""
         token = self.token + self.answer * answers
         if not images:
             return 0.0, 1 / token if answers else 0.0
@@ -51,7 +51,8 @@ class Law:
 
 @dataclass(frozen=True)
 class Requests:
-    """at: seconds, rising. work: evaluations of an image, or tokens of an answer. is_image: by request."""
+    """at: arrival times in seconds, ascending. work: evaluations of an image, or tokens of an answer. is_image: by
+    request."""
 
     at: Floats
     work: Floats
@@ -60,12 +61,12 @@ class Requests:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Replicas, and how Serve scales them: by the mean of requests that run or wait over `look_back` seconds. The
-    defaults are those of cluster/arguments.py.
+    """Replicas, and how Serve scales them: by the mean number of requests that run or wait over `look_back` seconds.
+    The defaults are those of cluster/arguments.py.
 
-    ongoing: requests of a replica at most; images: of these live at once. queued: requests that wait for each replica
-    that runs (a proxy has a bound, and there is one on each node). startup: seconds from a decision to a replica that
-    serves. deadline: seconds from a request's arrival.
+    ongoing: the most requests of a replica; images: how many of them may be live at once. queued: the most requests
+    that wait per running replica (each proxy has a bound, and each node has a proxy). startup: seconds from a decision
+    until a new replica serves. deadline: seconds from a request's arrival.
     """
 
     least: int = 1
@@ -85,9 +86,10 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """By request: what became of it, seconds that it waited for a replica, and until it ended (NaN where it did not).
+    """The outcome of each request, the seconds that it waited for a replica, and the seconds until it ended (NaN if it
+    did not end).
 
-    samples: every minute (seconds, replicas that run, that start, requests that run, that wait).
+    samples: a row per minute: seconds, running and starting replicas, running and waiting requests.
     """
 
     became: npt.NDArray[np.int8]
@@ -99,7 +101,8 @@ class Outcome:
 
 @dataclass(eq=False)
 class Replica:
-    """Clocks: evaluations and tokens since it began. ends: (clock, request) of what is live, by kind."""
+    """A replica's clocks count evaluations and tokens since it began. ends: (clock, request) of live requests, by
+    kind."""
 
     law: Law
     at: float
@@ -121,7 +124,7 @@ class Replica:
         self.at = now
 
     def next(self) -> tuple[float, int]:
-        """When the next of its requests ends if nothing else happens, and of which kind it is."""
+        """When the replica's next request ends if nothing else happens, and its kind."""
         self.rates = self.law.rates(len(self.ends[0]), len(self.ends[1]))
         self.version += 1
         found = [
@@ -133,10 +136,10 @@ class Replica:
 
 
 class Simulation:
-    """`run` it once."""
+    """A simulation, which can `run` once."""
 
     def __init__(self, requests: Requests, law: Law, fleet: Fleet, seed: int = 0, first: int | None = None) -> None:
-        """first: replicas that run at the beginning; by default the least."""
+        """first: the number of replicas at the beginning, by default the minimum."""
         self.requests, self.law, self.fleet = requests, law, fleet
         self._random = np.random.default_rng(seed)
         self._draws: list[float] = []
@@ -183,7 +186,7 @@ class Simulation:
             self.became[request] = REFUSED
 
     def _free(self) -> Replica | None:
-        """The less busy of two; where these are full, the least busy of all."""
+        """The less busy of two random replicas; if both are full, the least busy of all."""
         running, most = self.running, self.fleet.ongoing
         if not running:
             return None
@@ -211,7 +214,7 @@ class Simulation:
         self._plan(replica)
 
     def _admit(self, replica: Replica) -> None:
-        """What waits in a replica and has room; answers pass images that have none."""
+        """Admit the replica's waiting requests that have room; answers pass images that have none."""
         left: list[int] = []
         while replica.waiting:
             request = replica.waiting.popleft()
@@ -247,7 +250,7 @@ class Simulation:
         self._fill(now)
 
     def _fill(self, now: float) -> None:
-        """Give what waits to replicas that have room; what has waited too long is late."""
+        """Give waiting requests to replicas that have room; those that have waited too long become late."""
         while self.queue:
             if now - self._arrived[self.queue[0]] > self.fleet.deadline:
                 self.became[self.queue.popleft()] = LATE
@@ -279,7 +282,8 @@ class Simulation:
             self._fewer(wanted)
 
     def _wanted(self, mean: float) -> int:
-        """As Serve's default policy has it: downscaling is the share of the way that it goes at once."""
+        """The number of replicas by Serve's default policy; downscaling is the share of the way that it goes at
+        once."""
         current = len(self.running)
         desired = mean / self.fleet.target
         if desired >= current:
@@ -292,7 +296,7 @@ class Simulation:
         self._target, self._above = wanted, 0.0
 
     def _fewer(self, wanted: int) -> None:
-        """Those that have not begun first, then the least busy, which end what they have."""
+        """Remove replicas: first those that have not begun, then the least busy, which finish their requests."""
         spare, self._target, self._below = self._target - wanted, wanted, 0.0
         cancelled = min(spare, len(self.starting))
         self.starting = self.starting[: len(self.starting) - cancelled]
@@ -304,13 +308,13 @@ class Simulation:
 
 
 def arrivals(rates: Floats, count: int, random: np.random.Generator) -> Floats:
-    """Times of `count` requests that come by chance, at rates that are constant within each second."""
+    """Random arrival times of `count` requests, at rates that are constant within each second."""
     total = np.concatenate([[0.0], np.cumsum(rates)])
     times = np.arange(len(total), dtype=np.float64)
     return np.asarray(np.interp(np.sort(random.random(count)) * total[-1], total, times))
 
 
 def percentiles(values: Floats, which: Sequence[float] = (50, 95, 99)) -> list[float]:
-    """Of those that are numbers; none where there are none."""
+    """Percentiles of the values that are not NaN; empty if there are none."""
     found = values[~np.isnan(values)]
     return [float(one) for one in np.percentile(found, which)] if len(found) else []

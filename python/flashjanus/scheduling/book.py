@@ -1,4 +1,4 @@
-"""What has been admitted, what is to be told of it, and how it ends."""
+"""Keeps track of admitted jobs, of events to return, and of how jobs end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Piece: TypeAlias = Generator[None, None, None]
 
 @dataclass(eq=False)
 class Work:
-    """A job that has been admitted. size: its rows of images and of answers; nbytes: of their keys and values.
+    """An admitted job. size: its rows of images and of answers; nbytes: the bytes of their keys and values.
 
-    withdraw: takes its rows out, wherever they are. again: a piece as one that failed for want of memory; without it
+    withdraw: removes its rows, wherever they are. again: makes a new piece after one that ran out of memory; without it
     the job begins anew.
     """
 
@@ -32,9 +32,9 @@ class Work:
 
 
 class Book:
-    """Jobs that wait, works in progress with their pieces, and events that nobody has read yet.
+    """Waiting jobs, admitted jobs with their pieces, and events that nobody has read yet.
 
-    full: there was no memory for a work in progress; nobody is to be admitted before one has ended.
+    full: an admitted job found no memory, so no job is admitted until one has ended.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Book:
         self.events: list[Event] = []
 
     def wait(self, handle: Handle) -> None:
-        """Let a job wait: the smaller its priority, and the longer it has waited, the earlier it begins."""
+        """Queue a job. The smaller its priority and the longer it has waited, the earlier it begins."""
         self.queue.append(handle)
         self.queue.sort(key=lambda h: (h.priority, h.order))
 
@@ -54,7 +54,7 @@ class Book:
         self.events.append(event)
 
     def end(self, handle: Handle, event: Event) -> None:
-        """A job is over: its rows and pieces go, and `event` tells it."""
+        """End a job: remove its rows and pieces, and queue `event`."""
         if handle.ended:
             return
         handle.ended = True
@@ -67,7 +67,7 @@ class Book:
         self.tell(event)
 
     def next_piece(self) -> None:
-        """The first piece up to its next pause. What it fails of is told."""
+        """Run the first piece up to its next pause. If it fails, its job gets the error."""
         work, piece = self.pieces.popleft()  # out of reach of whatever ends the job meanwhile
         try:
             next(piece)
@@ -84,7 +84,7 @@ class Book:
             self.pieces.appendleft((work, piece))
 
     def out_of_memory(self, work: Work, error: OutOfMemoryError) -> None:
-        """The job that there was no memory for waits until another ends; where no other goes on, it fails."""
+        """Let a job that found no memory wait until another ends; if no other is running, the job fails."""
         if len(self.works) - len(self._without_memory) == 1:
             self.end(work.handle, Failed(work.handle, error))
             return
@@ -101,12 +101,12 @@ class Book:
         self._without_memory = [(other, piece) for other, piece in self._without_memory if other is not work]
         for piece in own:
             piece.close()
-        work.again = None  # it holds the work
+        work.again = None  # it refers to the work
         work.withdraw()
 
 
 def cut_short(error: BaseException) -> FlashJanusError:
-    """What the jobs are told that were in a step or a piece that `error` ended: their rows are lost."""
+    """The error for jobs that were in a step or a piece that `error` ended; their rows are lost."""
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError)
     told = (OutOfMemoryError if no_memory else DeviceError)(
         f"expected the work on this job to end, but {type(error).__name__} cut it short; submit it again"

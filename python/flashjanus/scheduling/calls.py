@@ -1,4 +1,4 @@
-"""What a caller who waits wants of the scheduler: latents, pictures, tokens, logits."""
+"""Blocking calls to the scheduler, which return latents, pictures, tokens or logits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Drawn:
-    """result: latents (R, c, H, W) or pixels (R, 3, H, W), float32. flowed_at: time.perf_counter() when all latents
-    were there."""
+    """result: latents (R, c, H, W) or pixels (R, 3, H, W), float32. flowed_at: time.perf_counter() when the last
+    latents were finished."""
 
     result: torch.Tensor
     flowed_at: float
@@ -33,12 +33,12 @@ def draw(
     on_step: OnStep | None = None,
     trace: list[dict[str, Any]] | None = None,
 ) -> Drawn:
-    """Images of all requests, which begin together.
+    """Draw the images of all requests, which begin together.
 
-    `on_step(k, z, before)` runs after evaluation k on the latents in request order, and those before it; what it
-    returns, if anything, replaces them, and a solver that remembers an earlier evaluation keeps what it remembers.
-    `trace` receives, per evaluation, `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows whose
-    unconditional branch it did not need, None if no row has one).
+    `on_step(k, z, before)` runs after evaluation k with the latents in request order and those before the evaluation.
+    If it returns latents, they replace z; a solver with memory keeps what it remembers. `trace` receives for each
+    evaluation the latents `z` before it and the velocities `v_cond` and `v_uncond` (NaN in rows that did not need the
+    unconditional branch, None if no row has one).
     """
     pauses = on_step is not None or trace is not None
     guided = any(request.schedule.guided for request in requests)
@@ -63,13 +63,13 @@ def draw(
 
 
 def _noise(shared: SharedScheduler, requests: Sequence[FlowRequest]) -> torch.Tensor:
-    """As the latents begin, in their dtype's values."""
+    """The initial latents, rounded to the latents' dtype."""
     dtype = shared.scheduler.runner.policy.latents
     return torch.stack([request.noise.to(dtype).float() for request in requests])
 
 
 def write(shared: SharedScheduler, jobs: Sequence[TextJob]) -> Iterator[tuple[int, Token | Finished]]:
-    """Tokens and results of answers as they come, with the number of their job."""
+    """Yield tokens and results of answers as they arrive, with the number of their job."""
     numbers = {id(job): n for n, job in enumerate(jobs)}
     with closing(shared.serve(jobs)) as events:
         for event in events:
@@ -78,11 +78,11 @@ def write(shared: SharedScheduler, jobs: Sequence[TextJob]) -> Iterator[tuple[in
 
 
 def results(shared: SharedScheduler, jobs: Sequence[TextJob]) -> list[Any]:
-    """The results of all jobs, in order."""
+    """Return the results of all jobs, in order."""
     found = {n: event.result for n, event in write(shared, jobs) if isinstance(event, Finished)}
     return [found[n] for n in range(len(jobs))]
 
 
 def next_logits(shared: SharedScheduler, requests: Sequence[TextRequest], tokens: ImageTokens | None) -> torch.Tensor:
-    """Logits (B, V), float32, of the token after each request."""
+    """Logits (B, V), float32, of the token that follows each request."""
     return torch.stack(results(shared, [TextJob(request=r, room=0, image_tokens=tokens) for r in requests]))

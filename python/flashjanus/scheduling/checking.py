@@ -1,4 +1,4 @@
-"""What a job has to be: said when it is submitted, and not by a step that it would end for others as well."""
+"""Checks jobs on submission, because a bad job would otherwise fail in a step that it shares with others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flashjanus.scheduling.requests import ImageJob, TextJob
 
 
 def check(job: Any, runner: Runner) -> None:
-    """Raises InputError."""
+    """Check a job. Raises InputError."""
     if isinstance(job, ImageJob) and isinstance(job.rows, Sequence) and job.rows:
         _check_images(job, runner)
     elif isinstance(job, TextJob):
@@ -48,7 +48,7 @@ def _check_text(job: TextJob, runner: Runner) -> None:
     _check_adapter("job.request.adapter", request.adapter)
     if request.pixels is not None:
         checks.tensor("job.request.pixels", request.pixels, (None, 3, size, size), checks.FLOATS)
-    # the last token is not read back
+    # the last token is not fed back to the model
     checks.integer("job.room", job.room, 0, language.max_position_embeddings + 1 - len(request.ids))
     if job.logprobs is not None:
         checks.integer("job.logprobs", job.logprobs, 0, MOST_LIKELIEST)
@@ -57,7 +57,7 @@ def _check_text(job: TextJob, runner: Runner) -> None:
 
 
 def _check_adapter(name: str, adapter: Any) -> None:
-    """Whether it is loaded is for its model to say."""
+    """Check the type of an adapter. Its model checks whether it is loaded."""
     if adapter is not None and not isinstance(adapter, Adapter):
         raise InputError(f"{name}: expected an Adapter that the model has loaded, got {adapter!r:.80}")
 

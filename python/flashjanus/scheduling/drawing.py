@@ -1,4 +1,4 @@
-"""Image jobs: prompts prepared, all images evaluated together, pictures decoded."""
+"""Image jobs: their prompts are prepared, all images are evaluated together, and pictures are decoded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from flashjanus.scheduling.requests import Failed, Finished, Handle, ImageJob, P
 
 @dataclass(eq=False)
 class Drawn:
-    """An image job's rows, once its prompts are prepared, and the latents and pictures of those that are finished,
-    and, for a preview, all latents before an evaluation.
+    """The rows of an image job whose prompts are prepared, the latents and pictures of finished rows, and, for a
+    preview, all latents before an evaluation.
 
-    among: the rows that they are evaluated with.
+    among: the group of rows with which they are evaluated.
     """
 
     work: Work
@@ -41,12 +41,12 @@ class Drawn:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Evaluations so far, and all of them."""
+        """The number of evaluations so far, and of all."""
         return max(row.taken for row in self.rows), max(len(row.schedule) for row in self.job.rows)
 
     @property
     def preview_due(self) -> bool:
-        """True where the next evaluation is followed by a preview; the last is followed by the picture."""
+        """True if a preview follows the next evaluation. None follows the last one, because the picture does."""
         if not (self.rows and self.job.preview_every):
             return False
         step, steps = self.progress
@@ -58,7 +58,8 @@ class Drawn:
 
 
 class Drawing:
-    """The image jobs of a scheduler. All rows are evaluated together, but those of a job that pauses by themselves."""
+    """The image jobs of a scheduler. All rows are evaluated together, except that a job with pauses is evaluated on
+    its own."""
 
     def __init__(self, runner: Runner, prefixes: PrefixStore, book: Book) -> None:
         self._runner, self._prefixes, self._book = runner, prefixes, book
@@ -69,12 +70,12 @@ class Drawing:
 
     @property
     def paused(self) -> bool:
-        """True while a job pauses."""
+        """True while a job is paused."""
         return any(drawn.paused for drawn in self._jobs.values())
 
     @property
     def ready(self) -> bool:
-        """True where an evaluation has something to do."""
+        """True if an evaluation has work to do."""
         return any(map(self._ready, self._groups))
 
     def _ready(self, group: FlowRows) -> bool:
@@ -82,12 +83,12 @@ class Drawing:
 
     @property
     def gathering(self) -> bool:
-        """True where no image has been evaluated, and some that it will be evaluated with are being prepared."""
+        """True if no image has been evaluated, and some are being prepared to be evaluated together."""
         begun = any(row.taken for row in self._together.rows)
         return not begun and any(not drawn.rows for drawn in self._jobs.values() if drawn.among is self._together)
 
     def begin(self, work: Work, job: ImageJob) -> Piece:
-        """Prepare a job's prompts, then let its rows join."""
+        """Prepare a job's prompts, then add its rows."""
         among = FlowRows(self._runner) if job.pauses else self._together
         drawn = self._jobs[work.handle] = Drawn(work, job, among)
         found: dict[tuple[TimedPrompt, bool, Adapter | None], FlowPrefix] = {}
@@ -103,7 +104,7 @@ class Drawing:
                 uses, hits = self._prefixes.prompts, self._prefixes.prompts.hits
                 found[key] = prepared(self._runner, self._prefixes, request)
                 if len(found) == 1 and uses.hits > hits:
-                    work.handle.cached = len(request.prompt) + 1  # and the generation tag
+                    work.handle.cached = len(request.prompt) + 1  # plus the generation tag
         drawn.rows = [FlowRow(r, found[key_of(r)]) for r in job.rows]
         if job.pauses:
             self._groups.append(among)
@@ -119,7 +120,7 @@ class Drawing:
                 self._groups.remove(drawn.among)
 
     def evaluate(self) -> None:
-        """One evaluation of the images that are next; pictures of those that are finished are decoded in pieces."""
+        """Run one evaluation of the images that are due; pieces then decode the pictures of finished images."""
         while not self._ready(self._groups[0]):
             self._groups.rotate(-1)
         group = self._groups[0]
@@ -129,7 +130,7 @@ class Drawing:
                 drawn.before = self._all_latents(drawn)
         try:
             group.step()
-        except OutOfMemoryError as error:  # and no other image is there
+        except OutOfMemoryError as error:  # and there is no other image
             self._book.out_of_memory(self._owners[group.rows[-1]].work, error)
             return
         except BaseException as error:
@@ -169,7 +170,7 @@ class Drawing:
         return torch.stack(conditional), torch.stack(unconditional)
 
     def _finish(self, drawn: Drawn) -> None:
-        """Let rows go that have had all their evaluations."""
+        """Remove the rows that have had all their evaluations."""
         handle = drawn.work.handle
         for row in drawn.rows:
             if not row.finished or row in drawn.latents:
@@ -193,7 +194,7 @@ class Drawing:
                 self._book.end(handle, Finished(handle, latents))
 
     def _preview(self, drawn: Drawn) -> None:
-        """Straight on from the last evaluation's step to t = 1."""
+        """Extrapolate from the last evaluation's step straight to t = 1."""
         heading = []
         for row, z, before in zip(drawn.rows, self._all_latents(drawn), drawn.before, strict=True):
             heading.append(z + (z - before) * row.request.schedule.left(row.taken))
@@ -205,7 +206,7 @@ class Drawing:
         return [drawn.latents[row] if row in drawn.latents else drawn.among.z(row) for row in drawn.rows]
 
     def _show_preview(self, handle: Handle, step: int, latents: torch.Tensor, full: bool) -> Piece:
-        full = full or self._runner.previews.map is None  # which may be there when the next one is decoded
+        full = full or self._runner.previews.map is None  # by the time the next one is decoded, there may be a map
         shown: list[torch.Tensor] = []
         for part in torch.split(latents, 1) if full else [latents]:
             if shown:
@@ -214,7 +215,7 @@ class Drawing:
         self._book.tell(Preview(handle, step, torch.cat(shown)))
 
     def _show(self, drawn: Drawn) -> Piece:
-        """Decode the pictures that are not there yet."""
+        """Decode the pictures that are not decoded yet."""
         for row in drawn.rows[len(drawn.pictures) :]:
             drawn.pictures.append(decode(self._runner, drawn.latents[row][None]))
             self._runner.previews.learn(drawn.latents[row][None], drawn.pictures[-1])
@@ -236,7 +237,7 @@ class Drawing:
         return drawn
 
     def _lose(self, group: FlowRows, error: BaseException) -> None:
-        """An evaluation was cut short, and what its rows hold is not to be used: their jobs end."""
+        """End the jobs of an evaluation that was cut short, because their rows hold unusable data."""
         lost = dict.fromkeys(self._owners.pop(row) for row in group.rows)
         group.forget()
         for drawn in lost:

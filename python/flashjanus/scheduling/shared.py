@@ -1,4 +1,5 @@
-"""One scheduler for all threads of a process: whoever waits for an event drives it, for the others as well."""
+"""One scheduler for all threads of a process: a thread that waits for an event drives it, on behalf of the others as
+well."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ DROPPED = 0.1
 
 
 class SharedScheduler(ProcessBound):
-    """make(): the scheduler, when it is first needed, and again in a forked child.
+    """Shares one scheduler. make() creates it when it is first needed, and again in a forked child.
 
-    A stream may be dropped anywhere: by the garbage collector in the midst of a step, or of what has the lock. So its
-    jobs are only noted there, without waiting, and cancelled by whoever has the turn.
+    A stream may be dropped anywhere, even by the garbage collector in the middle of a step or while a thread holds the
+    lock. The drop therefore only records the jobs, without waiting; the thread that has the turn cancels them.
     """
 
     def __init__(self, make: Callable[[], Scheduler]) -> None:
@@ -49,8 +50,8 @@ class SharedScheduler(ProcessBound):
             return self._made
 
     def serve(self, jobs: Sequence[Job]) -> Generator[Event, None, None]:
-        """Submit jobs and give their events as they come, in order, until all have ended; those that are left when
-        nobody asks for more events are cancelled. Raises what a job fails of."""
+        """Submit jobs and yield their events in order as they arrive, until all jobs have ended. Closing the
+        generator cancels those that are left. Raises the error with which a job fails."""
         events: deque[Event] = deque()
         handles: list[Handle] = []
         try:
@@ -101,13 +102,13 @@ class SharedScheduler(ProcessBound):
                         self._turn.wait()
                 finally:
                     self._waiting -= 1
-                    self._turn.notify_all()  # when the lock is free
+                    self._turn.notify_all()  # once the lock is free
                 yield self.scheduler
         finally:
             self._clear()
 
     def _wait(self, events: deque[Event]) -> None:
-        """Until there is an event; meanwhile this thread drives the scheduler, unless another does."""
+        """Wait for an event; meanwhile this thread drives the scheduler, unless another does."""
         while not events:
             driving, told = False, list[Event]()
             try:
@@ -125,7 +126,7 @@ class SharedScheduler(ProcessBound):
                     self._driven = True
                 told = self.scheduler.step()
             except Exception as error:
-                if not is_told(self.scheduler, error):  # those that are told raise it: this call may go on
+                if not is_told(self.scheduler, error):  # told jobs raise it: this call may go on
                     raise
             finally:
                 if driving:
@@ -142,7 +143,7 @@ class SharedScheduler(ProcessBound):
         return self.scheduler.waits
 
     def _cancel(self) -> None:
-        """What was dropped; with the lock, and while nobody drives."""
+        """Cancel dropped jobs. The caller holds the lock, and nobody is driving the scheduler."""
         while self._dropped:
             handle = self._dropped.popleft()
             self._events.pop(handle, None)
@@ -150,7 +151,7 @@ class SharedScheduler(ProcessBound):
                 self._made.cancel(handle)
 
     def _clear(self) -> None:
-        """`_cancel`, unless another thread has the turn, or this one, which does so when it ends."""
+        """Call `_cancel`, unless a thread has the turn; if it is this one, it cancels the jobs when its turn ends."""
         while self._dropped and not self._driven and self._turn.acquire(blocking=False):
             try:
                 if not self._driven:
@@ -160,7 +161,8 @@ class SharedScheduler(ProcessBound):
                 self._turn.release()
 
     def forked(self) -> None:
-        """In a child: the threads that drove the scheduler, and may have been in the midst of a step, are not here."""
+        """Reset after a fork: the threads that drove the scheduler, perhaps in the middle of a step, do not exist in
+        the child."""
         if self._made is not None and (self._driven or self._made.busy):
             self._made = None
         self._began_anew()

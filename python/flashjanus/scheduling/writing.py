@@ -1,4 +1,4 @@
-"""Text jobs: conversations read, then a token of all answers at a time."""
+"""Text jobs: conversations are read, then all answers get one token at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashjanus.scheduling.requests import Failed, Finished, Handle, TextJob, To
 
 @dataclass(eq=False)
 class Written:
-    """A text job's row."""
+    """The row of a text job."""
 
     work: Work
     job: TextJob
@@ -35,11 +35,11 @@ class Writing:
 
     @property
     def ready(self) -> bool:
-        """True where an answer waits for its next token."""
+        """True if an answer waits for its next token."""
         return bool(self._rows.rows)
 
     def begin(self, work: Work, job: TextJob) -> Piece:
-        """Read a job's conversation, then let its row join."""
+        """Read a job's conversation, then add its row."""
         likeliest = job.logprobs if job.room else None
         read = yield from reading(self._runner, self._prefixes, job.request, job.image_tokens, likeliest)
         work.handle.cached = read.cached
@@ -59,12 +59,12 @@ class Writing:
             self._ahead = None
 
     def step(self) -> None:
-        """One token of every answer. A GPU is given the next ones before the host has read these."""
+        """Decode one token of every answer. A GPU may start on the next ones before the host has read these."""
         try:
             launched = self._rows.step()
             before, self._ahead = self._ahead, launched if self._runner.gpu is not None else None
             found = launched() if self._ahead is None else [] if before is None else before()
-        except OutOfMemoryError as error:  # and no other answer is there
+        except OutOfMemoryError as error:  # and there is no other answer
             handle = self._owners[self._rows.rows[-1]].work.handle
             self._book.end(handle, Failed(handle, error))
             return
@@ -72,7 +72,7 @@ class Writing:
             self._lose(error)
             raise
         for row, token, likelihood in found:
-            if row in self._owners:  # its job may have ended since
+            if row in self._owners:  # its job may have ended meanwhile
                 self._token(self._owners[row], token, likelihood)
 
     def _token(self, written: Written, token: int, likelihood: Likelihood | None) -> None:
@@ -88,7 +88,7 @@ class Writing:
             self._book.end(handle, Finished(handle, [*row.tokens], rest))
 
     def _lose(self, error: BaseException) -> None:
-        """A step was cut short, and what its rows hold is not to be used: their jobs end."""
+        """End the jobs of a step that was cut short, because their rows hold unusable data."""
         lost = [self._owners.pop(row).work.handle for row in self._rows.rows]
         self._rows.forget()
         self._ahead = None

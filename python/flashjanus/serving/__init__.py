@@ -1,4 +1,4 @@
-"""A served model behind two interfaces: asyncio and OpenAI's HTTP API."""
+"""A served model with two interfaces: asyncio and OpenAI's HTTP API."""
 
 from typing import TYPE_CHECKING, Any
 
