@@ -1,1 +1,1 @@
-"""Plans bound to memory, and what fills their rows."""
+"""Binds plans to memory and fills their rows."""

@@ -1,6 +1,7 @@
-"""Room for low-rank adapters beside a model's weights, which rows name by slot, and weights with one merged in.
+"""Slots for low-rank adapters beside a model's weights, which rows name by number, and weights with an adapter merged
+in.
 
-A plan that is made with room serves any adapter that fits it: to load one is to write its factors into a slot.
+A plan that is made with slots serves any adapter that fits them: loading one writes its factors into a slot.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter that was loaded. number: no two that a process loads have the same, whatever their name."""
+    """A loaded adapter. number: unique among all adapters that a process loads, whatever their names."""
 
     name: str
     files: AdapterFiles
@@ -58,8 +59,9 @@ class Use(Protocol):
 class Adapters(ProcessBound):
     """The adapters of one model, by name.
 
-    weights: the model's own, where slots are added and an adapter may be merged in. slots, rank: the room, 0 before
-    there is any. A slot is free when no loaded adapter has it, and no request that has not ended.
+    weights: the model's own weights, to which slots are added and into which an adapter may be merged. slots, rank: the
+    number and the rank of the slots, 0 before there are any. A slot is free if neither a loaded adapter nor a request
+    in progress uses it.
     """
 
     def __init__(self, config: JanusFlowConfig, policy: Policy, weights: MutableMapping[str, torch.Tensor]) -> None:
@@ -74,11 +76,11 @@ class Adapters(ProcessBound):
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """Of the slots' tensors, by the name of the linear that they are of; nothing where there is no room."""
+        """Specs of the slots' tensors, by the name of their linear; empty if there are no slots."""
         return self.specs_of(self.slots, self.rank) if self.slots else {}
 
     def specs_of(self, slots: int, rank: int) -> dict[str, TensorSpec]:
-        """Of so much room."""
+        """Specs for a number of slots of a rank."""
         specs: dict[str, TensorSpec] = {}
         for name, linear in self._all():
             parts, dtype = len(linear.rows), self._policy.matrix
@@ -91,14 +93,14 @@ class Adapters(ProcessBound):
         return specs
 
     def use(self, request: Use) -> None:
-        """Count a request until it has ended. Raises InputError where an adapter of its is not loaded any more."""
+        """Count a request until it has ended. Raises InputError if one of its adapters is no longer loaded."""
         with _LOCK:
             for adapter in request.adapters:
                 self.check(adapter)
             self._uses.add(request)
 
     def check(self, adapter: Adapter) -> None:
-        """Raises InputError unless requests may name it."""
+        """Raises InputError unless requests may name this adapter."""
         if self.loaded.get(adapter.name) is not adapter:
             raise InputError(f"adapter: expected one that is loaded, got {adapter.name!r}, which was unloaded")
         if self.merged is adapter:
@@ -121,7 +123,8 @@ class Adapters(ProcessBound):
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """While no request is under way, and none begins. what: why, as the end of an error. Raises InputError."""
+        """A block in which no request is in progress and none can begin. what: the reason, as the end of an error
+        message. Raises InputError if a request is in progress."""
         with _LOCK:
             live = len(self._live())
             if live:
@@ -133,8 +136,8 @@ class Adapters(ProcessBound):
             return [use for use in self._uses if not use.ended]
 
     def make_room(self, slots: int, rank: int) -> None:
-        """So many slots for ranks up to `rank`, with the adapters that are loaded in them; `alone`, and plans are to be
-        made anew. Raises InputError."""
+        """Make slots for ranks up to `rank` and write the loaded adapters into them. Call this within `alone`; plans
+        have to be made anew. Raises InputError."""
         if rank > MAX_RANK:
             raise InputError(f"rank: expected at most {MAX_RANK}, got {rank}")
         largest = max((adapter.files.rank for adapter in self.loaded.values()), default=1)
@@ -181,7 +184,8 @@ class Adapters(ProcessBound):
             return adapter
 
     def unload(self, name: str) -> None:
-        """No further request may name it; those under way end with it. Raises InputError."""
+        """Unload an adapter. New requests cannot name it; requests in progress keep it until they end. Raises
+        InputError."""
         with _LOCK:
             if name not in self.loaded:
                 known = ", ".join(map(repr, self.loaded)) or "none"
@@ -191,7 +195,8 @@ class Adapters(ProcessBound):
             del self.loaded[name]
 
     def merge(self, name: str) -> None:
-        """Add an adapter to the weights, `alone`; what they were is kept. Raises InputError."""
+        """Add an adapter to the weights, keeping a copy of the original ones. Call this within `alone`. Raises
+        InputError."""
         adapter = self.one(name, "name")
         assert adapter is not None
         if self.merged is not None:
@@ -213,20 +218,21 @@ class Adapters(ProcessBound):
         self.merged = adapter
 
     def unmerge(self) -> None:
-        """The weights as they were, bit for bit; `alone`. Raises InputError."""
+        """Restore the original weights, bit for bit. Call this within `alone`. Raises InputError."""
         if self.merged is None:
             raise InputError("expected weights with an adapter merged in, got them as they were loaded")
         self._restore()
         self.merged = None
 
     def identity(self, adapter: Adapter | None) -> tuple[int, int] | None:
-        """What decides, beside its tokens, what a row's prefix is: None without any adapter."""
+        """What identifies a row's prefix in addition to its tokens; None without any adapter."""
         if adapter is None and self.merged is None:
             return None
         return (0 if self.merged is None else self.merged.number), (0 if adapter is None else adapter.number)
 
     def named(self, names: Sequence[Hashable], adapter: Adapter | None) -> tuple[Hashable, ...]:
-        """What the tokens of a row are, by names that say what they are without an adapter: with one that beside it."""
+        """Names of a row's tokens. `names` are those without an adapter; with one, each name includes the adapter's
+        identity."""
         of = self.identity(adapter)
         return tuple(names) if of is None else tuple((of, name) for name in names)
 
@@ -251,7 +257,7 @@ class Adapters(ProcessBound):
                 ranks[part], scale[part] = factors.rank, factors.scale
 
     def _sum(self, name: str, linear: Linear, files: AdapterFiles) -> Mapping[str, torch.Tensor]:
-        """What is kept of a linear's weight with an adapter in it; nothing where that adds nothing."""
+        """The tensors of a linear's weight with an adapter added, by name; empty if the adapter adds nothing."""
         parts = list(_parts(name, linear, files))
         if not parts:
             return {}
@@ -265,7 +271,7 @@ class Adapters(ProcessBound):
 
 
 def _parts(name: str, linear: Linear, files: AdapterFiles) -> Iterator[tuple[int, Factors, tuple[int, int]]]:
-    """Of the projections of a layer's linear that an adapter is of: number, factors, first and last row."""
+    """The projections of a layer's linear that an adapter changes: number, factors, first and last row."""
     layer, first = int(name.split(".")[1]), 0
     for part, (projection, rows) in enumerate(linear.rows.items()):
         factors = files.factors.get((layer, projection))
@@ -275,6 +281,6 @@ def _parts(name: str, linear: Linear, files: AdapterFiles) -> Iterator[tuple[int
 
 
 def write(executor: Executor, rows: Iterable[int], adapter: Adapter | None) -> None:
-    """Which adapter these rows have, into what the host writes of the inputs, where the plan has slots."""
+    """Write the adapter of these rows into the executor's inputs on the host, if the plan has slots."""
     if "adapter" in executor.host:
         executor.host["adapter"][list(rows)] = 0 if adapter is None else adapter.slot + 1

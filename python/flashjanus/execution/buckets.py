@@ -1,4 +1,5 @@
-"""Which sizes plans are made for: on a GPU few, each captured once, with rows and prompts padded up to them."""
+"""The sizes for which plans are made. On a GPU they are few, each is captured once, and rows and prompts are padded
+to them."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Buckets:
-    """Sizes in ascending order; above the last, its multiples. `(1,)` takes every size as it is.
+    """Sizes in ascending order; above the last one, its multiples. `(1,)` takes every size as it is.
 
-    rows: images or conversations at once. prompt_tokens: capacities. steps: evaluations. new_tokens: of an answer.
+    rows: images or conversations at once. prompt_tokens: prompt capacities. steps: evaluations. new_tokens: tokens of
+    an answer.
     """
 
     rows: tuple[int, ...] = (1,)
@@ -25,15 +27,15 @@ class Buckets:
 
     @property
     def padded(self) -> bool:
-        """True where rows may be more than were asked for."""
+        """True if a bucket may have more rows than were asked for."""
         return self.rows != (1,)
 
     def branches(self, guided: int, rows: int) -> int:
-        """Unconditional branches of a bucket of `rows`: one for each guided row; where rows are padded, all or none."""
+        """Unconditional branches of a bucket of `rows`: one for each guided row, or all or none if rows are padded."""
         return rows if self.padded and guided else guided
 
     def images(self, images: int, rows: int) -> int:
-        """Images that a bucket of `rows` conversations has room for; where rows are padded, one each at least."""
+        """Images for which a bucket of `rows` conversations has room; at least one each if rows are padded."""
         return padded(max(images, rows), self.rows) if self.padded else images
 
     def __str__(self) -> str:
@@ -47,7 +49,7 @@ class Buckets:
 
     @staticmethod
     def of(given: Mapping[str, Sequence[int]] | None, default: Buckets) -> Buckets:
-        """`default` with the sizes that `given` has by name. Raises InputError."""
+        """`default`, with the sizes that `given` replaces by name. Raises InputError."""
         sizes = {name: getattr(default, name) for name in Buckets.__dataclass_fields__}
         for name, values in (given or {}).items():
             checks.choice("buckets", name, list(sizes))
@@ -69,5 +71,5 @@ PADDED = Buckets(
 
 
 def padded(size: int, sizes: Sequence[int]) -> int:
-    """The smallest bucket that holds `size`: of those given, or a multiple of the last."""
+    """The smallest bucket that holds `size`: one of `sizes`, or a multiple of the last."""
     return next((s for s in sizes if s >= size), -(-size // sizes[-1]) * sizes[-1])

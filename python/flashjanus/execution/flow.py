@@ -1,4 +1,4 @@
-"""Text to latents: prompts prepared once, then one `flow_step` per evaluation for all rows together."""
+"""Text to latents: prompts are prepared once, and each evaluation is then one `flow_step` for all rows together."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NUMBERS = 4
 
 @dataclass(frozen=True)
 class FlowRequest:
-    """One image: prompt ids without the trailing generation tag, how it is drawn, its noise (c, H, W), and the adapter
-    that all of it runs with, its unconditional branch too."""
+    """One image: prompt ids without the trailing generation tag, how to draw it, its noise (c, H, W), and the
+    adapter that all of it uses, including its unconditional branch."""
 
     prompt: tuple[int, ...]
     sampler: Sampler
@@ -41,7 +41,7 @@ class FlowRequest:
 
     @property
     def timed_prompt(self) -> TimedPrompt:
-        """What of it is prepared."""
+        """The part of the request that is prepared."""
         return self.prompt, self.schedule.times
 
 
@@ -51,7 +51,8 @@ TimedPrompt = tuple[tuple[int, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Branch:
-    """Keys and values that a branch of guidance sees: of its prefix (L, n, G, D), of the time tokens (L, K, G, D)."""
+    """Keys and values that a guidance branch attends to: of its prefix (L, n, G, D) and of the time tokens (L, K, G,
+    D)."""
 
     k: torch.Tensor
     v: torch.Tensor
@@ -63,7 +64,7 @@ class Branch:
 class FlowPrefix:
     """What a row needs of its prompt of `length` tokens and its K times.
 
-    branches: the conditional one and, where there is one, the unconditional. modulation: (K, E), or None where the
+    branches: the conditional branch and, if there is one, the unconditional one. modulation: (K, E), or None if the
     model has none.
     """
 
@@ -76,7 +77,7 @@ class FlowPrefix:
         return self.branches[0].k_table.shape[1]
 
     def kept(self) -> FlowPrefix:
-        """A copy in memory of its own."""
+        """A copy in its own memory."""
         own = (Branch(*(t.clone() for t in (b.k, b.v, b.k_table, b.v_table))) for b in self.branches)
         return FlowPrefix(self.length, tuple(own), None if self.modulation is None else self.modulation.clone())
 
@@ -87,13 +88,13 @@ class FlowPrefix:
 
 
 class FlowSession(ProcessBound):
-    """Memory of a bucket: R rows of which the first U are guided, prompts of up to P tokens, up to K evaluations.
+    """Memory of a bucket: R rows, of which the first U are guided, prompts of up to P tokens, and up to K evaluations.
 
-    `join` rows, `step` all of them together, read `z`, `leave` early. Between two steps a row may be joined anew, or
-    `take_over` one of another session. On a GPU a step is the replay of one graph, and nothing waits for the device.
-    With `skips` there are plans on the same memory with fewer unconditional branches, those of the first rows, which
-    run when no other row needs its own; with `caches` such without the language model, which run when all rows recall
-    what it adds.
+    `join` rows, `step` all of them together, read `z`, and `leave` early. Between two steps a row may be joined anew,
+    or `take_over` a row of another session. On a GPU a step replays one graph, and nothing waits for the device. With
+    `skips` there are further plans on the same memory that run only the unconditional branches of the first rows; they
+    are used when no other row needs its own. With `caches` there are plans without the language model, which run when
+    all rows recall what it adds.
     """
 
     @entry
@@ -133,12 +134,13 @@ class FlowSession(ProcessBound):
         return self.flow.states["z"]
 
     def needs_branch(self, row: int) -> bool:
-        """True where the next step needs the unconditional branch of `row`."""
+        """True if the next step needs the unconditional branch of `row`."""
         joined = self._joined[row]
         return joined is not None and joined.needs_branch(self._taken[row])
 
     def leave(self, row: int) -> None:
-        """Nobody waits for `row` any more: it decides no longer which plan runs, and its adapter costs nothing."""
+        """Remove `row`, for which nobody waits any more: it no longer affects which plan runs, and its adapter costs
+        nothing."""
         self._joined[row] = None
         self._write_adapter(row, None)
 
@@ -159,8 +161,8 @@ class FlowSession(ProcessBound):
         return runner.executor(form.name, self.flow.states, self.flow.inputs, self.flow, **sizes)
 
     def _branches(self) -> int:
-        """How many unconditional branches are to run: those of all rows up to the last that needs its own, or some
-        more, so that there are few plans."""
+        """The number of unconditional branches to run. It covers the last row that needs its own branch, and is
+        rounded up so that there are few plans."""
         needed = max((row + 1 for row in range(self.guided) if self.needs_branch(row)), default=0)
         if not self._skips or (needed and self._padded):
             return self.guided
@@ -169,7 +171,7 @@ class FlowSession(ProcessBound):
 
     @entry
     def step(self) -> None:
-        """One evaluation of every row that has some left."""
+        """Run one evaluation of every row that has some left."""
         if self._written:
             self.flow.upload()
             self._written = False
@@ -185,17 +187,17 @@ class FlowSession(ProcessBound):
 
     @entry
     def velocities(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(conditional (R, c, H, W), unconditional (V, c, H, W)) of the last step, before guidance.
+        """The velocities of the last step before guidance: conditional (R, c, H, W) and unconditional (V, c, H, W).
 
-        The unconditional ones are those of the first V <= U rows, up to the last that needed its own.
+        The unconditional ones belong to the first V <= U rows, up to the last row that needed its own.
         """
         v = unpatchify(self._ran.outputs["velocity"], self.z.shape[1]).float()
         return v[: self.rows].clone(), v[self.rows :].clone()
 
     @entry
     def added(self, row: int, slot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the language model added to its input (N, D), float32, in the last evaluation of `row` that kept it in
-        `slot`: in the conditional branch, and in the unconditional one where the row has one."""
+        """What the language model added to its input (N, D), float32, in the last evaluation of `row` that stored it
+        in `slot`: in the conditional branch and, if the row has one, in the unconditional branch."""
         name = f"slot_{slot}"
         rows = (row, self.rows + row) if row < self.guided else (row,)
         found = [self.flow.row(name, at).to(torch.float32, copy=True) for at in rows]
@@ -203,11 +205,11 @@ class FlowSession(ProcessBound):
 
     @entry
     def join(self, prefix: FlowPrefix, row: int, request: FlowRequest) -> None:
-        """Put `request`, whose prompt and times are prepared as `prefix`, in `row`."""
+        """Put `request` in `row`; `prefix` holds its prepared prompt and times."""
         self._place(prefix, row, request, 0)
         flow = self.flow
         flow.states["step"][row] = 0
-        flow.states["history"][row].zero_()  # a solver's first step takes none of it, but 0 * NaN is NaN
+        flow.states["history"][row].zero_()  # a solver's first step multiplies it by 0, but 0 * NaN is NaN
         noise = request.noise.to(self.z.dtype).contiguous()
         if self._staging is None or noise.device.type != "cpu":
             self.z[row].copy_(noise)
@@ -216,7 +218,7 @@ class FlowSession(ProcessBound):
 
     @entry
     def take_over(self, prefix: FlowPrefix, row: int, request: FlowRequest, other: FlowSession, other_row: int) -> None:
-        """Go on in `row` with what `other` has in `other_row`."""
+        """Continue in `row` with the state of row `other_row` of `other`."""
         self._place(prefix, row, request, other._taken[other_row])
         flow, made = self.flow, other.flow
         for name in (flow.states.keys() & made.states.keys()) - {"k_cache", "v_cache"}:
@@ -226,7 +228,7 @@ class FlowSession(ProcessBound):
                 flow.row(name, self.rows + row).copy_(made.row(name, other.rows + other_row))
 
     def _place(self, prefix: FlowPrefix, row: int, request: FlowRequest, taken: int) -> None:
-        """All of a row but its latents and what goes with them."""
+        """Write everything of a row except its latents and their history."""
         flow, length, capacity = self.flow, len(request.prompt), self.prompt
         schedule = request.schedule
         guided = schedule.guided
@@ -243,7 +245,7 @@ class FlowSession(ProcessBound):
                 f"guidance {request.sampler.guidance_scale}"
             )
         steps = min(prefix.steps, self.steps)
-        if row < self.guided:  # an unconditional branch that nobody needs sees its image tokens alone
+        if row < self.guided:  # an unused unconditional branch attends only to its image tokens
             flow.host["kv_start"][self.rows + row] = capacity + 1
             flow.host["positions"][self.rows + row].zero_()
         for to, made in zip((row, self.rows + row), prefix.branches[: 1 + guided], strict=False):
@@ -287,13 +289,13 @@ class Prepared(ProcessBound):
 
     @entry
     def run(self, prompts: Sequence[TimedPrompt], adapter: Adapter | None = None) -> None:
-        """Fill the state for the prompt and the times of each row, all with one adapter."""
+        """Prepare the prompt and the times of each row, all with one adapter."""
         self.write(prompts, adapter)
         self.executor.run()
 
     @entry
     def prefix(self, prompt: int) -> FlowPrefix:
-        """Of prompt number `prompt` of the last run, in this session's memory."""
+        """The prefix of prompt number `prompt` of the last run, in this session's memory."""
         length, end, steps = self._lengths[prompt], self.capacity, self.steps
         k, v = self.executor.states["k_cache"], self.executor.states["v_cache"]
         branches = [(prompt, length)] + ([(self.prompts + prompt, 1)] if prompt < self.guided else [])
@@ -306,7 +308,7 @@ class Prepared(ProcessBound):
 
     @entry
     def write(self, prompts: Sequence[TimedPrompt], adapter: Adapter | None = None) -> None:
-        """What `run` reads, written and sent."""
+        """Write and send the inputs of `run`."""
         host, capacity = self.executor.host, self.capacity
         adapters.write(self.executor, range(self.prompts + self.guided), adapter)
         self._lengths = [len(ids) for ids, _ in prompts]
@@ -324,7 +326,7 @@ class Prepared(ProcessBound):
         self.executor.upload()
 
     def _rounded(self, times: Sequence[float]) -> torch.Tensor:
-        """1000 t, float32; in official numerics rounded to the latents' dtype first."""
+        """1000 t, float32; in official numerics t is rounded to the latents' dtype first."""
         t = torch.tensor([t * 1000.0 for t in times[: self.steps]], dtype=torch.float32)
         t = t.to(self._latents)
         return torch.nn.functional.pad(t.float(), (0, self.steps - len(t)))

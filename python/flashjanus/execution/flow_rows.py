@@ -1,4 +1,4 @@
-"""The images that are being drawn, row by row."""
+"""The rows of the images that are being drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashjanus.sampling.checks import MAX_STEPS
 
 @dataclass(eq=False)
 class FlowRow:
-    """An image that is being drawn. taken: its evaluations so far."""
+    """An image that is being drawn. taken: the number of its evaluations so far."""
 
     request: FlowRequest
     prefix: FlowPrefix
@@ -28,7 +28,7 @@ class FlowRow:
 
 
 class FlowRows(Rows[FlowRow, FlowSession]):
-    """Rows of images in a FlowSession; those with guidance come first, and first of them those with the most left."""
+    """Image rows in a FlowSession. Guided rows come first, those with the most evaluations left before the others."""
 
     counts = 2
     make = FlowSession
@@ -43,7 +43,7 @@ class FlowRows(Rows[FlowRow, FlowSession]):
         return count, buckets.branches(guided, count), capacity, steps, skips, caches
 
     def placing(self) -> list[FlowRow]:
-        """As their guidance ends, the last branches are left out."""
+        """The order in which rows take places: as guidance ends, the last branches can be left out."""
         return sorted(self.rows, key=lambda row: -row.request.schedule.branches_left(row.taken))
 
     def first_place(self, row: FlowRow) -> int:
@@ -57,27 +57,28 @@ class FlowRows(Rows[FlowRow, FlowSession]):
         session.take_over(row.prefix, place, row.request, before, row.place)
 
     def step(self) -> None:
-        """One evaluation of every row. Raises OutOfMemoryError, after which the rows are as before."""
+        """Run one evaluation of every row. If it raises OutOfMemoryError, the rows are as before."""
         self.settled().step()
         for row in self.rows:
             row.taken += 1
 
     def z(self, row: FlowRow) -> torch.Tensor:
-        """Latents (c, H, W) of a row, float32, in memory of their own."""
+        """The latents (c, H, W) of a row, float32, in their own memory."""
         if self.session is None or row.place is None:
             return row.request.noise.to(torch.float32, copy=True)
         return self.session.z[row.place].to(torch.float32, copy=True)
 
     def write_z(self, row: FlowRow, z: torch.Tensor) -> None:
-        """Other latents (c, H, W) for a row between two evaluations; what its solver remembers is kept."""
+        """Replace the latents (c, H, W) of a row between two evaluations; what its solver remembers is kept."""
         if self.session is None or row.place is None:
             row.request = replace(row.request, noise=z)
         else:
             self.session.z[row.place].copy_(z)
 
     def velocities(self) -> Callable[[FlowRow], tuple[torch.Tensor, torch.Tensor]]:
-        """Of the last evaluation: by row its conditional and unconditional one (c, H, W), before guidance; NaN for an
-        unconditional one that the row did not need, and for a row that waits for memory."""
+        """Return a function from a row to its conditional and unconditional velocity (c, H, W) in the last
+        evaluation, before guidance. The unconditional one is NaN if the row did not need it, and both are NaN for a
+        row that waits for memory."""
         assert self.session is not None
         cond, uncond = self.session.velocities()
 
@@ -91,9 +92,9 @@ class FlowRows(Rows[FlowRow, FlowSession]):
         return of
 
     def added(self, row: FlowRow) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the last evaluation of a row that caches: what the language model added to its input (N, D), float32, in
-        the conditional and the unconditional branch; NaN where it did not run, or not in that branch, and for a row
-        that waits for memory."""
+        """What the language model added to its input (N, D), float32, in the last evaluation of a row with a step
+        cache, in the conditional and the unconditional branch. It is NaN where the model or that branch did not run,
+        and for a row that waits for memory."""
         config, schedule, last = self.runner.config, row.request.schedule, row.taken - 1
         assert self.session is not None
         shape = config.num_image_tokens, config.language.hidden_size

@@ -1,4 +1,5 @@
-"""Latents to small pictures without the VAE: a linear map of each latent's channels to red, green and blue."""
+"""Turns latents into small pictures without the VAE, by a linear map of each latent's channels to red, green and
+blue."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ class LatentMap:
     bias: torch.Tensor
 
     def show(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 3, h, w) in [0, 1], float32, of latents (B, c, h, w)."""
+        """Pictures (B, 3, h, w) in [0, 1], float32, of latents (B, c, h, w)."""
         weight, bias = self.weight.to(latents.device), self.bias.to(latents.device)
         return (torch.einsum("rc,bchw->brhw", weight, latents.float()) + bias[:, None, None]).clamp(0, 1)
 
     @staticmethod
     def read(path: Path, channels: int) -> LatentMap | None:
-        """The map that is kept in a file, or None where there is no file. Raises ConfigError."""
+        """Read a map from a file. Returns None if there is no file. Raises ConfigError."""
         if not path.is_file():
             return None
         try:
@@ -47,13 +48,13 @@ class LatentMap:
         return LatentMap(weight, bias)
 
     def to_json(self) -> str:
-        """What `read` reads."""
+        """The map as the JSON text that `read` parses."""
         weight = [[round(x, 4) for x in row] for row in self.weight.tolist()]
         return json.dumps({"weight": weight, "bias": [round(x, 4) for x in self.bias.tolist()]}) + "\n"
 
 
 class Fit:
-    """Least squares from latents to the pictures that the VAE makes of them, of as many as it has been shown."""
+    """A least-squares fit from latents to the VAE's pictures of them, over all pairs added so far."""
 
     def __init__(self, channels: int) -> None:
         self._squares = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
@@ -61,7 +62,7 @@ class Fit:
         self.pictures = 0
 
     def add(self, latents: torch.Tensor, pictures: torch.Tensor) -> None:
-        """Latents (B, c, h, w), and their pictures (B, 3, H, W) in [-1, 1]."""
+        """Add latents (B, c, h, w) and their pictures (B, 3, H, W) in [-1, 1]."""
         small = torch.nn.functional.interpolate(pictures.float().cpu(), latents.shape[2:], mode="area").clamp(-1, 1)
         x = latents.double().cpu().movedim(1, -1).flatten(0, -2)
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
@@ -70,20 +71,20 @@ class Fit:
         self.pictures += len(latents)
 
     def map(self) -> LatentMap:
-        """What explains the pictures best."""
+        """The map that fits the pictures best."""
         found = torch.linalg.lstsq(self._squares, self._products, driver="gelsd").solution.float().T
         return LatentMap(found[:, :-1].contiguous(), found[:, -1].contiguous())
 
 
 class Previews:
-    """The map of a model's VAE: the one that is kept beside it, or one that is fitted on the first pictures drawn."""
+    """The map of a model's VAE: the one stored with the model, or one that is fitted on the first pictures drawn."""
 
     def __init__(self, kept: LatentMap | None, channels: int) -> None:
         self.map = kept
         self._fit = None if kept is not None else Fit(channels)
 
     def learn(self, latents: torch.Tensor, pictures: torch.Tensor) -> None:
-        """From latents (B, c, h, w) at t = 1 and their pictures (B, 3, H, W), until there have been PICTURES."""
+        """Learn from latents (B, c, h, w) at t = 1 and their pictures (B, 3, H, W), until PICTURES have been seen."""
         if self._fit is not None and self._fit.pictures < PICTURES:
             self._fit.add(latents, pictures)
             self.map = self._fit.map()

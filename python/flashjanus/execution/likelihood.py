@@ -1,5 +1,5 @@
-"""How likely the tokens of a step were, by the model's own distribution: the softmax of its logits as they are, before
-temperature, penalty and any other option of sampling. Logarithms are natural."""
+"""How likely the tokens of a step were by the model's own distribution: the softmax of its raw logits, before
+temperature, penalty and any other sampling option. Logarithms are natural."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MOST_LIKELIEST = 20
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A token's log-probability, and ids and log-probabilities of the likeliest: by logits, equal ones by id."""
+    """A token's log-probability, and ids and log-probabilities of the likeliest tokens, ordered by logit and then by
+    id."""
 
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
 
 
 class Likelihoods:
-    """Of what a plan with `logits` (B, V) and the state `token` (B,) gave in its last run."""
+    """Likelihoods from the last run of a plan that has `logits` (B, V) and the state `token` (B,)."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -32,12 +33,12 @@ class Likelihoods:
         self._staging = None if gpu is None else Staging(gpu, rows * 2 * (1 + MOST_LIKELIEST) * torch.float64.itemsize)
 
     def fetch(self, asked: Sequence[tuple[int, int]]) -> Callable[[], list[Likelihood]]:
-        """Of the asked (row, how many of the likeliest), when they are wanted; a GPU may be given the next step before
-        that. Call it before the next but one fetch."""
+        """Request the likelihoods for (row, number of likeliest tokens) pairs, and return a function that waits for
+        them, so that a GPU may start the next step meanwhile. Call the function before the next fetch but one."""
         logits, token = self._executor.outputs["logits"], self._executor.states["token"]
         most = min(max(count for _, count in asked), self._vocabulary)
         with self._executor.alone():
-            # a host's list of rows would have to cross to the device
+            # a list of rows on the host would have to be copied to the device
             own_logits, own_token = (torch.stack([t[row] for row, _ in asked]) for t in (logits, token))
             found = measured(own_logits, own_token, most)
         fetched = None if self._staging is None else self._staging.fetch(found)
@@ -50,15 +51,16 @@ class Likelihoods:
 
 
 def measured(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> torch.Tensor:
-    """Ids and log-probabilities (n, 2, 1 + most), float64, of tokens (n,) and then of the likeliest by logits (n, V).
+    """Ids and log-probabilities (n, 2, 1 + most), float64, of the tokens (n,) followed by the likeliest ones by logits
+    (n, V).
 
     A row does not depend on the others.
     """
     logits, ids = logits.float(), tokens.long()[:, None]
     if most:
-        # float32 in the order of its bits, then the smaller id: no two are equal, so topk has no choice; a stable sort
-        # of the vocabulary takes ten times as long on a CPU
-        bits = (logits + 0.0).view(torch.int32).long()  # -0 is 0
+        # Combine float32 in the order of its bits with the smaller id: no two keys are equal, so topk has no choice. A
+        # stable sort of the vocabulary takes ten times as long on a CPU.
+        bits = (logits + 0.0).view(torch.int32).long()  # maps -0 to 0
         order = bits ^ ((bits >> 63) & 0x7FFFFFFF)
         keys = (order << 32) - torch.arange(logits.shape[1], device=logits.device)
         ids = torch.cat([ids, keys.topk(most).indices], 1)

@@ -1,4 +1,4 @@
-"""Weights from a source into what a model keeps of them, and in which form."""
+"""Loads weights from a source and converts them to the form in which a model keeps them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def policy(
     stored: str | None,
     implementations: Mapping[str, Any],
 ) -> Policy:
-    """The dtypes of a model and the form of its weights. Raises InputError where the choices do not go together.
+    """Choose the dtypes of a model and the form of its weights. Raises InputError if the choices conflict.
 
-    asked, stored: a quantization, or None; the default is what the checkpoint is stored in.
-    Weights are kept in AMX tiles where this machine has them and no implementation of a plain linear is asked for.
+    asked, stored: a quantization, or None; the default is the one in which the checkpoint is stored. Weights are kept
+    in AMX tiles if this machine has them and no implementation of a plain linear is asked for.
     """
     quantization, loadable = stored if asked is None else asked, _loadable(stored)
     if quantization is not None and quantization not in loadable:
@@ -61,7 +61,7 @@ def policy(
 
 
 def _loadable(stored: str | None) -> list[str]:
-    """What a checkpoint that is stored so can be loaded as: what is made of the same 8 bits."""
+    """The quantizations in which a checkpoint stored as `stored` can be loaded: those made from the same 8 bits."""
     if stored is None:
         return list(QUANTIZATIONS)
     return [name for name, its in QUANTIZATIONS.items() if its.stored == QUANTIZATIONS[stored].stored]
@@ -76,7 +76,8 @@ def load(
     name: str,
     placed: Placed | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What `policy` keeps of a layout's tensors, by name. Raises CheckpointError, OutOfMemoryError."""
+    """Load the tensors of a layout, in the form that `policy` gives, by name. Raises CheckpointError,
+    OutOfMemoryError."""
     try:
         return load_weights(
             layout,
@@ -97,7 +98,7 @@ def load(
 
 @dataclass(frozen=True)
 class Choices:
-    """Options of a model, as they were given."""
+    """The options of a model, as they were given."""
 
     device: Any
     dtype: Any

@@ -1,4 +1,4 @@
-"""The parts of a step for a caller who holds the loop: sessions of the programs of `model/parts.py`."""
+"""The parts of a step for a caller that runs the loop itself: sessions of the programs of `model/parts.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT_READERS = 3
 
 
 class EmbedsSession(ProcessBound):
-    """Keys and values of B rows in S slots, written by whatever tokens are read into them."""
+    """Keys and values of B rows in S slots, written by the tokens that are read into them."""
 
     @entry
     def __init__(self, runner: Runner, rows: int, slots: int) -> None:
@@ -47,10 +47,10 @@ class EmbedsSession(ProcessBound):
         kv_start: torch.Tensor,
         kv_end: torch.Tensor,
     ) -> torch.Tensor:
-        """Hidden states (B, N, D), in the residual dtype, of embeds (B, N, D) after the final norm.
+        """Hidden states (B, N, D) after the final norm, in the residual dtype, for embeds (B, N, D).
 
-        positions, slots, kv_end (B, N), kv_start (B,), on the CPU: as the attention rule has them. The result is the
-        session's own memory, until it reads again.
+        positions, slots, kv_end (B, N), kv_start (B,), on the CPU: as in the attention rule. The result is in the
+        session's memory and is overwritten by the next read.
         """
         follow = slots.shape[1] == 1 or bool((slots[:, 1:] == slots[:, :-1] + 1).all())
         causal = follow and bool((kv_end == slots + 1).all()) and bool((slots[:, 0] >= kv_start).all())
@@ -64,7 +64,7 @@ class EmbedsSession(ProcessBound):
         return reader.outputs["hidden"]
 
     def take_keys(self, other: EmbedsSession, count: int) -> None:
-        """Copy what `other` has in its first `count` slots."""
+        """Copy the first `count` slots of `other`."""
         for name, state in self.states.items():
             state[:, :, :count].copy_(other.states[name][:, :, :count])
 
@@ -74,7 +74,7 @@ class EmbedsSession(ProcessBound):
             runner = self._runner()
             assert runner is not None, "whoever reads has the model"
             sizes = dict(B=self.rows, N=tokens, S=self.slots)
-            # a capture on a GPU zeroes the states
+            # a capture on a GPU sets the states to zero
             kept = None if runner.gpu is None else {name: state.clone() for name, state in self.states.items()}
             self._readers[key] = runner.executor(
                 "read_embeds" if causal else "read_embeds_masked", self.states, None, **sizes

@@ -1,4 +1,4 @@
-"""Latents to pictures: the VAE's decoder, one picture after the other; and to previews of them."""
+"""Turns latents into pictures by the VAE's decoder, one picture at a time, and into previews."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H s, W s), float32, of finite latents (B, c, H, W). Raises NonFiniteError."""
     images = []
     with runner.lease(Decoder, *latents.shape[2:]) as decoder:
-        # one at a time: activations at image resolution dominate memory, not weights
+        # one at a time: activations at image resolution, not weights, dominate memory
         for z in torch.split(latents, 1):
             decoder.executor.inputs["z"].copy_(z)
             decoder.executor.run()
@@ -39,8 +39,8 @@ def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
 
 
 def preview(runner: Runner, latents: torch.Tensor, full: bool) -> torch.Tensor:
-    """Images (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W) at t = 1: by the linear map, as large as they
-    are; or, with `full` and as long as there is no map, by the VAE."""
+    """Previews (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W) at t = 1. The linear map makes them at the
+    latents' size; the VAE makes them with `full`, and while there is no map."""
     linear = runner.previews.map
     if linear is not None and not full:
         return linear.show(latents)

@@ -1,4 +1,4 @@
-"""What has been prepared or read once, kept for the next request that begins the same way."""
+"""Keeps what has been prepared or read for the next request that begins the same way."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ T = TypeVar("T", bound=Sized)
 
 @dataclass
 class Uses:
-    """How often something was there, and was not."""
+    """How often something was found, and how often it was not."""
 
     hits: int = 0
     misses: int = 0
 
     @property
     def rate(self) -> float:
-        """0 to 1; 0 where nothing was asked for."""
+        """The hit rate, 0 to 1; 0 if nothing was looked up."""
         return self.hits / max(1, self.hits + self.misses)
 
 
 class PrefixStore(ProcessBound):
-    """At most `limit` bytes: prompts of images with their time tokens, images' features, and conversations' keys and
-    values. What was used least recently goes first, also where the limit is lowered.
+    """At most `limit` bytes of prompts of images with their time tokens, features of images, and keys and values of
+    conversations. The least recently used entry is evicted first, also when the limit is lowered.
 
-    prompts, images, conversations: how often each kind was found. evicted: how many had to go.
+    prompts, images, conversations: hits and misses of each kind. evicted: the number of evictions.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,7 +61,7 @@ class PrefixStore(ProcessBound):
         return len(self._kept)
 
     def get(self, kind: type[T], key: Hashable, uses: Uses) -> T | None:
-        """What `key` was put as, and counted."""
+        """The value stored for `key`, or None; the lookup is counted."""
         found = self._kept.get(key)
         if not isinstance(found, kind):
             uses.misses += 1
@@ -71,7 +71,7 @@ class PrefixStore(ProcessBound):
         return found
 
     def put(self, key: Hashable, value: Sized) -> None:
-        """Keep it, unless it alone is larger than the store."""
+        """Store a value, unless it alone is larger than the store."""
         self._drop(key)
         if value.nbytes > self.limit:
             return
@@ -80,7 +80,8 @@ class PrefixStore(ProcessBound):
         self._evict()
 
     def longest(self, names: Sequence[Hashable]) -> tuple[TextPrefix | None, int]:
-        """The conversation that begins with the most of these tokens, and how many that are; counted."""
+        """The conversation that shares the most leading tokens with these, and the number of shared tokens; the
+        lookup is counted."""
         best, length = None, 0
         for kept in self._kept.values():
             if isinstance(kept, TextPrefix) and (common := kept.common(names)) > length:
@@ -93,7 +94,7 @@ class PrefixStore(ProcessBound):
         return best, length
 
     def put_conversation(self, read: TextPrefix) -> None:
-        """Keep it instead of those that it goes on with, unless one that is kept goes on with it."""
+        """Store a conversation in place of those that it continues, unless a stored one continues it."""
         kept = [(p, p.common(read.names)) for p in self._kept.values() if isinstance(p, TextPrefix)]
         longer = next((p for p, common in kept if common == len(read.names)), None)
         if longer is not None:
@@ -119,12 +120,12 @@ class PrefixStore(ProcessBound):
 
 
 def prepared(runner: Runner, store: PrefixStore, request: FlowRequest) -> FlowPrefix:
-    """The prefix of an image's prompt and times, out of the store or prepared alone: its bits depend on nobody else,
-    but on the row's adapter."""
+    """The prefix of an image's prompt and times, from the store or prepared on its own, so that its bits depend on
+    no other request, only on the row's adapter."""
     prompt, times = request.timed_prompt
     buckets = runner.buckets
     rows = padded(1, buckets.rows)
-    guided = request.schedule.guided or buckets.padded  # then one plan prepares for both kinds
+    guided = request.schedule.guided or buckets.padded  # one plan then prepares both kinds
     key = ("prompt", prompt, times, guided, runner.adapters.identity(request.adapter))
     found = store.get(FlowPrefix, key, store.prompts)
     if found is not None:

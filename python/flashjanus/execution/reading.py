@@ -1,4 +1,4 @@
-"""A conversation read, as far as it has not been read before, in pieces between which others can be served."""
+"""Reads the new part of a conversation, in pieces between which other requests can be served."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LEAST_PIECE = 512
 
 @dataclass(frozen=True)
 class Read:
-    """A conversation that has been read: logits (V,), float32, of its next token, that token as it is drawn, and how
-    likely it was, where that was asked. cached: tokens of it that had been read before."""
+    """A conversation that has been read: the logits (V,), float32, of its next token, the token sampled from them,
+    and its likelihood if requested. cached: the number of its tokens that had been read before."""
 
     prefix: TextPrefix
     logits: torch.Tensor
@@ -36,7 +36,7 @@ def reading(
     tokens: ImageTokens | None,
     likeliest: int | None = None,
 ) -> Generator[None, None, Read]:
-    """Pauses after each image that is encoded and each piece that is read. likeliest: as of TextJob.logprobs. Raises
+    """Pauses after each image that is encoded and each piece that is read. likeliest: as TextJob.logprobs. Raises
     InputError, OutOfMemoryError."""
     length, per_image = len(request.ids), runner.config.num_understanding_tokens
     index, block_end = image_index(request, tokens, per_image, 1)
@@ -63,7 +63,7 @@ def reading(
 
 
 def names_of(request: TextRequest, index: Sequence[int], per_image: int) -> tuple[Hashable, ...]:
-    """What each token is: its id, None where an image begins, or which image's which feature."""
+    """A name for each token: its id, None where an image begins, or which feature of which image it is."""
     digests = request.digests
 
     def name(token: int, at: int) -> Hashable:
@@ -73,9 +73,9 @@ def names_of(request: TextRequest, index: Sequence[int], per_image: int) -> tupl
 
 
 def _pieces(runner: Runner, block_end: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of what is read at once, from token `done` on or before: each fills a bucket, or begins at 0.
+    """The ranges (begin, end) to read, from token `done` or earlier; each fills a bucket or begins at 0.
 
-    Where an image's tokens see each other, it is read at once.
+    An image whose tokens attend to each other is read in one piece.
     """
     config, length = runner.config, len(block_end)
     whole = config.image_attention == "bidirectional"
@@ -92,7 +92,7 @@ def _pieces(runner: Runner, block_end: Sequence[int], done: int) -> Iterator[tup
 
 
 def _block_begin(block_end: Sequence[int], at: int) -> int:
-    """The first token of the block that token `at` is in."""
+    """The first token of the block that contains token `at`."""
     while at and block_end[at - 1] == block_end[at]:
         at -= 1
     return at
@@ -101,7 +101,8 @@ def _block_begin(block_end: Sequence[int], at: int) -> int:
 def _features(
     runner: Runner, store: PrefixStore, request: TextRequest, index: Sequence[int], begin: int
 ) -> Generator[None, None, torch.Tensor | None]:
-    """(I, N, D) of the request's images; those before token `begin`, which nobody reads again, are left out (zeros)."""
+    """Features (I, N, D) of the request's images. Images before token `begin`, which are not read again, are left as
+    zeros."""
     if request.pixels is None:
         return None
     per_image = runner.config.num_understanding_tokens

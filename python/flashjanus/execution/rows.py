@@ -1,4 +1,4 @@
-"""Rows that come and go between two steps, in one session of the bucket that they need."""
+"""Rows that come and go between steps, in one session of the smallest bucket that holds them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flashjanus.execution.runner import Runner
 
 
 class Row(Protocol):
-    """place: its row in the session, if it has one."""
+    """place: the row's place in the session, if it has one."""
 
     place: int | None
 
 
 class Session(Protocol):
-    """Memory of some rows."""
+    """Memory of several rows."""
 
     rows: int
 
@@ -33,9 +33,9 @@ S = TypeVar("S", bound=Session)
 
 
 class Rows(ProcessBound, Generic[R, S]):
-    """Before a step all rows move to another session where theirs has too many rows for them, or too little room.
+    """Before a step, all rows move to another session if theirs is too large or too small for them.
 
-    The idle rows of a bucket are no more than padding asks for. A row that comes takes a free place.
+    A bucket has no more idle rows than its padding requires. A new row takes a free place.
     """
 
     make: ClassVar[Callable[..., Any]]
@@ -54,18 +54,18 @@ class Rows(ProcessBound, Generic[R, S]):
 
     @abstractmethod
     def bucket(self, rows: Iterable[R]) -> tuple[int, ...]:
-        """The smallest that holds `rows`."""
+        """The smallest bucket that holds `rows`."""
 
     @abstractmethod
     def join(self, session: S, place: int, row: R) -> None:
-        """Begin a row there."""
+        """Begin a row in this place."""
 
     @abstractmethod
     def move(self, session: S, place: int, row: R, before: S) -> None:
-        """Go on there with a row that `before` has."""
+        """Continue in this place with a row of the session `before`."""
 
     def first_place(self, row: R) -> int:
-        """Which of the free places a row takes: 0 the first, -1 the last."""
+        """The index of the free place that a row takes: 0 for the first, -1 for the last."""
         return 0
 
     def placing(self) -> list[R]:
@@ -73,12 +73,12 @@ class Rows(ProcessBound, Generic[R, S]):
         return self.rows
 
     def add(self, row: R) -> None:
-        """A row that comes; where others wait for memory already, it waits as well."""
+        """Add a row; if others already wait for memory, it waits too."""
         (self._without_memory or self.rows).append(row)
         self._settled = False
 
     def remove(self, row: R) -> None:
-        """Let a row go; with the last one the memory is given back. Rows that there was no memory for are back."""
+        """Remove a row; with the last one, the memory is given back. Rows that waited for memory rejoin."""
         self.rows += self._without_memory
         self._without_memory = []
         self._settled = False
@@ -91,8 +91,8 @@ class Rows(ProcessBound, Generic[R, S]):
             self._release()
 
     def forget(self) -> None:
-        """Let the rows of a step that failed go, and the memory as well, which is not to be used again. Rows that there
-        was no memory for were not in it, and are back."""
+        """Remove the rows of a step that failed, and drop the memory, which must not be reused. Rows that waited for
+        memory were not in the step, and rejoin."""
         if self.session is not None:
             self.runner.dropped()
         self.session, self._bucket, self._places = None, (), []
@@ -102,8 +102,8 @@ class Rows(ProcessBound, Generic[R, S]):
     def settled(self) -> S:
         """The session, with the rows in it.
 
-        Where there is no memory for all of them, those that came last are left aside until another goes. Raises
-        OutOfMemoryError where there is none for a single one.
+        If there is not enough memory for all rows, the last ones to come are set aside until another leaves. Raises
+        OutOfMemoryError if there is not enough for a single row.
         """
         if self._settled and self.session is not None:
             return self.session
@@ -147,13 +147,13 @@ class Rows(ProcessBound, Generic[R, S]):
                 moved.place = place
 
     def _moved(self, session: S) -> list[R | None]:
-        """The places there of all rows that have one here."""
+        """Move the rows that have a place to `session`, and return the row in each of its places."""
         places: list[R | None] = [None] * session.rows
-        for place in range(session.rows):  # rows of somebody who had it before
+        for place in range(session.rows):  # rows that the session's previous owner left
             session.leave(place)
         free = list(range(session.rows))
         for row in self.placing():
-            place = free.pop(self.first_place(row))  # which stays free for a row that comes
+            place = free.pop(self.first_place(row))  # a row that has no place yet joins here later
             if self.session is not None and row.place is not None:
                 self.move(session, place, row, self.session)
                 places[place] = row

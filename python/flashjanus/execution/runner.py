@@ -1,4 +1,4 @@
-"""A model's weights, graphs and executors: what the request paths (flow, text, images) share."""
+"""A model's weights, graphs and executors, which all request paths (flow, text, images) share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session(Protocol):
-    """The memory of a bucket, which one has at a time."""
+    """The memory of a bucket, which one caller has at a time."""
 
     @property
     def nbytes(self) -> int: ...
@@ -56,8 +56,8 @@ class Runner(ProcessBound):
     """Plans and executors of one model on one device.
 
     `weights` and `vae_weights` are the packed tensors of `weight_layout` and `vae_layout` in the policies' dtypes.
-    `implementations` forces an implementation per op; what `avoided` has a reason against does not serve (see lower).
-    `gpu`: where `device` is one.
+    `implementations` forces an implementation per op; an implementation for which `avoided` gives a reason is not used
+    (see lower). `gpu`: set if `device` is a GPU.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class Runner(ProcessBound):
         /,
         **sizes: int,
     ) -> Executor:
-        """A plan bound to this model's weights, on a GPU captured; zeroes `states` there. beside: see Executor."""
+        """A plan bound to this model's weights and, on a GPU, captured, which sets `states` to zero. beside: see
+        Executor."""
         weights = self.vae_weights if program == "decode_latents" else self.weights
         executor = Executor(self.plan(program, **sizes), weights, states, inputs, self.gpu, beside)
         executor.capture()
@@ -130,7 +131,7 @@ class Runner(ProcessBound):
 
     @contextmanager
     def lease(self, make: Callable[..., T], *bucket: Hashable) -> Iterator[T]:
-        """`take`, and `give` in the end."""
+        """`take` a session and `give` it back at the end of the block."""
         session = self.take(make, *bucket)
         try:
             yield session
@@ -138,14 +139,14 @@ class Runner(ProcessBound):
             self.give(session, make, *bucket)
 
     def take(self, make: Callable[..., T], *bucket: Hashable) -> T:
-        """make(self, *bucket), or one that was given back; nobody else has it meanwhile."""
+        """A session, make(self, *bucket) or one that was given back; no other caller has it meanwhile."""
         if self.gpu is not None and self._process != os.getpid():
             raise DeviceError(
                 f"expected a call in the process that loaded the model on {self.device}, got one in a process forked "
                 "from it, where CUDA does not run: load the model in the child, started by 'spawn'"
             )
         if self.gpu is not None:
-            with self.gpu.launching():  # what is copied into it comes after what others have launched
+            with self.gpu.launching():  # copies into it are ordered after what others have launched
                 pass
         with _LOCK:
             session = self._take((make, *bucket))
@@ -158,12 +159,12 @@ class Runner(ProcessBound):
         return made
 
     def give(self, session: Session, make: Callable[..., Session], *bucket: Hashable) -> None:
-        """Give back what was taken; it is kept for the next that needs it."""
+        """Give back a session, which is kept for the next caller that needs it."""
         key = (make, *bucket)
         dropped: list[Session] = []
         with _LOCK:
             self._leased -= 1
-            other = self._take(key)  # which somebody else had at the same time
+            other = self._take(key)  # another caller had it at the same time
             dropped += [] if other is None else [other]
             self._idle[key] = session
             self._idle_sum += session.nbytes
@@ -173,20 +174,20 @@ class Runner(ProcessBound):
                 assert oldest is not None
                 dropped.append(oldest)
         if dropped and self.gpu is not None:
-            self.gpu.driver.release()  # another stream than the one that gets their memory may still use it
+            self.gpu.driver.release()  # streams other than the one that gets their memory may still use it
 
     @property
     def leased(self) -> int:
-        """Sessions that somebody has."""
+        """The number of sessions that callers have."""
         return self._leased
 
     def dropped(self) -> None:
-        """A session that was taken is not given back: what it holds cannot be used again."""
+        """Count a session that was taken and is not given back, because its memory cannot be reused."""
         with _LOCK:
             self._leased -= 1
 
     def _make(self, make: Callable[..., T], bucket: tuple[Hashable, ...]) -> T:
-        """A new session; where memory runs out, the idle ones go first."""
+        """Make a new session; if memory runs out, drop the idle ones first."""
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
             try:
                 return make(self, *bucket)
@@ -203,12 +204,13 @@ class Runner(ProcessBound):
         return session
 
     def reserve(self, buckets: Mapping[Hashable, int]) -> None:
-        """Keep at least as much as all buckets take that this was ever called with: bytes by (make, *bucket)."""
+        """Keep idle sessions of at least the total size of all buckets that were ever passed here: bytes by (make,
+        *bucket)."""
         self._reserved.update(buckets)
         self._reserved_sum = sum(self._reserved.values())
 
     def reserve_adapters(self, slots: int, rank: int) -> None:
-        """Room for adapters; plans are made anew, and their sessions. Raises InputError, OutOfMemoryError."""
+        """Make slots for adapters; plans and their sessions are made anew. Raises InputError, OutOfMemoryError."""
         what = "room for adapters is part of every plan; make it before requests come, or when they have ended"
         with self.adapters.alone(what), self._writing():
             if self._leased:
@@ -226,7 +228,7 @@ class Runner(ProcessBound):
             self._drop_idle()
 
     def _drop_idle(self) -> None:
-        """Let all idle sessions go."""
+        """Drop all idle sessions."""
         with _LOCK:
             idle = [*self._idle.values()]
             self._idle.clear()
@@ -236,12 +238,13 @@ class Runner(ProcessBound):
             self.gpu.driver.release()
 
     def load_adapter(self, files: AdapterFiles, name: str) -> Adapter:
-        """An adapter in a slot. Raises InputError."""
+        """Load an adapter into a slot. Raises InputError."""
         with self._writing():
             return self.adapters.load(files, name)
 
     def merge_adapter(self, name: str | None) -> None:
-        """The adapter of that name in the weights; None: none, bit for bit as they were. Raises InputError."""
+        """Merge the adapter of that name into the weights; None restores the original weights bit for bit. Raises
+        InputError."""
         with self.adapters.alone("they would see weights change"), self._writing():
             if name is None:
                 self.adapters.unmerge()
@@ -250,7 +253,7 @@ class Runner(ProcessBound):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """What is written there to weights comes after what was launched."""
+        """Order writes to weights in this block after everything launched before."""
         with ExitStack() as scope:
             if self.gpu is not None:
                 scope.enter_context(self.gpu.launching())
@@ -258,19 +261,20 @@ class Runner(ProcessBound):
             yield
 
     def synchronize(self) -> None:
-        """Wait for what was launched, where anything can be; for clocks."""
+        """Wait for all launched work, if there can be any; used for timing."""
         if self.gpu is not None:
             self.gpu.driver.synchronize()
 
     @property
     def _limits(self) -> tuple[int, int]:
-        """The most idle sessions, and bytes of theirs."""
+        """The limits on idle sessions: their number and their bytes."""
         size = IDLE_BYTES if self._gpu_bytes is None else int(IDLE_SHARE * self._gpu_bytes)
         return max(len(self._reserved), IDLE_SESSIONS), max(self._reserved_sum, size)
 
     @cached_property
     def _builders(self) -> dict[str, Callable[[], Graph]]:
-        """What makes each program's graph; the specs of the weights are laid out once, not for every plan."""
+        """The builder of each program's graph. The specs of the weights are laid out once rather than for every
+        plan."""
         specs = {**self._specs(weight_layout(self.config), self.policy, language=True), **self.adapters.specs}
         names = ("encode_images", "prefill", "decode_step", "flow_prepare", "encode_latents", "decode_velocity")
         builders: dict[str, Callable[[], Graph]] = {
@@ -286,8 +290,8 @@ class Runner(ProcessBound):
         return builders
 
     def sizes(self, rows: int, prompt_tokens: int, steps: int) -> dict[str, dict[str, int]]:
-        """By program the sizes of the bucket for `rows` rows (guided, for the flow), a prompt of so many tokens and a
-        number of steps or of new tokens."""
+        """The sizes of the bucket, by program, for `rows` rows (guided, for the flow), a prompt of `prompt_tokens`
+        tokens, and a number of steps or of new tokens."""
         config, buckets = self.config, self.buckets
         rows, prompt = padded(rows, buckets.rows), padded(prompt_tokens, buckets.prompt_tokens)
         new, steps = padded(steps, buckets.new_tokens), padded(steps, buckets.steps)
@@ -309,7 +313,8 @@ class Runner(ProcessBound):
 
 
 def _known(implementations: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Names by op, checked: programs take from it what they need, so a name that none has would go unnoticed."""
+    """Check implementation names by op. Programs take only what they need, so an unknown name would otherwise go
+    unnoticed."""
     ops = all_ops()
     chosen: dict[str, tuple[str, ...]] = {}
     for op, names in implementations.items():

@@ -1,4 +1,5 @@
-"""Images and text to text: images are encoded, conversations read, then each token is a `decode_step` of all rows."""
+"""Images and text to text: images are encoded, conversations are read, and each token is then one `decode_step` for
+all rows."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The ids that stand for an image in a prompt: one `start`, then as many `image` as the encoder has features."""
+    """The ids that stand for an image in a prompt: one `start`, then one `image` for each of the encoder's features."""
 
     start: int
     image: int
@@ -37,7 +38,7 @@ class ImageTokens:
 @dataclass(frozen=True)
 class TextRequest:
     """One row: token ids with image blocks expanded, the normalized pixels (n, 3, S, S) of its images, in order, and
-    the adapter that it runs with."""
+    the adapter that it uses."""
 
     ids: tuple[int, ...]
     pixels: torch.Tensor | None = None
@@ -46,14 +47,14 @@ class TextRequest:
 
     @cached_property
     def digests(self) -> tuple[bytes, ...]:
-        """One for each image: equal pixels have the same."""
+        """One digest per image; images with equal pixels have the same digest."""
         images = () if self.pixels is None else self.pixels.detach().float().cpu().contiguous()
         return tuple(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images)
 
 
 @dataclass(frozen=True)
 class TextPrefix:
-    """Keys and values (L, n, G, D) of the first n tokens of a conversation; `names` says what each token was."""
+    """Keys and values (L, n, G, D) of the first n tokens of a conversation; `names` identifies each token."""
 
     names: tuple[Hashable, ...]
     k: torch.Tensor
@@ -64,13 +65,13 @@ class TextPrefix:
         return self.k.nbytes + self.v.nbytes
 
     def common(self, names: Sequence[Hashable]) -> int:
-        """How many of the first tokens are the same."""
+        """The number of leading tokens that are the same."""
         pairs = zip(self.names, names, strict=False)
         return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self.names), len(names)))
 
 
 class Encoder(ProcessBound):
-    """Memory of a bucket of images to read."""
+    """Memory of a bucket of images to encode."""
 
     def __init__(self, runner: Runner, images: int) -> None:
         self.executor = runner.executor("encode_images", I=images)
@@ -95,7 +96,7 @@ def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
 def image_index(
     request: TextRequest, tokens: ImageTokens | None, per_image: int, first: int
 ) -> tuple[list[int], list[int]]:
-    """For each token its feature row (-1: text; 0: begin of image; then from `first` on) and the end of its block.
+    """The feature row of each token (-1: text; 0: begin of image; then from `first` on), and the end of its block.
 
     A block is an image's features; a text token is a block of its own. Raises InputError.
     """
@@ -122,8 +123,8 @@ def image_index(
 class TextSession(ProcessBound):
     """Memory of a bucket: B rows, up to N tokens to read at once, S key slots, F feature rows, K new tokens.
 
-    What is read ends at slot S - K. decodes: it is not for reading alone, and has memory of a decode step as well. The
-    session does not keep the model, which keeps it while it is idle.
+    Reading ends at slot S - K. decodes: whether the session also has the memory of a decode step. The session holds no
+    strong reference to the model, because the model keeps the session while it is idle.
     """
 
     @entry
@@ -151,9 +152,9 @@ class TextSession(ProcessBound):
     def start(
         self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None = None
     ) -> torch.Tensor:
-        """Read the prompts; returns the logits (B, V) of each row's next token, which is then in state `token`.
+        """Read the prompts. Returns the logits (B, V) of each row's next token, which is then in state `token`.
 
-        Rows stop moving at `eos`, and where the rotary table ends.
+        Rows stop moving at `eos`, and at the end of the rotary table.
         """
         self.write(requests, tokens, eos)
         self.prefill.run()
@@ -161,7 +162,7 @@ class TextSession(ProcessBound):
 
     @entry
     def write(self, requests: Sequence[TextRequest], tokens: ImageTokens | None, eos: int | None) -> None:
-        """What the prefill of `start` reads, written and sent; images are encoded."""
+        """Write and send the inputs of the prefill of `start`, after encoding the images."""
         per_image = self.config.num_understanding_tokens
         pixels = [r.pixels for r in requests if r.pixels is not None]
         self._write_features(encode_images(self._model(), torch.cat(pixels)) if pixels else None)
@@ -191,11 +192,11 @@ class TextSession(ProcessBound):
         before: TextPrefix | None,
         features: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Read the tokens span = (first, end) of a request into row 0, after those of `before`; returns the logits (V,)
+        """Read the tokens span = (first, end) of a request into row 0, after those of `before`. Returns the logits (V,)
         of the next token, which is then in state `token`.
 
-        index, block_end: as `image_index` gives them. features (I, N, D): of the request's images. Where tokens stand
-        before the span, it must have as many as the session reads at once.
+        index, block_end: as `image_index` returns them. features (I, N, D): of the request's images. If there are
+        tokens before the span, the span must have as many tokens as the session reads at once.
         """
         begin, end = span
         if begin and end - begin != self.prompt:
@@ -215,7 +216,7 @@ class TextSession(ProcessBound):
 
     @entry
     def likelihood(self, likeliest: int) -> Likelihood:
-        """Of the token that follows what has been read into row 0, with so many of the likeliest."""
+        """The likelihood of the token that follows what was read into row 0, with the `likeliest` likeliest tokens."""
         (found,) = self._likelihoods.fetch([(0, likeliest)])()
         return found
 
@@ -225,7 +226,7 @@ class TextSession(ProcessBound):
 
     @entry
     def prefix(self, names: Sequence[Hashable]) -> TextPrefix:
-        """What has been read into row 0, whose tokens were `names`, in memory of its own."""
+        """A copy of what was read into row 0, whose tokens are `names`."""
         first = self.end - len(names)
         k, v = (self.states[name][:, 0, first : self.end].clone() for name in ("k_cache", "v_cache"))
         return TextPrefix(tuple(names), k, v)
@@ -237,7 +238,8 @@ class TextSession(ProcessBound):
         return self.states["token"]
 
     def tokens(self) -> Callable[[], list[int]]:
-        """The tokens (B,) of the last step, when they are asked for; a GPU may be given the next step before that."""
+        """Return a function that waits for the tokens (B,) of the last step, so that a GPU may start the next step
+        meanwhile."""
         return fetch_tokens(self.states["token"], self._staging)
 
     def _model(self) -> Runner:
@@ -260,7 +262,7 @@ class TextSession(ProcessBound):
     def _write_row(
         self, row: int, request: TextRequest, index: Sequence[int], block_end: Sequence[int], begin: int, end: int
     ) -> None:
-        """Tokens begin .. end of a request, the last of them in the last slot that is read into."""
+        """Write tokens begin .. end of a request so that the last one is in the last slot of the read."""
         host = self.prefill.host
         at, first = self.prompt - (end - begin), self.end - end
         host["ids"][row].zero_()
@@ -277,7 +279,7 @@ class TextSession(ProcessBound):
 
 
 def write_sampling(executor: Executor, row: int, sampling: Sampling) -> None:
-    """How a row's tokens are chosen, into what the host writes of the inputs."""
+    """Write a row's sampling options into the executor's inputs on the host."""
     host = executor.host
     host["temperature"][row] = sampling.temperature
     host["top_k"][row] = sampling.top_k
@@ -288,7 +290,8 @@ def write_sampling(executor: Executor, row: int, sampling: Sampling) -> None:
 
 
 def fetch_tokens(tokens: torch.Tensor, staging: Staging | None) -> Callable[[], list[int]]:
-    """The tokens (B,) of the last step, when they are asked for; a GPU may be given the next step before that."""
+    """Return a function that waits for the tokens (B,) of the last step, so that a GPU may start the next step
+    meanwhile."""
     if staging is None:
         return tokens.tolist
     fetched = staging.fetch(tokens)

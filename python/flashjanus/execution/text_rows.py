@@ -1,4 +1,4 @@
-"""The answers that are being written, row by row."""
+"""The rows of the answers that are being written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DecodeSession(ProcessBound):
 
     @entry
     def join(self, row: int, request: TextRequest, prefix: TextPrefix, token: int, eos: int | None) -> None:
-        """Put a request in `row`, of which all tokens have been read, and `token` comes next."""
+        """Put a request in `row`. All of its tokens have been read, and `token` comes next."""
         states, length = self.states, prefix.k.shape[1]
         states["k_cache"][:, row, :length].copy_(prefix.k)
         states["v_cache"][:, row, :length].copy_(prefix.v)
@@ -50,7 +50,7 @@ class DecodeSession(ProcessBound):
     def take_over(
         self, row: int, request: TextRequest, eos: int | None, other: DecodeSession, other_row: int, used: int
     ) -> None:
-        """Go on in `row` with what `other` has in `other_row`, whose first `used` slots hold keys."""
+        """Continue in `row` with the state of row `other_row` of `other`, whose first `used` slots hold keys."""
         for name in self.states:
             to, made = self.executor.row(name, row), other.executor.row(name, other_row)
             if name in ("k_cache", "v_cache"):
@@ -60,14 +60,14 @@ class DecodeSession(ProcessBound):
 
     @entry
     def leave(self, row: int) -> None:
-        """Nobody waits for `row` any more: it moves no further."""
+        """Remove `row`, for which nobody waits any more: it moves no further."""
         self.states["live"][row] = 0
         adapters.write(self.executor, (row,), None)
         self._written = True
 
     @entry
     def step(self) -> Callable[[], list[int]]:
-        """Decode one token of every row; the result gives the tokens (B,), and waits for them. Call it before the next
+        """Decode one token of every row. Returns a function that waits for the tokens (B,); call it before the next
         step but one."""
         if self._written:
             self.executor.upload()
@@ -77,8 +77,8 @@ class DecodeSession(ProcessBound):
 
     @entry
     def likelihoods(self, asked: Sequence[tuple[int, int]]) -> Callable[[], list[Likelihood]]:
-        """Of the last step's tokens in the asked (row, how many of the likeliest); call the result as that of
-        `step`."""
+        """The likelihoods of the last step's tokens for (row, number of likeliest tokens) pairs, as a function that
+        is called like the result of `step`."""
         return self._likelihoods.fetch(asked)
 
     @cached_property
@@ -96,7 +96,7 @@ class DecodeSession(ProcessBound):
 
 @dataclass(eq=False)
 class TextRow:
-    """An answer that is being written: tokens of it so far, `room` at most. likeliest: as of TextJob.logprobs."""
+    """An answer that is being written: its tokens so far, at most `room`. likeliest: as TextJob.logprobs."""
 
     request: TextRequest
     prefix: TextPrefix
@@ -112,7 +112,7 @@ class TextRow:
 
 
 class TextRows(Rows[TextRow, DecodeSession]):
-    """Rows of answers in a DecodeSession."""
+    """Answer rows in a DecodeSession."""
 
     counts = 1
     make = DecodeSession
@@ -128,12 +128,12 @@ class TextRows(Rows[TextRow, DecodeSession]):
 
     def move(self, session: DecodeSession, place: int, row: TextRow, before: DecodeSession) -> None:
         assert row.place is not None
-        used = row.prefix.k.shape[1] + len(row.tokens)  # and a token more where the device is a step ahead
+        used = row.prefix.k.shape[1] + len(row.tokens)  # plus one token if the device is a step ahead
         session.take_over(place, row.request, row.eos, before, row.place, used)
 
     def step(self) -> Callable[[], list[tuple[TextRow, int, Likelihood | None]]]:
-        """One token of every row; the result gives them, how likely they were where a row asks, and waits for them.
-        Raises OutOfMemoryError, after which the rows are as before."""
+        """Decode one token of every row. Returns a function that waits for the tokens and, for rows that ask, their
+        likelihoods. If it raises OutOfMemoryError, the rows are as before."""
         session = self.settled()
         fetched = session.step()
         placed = [(row, row.place) for row in self.rows if row.place is not None]
@@ -147,7 +147,7 @@ class TextRows(Rows[TextRow, DecodeSession]):
         return result
 
     def read(self, row: TextRow) -> TextPrefix:
-        """What a row has read and written, but for its last token, in memory of its own."""
+        """A copy of what a row has read and written, except for its last token."""
         if row.place is None or self.session is None:
             return row.prefix
         names = (*row.prefix.names, *self.runner.adapters.named(row.tokens[:-1], row.request.adapter))

@@ -1,4 +1,4 @@
-"""The VAE's decoder without a model that draws: for a caller who holds the latents."""
+"""The VAE's decoder without a drawing model, for a caller that has the latents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class VaeDecoder(ProcessBound):
 
     @entry
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (B, c, H s, W s), float32, of latents (B, c, H, W) that are divided by the scaling factor already."""
+        """Images (B, c, H s, W s), float32, of latents (B, c, H, W) that have already been divided by the scaling
+        factor."""
         images = []
         with self._lock:
             executor = self._executor(latents.shape[2], latents.shape[3])

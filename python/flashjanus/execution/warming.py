@@ -1,4 +1,4 @@
-"""Memory and graphs before the first request needs them."""
+"""Allocates memory and captures graphs before the first request needs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def warm_up(
     new_tokens: int,
     preset: str,
 ) -> None:
-    """`TensorModel.warm_up`: sessions of the buckets, the largest first, left idle and kept."""
+    """Implements `TensorModel.warm_up`: makes sessions of the buckets, the largest first, and keeps them idle."""
     config, buckets = runner.config, runner.buckets
     limit = config.language.max_position_embeddings
     lengths = [checks.integer("prompt_tokens", n, 1, limit) for n in prompt_tokens]
@@ -35,7 +35,7 @@ def warm_up(
         asked = {padded(checks.integer(name, n, 1, 1024), buckets.rows) for n in counts}
         fewer = {
             n for n in buckets.rows if buckets.padded and asked and n < max(asked)
-        }  # which rows move to as others end
+        }  # rows move to these as others end
         return sorted(asked | fewer, reverse=True)
 
     schedule = presets.sampler(preset).schedule
