@@ -18,8 +18,8 @@ from flashjanus.serving.http import create_app
 
 LOG = logging.getLogger("ray.serve")
 STILL = 300.0
-"""Seconds without a turn of work, while there is some, after which an engine counts as stuck: longer than it takes to
-make the plans of a new size."""
+"""Seconds without a turn, while there is work, after which an engine counts as stuck. Making the plans of a new size
+takes less."""
 RETRY = 2.0
 """Seconds after which a refused client may try again."""
 

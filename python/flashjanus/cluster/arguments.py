@@ -101,7 +101,7 @@ def _listed(value: Any) -> Any:
 
 _HINTS = get_type_hints(Settings)
 GRANTED = {one.name: (_HINTS[one.name], one.default) for one in fields(Settings) if one.name != "keys"}
-"""Types and defaults of what `Settings` holds; keys come from a file or the environment, which nobody lists."""
+"""Types and defaults of the fields of `Settings`, without keys, which come from a file or the environment."""
 assert all(default is not MISSING for _, default in GRANTED.values())
 
 Arguments = create_model(
@@ -114,4 +114,4 @@ Arguments = create_model(
     },
     **GRANTED,  # type: ignore[call-overload]
 )
-"""`Replicas`, and every field of `Settings`."""
+"""`Replicas`, with every field of `Settings`."""

@@ -14,7 +14,7 @@ from flashjanus.cluster.rows import Fault, Row, Usual, read
 from flashjanus.errors import InputError
 
 NAMED = 10
-"""Lines that an error names."""
+"""The most lines that an error names."""
 Results = Iterator[tuple[Row, Item | Fault]]
 
 

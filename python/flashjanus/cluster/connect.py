@@ -17,7 +17,7 @@ import ray
 from flashjanus.errors import InputError
 
 REACH = 5.0
-"""Seconds in which a cluster takes a connection."""
+"""Seconds within which a cluster has to accept a connection."""
 
 
 @contextmanager

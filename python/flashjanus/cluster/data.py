@@ -25,13 +25,15 @@ from flashjanus.scheduling.policy import Limits
 from flashjanus.serving.backend import Backend, ThreadBackend
 
 TOGETHER = 16
-"""Rows that travel together: a replica that dies has at most so many times its calls in flight to do again."""
+"""The rows of a part, which travel together. If a replica dies, at most this many rows per call in flight are
+repeated."""
 SPREAD = 64
-"""Parts at least, where there are so many rows, so that a few rows use all replicas."""
+"""The minimum number of parts, if there are enough rows, so that a few rows use all replicas."""
 CALLS = 64
-"""Parts in flight in one replica at most."""
+"""The most parts in flight in one replica."""
 ATTEMPTS = 5
-"""At a row, of which all but the last were cut short by a death: a row that kills each replica must come to an end."""
+"""The most attempts at a row, counting those that a death cut short: a row that kills every replica has to be given
+up."""
 DIED = f"expected a result, but each of {ATTEMPTS} replicas that had this row or one beside it died; see Ray's logs"
 SCHEMA = pa.schema(
     [

@@ -14,7 +14,7 @@ from flashjanus.serving.messages import Answered, Event, Failure, Images, Piece,
 
 Key = TypeVar("Key")
 WINDOW = 128
-"""Requests in flight: more than are live at once, so that each that ends is followed by one that has been read."""
+"""Requests in flight: more than are live at once, so that a request that has been read can follow each that ends."""
 
 
 @dataclass

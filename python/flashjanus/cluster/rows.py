@@ -18,7 +18,7 @@ from flashjanus.serving.orders import checked
 
 LONGEST_ID = 200
 LONGEST_LINE = 16 * 2**20
-"""Bytes: a data: URL of a large photograph."""
+"""The longest line in bytes: enough for a data: URL of a large photograph."""
 KINDS: Mapping[str, type[Any]] = {"image": ImageOptions, "answer": TokenOptions}
 
 

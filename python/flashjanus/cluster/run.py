@@ -16,7 +16,7 @@ from flashjanus.errors import UnavailableError
 
 NAME = "flashjanus"
 LOOK = 1.0
-"""Seconds between looks at the application."""
+"""Seconds between checks of the application."""
 
 
 def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable[[], None]) -> None:

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 WAITS, RUNS, SERVED, REFUSED, LATE = range(5)
-"""What became of a request. Refused: it found the queue full. Late: it ended past its deadline, waiting or after."""
+"""The states of a request. Refused: it found the queue full. Late: it ended after its deadline, or still waited
+then."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from flashjanus.errors import InputError
 from flashjanus.model import Policy
 
 SLOTS, RANK = 4, 16
-"""Made where the first adapter comes and nobody asked for other room; more for one of a larger rank."""
+"""The slots made when the first adapter is loaded if none are reserved; more or larger adapters get more."""
 _NUMBERS = count(1)
 _LOCK = RLock()
-"""Of what all models have loaded: a forked child finds it free, and what it guards whole."""
+"""Guards the adapters of all models. A forked child finds it unlocked, and what it guards consistent."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 

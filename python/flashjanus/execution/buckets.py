@@ -60,14 +60,14 @@ class Buckets:
 
 
 EXACT = Buckets()
-"""For a CPU: padding costs as much as work, and a plan nothing. Prompts of similar length share one."""
+"""For a CPU, where padding costs as much as work and a plan costs nothing. Prompts of similar length share a plan."""
 PADDED = Buckets(
     rows=(1, 2, 4, 8, 16, 32),
     prompt_tokens=(32, 64, 128, 256, 512, 640, 1024, 2048),
     steps=(30, 50, 100),
     new_tokens=(128, 512, 1024),
 )
-"""For a GPU."""
+"""For a GPU, where each plan is captured."""
 
 
 def padded(size: int, sizes: Sequence[int]) -> int:

@@ -22,7 +22,8 @@ from flashjanus.model import FlowForm
 from flashjanus.sampling.schedule import Sampler, Schedule
 
 NUMBERS = 4
-"""Of unconditional branches that there are plans for, besides none: of each a plan, and calls, are made."""
+"""The number of plans with some unconditional branches, besides the one with none. Each number needs a plan and
+calls of its own."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class FlowSession(ProcessBound):
         self._whole = FlowForm("store" if caches else None)
         self.flow = runner.executor(self._whole.name, R=rows, U=guided, P=prompt, K=steps)
         self.forms: dict[tuple[bool, int], Executor] = {}
-        """By whether the language model runs, and how many unconditional branches do: all of them, or none; where rows
-        are not padded, numbers between are made when they are needed."""
+        """The plans by whether the language model runs and how many unconditional branches do: all or none. If rows
+        are not padded, plans for numbers in between are made when needed."""
         for model in (True, False) if caches else (True,):
             for branches in (guided, 0) if skips and guided else (guided,):
                 self.forms[model, branches] = self._form(runner, model, branches)

@@ -13,9 +13,9 @@ from flashjanus.disk.reading import read_json
 from flashjanus.errors import ConfigError
 
 FILE = "preview.json"
-"""Beside the VAE's config."""
+"""The name of the map's file, beside the VAE's config."""
 PICTURES = 32
-"""Enough for a map of some ten numbers."""
+"""The number of pictures to fit on, enough for a map of about ten numbers."""
 
 
 @dataclass(frozen=True)

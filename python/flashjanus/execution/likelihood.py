@@ -12,7 +12,7 @@ from flashjanus.engine.runtime.cuda import Staging
 from flashjanus.engine.runtime.executor import Executor
 
 MOST_LIKELIEST = 20
-"""Of the likeliest tokens that are told with each token."""
+"""The most likeliest tokens that can be reported with each token."""
 
 
 @dataclass(frozen=True)

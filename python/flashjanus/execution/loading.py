@@ -20,7 +20,7 @@ from flashjanus.model import Policy
 
 RELOAD = "load the checkpoint that it was made from"
 Placed: TypeAlias = Callable[[Policy, Target, Mapping[str, torch.Tensor]], None]
-"""placed(policy, target, tensors): what is kept of a target, where it lies from now on."""
+"""placed(policy, target, tensors): the tensors of a target in the place where they stay."""
 
 
 def policy(

@@ -16,7 +16,7 @@ from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import IMAGES_AT_ONCE, Encoder
 
 KEPT_READERS = 3
-"""Numbers of new tokens that a session has plans for: each has an arena of its own."""
+"""The most token counts for which a session keeps plans; each plan has its own arena."""
 
 
 class EmbedsSession(ProcessBound):

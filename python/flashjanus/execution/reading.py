@@ -14,7 +14,8 @@ from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import ImageTokens, TextPrefix, TextRequest, TextSession, encode_images, image_index
 
 LEAST_PIECE = 512
-"""Tokens; a piece has at least as many as an evaluation of an image with guidance, which it may take as long as."""
+"""The minimum number of tokens in a piece. A piece has at least as many tokens as a guided evaluation of an image,
+and may therefore take as long."""
 
 
 @dataclass(frozen=True)

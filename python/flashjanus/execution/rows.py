@@ -39,9 +39,10 @@ class Rows(ProcessBound, Generic[R, S]):
     """
 
     make: ClassVar[Callable[..., Any]]
-    """make(runner, *bucket): a session."""
+    """make(runner, *bucket) creates a session."""
     counts: ClassVar[int]
-    """Of a bucket's sizes, how many (the first) count rows: those are as needed, the others at least that."""
+    """How many of a bucket's sizes, counted from the first, are numbers of rows. Those must match exactly; the
+    others may be larger than needed."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner

@@ -29,15 +29,17 @@ from flashjanus.execution.latent_map import Previews
 from flashjanus.model import Policy
 
 IDLE_BYTES = 2 * 2**30
-"""Host memory of buckets that is kept for later requests; the least recently used goes first, the last used stays."""
+"""Host memory of idle sessions that is kept for later requests. The least recently used is dropped first; the last
+used always stays."""
 IDLE_SHARE = 0.25
-"""The same on a GPU, as a share of its memory."""
+"""The same limit on a GPU, as a share of its memory."""
 IDLE_SESSIONS = 128
-"""Kept at most, of whatever size: the plans and calls of one are some megabytes of Python objects."""
+"""The most idle sessions, whatever their size: the plans and calls of each take some megabytes of Python objects."""
 KEPT_PLANS = 64
-"""Of buckets whose sessions come and go: to make one takes longer than an evaluation of a small model."""
+"""The most plans kept for buckets whose sessions come and go. Making a plan takes longer than an evaluation of a
+small model."""
 _LOCK = RLock()
-"""Of all models' idle sessions: a forked child finds it free, and what it guards whole."""
+"""Guards the idle sessions of all models. A forked child finds it unlocked, and what it guards consistent."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 

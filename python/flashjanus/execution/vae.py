@@ -18,7 +18,7 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.model import Policy, decode_latents, weight_specs
 
 KEPT_SIZES = 2
-"""Sizes of latents whose memory is kept for the next call; the least recently used goes first."""
+"""The number of latent sizes whose memory is kept for the next call; the least recently used is dropped first."""
 
 
 class VaeDecoder(ProcessBound):

@@ -13,7 +13,7 @@ from flashjanus.errors import DeviceError, FlashJanusError, OutOfMemoryError
 from flashjanus.scheduling.requests import Event, Failed, Handle
 
 Piece: TypeAlias = Generator[None, None, None]
-"""Work of one job that stands between steps, and pauses where others may go first."""
+"""Work of one job that runs between steps, and pauses where other work may run first."""
 
 
 @dataclass(eq=False)

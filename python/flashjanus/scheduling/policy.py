@@ -12,11 +12,12 @@ from flashjanus.execution.runner import Runner
 from flashjanus.scheduling.requests import ImageJob, Job, TextJob
 
 FREE_SHARE = 0.5
-"""Of the memory that is free when the scheduler is made, what rows may take: weights stay, plans need the rest."""
+"""The share of the memory that is free when the scheduler is made that rows may take. Weights stay, and plans need
+the rest."""
 PREFIX_SHARE = 0.1
-"""Of the same, what prefixes may take."""
+"""The share of the same memory that prefixes may take."""
 WITHOUT_NUMBER = 8 * 2**30
-"""Bytes taken to be free where the system does not say."""
+"""The bytes assumed to be free if the system does not report a number."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from flashjanus.scheduling.requests import Cancelled, Event, Failed, Finished, H
 from flashjanus.scheduling.scheduler import Scheduler, is_told
 
 DROPPED = 0.1
-"""Seconds, after which a thread that waits looks for jobs that were dropped: not all who drop one can wake it."""
+"""Seconds after which a waiting thread looks for dropped jobs, because not everyone who drops one can wake it."""
 
 
 class SharedScheduler(ProcessBound):

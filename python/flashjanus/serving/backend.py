@@ -24,7 +24,7 @@ from flashjanus.serving.together import together
 READERS = 2
 """Threads that tokenize prompts and decode images."""
 REFRESH = 0.1
-"""Seconds after which figures are told anew while work goes on."""
+"""Seconds between updates of the figures while work goes on."""
 LOG = logging.getLogger(__name__)
 
 

@@ -20,9 +20,9 @@ from flashjanus.serving.together import together
 from flashjanus.serving.wire import TICK, Parts, Wire, WireError, frame
 
 UNSENT = 4096
-"""Messages that wait for the worker to read them."""
+"""The most messages that may wait for the worker to read them."""
 GRACE = 5.0
-"""Seconds for a worker to end by itself."""
+"""Seconds that a worker gets to exit by itself."""
 
 
 @dataclass(frozen=True)

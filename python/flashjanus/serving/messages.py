@@ -142,7 +142,7 @@ class Failure:
 
 Event: TypeAlias = Accepted | Begun | Step | Partial | Piece | Images | Answered | Failure
 LAST = Images | Answered | Failure
-"""After which nothing more is told of a request."""
+"""The events after which a request gets no more."""
 
 
 @dataclass(frozen=True)

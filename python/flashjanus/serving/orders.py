@@ -33,10 +33,10 @@ from flashjanus.serving.messages import (
 )
 
 Course: TypeAlias = Generator[Sequence[Job], list[Any], Images | Answered]
-"""Gives jobs that may run together, takes their results, and returns the last event."""
+"""Yields jobs that may run together, receives their results, and returns the last event."""
 
 NOT_SERVED = ("output_type", "generator", "latents", "callback_on_step_end")
-"""Options of a call that no request has."""
+"""Options of a call that no served request has."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from flashjanus.scheduling.policy import Limits
 
 STEADY = 60.0
-"""Seconds after which a worker that serves has made good for those that died before it."""
+"""Seconds after which the failures before a working worker no longer count."""
 SLOWEST = 60.0
-"""Seconds between two starts at most."""
+"""The longest delay in seconds before a restart."""
 LOG = logging.getLogger(__name__)
 Tell = Callable[[Event], None]
 

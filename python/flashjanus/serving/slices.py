@@ -14,11 +14,11 @@ import struct
 import sys
 
 SHORT = 100_000
-"""Nanoseconds, the least that is taken."""
+"""The length of a short slice in nanoseconds, the smallest that Linux accepts."""
 CALLS = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
-"""Number of sched_setattr by machine."""
+"""The number of the system call sched_setattr, by machine."""
 ATTRIBUTES = struct.Struct("=IIQiIQQQ")
-"""Of a thread: size, policy, flags, nice, priority, runtime, deadline, period."""
+"""The attributes of a thread: size, policy, flags, nice, priority, runtime, deadline, period."""
 
 
 def short_slices() -> None:

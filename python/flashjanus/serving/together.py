@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 LOG = logging.getLogger(__name__)
 _OURS = threading.local()
-"""calls: of the thread that is `together`, in order."""
+"""calls: the pending calls of a thread that is in a `together` block, in order."""
 
 
 @contextmanager

@@ -21,20 +21,20 @@ from flashjanus.serving import messages
 
 MAGIC = b"FJW1"
 HEAD = struct.Struct("<4sIQ")
-"""The magic, bytes of JSON, bytes of all buffers."""
+"""The head of a frame: the magic, the bytes of JSON, and the bytes of all buffers."""
 MOST_JSON = 64 * 2**20
 MOST_BYTES = 2 * 2**30
-"""Of a frame."""
+"""The largest size of a frame in bytes."""
 DEEPEST = 64
-"""Lists and objects within each other."""
+"""The deepest nesting of lists and objects."""
 AT_ONCE = 2**16
-"""Bytes that are received at once: all frames that have come meanwhile, but for large ones."""
+"""The bytes to receive at once: enough for all frames that have arrived meanwhile, except large ones."""
 MOST_PARTS = 512
-"""Of what is sent at once: systems take 1024."""
+"""The most parts to send at once; systems accept 1024."""
 TICK = 0.5
 """Seconds of silence after which `receive` lets its caller look around."""
 NUMBERS = "buif"
-"""Kinds of numpy's dtypes that are sent."""
+"""The kinds of numpy dtypes that can be sent."""
 TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
@@ -45,11 +45,11 @@ TYPES: dict[str, type[Any]] = {
 }
 FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in TYPES.values()}
 PLAIN = frozenset((str, bool, int, float, type(None)))
-"""What JSON holds as it is."""
+"""Types that JSON holds unchanged."""
 Parts: TypeAlias = list[Any]
-"""Of a frame: bytes and memoryviews."""
+"""The bytes and memoryviews of a frame."""
 Place: TypeAlias = "tuple[Place, str] | None"
-"""Where a value is, put into words for errors alone: a frame is made for every token."""
+"""Where a value is. It is formatted only for errors, because a frame is made for every token."""
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 

@@ -23,15 +23,15 @@ from flashjanus.serving.together import afterward
 from flashjanus.serving.wire import Wire, WireError
 
 UNREAD = 256 * 2**20
-"""Bytes of events that wait for the server to read them."""
+"""The most bytes of events that may wait for the server to read them."""
 LIGHT = 1024
-"""Bytes that an event without pictures counts for."""
+"""The bytes that an event without pictures counts as."""
 PREVIEWS = 0.5
-"""Share of UNREAD that may be full for a Step or a Partial to be sent."""
+"""The share of UNREAD up to which Step and Partial events are sent."""
 LOOK = 0.25
-"""Seconds between two looks at the engine's figures."""
+"""Seconds between checks of the engine's figures."""
 FLUSH = 5.0
-"""Seconds for the last words to be read."""
+"""Seconds for the server to read the last messages."""
 LOG = logging.getLogger(__name__)
 
 

@@ -15,7 +15,7 @@ from flashjanus.serving.http.middleware import note, reply
 from flashjanus.serving.http.settings import Settings
 
 OPEN = ("/health/", "/docs", "/openapi.json")
-"""Paths below which no key is asked for, to begin with: app.state.open."""
+"""The initial value of app.state.open: path prefixes that need no API key."""
 
 
 class Access:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from flashjanus.serving.http.errors import ApiError, invalid
 
 SMALL = 65_536
-"""Bytes that are read at once; larger bodies would hold the event loop up, and are read by a thread."""
+"""The largest body in bytes that is parsed on the event loop. A thread parses larger ones, which would block the
+loop."""
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from flashjanus.serving.http.logs import LOG
 
 LOOKS = 20
-"""Times that a connection is looked at within the shorter patience: a client that takes something has less left at some
-of them, also where more is sent to it meanwhile."""
+"""How often a connection is checked within the shorter time limit. A client that reads has fewer unsent bytes at
+some of the checks, even if more data is sent to it meanwhile."""
 
 
 @dataclass

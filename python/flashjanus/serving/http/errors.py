@@ -22,7 +22,7 @@ from flashjanus.errors import (
 )
 
 NO_RETRY = {"x-should-retry": "false"}
-"""The official clients try 408, 409, 429 and 5xx again unless told otherwise."""
+"""The official clients retry 408, 409, 429 and 5xx unless this header tells them not to."""
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -30,14 +30,14 @@ TYPES = {
     429: "rate_limit_error",
     504: "timeout_error",
 }
-"""By status; "server_error" from 500 on, "invalid_request_error" otherwise."""
+"""Error types by status; others are "server_error" from 500 on and "invalid_request_error" below."""
 NAMES = {
     "num_images_per_prompt": "n",
     "max_new_tokens": "max_tokens",
     "previews": "partial_images",
     "do_sample": "temperature",
 }
-"""What the engine's options are called here, where that is something else."""
+"""The API's names of engine options that have other names there."""
 _NAMED = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
 TOO_LONG = "the prompt is too long"
 

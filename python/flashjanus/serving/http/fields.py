@@ -93,7 +93,7 @@ def _whole(value: Any) -> Any:
 
 
 Whole = BeforeValidator(_whole)
-"""Before an int: lets 5.0 be 5."""
+"""Converts 5.0 to 5 before an int is validated."""
 
 
 def given(body: BaseModel, names: Iterable[str]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from flashjanus.serving.http.watch import watched
 from flashjanus.serving.messages import Event, ImageRequest, Images, Partial, Picture, Usage
 
 PRESETS = {"low": "fast", "medium": "balanced", "high": "exact", "standard": "balanced", "hd": "exact"}
-"""By quality."""
+"""Presets by quality."""
 QUALITIES = {"fast": "low", "balanced": "medium", "exact": "high"}
-"""By preset, as replies tell them."""
+"""Qualities by preset, for replies."""
 
 
 @dataclass(frozen=True)

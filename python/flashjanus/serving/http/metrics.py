@@ -14,12 +14,12 @@ from flashjanus.serving.async_engine import AsyncEngine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 CLIENT_GONE = 499
-"""In logs and figures, the status of a request whose client left before its end."""
+"""The status in logs and metrics of a request whose client left before its end."""
 UNAVAILABLE = 503
 RECENT = 0.1
-"""Weight of the latest request in what is usual."""
+"""The weight of the latest request in the running mean of durations."""
 MOST_PATIENCE = 60
-"""Seconds; clients that are told to wait longer choose a time of their own."""
+"""The longest delay in seconds that clients are told to wait; for longer ones they choose their own."""
 
 
 class Engine(Collector):

@@ -17,7 +17,7 @@ from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.metrics import CLIENT_GONE, Meters
 
 QUIET = ("/health/", "/metrics")
-"""Paths that are asked every few seconds; logged as long as nothing is wrong with them at the level "debug"."""
+"""Paths that are polled every few seconds; successful requests are logged at the level "debug"."""
 _SANE = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 

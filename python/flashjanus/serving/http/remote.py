@@ -17,10 +17,10 @@ from flashjanus.serving.http.settings import Settings
 
 PORTS = {"https": 443, "http": 80}
 REDIRECTS = 3
-"""That are followed, each to a URL that would have been allowed at first."""
+"""The most redirects to follow, each to a URL that would have been allowed in the first place."""
 READ = 65_536
 EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "2002::/16", "2001::/32", "64:ff9b:1::/48")))
-"""IPv6 addresses that may lead to any IPv4 address."""
+"""IPv6 prefixes whose addresses may lead to any IPv4 address."""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.state import State
 
 KEEP_ALIVE = 75
-"""Seconds that a connection may be without a request."""
+"""Seconds that a connection may stay open without a request."""
 LEAVE = 5
-"""Seconds that connections have to close when no request runs any more: a page in a browser keeps its own open."""
+"""Seconds that connections get to close once no request runs, because a page in a browser keeps its own open."""
 TICK = 0.05
 
 

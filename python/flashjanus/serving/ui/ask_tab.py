@@ -19,7 +19,7 @@ from flashjanus.serving.ui.running import Running, frames
 
 TAB = "ask"
 SAMPLED = ("temperature", "top_p", "seed")
-"""Options that only matter where tokens are sampled."""
+"""Options that matter only if tokens are sampled."""
 EMPTY: dict[str, Any] = {"text": "", "files": []}
 PLACEHOLDER = "Add an image and ask about it.\n\nAn image that you have drawn comes here by its button."
 

@@ -21,7 +21,7 @@ REACH: Mapping[str, tuple[float, float]] = {
     "top_p": (1.0, 0.01),
     "max_new_tokens": (1024, 1),
 }
-"""Options that have a slider: how far it goes, and its step. Beyond that, there is the API."""
+"""Options that have a slider, with its highest value and its step. The API takes values beyond that."""
 LABELS = {"num_images_per_prompt": "Images", "do_sample": "Sample", "top_p": "Top-p", "best_of": "Best of"}
 
 
@@ -112,7 +112,7 @@ def sentence(words: str) -> str:
 
 
 PRESET_NAMES = [name for name in options_of(ImageOptions) if any(name in given for given in PRESETS.values())]
-"""Options that some preset gives."""
+"""Options that at least one preset sets."""
 _WORDS = {"exact": "The official sampling", "balanced": "About half the time, as close", "fast": "The least time"}
 
 

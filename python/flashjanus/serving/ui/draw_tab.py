@@ -18,7 +18,7 @@ from flashjanus.serving.ui.drawing import PREVIEWS, Drawing, save
 from flashjanus.serving.ui.running import Running, frames
 
 NEW_SEEDS = 10**6
-"""So many are drawn from where none is given: few digits, which a caption has room for."""
+"""The number of seeds from which one is drawn if none is given; a caption has room for their few digits."""
 SHAPES = (
     "a red circle to the left of a blue square",
     "three green triangles on a black background",
@@ -198,7 +198,7 @@ class DrawTab:
 
 
 QUIET: dict[str, Any] = dict(show_progress="hidden", api_visibility="private", concurrency_limit=None)
-"""Of every event: the page shows its own progress, and programs have the API."""
+"""Settings of every event: the page shows its own progress, and programs have the API."""
 
 
 def seeds_of(result: Images) -> str:

@@ -15,9 +15,9 @@ from flashjanus.serving.async_engine import AsyncEngine
 from flashjanus.serving.messages import Begun, ImageRequest, Images, Partial, Picture, Step
 
 PREVIEWS = 24
-"""Partial images at most: more would not be seen."""
+"""The most partial images of a drawing: nobody would see more."""
 NAME = 40
-"""Characters of a prompt in a file's name."""
+"""The most characters of a prompt in a file's name."""
 
 
 @dataclass

@@ -20,9 +20,9 @@ from flashjanus.serving.ui.style import CSS, HEAD, theme
 
 MAX_UPLOAD = "20mb"
 CACHE = (600, 24 * 3600)
-"""Seconds: every so often, uploads and pictures that are so old are deleted."""
+"""Seconds between clean-ups of uploads and pictures, and the age at which they are deleted."""
 WAIT = 2.0
-"""Seconds between two looks at a model that is not there yet."""
+"""Seconds between checks whether the model is loaded."""
 
 
 def mount(

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 FRAME = 0.1
-"""Seconds between two looks at what has changed: what comes faster is shown together."""
+"""Seconds between checks for changes; faster changes are shown together."""
 BEAT = 0.5
-"""Seconds after which something is sent even so: gradio only notices at such a moment that nobody listens any more."""
+"""Seconds after which something is sent even without a change, because gradio notices only then that nobody listens."""
 
 
 class Running:

@@ -13,13 +13,13 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
 )
-"""gradio's page has scripts and styles in itself, and makes functions of texts."""
+"""gradio's page contains inline scripts and styles, and creates functions from text."""
 HEARTBEAT = "/heartbeat/"
-"""A connection that gradio holds as long as a page is open, whose end tells it that the page was closed."""
+"""The path of a connection that gradio holds while a page is open; its end tells gradio that the page was closed."""
 LOOK = 0.25
-"""Seconds between two looks at whether such connections are to end."""
+"""Seconds between checks whether such connections have to end."""
 CARDS = re.compile(rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
-"""What a link to the page would look like elsewhere: gradio's picture, from its host."""
+"""Previews for links to the page, which name gradio's picture on gradio's host."""
 
 
 class Sealed:

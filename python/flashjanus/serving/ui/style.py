@@ -25,7 +25,7 @@ _ICON = (
     "vVZtjagQAAAABJRU5ErkJggg=="
 )
 HEAD = f'<link rel="icon" href="data:image/png;base64,{_ICON}">'
-"""A square and a circle, 32 x 32."""
+"""The page's icon, a square and a circle, 32 x 32."""
 CSS = """
 .gradio-container { max-width: 1180px !important; width: 100%; margin: 0 auto !important; }
 .gradio-container .html-container, .gradio-container .html-container.padding { padding: 0; }

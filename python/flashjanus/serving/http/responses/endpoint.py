@@ -25,7 +25,7 @@ from flashjanus.serving.messages import ChatRequest
 
 TOOL_NAMES = {name: f"tools[0].{name}" for name in ImageTool.model_fields if name != "model"} | {"prompt": "input"}
 TEXT_NAMES = {"max_tokens": "max_output_tokens", "messages": "input"}
-"""What fields of images and of chats are called here."""
+"""The names that fields of images and of chats have in this API."""
 
 
 async def create(request: Request) -> Response:

@@ -19,7 +19,7 @@ Told: TypeAlias = AsyncGenerator[dict[str, Any], None]
 """Events of the API; the last one's "response" is the whole reply."""
 CALL = "response.image_generation_call"
 CODES = {429: "rate_limit_exceeded"}
-"""Of a response's error, by status."""
+"""Error codes of a response, by status."""
 
 
 class Reply:

@@ -9,9 +9,9 @@ from flashjanus.serving.http.errors import ApiError
 from flashjanus.serving.http.responses.bodies import AllowedTools, ImageCall, InputImage, Refusal, ToolChoice
 
 Part = dict[str, Any]
-"""Of type text or input_image, as media.conversation reads it; "where": its field."""
+"""A part of type text or input_image, as media.conversation reads it; "where" names its field."""
 Turn = dict[str, Any]
-"""role and content, a list of parts."""
+"""A turn with a role and content, which is a list of parts."""
 
 
 def turns_of(body: Any) -> list[Turn]:
