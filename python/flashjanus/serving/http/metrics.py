@@ -36,20 +36,28 @@ class Engine(Collector):
             yield InfoMetricFamily("flashjanus_model", "what is served", about)
         yield GaugeMetricFamily("flashjanus_ready", "1 while requests are served", value=self._ready())
         yield GaugeMetricFamily("flashjanus_queued_requests", "requests that wait for their turn", value=stats.queued)
-        rows = GaugeMetricFamily("flashjanus_live_rows", "rows that are being computed, by kind", labels=["kind"])
+        rows = GaugeMetricFamily("flashjanus_live_rows", "rows in progress, by kind", labels=["kind"])
         rows.add_metric(["image"], stats.image_rows)
         rows.add_metric(["answer"], stats.answer_rows)
         yield rows
         turns, prefixes = stats.turns.items(), stats.prefixes.items()
         yield _by_kind("turns", "turns of the engine by kind of work", {kind: count for kind, (count, _) in turns})
-        yield _by_kind("turn_seconds", "time of these turns", {kind: spent for kind, (_, spent) in turns})
+        yield _by_kind(
+            "turn_seconds", "seconds of the engine's turns by kind of work", {kind: spent for kind, (_, spent) in turns}
+        )
         yield CounterMetricFamily("flashjanus_tokens", "tokens of answers", value=stats.tokens)
-        yield CounterMetricFamily("flashjanus_images", "images drawn, best_of's candidates too", value=stats.images)
-        yield _by_kind("prefix_hits", "prefixes found kept, by kind", {kind: hits for kind, (hits, _) in prefixes})
+        yield CounterMetricFamily(
+            "flashjanus_images", "images drawn, including candidates of best_of", value=stats.images
+        )
+        yield _by_kind(
+            "prefix_hits", "prefixes found in the cache, by kind", {kind: hits for kind, (hits, _) in prefixes}
+        )
         yield _by_kind("prefix_misses", "prefixes computed, by kind", {kind: misses for kind, (_, misses) in prefixes})
-        yield GaugeMetricFamily("flashjanus_prefix_bytes", "memory of prefixes that are kept", value=stats.prefix_bytes)
-        yield CounterMetricFamily("flashjanus_prefix_evictions", "prefixes given up for others", value=stats.evicted)
-        yield CounterMetricFamily("flashjanus_engine_restarts", "times the engine's process died", value=stats.restarts)
+        yield GaugeMetricFamily("flashjanus_prefix_bytes", "bytes of cached prefixes", value=stats.prefix_bytes)
+        yield CounterMetricFamily("flashjanus_prefix_evictions", "prefixes evicted from the cache", value=stats.evicted)
+        yield CounterMetricFamily(
+            "flashjanus_engine_restarts", "restarts of the engine's process", value=stats.restarts
+        )
 
 
 def _by_kind(name: str, words: str, values: Mapping[str, float]) -> CounterMetricFamily:
@@ -69,7 +77,7 @@ class Meters:
         self.token = self._seconds("time_per_token", "from a token to the next, the mean of an answer")
         self.first_image = self._seconds("time_to_image", "from a request to its images")
         self.first_partial = self._seconds("time_to_first_partial_image", "from a request to its first partial image")
-        self.admission = self._seconds("admission", "from a request's acceptance to the begin of its work")
+        self.admission = self._seconds("admission", "from a request's acceptance to the start of its work")
         self._total = self._seconds("request", "from a request to its end", ["path"])
         self._requests = Counter(
             "flashjanus_requests", "requests by path and status", ["path", "status"], registry=self.registry
@@ -81,7 +89,9 @@ class Meters:
         self._gone = Counter("flashjanus_cancellations", "requests whose client left", registry=self.registry)
         self._paths: set[str] = set()
         self.open = 0
-        open_now = Gauge("flashjanus_open_requests", "requests whose reply is not sent yet", registry=self.registry)
+        open_now = Gauge(
+            "flashjanus_open_requests", "requests whose reply has not been sent yet", registry=self.registry
+        )
         open_now.set_function(lambda: self.open)
         self._usual = 0.0
 

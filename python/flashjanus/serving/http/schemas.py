@@ -46,10 +46,10 @@ class _ImageFields(Body):
 
     prompt: str = Field(description="what to draw", min_length=1)
     model: str | None = Field(None, description="the served model's name")
-    n: Images | None = Field(None, description="how many images (default: 1)")
+    n: Images | None = Field(None, description="the number of images (default: 1)")
     size: Size | None = Field(
         None,
-        description="WIDTHxHEIGHT, or auto for the model's own size; others are resampled from that, and cropped where "
+        description="WIDTHxHEIGHT, or auto for the model's own size; other sizes are resampled from it, and cropped if "
         "their proportions differ (default: auto)",
     )
     quality: Quality | None = Field(
@@ -62,7 +62,7 @@ class _ImageFields(Body):
     ] = None
     output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="default: png")
     output_compression: Percent | None = Field(
-        None, description="quality of jpeg and webp, 100 the best (default: 100)"
+        None, description="quality of jpeg and webp; 100 is the best (default: 100)"
     )
     background: Annotated[Any, only("auto", "opaque", why="the model draws no transparency")] = None
     moderation: Literal["auto", "low"] | None = Field(None, description="accepted; this server moderates nothing")
@@ -70,7 +70,7 @@ class _ImageFields(Body):
     user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
     partial_images: Previews | None = Field(
-        None, description="with stream: how many previews of each image at most (default: 0)"
+        None, description="with stream: the most previews of each image (default: 0)"
     )
 
 
@@ -106,7 +106,7 @@ class InputImagePart(Body):
     """An image of a user message, as the Responses API spells it."""
 
     type: Literal["input_image"]
-    image_url: str = Field(description="as ImageUrl.url")
+    image_url: str = Field(description="a URL as in ImageUrl")
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -167,7 +167,7 @@ class Message(Body):
 class StreamOptions(Body):
     """What a stream reports besides the answer."""
 
-    include_usage: bool | None = Field(None, description="a last chunk with the tokens used")
+    include_usage: bool | None = Field(None, description="send a last chunk with the token counts")
     include_obfuscation: Annotated[Any, only(False, why="chunks are sent as they are")] = None
 
 
@@ -176,14 +176,16 @@ class _ChatFields(Body):
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, description="the served model's name")
-    n: Answers | None = Field(None, description="how many answers (default: 1)")
-    max_tokens: Tokens | None = Field(None, description="longest answer, the older name")
-    max_completion_tokens: Tokens | None = Field(None, description="longest answer in tokens")
-    temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token (default: 1)")
+    n: Answers | None = Field(None, description="the number of answers (default: 1)")
+    max_tokens: Tokens | None = Field(None, description="the older name of max_completion_tokens")
+    max_completion_tokens: Tokens | None = Field(None, description="the most tokens of the answer")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 always picks the likeliest token (default: 1)")
     top_p: float | None = Field(None, ge=0, le=1, description="default: 1")
     stop: Texts = Field(None, description="a text, or up to four, before which the answer ends")
-    logprobs: bool | None = Field(None, description="the log-probability of each token (default: false)")
-    top_logprobs: Likeliest | None = Field(None, description="with logprobs: of the likeliest tokens too")
+    logprobs: bool | None = Field(None, description="return the log-probability of each token (default: false)")
+    top_logprobs: Likeliest | None = Field(
+        None, description="with logprobs: how many of the likeliest tokens to return as well"
+    )
     stream: bool | None = Field(None, description="send server-sent events (default: false)")
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[Any, only(0, 0.0, why="the engine has repetition_penalty instead")] = None
@@ -205,8 +207,8 @@ class _ChatFields(Body):
     store: Annotated[Any, only(False, why="nothing is stored")] = None
     metadata: Annotated[Any, only({}, why="nothing is stored")] = None
     user: str | None = Field(None, description="accepted; this server tells users apart by their keys alone")
-    safety_identifier: str | None = Field(None, description="as user")
-    prompt_cache_key: str | None = Field(None, description="accepted; prefixes are kept for all alike")
+    safety_identifier: str | None = Field(None, description="accepted, like user")
+    prompt_cache_key: str | None = Field(None, description="accepted; the prefix cache is shared by all requests")
 
 
 ChatBody = create_model(

@@ -118,7 +118,9 @@ class InputMessage(Body):
     content: Annotated[Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_listed)]
     id: str | None = Field(None, description="accepted; nothing is stored under it")
     status: Literal["in_progress", "completed", "incomplete"] | None = Field(None, description="accepted, as sent")
-    phase: Literal["commentary", "final_answer"] | None = Field(None, description="accepted; all turns are read alike")
+    phase: Literal["commentary", "final_answer"] | None = Field(
+        None, description="accepted; all turns are read the same way"
+    )
 
 
 class ImageCall(Body):
@@ -128,7 +130,7 @@ class ImageCall(Body):
     type: Literal["image_generation_call"]
     id: str | None = None
     status: Literal["in_progress", "generating", "completed", "failed"] | None = None
-    result: str | None = Field(description="the image's file in base64; null: it was not drawn, and is not shown")
+    result: str | None = Field(description="the image's file in base64; null if it was not drawn")
     action: str | None = None
     background: str | None = None
     error: Any = None
@@ -213,8 +215,8 @@ class _ResponseFields(Body):
         Annotated[str, Tag("<string>"), Field(min_length=1)]
         | Annotated[list[Item], Tag("<list>"), Field(min_length=1)],
         Discriminator(_listed),
-    ] = Field(description="a message of the user, or items of a conversation that ends with one")
-    instructions: str | None = Field(None, description="what the system says before the input")
+    ] = Field(description="a user message, or the items of a conversation that ends with one")
+    instructions: str | None = Field(None, description="the system message, which comes before the input")
     tools: list[Tool] | None = Field(
         None, json_schema_extra={"maxItems": 1}, description="image_generation, or none (default: none)"
     )
@@ -223,12 +225,14 @@ class _ResponseFields(Body):
         description="none: answer; required, or an object that names the tool: draw; auto: draw unless the input "
         "shows an image (default: auto)",
     )
-    max_output_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; an image is drawn whole")
+    max_output_tokens: int | None = Field(
+        None, ge=1, description="the most tokens of an answer; images are not affected"
+    )
     top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="with each token of an answer also the likeliest, and their log-probabilities"
+        None, ge=0, le=20, description="how many of the likeliest tokens to return with each token of an answer"
     )
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
-        None, description=f"{LOGPROBS}: the log-probability of each token; of reasoning there is none to include"
+        None, description=f"{LOGPROBS}: the log-probability of each token; there is no reasoning to include"
     )
     stream_options: ResponseStreamOptions | None = None
     metadata: (
@@ -236,10 +240,10 @@ class _ResponseFields(Body):
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
         ]
         | None
-    ) = Field(None, description="told in the reply, and kept nowhere")
+    ) = Field(None, description="repeated in the reply, and not stored")
     text: TextFormat | None = None
     reasoning: Reasoning | None = None
-    max_tool_calls: int | None = Field(None, ge=1, description="accepted; there is at most one")
+    max_tool_calls: int | None = Field(None, ge=1, description="accepted; there is at most one call")
     parallel_tool_calls: bool | None = Field(None, description="accepted; there is at most one call")
     truncation: Annotated[Any, only("disabled", why="what does not fit is refused")] = None
     store: Annotated[Any, only(False, why="nothing is stored")] = None
