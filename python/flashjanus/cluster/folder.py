@@ -1,10 +1,10 @@
-"""The folder of a batch: an item is there when its record is, and a record is there whole or not at all.
+"""The folder of a batch: an item exists once its record does, and a record is written whole or not at all.
 
 records/ID.json   what the item is, with the size and SHA-256 of each of its files; written last
-images/ID.png     the images (ID.1.png, ID.2.png, ... where a row asks for several)
-manifest.jsonl    all records of the rows, in their order, each with the sum of its own file
-failures.jsonl    the rows that have none, and why
-batch.json        what was asked for and how far it is
+images/ID.png     the images (ID.1.png, ID.2.png, ... if a row asks for several)
+manifest.jsonl    the records of all rows, in order, each with the checksum of its own file
+failures.jsonl    the rows without a record, and why they failed
+batch.json        the batch's settings and progress
 """
 
 from __future__ import annotations

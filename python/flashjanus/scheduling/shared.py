@@ -126,7 +126,7 @@ class SharedScheduler(ProcessBound):
                     self._driven = True
                 told = self.scheduler.step()
             except Exception as error:
-                if not is_told(self.scheduler, error):  # told jobs raise it: this call may go on
+                if not is_told(self.scheduler, error):  # else the jobs concerned raise it
                     raise
             finally:
                 if driving:
