@@ -22,11 +22,11 @@ class DeviceError(FlashJanusError, RuntimeError):
 
 
 class OutOfMemoryError(DeviceError):
-    """A device has not enough free memory: what needed how much, and what lowers it."""
+    """A device has too little free memory. The message says what needed how much, and how to need less."""
 
 
 class CopyError(FlashJanusError, TypeError):
-    """What is bound to its process was to be copied, or sent to another one."""
+    """An object that belongs to its process was copied or sent to another process."""
 
 
 class NativeError(FlashJanusError, RuntimeError):

@@ -64,11 +64,11 @@ def full_name(program: str, form: str) -> str:
 
 @dataclass
 class Graph:
-    """A program as an ordered list of nodes over named values. form: which one, where a program has several.
+    """A program as an ordered list of nodes over named values. form: which variant, where a program has several.
 
-    `weights` gives the spec of every tensor that `weight()` may ask for, or the formats of a linear's weight, out of
-    which the plan chooses (plan/linear.py). `rows`: the sizes that count rows; an axis of a state or an input that has
-    such a size is its axis of rows. `decodes`: formats for decoding serve where rows are few.
+    `weights` gives the spec of every tensor that `weight()` may ask for or, for a linear's weight, the formats that the
+    plan chooses from (plan/linear.py). `rows` lists the sizes that count rows: an axis of a state or an input with such
+    a size is its row axis. `decodes`: where rows are few, the formats for decoding may be used.
     """
 
     program: str
@@ -85,13 +85,13 @@ class Graph:
 
     @property
     def name(self) -> str:
-        """Program and form, for a person."""
+        """Program and form, for display."""
         return full_name(self.program, self.form)
 
     def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype, *, on_device: bool = False) -> Value:
         """A tensor that the caller fills before a run; it keeps its contents between runs.
 
-        on_device: from other tensors on the device; all others are written on the host and cross together.
+        on_device: filled from tensors on the device. All other inputs are written on the host and uploaded in one copy.
         """
         if on_device:
             self.on_device.add(name)
@@ -102,7 +102,7 @@ class Graph:
         return self._declare(Value(name, TensorSpec(tuple(shape), dtype), "state"))
 
     def weight(self, name: str) -> Value:
-        """A constant tensor by name; of a linear's weight, the matrix itself in the dtype that it is computed in."""
+        """A constant tensor by name. A linear's weight appears as its matrix, in the dtype that it is computed in."""
         if name in self.values:
             return self.values[name]
         if name not in self.weights:

@@ -8,13 +8,13 @@ from ..errors import DeviceError
 from .cpu import cpu_flags
 
 MIN_CAPABILITY = (8, 0)
-"""Of the kernels: bfloat16 on tensor cores, asynchronous copies."""
+"""The lowest compute capability that the kernels run on: bfloat16 on tensor cores and asynchronous copies."""
 E4M3_CAPABILITY = (8, 9)
-"""Of tensor cores that multiply float8_e4m3fn."""
+"""The lowest compute capability whose tensor cores multiply float8_e4m3fn."""
 
 
 def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
-    """The device for "auto", "cpu", "cuda" or a torch device, and why. Raises DeviceError where it cannot be used."""
+    """The device for "auto", "cpu", "cuda" or a torch device, and the reason. Raises DeviceError if it is unusable."""
     if str(device) == "auto":
         return torch.device("cpu"), "auto: the CPU; a GPU is used where it is asked for, 'cuda'"
     try:
@@ -34,7 +34,7 @@ def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
 
 
 def default_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """bfloat16 where the device multiplies it in hardware, else float32; and why."""
+    """The default dtype and the reason: bfloat16 where the device multiplies it in hardware, else float32."""
     flags = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
     if device.type == "cpu" and not flags:
         return torch.float32, "auto: this CPU has no bfloat16 instructions"
@@ -61,7 +61,7 @@ def unusable(device: torch.device) -> str | None:
 
 
 def no_e4m3(device: torch.device) -> str | None:
-    """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot ask is taken to do so."""
+    """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot query is assumed to do so."""
     need = ".".join(map(str, E4M3_CAPABILITY))
     if device.type != "cuda":
         return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), not for the {device.type.upper()}"

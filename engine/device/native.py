@@ -38,7 +38,7 @@ def available() -> str | None:
 
 
 def pressed() -> bool:
-    """Whether other work presses on the cores that this thread's team runs on, as far as kernels have noticed."""
+    """Whether other processes compete for the cores that this thread's team runs on, as far as the kernels can tell."""
     module = _load()
     return not isinstance(module, str) and bool(module.pressed(torch.get_num_threads()))
 
@@ -62,18 +62,18 @@ def _module() -> ModuleType:
 
 def build_info() -> dict[str, object]:
     """`compiler`, `cuda` (version or None), `cuda_architectures`, `instruction_sets_built` and `instruction_sets`
-    (those of them that this machine executes). Raises NativeError where the module is absent."""
+    (the built ones that this machine executes). Raises NativeError if the native module is absent."""
     return dict(_module().build_info())
 
 
 def instruction_sets() -> list[str]:
-    """The CPU variants that this build and this machine have, narrowest first: names for `isa`."""
+    """The CPU variants that this build has and this machine executes, narrowest first. Each is a valid `isa`."""
     return list(_module().build_info()["instruction_sets"])
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A call that was asked for, and the storages that its addresses point into."""
+    """A requested kernel call, and the storages that its addresses point into."""
 
     kernel: str
     arguments: dict[str, int | float | str]
@@ -85,7 +85,7 @@ _recording: ContextVar[list[_Recorded] | None] = ContextVar("recording", default
 
 @contextmanager
 def recording() -> Iterator[list[_Recorded]]:
-    """What CPU kernels are asked for meanwhile; none of them runs."""
+    """Within it, CPU kernel calls are recorded instead of run."""
     recorded: list[_Recorded] = []
     token = _recording.set(recorded)
     try:
@@ -95,11 +95,11 @@ def recording() -> Iterator[list[_Recorded]]:
 
 
 def bind(run: Callable[[], None], tensors: Iterable[torch.Tensor]) -> Callable[[], None]:
-    """`run`, or where all it does is to call one CPU kernel on `tensors`, that call with its arguments ready: a tenth
-    of the Python.
+    """`run` itself, or a faster equivalent where `run` only calls one CPU kernel on `tensors`.
 
-    Addresses are taken now: `tensors` must stay where they are. What `run` does beside the call, e.g. the copy of a
-    tensor that is not contiguous, it does once, now; such a call is not bound. Raises NativeError.
+    The equivalent is that kernel call with its arguments already converted; it takes a tenth of the Python time.
+    Addresses are taken now, so `tensors` must not move. Anything that `run` does besides the call, such as copying a
+    tensor that is not contiguous, happens once, now, and such a call is not bound. Raises NativeError.
     """
     with recording() as recorded:
         run()
@@ -164,11 +164,11 @@ def refuses_cuda(device: torch.device, *dtypes: torch.dtype) -> str | None:
 
 
 Argument = torch.Tensor | torch.dtype | float | None
-"""What a member of a kernel's struct is given as."""
+"""The types that a member of a kernel's struct may have."""
 
 
 def plain(kernel: str, device: torch.device, arguments: Mapping[str, Argument]) -> dict[str, int | float]:
-    """Members of a struct of arguments: a tensor as its address (None as null), a dtype as its number.
+    """Members of an argument struct as numbers: a tensor becomes its address (None becomes null), a dtype its code.
 
     Raises NativeError where a tensor is not on `device`.
     """
@@ -186,9 +186,9 @@ def plain(kernel: str, device: torch.device, arguments: Mapping[str, Argument]) 
 
 
 def run(kernel: str, *, isa: str | None = None, **arguments: Argument) -> None:
-    """One CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/cpu.
+    """Run one CPU kernel on all of torch's threads; `arguments` are the members of its struct in csrc/cpu.
 
-    What an address points at is not checked: shapes and strides are the caller's, from a plan that was checked.
+    The memory at an address is not checked: the caller vouches for shapes and strides, from a plan that was checked.
     Raises NativeError.
     """
     members = {"threads": torch.get_num_threads()} | plain(kernel, torch.device("cpu"), arguments)
@@ -196,7 +196,7 @@ def run(kernel: str, *, isa: str | None = None, **arguments: Argument) -> None:
 
 
 def run_cuda(kernel: str, device: torch.device, **arguments: Argument) -> None:
-    """One CUDA kernel on the current stream of `device`; `threads`, which its struct shares with a CPU kernel, is 1."""
+    """Run one CUDA kernel on the current stream of `device`. Its struct shares `threads` with a CPU kernel; it is 1."""
     members = {"threads": 1} | plain(kernel, device, arguments)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream

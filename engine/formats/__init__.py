@@ -1,4 +1,4 @@
-"""How the weight of a linear lies in memory: importing this package registers every format that its folder holds."""
+"""How a linear's weight is laid out in memory. Importing this package registers every format in its folder."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""What a format is: the specs of a weight's tensors, how they are made of the weight, what they stand for and lose."""
+"""The interface of a weight format: the specs of its tensors, packing, unpacking and the loss of precision."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from ..specs import Shape, TensorSpec
 
 Packed = tuple[torch.Tensor, torch.Tensor | None]
-"""A weight's values and their scales, None where the format has none."""
+"""A weight's values, and their scales (None if the format has none)."""
 ROWS_AT_ONCE = 256
-"""Packed together: as many as the caches hold in float32. A multiple of what any format stores together."""
+"""Values packed at a time: as many as fit in the caches in float32. A multiple of every format's block size."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What is lost of a weight, or of several: sums of squares of W, of Wq, of Wq - W, and of products W Wq."""
+    """The precision lost by one or several weights, as sums of W^2, Wq^2, (Wq - W)^2 and the products W Wq."""
 
     weight: float
     quantized: float
@@ -30,66 +30,66 @@ class Loss:
 
     @property
     def relative(self) -> float:
-        """||Wq - W|| / ||W||; 0 for zeros."""
+        """||Wq - W|| / ||W||; 0 for a weight of zeros."""
         return math.sqrt(self.difference / self.weight) if self.weight else 0.0
 
     @property
     def cosine(self) -> float:
-        """<Wq, W> / (||Wq|| ||W||); 1 for zeros."""
+        """<Wq, W> / (||Wq|| ||W||); 1 for a weight of zeros."""
         return self.product / math.sqrt(self.weight * self.quantized) if self.weight and self.quantized else 1.0
 
 
 class Format(ABC):
-    """One way to keep a weight W (N, K). Rows are packed alone, so that it does not matter how weights are stacked."""
+    """One way to store a weight W (N, K). Each row is packed by itself, so stacking weights changes nothing."""
 
     name: str
     suffix = ""
-    """Of the names of its tensors: the weight's name, the suffix, and for the scales ".scale" after it."""
+    """Suffix of its tensors' names: a weight's name plus this suffix; its scales add ".scale" to that."""
     by_rows = False
-    """The values are a tensor (N, K), row by row, which any op can read."""
+    """Whether the values are a row-major tensor (N, K) that any op can read."""
     group: int | None = None
-    """So many columns of an input are quantized to int8 together by its kernels, 0: a row; None: inputs stay."""
+    """Columns of an input that kernels quantize to int8 together. 0: a whole row; None: inputs are not quantized."""
     decodes = False
-    """For a few rows of one token alone, beside a format that serves all."""
+    """Whether it serves only a few rows of one token each, and a second format has to serve all other inputs."""
 
     @property
     def stored(self) -> Format:
-        """The format, row by row, that this one is made of."""
+        """The row-major format that this one is made from."""
         return self
 
     def refuses(self, n: int, k: int, dtype: torch.dtype) -> str | None:
-        """Why it does not hold a weight (n, k) of a model that computes in `dtype`, or None."""
+        """Why the format cannot hold a weight (n, k) of a model that computes in `dtype`, or None."""
         return None
 
     @abstractmethod
     def specs(self, n: int, k: int, dtype: torch.dtype) -> tuple[TensorSpec, TensorSpec | None]:
-        """Of the values and of the scales of a weight (n, k)."""
+        """Specs of the values and the scales of a weight (n, k)."""
 
     def size(self, values: Shape) -> Shape:
-        """(N, K) of a weight by the shape of its values."""
+        """(N, K) of a weight, given the shape of its values."""
         return values
 
     @abstractmethod
     def pack(self, weight: torch.Tensor, scale: torch.Tensor | None = None) -> Packed:
-        """A weight (N, K) of floats or, with a scale for each row, of 8 bits, in this format."""
+        """Pack a weight (N, K) of floats or, with one scale per row, of 8-bit values."""
 
     @abstractmethod
     def matrix(self, values: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> Packed:
-        """A matrix (N, K) in `dtype`, and the factor of each of its rows where it leaves one: their product is W."""
+        """(matrix, factor): a matrix (N, K) in `dtype`, and one factor per row or None. Their product is W."""
 
     def unpack(
         self, values: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """The weight (N, K) that they stand for."""
+        """The weight (N, K) that the values and scales represent."""
         matrix, factors = self.matrix(values, scale, dtype)
         return matrix if factors is None else matrix * factors[:, None].to(dtype)
 
     def restored(self, values: torch.Tensor, scale: torch.Tensor | None) -> Packed:
-        """The weight in the format that this one is made of."""
+        """The weight in the format that this one is made from."""
         return (values, scale) if self.by_rows else self.stored.pack(self.unpack(values, scale))
 
     def loss(self, weight: torch.Tensor, values: torch.Tensor | None = None, scale: torch.Tensor | None = None) -> Loss:
-        """Of `weight` (N, K) in this format, packed from `values` and `scale` where given: the same in 8 bits."""
+        """The loss of storing `weight` (N, K) in this format; `values` and `scale` may give it in 8 bits."""
         sums = torch.zeros(4, dtype=torch.float64)
         for start in range(0, len(weight), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -102,7 +102,7 @@ class Format(ABC):
 
 
 FORMATS: dict[str, Format] = {}
-"""By name."""
+"""Formats by name."""
 
 
 def register(fmt: Format) -> None:

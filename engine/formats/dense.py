@@ -1,4 +1,4 @@
-"""dense: W (N, K) itself, row by row."""
+"""dense: W (N, K) as it is, row by row."""
 
 from __future__ import annotations
 

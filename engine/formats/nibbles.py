@@ -1,8 +1,9 @@
-"""int4: weights in 4 bits. w = q * scale, q -8..7, with a bfloat16 scale for each group of 32 columns of an output.
+"""int4: weights in 4 bits. w = q * scale, with q in -8..7 and one bfloat16 scale per output and group of 32 columns.
 
-Kept as the kernel reads them, in panels of 16 outputs: a u8 [N / 16][K / 32][4][64] whose byte [p][g][i][4 o + j] holds
-q + 8 of output 16 p + o, in its low half of column 32 g + 8 i + j and in its high half of the fourth one after that;
-and the scales as [N / 16][K / 32][16]. Kernels quantize their inputs in the same groups of columns.
+The values are stored in the order in which the kernel reads them, in panels of 16 outputs: u8 [N / 16][K / 32][4][64].
+Byte [p][g][i][4 o + j] holds q + 8 of output 16 p + o: column 32 g + 8 i + j in its low half, and the fourth column
+after that in its high half. The scales are [N / 16][K / 32][16]. Kernels quantize their inputs in the same groups of
+columns.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .rows import INT8
 
 PANEL = 16
 GROUP = 32
-"""kInt4Group of csrc/cpu/amx/int4_linear.h."""
+"""Columns of a group: kInt4Group of csrc/cpu/amx/int4_linear.h."""
 REGISTERS = 4
-"""Of 64 bytes, in a group of a panel."""
+"""Blocks of 64 bytes in one group of a panel."""
 Q_MIN, Q_MAX = -8, 7
 
 
@@ -43,7 +44,7 @@ class Nibbles(Format):
         return values[0] * PANEL, values[1] * GROUP
 
     def pack(self, weight: torch.Tensor, scale: torch.Tensor | None = None) -> Packed:
-        """The value of largest magnitude in a group is its -8, so that all 16 serve."""
+        """The value of largest magnitude in a group becomes -8, so that all 16 levels are used."""
         found = []
         for start in range(0, len(weight), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -73,7 +74,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def packed(q: torch.Tensor) -> torch.Tensor:
-    """q (N, K) in -8..7 as bytes in the kernel's order."""
+    """q (N, K) in -8..7, as bytes in the kernel's order."""
     n, k = q.shape
     halves = (q + 8).to(torch.uint8).view(n // PANEL, PANEL, k // GROUP, REGISTERS, 2, 4)
     low, high = halves.permute(4, 0, 2, 3, 1, 5).reshape(2, n // PANEL, k // GROUP, REGISTERS, 64)
@@ -81,7 +82,7 @@ def packed(q: torch.Tensor) -> torch.Tensor:
 
 
 def unpacked(values: torch.Tensor) -> torch.Tensor:
-    """The q (N, K), in int8, that bytes hold."""
+    """q (N, K) in int8, from bytes in the kernel's order."""
     panels, groups = values.shape[:2]
     halves = torch.stack([values & 15, values >> 4]).view(2, panels, groups, REGISTERS, PANEL, 4)
     return halves.permute(1, 4, 2, 3, 0, 5).reshape(panels * PANEL, groups * GROUP).to(torch.int8) - 8

@@ -1,10 +1,10 @@
-"""int8 and e4m3: rows in 8 bits. q = y / scale rounded to even, scale = max |y| / largest, for each row.
+"""int8 and e4m3: rows in 8 bits. q = y / scale rounded to even, scale = max |y| / largest, one scale per row.
 
-largest is 127 in int8 and 448 in float8_e4m3fn, whose values are so coarse that rounding is relative: within 1/16 of y,
-or where y / scale is below 2^-6 within 2^-10 of it. y is in float32 and nothing rounds it before; scale is float32.
-q = 0 in a row whose max |y| is below 1e-30 (a row of zeros has scale 0) or not finite: its scale is then infinite or
-NaN, whichever the maximum is, so that q * scale is NaN throughout. q itself is finite and within largest, in e4m3 too.
-Weights are kept so, and activations are quantized so by the ops that end in it.
+largest is 127 in int8 and 448 in float8_e4m3fn. Rounding to float8_e4m3fn is coarse: its error is at most 1/16 of y or,
+where y / scale is below 2^-6, at most 2^-10 in y / scale. y is float32 and nothing rounds it first; scale is float32.
+q = 0 in a row whose max |y| is below 1e-30 (a row of zeros has scale 0) or is not finite. In the latter case scale is
+infinite or NaN, as the maximum is, and q * scale is NaN throughout. q itself is always finite and within largest.
+Weights are stored in these formats, and ops with 8-bit outputs quantize activations in the same way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..specs import TensorSpec
 from .base import Format, Packed, register
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""By dtype, what a row's largest value becomes."""
+"""The value that a row's largest magnitude maps to, by dtype."""
 
 
 class Rows(Format):
@@ -40,26 +40,26 @@ register(E4M3)
 
 
 def reference(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """q before it is rounded (see Op.quantized) and scale, in y's dtype."""
+    """q before rounding (see Op.quantized), and scale, both in y's dtype."""
     largest = y.abs().amax(-1, keepdim=True)
     scale = largest / LARGEST[dtype]
     return torch.where(_usable(largest), y / scale, 0.0), scale.squeeze(-1)
 
 
 def quantize(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    """q and scale of y (*, C) in float32, which is overwritten, by torch."""
+    """Write q and scale of y (*, C), float32, using torch. y is overwritten."""
     largest, most = y.abs().amax(-1), LARGEST[q.dtype]
     torch.div(largest, most, out=scale)
     steps = y.mul_((most / largest)[..., None])
     if q.dtype is torch.int8:
         steps.round_()
     else:
-        steps.clamp_(-most, most)  # what lies beyond may become NaN, by a last bit of the product
+        steps.clamp_(-most, most)  # the product may exceed `most` in its last bit, and then become NaN
     q.copy_(torch.where(_usable(largest)[..., None], steps, 0.0))
 
 
 def quantized(y: torch.Tensor, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (*, C) and scale (*) of y (*, C), by torch; y stays as it is."""
+    """q (*, C) and scale (*) of y (*, C), using torch. y is left unchanged."""
     q = torch.empty(y.shape, dtype=dtype, device=y.device)
     scale = torch.empty(y.shape[:-1], dtype=torch.float32, device=y.device)
     quantize(y.to(torch.float32, copy=True), q, scale)

@@ -1,8 +1,8 @@
 """tiles and int8_tiles: weights in AMX tiles, [N / 16][K / k] blocks of k x 16 values, each [k / v][16][v].
 
-k values fill 64 bytes, v fill four. That is the order in which a tile register wants the right operand of a product:
-the values of v neighboring columns of W side by side. A tiled weight keeps its shape (N, K), dtype and scales, its
-bytes are in that order. Kernels quantize their inputs row by row for int8 tiles.
+k values fill 64 bytes and v values fill four. A tile register wants the right operand of a product in this order: the
+values of v neighboring columns of W side by side. A tiled weight keeps its shape (N, K), dtype and scales; only the
+order of its bytes differs. Kernels quantize their inputs row by row for int8 tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .rows import INT8
 
 ROWS = 16
 BYTES = 64
-"""Of a row of a tile."""
+"""Bytes in a row of a tile."""
 
 
 class Tiles(Format):
@@ -49,7 +49,7 @@ class Tiles(Format):
 
 
 TILES = {DENSE: Tiles("tiles", DENSE, None), INT8: Tiles("int8_tiles", INT8, 0)}
-"""By the format whose values lie in them."""
+"""Tiled formats, by the format that their values come from."""
 for _format in TILES.values():
     register(_format)
 
@@ -62,13 +62,13 @@ def tile(weight: torch.Tensor) -> torch.Tensor:
 
 
 def untile(tiled: torch.Tensor) -> torch.Tensor:
-    """The weight of which `tiled` is the copy by `tile`."""
+    """The inverse of `tile`."""
     n, k = tiled.shape
     quads = (n // ROWS, k * tiled.itemsize // BYTES, BYTES // 4, ROWS)
     return _permuted(tiled, quads, (0, 3, 1, 2))
 
 
 def _permuted(weight: torch.Tensor, quads: tuple[int, ...], order: tuple[int, ...]) -> torch.Tensor:
-    """Four bytes at a time."""
+    """A permuted copy, moved four bytes at a time."""
     view = weight.contiguous().view(torch.int32).view(quads)
     return view.permute(order).contiguous().view(weight.dtype).view(weight.shape)

@@ -2,9 +2,10 @@
 
 A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
 `T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading
-sizes, `?` an optional argument, `!` one that is written in place. `2*F` divides when it binds. A dtype or a size that
-only an output has comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive` function,
-which also checks what a pattern cannot say: `any[...]` is left to it. It finds the specs of all arguments as `given`.
+sizes, `?` an optional argument, `!` one that is written in place. `2*F` is divided by 2 to bind F. A dtype or a size
+that appears only in an output comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive`
+function, which receives the specs of all arguments as `given`. `derive` also checks what a pattern cannot express;
+`any[...]` leaves the whole argument to it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Schema:
         return Schema(args(left), args(right), derive)
 
     def bind(self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = "") -> Bound:
-        """Sizes and dtype variables of a call, by name; raises SchemaError naming op, argument, expected, got."""
+        """Sizes and dtype variables of a call, by name. Raises SchemaError with op, argument, expected, got."""
         where = f"{op} ({label})" if label and label != op else op
         if len(specs) != len(self.inputs):
             raise SchemaError(f"{where}: expected {len(self.inputs)} arguments, got {len(specs)}")
@@ -81,7 +82,7 @@ class Schema:
     def infer(
         self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = ""
     ) -> list[TensorSpec]:
-        """Specs of the outputs of a call."""
+        """Specs of a call's outputs."""
         bound = self.bind(op, specs, attrs, label)
         outputs = []
         for arg in self.outputs:
@@ -164,7 +165,7 @@ class Call:
 
 Refusal = Callable[[torch.device, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
 Avoided = Callable[[str, str, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
-"""(op, implementation, specs, attributes) -> why it must not serve such a call though it does not refuse, or None."""
+"""(op, implementation, specs, attributes) -> why the implementation must be skipped though it can serve, or None."""
 
 
 def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -173,17 +174,17 @@ def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs
 
 @dataclass(frozen=True)
 class Tunable:
-    """Something beside its arguments that decides how fast an implementation is, and values worth timing.
+    """A setting that decides how fast an implementation is, and the values worth timing.
 
-    `name` of `module` (or of an object in one) holds the value in force. Where it is a function, as torch has some,
-    called without an argument it gives the value, and called with one it sets it.
+    `name` of `module` (or of an object in it) holds the current value. Where it is a function, as some of torch's are,
+    calling it without an argument returns the value and calling it with one sets the value.
     """
 
     module: str
     name: str
     values: tuple[Any, ...]
     decides: Callable[[Sequence[TensorSpec | None]], bool] = lambda specs: True
-    """False for calls that it makes no difference to."""
+    """Returns False for calls that the setting does not affect."""
 
     def get(self) -> Any:
         held = getattr(resolve_name(self.module), self.name)
@@ -200,14 +201,14 @@ class Tunable:
 
 @dataclass(frozen=True)
 class Implementation:
-    """A function (inputs..., outputs..., **attrs) that writes its outputs, and when it cannot serve."""
+    """A function (inputs..., outputs..., **attrs) that writes its outputs, and the conditions under which it serves."""
 
     name: str
     run: Callable[..., None]
     refuses_call: Refusal
     yields_call: Refusal = _accepts_all
     around: bool = False
-    """`run` does more than call its kernel once, so the executor may not bind the kernel's call in its place."""
+    """`run` does more than call its kernel once, so the executor must not bind the kernel call in its place."""
     tunables: tuple[Tunable, ...] = ()
 
     def refuses(
@@ -216,17 +217,17 @@ class Implementation:
         specs: Sequence[TensorSpec | None] = (),
         attrs: Mapping[str, Any] | None = None,
     ) -> str | None:
-        """Why this implementation cannot serve on `device` (for these arguments, where given), or None."""
+        """Why this implementation cannot serve on `device` (with these arguments, if given), or None."""
         return self.refuses_call(device, specs, attrs or {})
 
     def yields(self, device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-        """Why another one is the better choice for these arguments, though this one could serve, or None."""
+        """Why another implementation is the better choice for these arguments though this one can serve, or None."""
         return self.yields_call(device, specs, attrs)
 
 
 @dataclass
 class Op:
-    """A fused op. Files in this folder each define one, complete."""
+    """A fused op. Each file in this folder defines one completely."""
 
     name: str
     schema: Schema
@@ -238,16 +239,16 @@ class Op:
     """(generator, dtype, **case) -> Call: the arguments of one test or benchmark case."""
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
     rounding_steps: float = 2.0
-    """Tolerance: largest error over largest output, in units of the output dtype's epsilon."""
+    """Largest allowed error over largest output, in units of the output dtype's epsilon."""
     read_bytes: Callable[[Bound, Mapping[str, Any]], int] | None = None
-    """Bytes moved where it is not simply all arguments once (gathers, masked attention)."""
+    """Bytes moved, where that is not every argument once (gathers, masked attention)."""
     computed_from: Mapping[str, str] = field(default_factory=dict)
-    """Outputs made from another output as it is stored, hence with its dtype's rounding: {"sumsq": "y"}."""
+    """Outputs computed from another output as stored, and thus with its rounding: {"sumsq": "y"}."""
     quantized: Sequence[str] = ()
-    """Outputs in 8 bits that the reference leaves unrounded: an implementation's are within half a step of them."""
+    """8-bit outputs that the reference leaves unrounded. An implementation has to be within half a step of them."""
     as_good: Callable[[Sequence[torch.Tensor | None], Mapping[str, torch.Tensor]], str | None] | None = None
-    """(arguments before a call, what it wrote by name) -> what is wrong, or None: of an op whose results are choices,
-    where rounding may take another that is as good."""
+    """(arguments before a call, what it wrote by name) -> what is wrong, or None. For ops whose outputs are choices,
+    where rounding may lead to a different one that is as good."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def implementation(
@@ -258,10 +259,10 @@ class Op:
         around: bool = False,
         tunables: Sequence[Tunable] = (),
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register the decorated function; earlier registrations are preferred.
+        """Register the decorated function. Earlier registrations are preferred.
 
-        `refuses` gives the reason why it cannot serve a call; `yields` why it only does when asked for by name;
-        `around` says that it does more than to call one kernel; `tunables` are timed on a GPU beside what is in force.
+        `refuses` returns why it cannot serve a call, `yields` why it serves only when asked for by name. `around` says
+        that it does more than call one kernel. `tunables` are timed on a GPU against the current values.
         """
 
         def register(run: Callable[..., None]) -> Callable[..., None]:
@@ -280,8 +281,8 @@ class Op:
     ) -> tuple[Implementation, dict[str, str]]:
         """The first implementation that neither refuses nor yields, and the reasons of those before it.
 
-        Of those in `forced`, where given, in its order, the first that does not refuse. What `avoided` has a reason
-        against does not serve. Raises PlanError where none serves or a forced one is unknown.
+        If `forced` is given, only those names count, in that order, and the first that does not refuse is chosen. One
+        that `avoided` has a reason against is skipped. Raises PlanError if none serves or a forced name is unknown.
         """
         unknown = [name for name in forced if name not in self.implementations]
         if unknown:
@@ -301,7 +302,7 @@ class Op:
         raise PlanError(f"{self.name}: no implementation serves on {device}: {reasons}")
 
     def bytes_moved(self, bound: Bound, attrs: Mapping[str, Any], specs: Sequence[TensorSpec | None]) -> int:
-        """Bytes read and written by one call, concrete sizes."""
+        """Bytes read and written by one call. Sizes must be concrete."""
         if self.read_bytes is not None:
             return self.read_bytes(bound, attrs)
         return sum(static(product(s.shape)) * s.dtype.itemsize for s in specs if s is not None)
@@ -333,7 +334,7 @@ def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.f
 
 
 def quiet(x: torch.Tensor, constant: float = 0.0) -> torch.Tensor:
-    """x (N, ..., C), N >= 2, in place: x[0] constant, x[-1] of variance 1e-6, so that a norm's eps decides them."""
+    """x (N, ..., C), N >= 2, changed in place: x[0] is constant and x[-1] has variance 1e-6, where eps matters."""
     x[0] = constant
     x[-1] *= 1e-3 / float(x[-1].float().std())
     return x

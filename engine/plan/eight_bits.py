@@ -1,7 +1,7 @@
-"""Linears with weights in 8 bits, row by row, on inputs in 8 bits, where an implementation multiplies those faster.
+"""Gives linears with row-major 8-bit weights their inputs in 8 bits where an implementation multiplies those faster.
 
-What makes a linear's input writes it in 8 bits itself, where it is a norm or a gated SiLU that nobody else reads:
-nothing more passes through memory. Otherwise a `quantize_rows` stands in front.
+If a norm or a gated SiLU produces the input and nothing else reads it, that op writes 8 bits itself, so no extra data
+passes through memory. Otherwise a `quantize_rows` is inserted before the linear.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ QUANTIZED = {
     "add_rms_norm": "add_rms_norm_quantized",
     "silu_mul": "silu_mul_quantized",
 }
-"""By the op whose last output may be in 8 bits, the op that writes it so."""
+"""The op that writes 8 bits, by the op whose last output may be in 8 bits."""
 
 
 def quantize_inputs(graph: Graph, choice: Choice, neighbors: bool, reasons: Reasons) -> Graph:
-    """`graph` with the inputs of such linears in 8 bits; `reasons` takes by label why others keep theirs.
+    """`graph` with 8-bit inputs for such linears. `reasons` receives, by label, why other linears keep theirs.
 
-    A producer that is forced to an implementation keeps its op, as all do without `neighbors`.
+    A producer that is forced to an implementation keeps its op; without `neighbors`, all producers do.
     """
     edited = _Inputs(graph, choice)
     for node in edited.source:
@@ -41,9 +41,9 @@ class _Inputs(Editing):
         super().__init__(graph)
         self.choice = choice
         self.chosen: dict[str, Rows] = {}
-        """By the label of a linear, in which 8 bits its inputs are."""
+        """The 8-bit dtype of a linear's inputs, by the linear's label."""
         self.merged: dict[str, tuple[Value, Value]] = {}
-        """Rows in 8 bits and their scales, by the value that they stand for."""
+        """Quantized rows and their scales, by the value that they replace."""
 
     def decide(self, node: Node) -> str | None:
         weight, x = self.weight(node), self.choice.spec(node.inputs[0])

@@ -1,11 +1,10 @@
-"""The one place that decides how a linear is computed: the format of its weight, what it takes in of its neighbors, by
-which implementation, and why not otherwise.
+"""Decides how every linear is computed: its weight format, the neighbors fused into it, and its implementation.
 
-Graphs are written in small ops. A linear may take in an RMSNorm in front of it, and a gated SiLU, a GELU or a residual
-add after it, where an implementation serves that neither refuses nor yields: `add_rms_norm` is then split into its
-halves, one for the linear before it and one for the linear after it. Only values that nobody else reads disappear.
-Formats for decoding are tried before the one that serves all, where a graph decodes and the rows are few. A linear with
-a weight in 8 bits, row by row, gets its inputs in 8 bits where that pays (plan/eight_bits.py).
+Graphs are written in small ops. A linear may absorb an RMSNorm before it, and a gated SiLU, a GELU or a residual add
+after it, if some implementation of the fused op neither refuses nor yields. An `add_rms_norm` is then split into its
+halves, one for the linear before it and one for the linear after it. Only values that nothing else reads disappear.
+Where a graph decodes and the rows are few, formats for decoding are tried before the format that serves all inputs. A
+linear with a row-major 8-bit weight gets 8-bit inputs where that pays (plan/eight_bits.py).
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from ..specs import TensorSpec, bind, contiguous_strides, product
 NEIGHBORS = ("rms_norm", "add_rms_norm", "silu_mul", "gelu")
 ACTIVATIONS = {"silu_mul": "gated_silu", "gelu": "gelu"}
 Reasons = dict[str, dict[str, str]]
-"""By label, by what was not chosen, why."""
+"""Why each rejected alternative was not chosen: by label, then by alternative."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides between implementations: sizes, a device, those forced by op, what must not serve."""
+    """What implementations are chosen by: sizes, device, forced implementations by op, and those to avoid."""
 
     sizes: Mapping[str, int]
     device: torch.device
@@ -42,7 +41,7 @@ class Choice:
         return None if value is None else TensorSpec(tuple(bind(s, self.sizes) for s in value.shape), value.dtype)
 
     def refuses(self, inputs: Sequence[Value | TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-        """Why no implementation takes such a linear for its own sake, or None. torch takes any that it is given."""
+        """Why such a linear should not be made, or None: nothing can serve it, or only torch's, which yields."""
         op, specs = get_op("linear"), [self.spec(value) for value in inputs]
         try:
             op.schema.bind(op.name, specs, attrs)
@@ -53,7 +52,7 @@ class Choice:
 
 
 class Editing:
-    """A copy of a graph whose nodes are written anew, with the readers of its values."""
+    """A copy of a graph whose nodes are rewritten, with the readers of its values."""
 
     def __init__(self, graph: Graph) -> None:
         self.source = graph.nodes
@@ -67,13 +66,13 @@ class Editing:
         self.kept = {value.root.name for value in graph.outputs.values()}
 
     def reader(self, value: Value, *ops: str) -> Node | None:
-        """The one node that reads `value`, where it is of `ops`, reads it once, and the value is no output."""
+        """The only node that reads `value`, if it is one of `ops`, reads it once, and `value` is no output."""
         readers = self.readers.get(value.name, [])
         alone = len(readers) == 1 and value.name not in self.kept
         return readers[0] if alone and readers[0].op in ops else None
 
     def weight(self, node: Node) -> Weight | None:
-        """The formats of a linear's weight, None where it is a tensor."""
+        """The formats of a linear's weight, or None if the weight is a plain tensor."""
         assert node.inputs[1] is not None
         found = self.graph.weights.get(node.inputs[1].name)
         return found if isinstance(found, Weight) else None
@@ -94,7 +93,7 @@ class Editing:
         return known
 
     def forget_unread(self) -> None:
-        """Weights of which other formats are read."""
+        """Drop weights that the graph reads only in other formats."""
         read = {v.root for node in self.graph.nodes for v in node.inputs if v is not None}
         weights = self.graph.weights
         unread = [n for n, v in self.graph.values.items() if isinstance(weights.get(n), Weight) and v.root not in read]
@@ -103,7 +102,7 @@ class Editing:
 
 
 def check_formats(graph: Graph) -> None:
-    """PlanError where another op than a linear, or a view, reads a weight that is not kept as it is."""
+    """Raise PlanError if an op other than a linear, or a view, reads a weight that is not stored as it is."""
     for node in graph.nodes:
         for i, value in enumerate(node.inputs):
             weight = None if value is None else graph.weights.get(value.root.name)
@@ -118,9 +117,9 @@ def check_formats(graph: Graph) -> None:
 
 
 def choose_linears(graph: Graph, choice: Choice, neighbors: bool, reasons: Reasons) -> Graph:
-    """`graph` with its linears as they are computed; `reasons` takes why not otherwise, by label.
+    """`graph` with every linear in its final form. `reasons` receives, by label, why alternatives were rejected.
 
-    Without `neighbors`, or where one of those is forced to an implementation, each node of the graph stays by itself.
+    Without `neighbors`, or where a neighbor is forced to an implementation, each node of the graph stays on its own.
     """
     linears = _Linears(graph, choice, neighbors and not any(op in choice.forced for op in NEIGHBORS), reasons)
     linears.run()
@@ -133,15 +132,15 @@ class _Linears(Editing):
         super().__init__(graph)
         self.choice, self.neighbors, self.reasons = choice, neighbors, reasons
         self.written: set[str] = set()
-        """Values of nodes that are there by now."""
+        """Values of nodes that have been emitted."""
         self.norms: dict[str, Node] = {}
-        """RMSNorms that a linear may take, by the value that they write."""
+        """RMSNorms that a linear may absorb, by the value that they write."""
         self.done: set[str] = set()
         self.at = 0
-        """The place in the source of the node that is looked at."""
+        """Position in the source graph of the node being processed."""
         self.places = {node.label: place for place, node in enumerate(graph.nodes)}
         self.overwrites: dict[str, list[int]] = {}
-        """By the name of a value, the places of the nodes that write it in place."""
+        """Positions of the nodes that write a value in place, by the value's name."""
         for place, node in enumerate(graph.nodes):
             for value in overwritten(node):
                 self.overwrites.setdefault(value.name, []).append(place)
@@ -159,7 +158,7 @@ class _Linears(Editing):
                 self._keep(node)
 
     def _after(self, y: Value) -> Node | None:
-        """The activation of `y`, or the node that adds it to a residual that is there by now; only they read it."""
+        """The activation of `y`, or its add to a residual that has been emitted; None if anything else reads `y`."""
         node = self.reader(y, "add_rms_norm", *ACTIVATIONS) if self.neighbors else None
         if node is None or node.op in ACTIVATIONS:
             return node if node is not None and node.inputs[0] is y else None
@@ -170,7 +169,7 @@ class _Linears(Editing):
         return node if delta is y and there and self._same_until(node, root) else None
 
     def _same_until(self, node: Node, root: Value) -> bool:
-        """True if nothing that is still to come before `node` overwrites `root`."""
+        """True if no node still to be emitted before `node` overwrites `root`."""
         return not any(self.at < place < self.places[node.label] for place in self.overwrites.get(root.name, ()))
 
     def _emit(self, node: Node) -> None:
@@ -178,7 +177,7 @@ class _Linears(Editing):
         self.written.update(value.name for value in node.outputs)
 
     def _keep(self, node: Node) -> None:
-        """Emits `node` after the norms that it reads, and after those that read what it overwrites."""
+        """Emit `node` after the norms that it reads and after those that read what it overwrites."""
         for value in node.inputs:
             if value is not None and value.root.name in self.norms:
                 self._emit(self.norms.pop(value.root.name))
@@ -210,7 +209,7 @@ class _Linears(Editing):
             self.reasons.setdefault(node.label, {})[f"in {fmt.name}"] = reason
 
     def _computed(self, node: Node, fmt: Format, norm: Node | None = None, after: Node | None = None) -> Node:
-        """A linear with its weight in a format, and the neighbors that it takes in."""
+        """A linear with its weight in one format and with the neighbors that it absorbs."""
         x, _, bias, *_ = node.inputs
         assert x is not None
         source, norm_weight = self._unnormed(x, norm)
@@ -227,7 +226,7 @@ class _Linears(Editing):
         return Node(node.label, "linear", (source, values, bias, scale, None, norm_weight, residual), (y,), attrs)
 
     def _formats(self, node: Node, x: Value, after: Node | None) -> list[Format]:
-        """Those that may serve, the preferred first."""
+        """Formats that may serve, the preferred one first."""
         weight, spec = self.weight(node), self.choice.spec(x)
         first, *others = (FORMATS["dense"],) if weight is None else weight.formats
         assert spec is not None
@@ -235,7 +234,7 @@ class _Linears(Editing):
         return [fmt for fmt in others if few and (after is None or after.op != "gelu")] + [first]
 
     def _unnormed(self, x: Value, norm: Node | None) -> tuple[Value, Value | None]:
-        """What `norm` reads, in the shape of x, and its weight; x itself where there is none."""
+        """The value that `norm` reads, in the shape of x, and the norm's weight; x itself if there is no norm."""
         if norm is None:
             return x, None
         source, weight = norm.inputs
@@ -243,7 +242,7 @@ class _Linears(Editing):
         return source if source.shape == x.shape else self.graph.reshape(source, x.shape), weight
 
     def _replace(self, node: Node, norm: Node | None, after: Node | None) -> None:
-        """`node` for a linear, the norm in front of it and the node after it."""
+        """Put `node` in place of the linear, the norm before it and the node after it."""
         if norm is not None:
             del self.norms[norm.outputs[0].name]
         self._keep(node)
@@ -255,9 +254,9 @@ class _Linears(Editing):
             self._norm(Node(f"{after.label}.norm", "rms_norm", (total, weight), (normed,), dict(after.attrs)))
 
     def _norm(self, node: Node) -> None:
-        """Waits for the linear that may take it; a state that it reads could change until then.
+        """Hold the norm back for the linear that may absorb it, unless a state that it reads could change until then.
 
-        The half of a split `add_rms_norm` that nobody reads is left out.
+        Where an `add_rms_norm` is split, a half that nothing reads is dropped.
         """
         (normed,), (source, _) = node.outputs, node.inputs
         if normed.name not in self.readers and normed.name not in self.kept:
@@ -270,7 +269,7 @@ class _Linears(Editing):
 
 
 def overwritten(node: Node) -> list[Value]:
-    """What a node writes in place."""
+    """The values that a node writes in place."""
     arguments = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
     return [value.root for arg, value in arguments if arg.mutated and value is not None]
 

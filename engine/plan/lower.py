@@ -28,10 +28,10 @@ def lower(
 ) -> Plan:
     """The plan of `graph` with its symbols bound to `sizes`.
 
-    `forced` names the implementations of an op that may serve, the preferred first; an unknown name, or a node that
-    none of them can serve, is a PlanError. What `avoided` has a reason against is as if it refused. `guard` leaves that
-    many bytes free after every intermediate, for tests.
-    Without `fused` each of the graph's nodes has its own (see linear.py), for a comparison node by node.
+    `forced` lists, by op, the implementations that may serve, the preferred one first. An unknown name, or a node that
+    none of them can serve, is a PlanError. An implementation that `avoided` has a reason against counts as refusing.
+    `guard` leaves that many bytes free after every intermediate, for tests. Without `fused`, the plan has each of the
+    graph's nodes (see linear.py), for a comparison node by node.
     """
     device, forced = torch.device(device), forced or {}
     unknown = sorted(set(forced) - set(all_ops()))
@@ -87,7 +87,7 @@ def _concrete(value: Value, sizes: Mapping[str, int]) -> Ref:
 
 
 def _check_window(value: Value, ref: Ref, elements: int) -> None:
-    """A view that leaves its storage would read, or write, whatever lies beside it."""
+    """Refuse a view that extends beyond its storage, because it would read or write whatever lies there."""
     shape = [static(s) for s in ref.spec.shape]
     if min(shape, default=0) < 0:
         raise GraphError(f"'{value.name}' has a negative size in this bucket: {shape}")
@@ -102,7 +102,7 @@ def _check_window(value: Value, ref: Ref, elements: int) -> None:
 
 
 def _plan_node(node: Node, choice: Choice, instead: Mapping[str, str]) -> PlannedNode:
-    """instead: what the node could have been, and why it is not."""
+    """instead: the alternatives to the node, and why each was not chosen."""
     op, sizes, forced = get_op(node.op), choice.sizes, choice.forced.get(node.op, ())
     inputs = tuple(None if v is None else _concrete(v, sizes) for v in node.inputs)
     outputs = tuple(_concrete(v, sizes) for v in node.outputs)

@@ -1,8 +1,8 @@
 """Where each intermediate lives: lifetimes packed into one arena.
 
 A tensor lives from the node that writes it to the last node that reads it (views count for their storage); tensors
-whose lifetimes overlap get disjoint bytes. Placed largest first, each at the lowest offset that is free for its whole
-life: within a few per cent of the largest sum of live bytes on these graphs.
+whose lifetimes overlap get disjoint bytes. Tensors are placed largest first, each at the lowest offset that is free for
+its whole life. On these graphs, the arena is within a few percent of the largest sum of live bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector load."""
+"""Bytes: a cache line and the widest vector load."""
 
 
 @dataclass(frozen=True)

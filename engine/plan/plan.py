@@ -17,7 +17,7 @@ from .memory import Lifetime
 
 @dataclass(frozen=True)
 class Ref:
-    """A concrete strided window on a storage: `kind` tells which (input, state, weight, or node = the arena)."""
+    """A concrete strided window on a storage. `kind` says on which: an input, state, weight, or node (the arena)."""
 
     root: str
     kind: str
@@ -28,7 +28,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class PlannedNode:
-    """One call, ready to run."""
+    """One call that is ready to run."""
 
     label: str
     op: str
@@ -43,12 +43,12 @@ class PlannedNode:
 
     @property
     def work(self) -> str:
-        """The op, for a person; of a linear with the format of its weight, where it has another than its own."""
+        """The op, for display; a linear with the format of its weight where that is not the default."""
         fmt = self.attrs.get("format", "dense")
         return self.op if fmt == "dense" else f"{self.op}/{fmt}"
 
     def where(self, offsets: Mapping[str, int]) -> str:
-        """Where the first output lives, for a person."""
+        """Where the first output is stored, for display."""
         if not self.outputs:
             return "in place"
         return f"arena+{offsets[self.outputs[0].root]}"
@@ -71,15 +71,15 @@ class Plan:
     offsets: Mapping[str, int]
     arena_bytes: int
     lifetimes: tuple[Lifetime, ...]
-    """Of the intermediates, in nodes; the last is len(nodes) where one is kept as an output."""
+    """Lifetimes of the intermediates, in nodes. The end is len(nodes) where one is kept as an output."""
     row_axes: Mapping[str, int] = field(default_factory=dict)
-    """By the name of a state or an input, which of its axes is that of the rows."""
+    """The row axis of each state or input that has one, by name."""
     form: str = ""
-    """Which one, where the program has several."""
+    """Which form of the program this is, if it has several."""
 
     @property
     def name(self) -> str:
-        """Program and form, for a person."""
+        """Program and form, for display."""
         return full_name(self.program, self.form)
 
     @property
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def bucket(self) -> str:
-        """The sizes, for a person."""
+        """The sizes, for display."""
         return ", ".join(f"{k}={v}" for k, v in self.sizes.items())
 
     def summary(self) -> str:
@@ -127,7 +127,7 @@ class Plan:
         return f"{self.summary()}\n{columns(rows)}"
 
     def why(self) -> str:
-        """For each op, which implementation serves, why, and what the others said."""
+        """For each op: which implementation serves, why, and why the others do not."""
         lines: list[str] = []
         for op in dict.fromkeys(n.work for n in self.nodes):
             nodes = [n for n in self.nodes if n.work == op]
@@ -138,7 +138,7 @@ class Plan:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything a program needs to know of the plan, as plain data."""
+        """The plan as plain data for other programs."""
         return {
             "program": self.program,
             "form": self.form,
