@@ -56,7 +56,7 @@ class Dim:
     __rmul__ = __mul__
 
     def divided(self, by: int) -> Size | None:
-        """self / by, or None where some coefficient does not divide."""
+        """self / by, or None if `by` does not divide every coefficient."""
         if any(c % by for _, c in self.terms):
             return None
         return Dim._of({m: c // by for m, c in self.terms})
@@ -86,12 +86,12 @@ def _terms(size: Size) -> tuple[tuple[Monomial, int], ...]:
 
 
 def bind(size: Size, sizes: Mapping[str, int]) -> int:
-    """The integer that `size` is under `sizes`."""
+    """The integer value of `size` under `sizes`."""
     return size.bind(sizes) if isinstance(size, Dim) else size
 
 
 def static(size: Size) -> int:
-    """`size` where it is a number; raises GraphError where it is a symbol."""
+    """`size` if it is a number; raises GraphError if it is symbolic."""
     if isinstance(size, Dim):
         raise GraphError(f"size '{size}' is symbolic here, expected a number; bind it first")
     return size

@@ -1,4 +1,4 @@
-"""What is bound to its process: it holds addresses, locks and threads that mean nothing in another one."""
+"""Objects bound to their process: they hold addresses, locks and threads that mean nothing in another process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import CopyError
 
 
 class ProcessBound:
-    """Neither pickled nor copied deeply. Raises CopyError there."""
+    """Can be neither pickled nor deep-copied: both raise CopyError."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise CopyError(

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured now: the two ceilings that a roofline needs."""
+"""Measures what this machine can do at best: the two ceilings that a roofline needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from ..ops.linear_scaled import scales_rows_on_cpu
 
 SECONDS = 0.4
-"""Spent on one ceiling, beside its first run; at least MIN_SAMPLES runs, however slow."""
+"""Seconds spent on one ceiling after its warm-up run; at least MIN_SAMPLES runs are timed, however slow they are."""
 MIN_SAMPLES = 3
 COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
-"""Copied at a time: source and target together are larger than the caches."""
+"""Bytes per copy: source and target together are larger than the caches."""
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
-"""m = n = k: 2 n^3 FLOPs, enough for every core or multiprocessor."""
+"""m = n = k: 2 n^3 FLOPs, which is enough to occupy every core or multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class Ceilings:
 
 
 def measure(device: torch.device | str, dtypes: Iterable[torch.dtype]) -> Ceilings:
-    """Both ceilings, about half a second for each dtype and for the bandwidth."""
+    """Measure both ceilings; the bandwidth and each dtype take about half a second."""
     return Ceilings(copy_bandwidth(device), {dtype: gemm_rate(device, dtype) for dtype in dict.fromkeys(dtypes)})
 
 
 def copy_bandwidth(device: torch.device | str) -> float:
-    """Bytes/s of a copy in the device's memory, read and written bytes counted, on torch's threads.
+    """Bytes/s of a copy within the device's memory, on torch's threads; bytes read and bytes written both count.
 
-    The median of copies of COPY_BYTES. Data that stays in a cache, and reads without writes, may go faster.
+    The result is the median over copies of COPY_BYTES. Data that stays in a cache, and reads without writes, may be
+    faster.
     """
     device = torch.device(device)
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
@@ -51,9 +52,9 @@ def copy_bandwidth(device: torch.device | str) -> float:
 def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     """FLOP/s (for int8 op/s, summed in int32) of torch's matrix product of two n x n matrices, n = GEMM_SIZE.
 
-    The median, on torch's threads, with a weight stored as [out, in], as linears have it; float8_e4m3fn into
-    bfloat16, with one scale for all on a GPU, which takes scales by row on some only, and by row on a CPU, where torch
-    is fast with those only (2.11 does not take them there).
+    The median is taken on torch's threads, with a weight stored as [out, in], as linears have it. float8_e4m3fn is
+    multiplied into bfloat16: on a GPU with one scale per operand, since only some GPUs take scales by row, and on a CPU
+    with scales by row, since torch is fast only with those (torch 2.11 does not take them there).
     """
     device = torch.device(device)
     n = GEMM_SIZE[device.type]
@@ -72,13 +73,13 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
 
 
 def _operand(n: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Random, for a chip's clock depends on the bits that it flips."""
+    """Random values, because a chip's clock rate depends on the bits that it flips."""
     values = torch.randn((n, n), generator=torch.Generator().manual_seed(0))
     return (values * 32).round().clamp(-127, 127).to(device, dtype) if dtype == torch.int8 else values.to(device, dtype)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of `run`, after one run that does not count; a GPU is waited for."""
+    """Median seconds of `run` after one warm-up run; on a GPU, each run is waited for."""
 
     def once() -> float:
         begun = time.perf_counter()

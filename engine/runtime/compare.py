@@ -13,7 +13,7 @@ from .executor import Executor
 
 @dataclass(frozen=True)
 class Disagreement:
-    """The first node whose outputs differ, and by how much: ||a - b|| / ||b|| (inf where non-finite values differ)."""
+    """The first node whose outputs differ, and the difference ||a - b|| / ||b|| (inf if non-finite values differ)."""
 
     label: str
     op: str
@@ -27,7 +27,7 @@ class Disagreement:
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    """||a - b|| / ||b|| in float32; inf where non-finite values are not the same at the same places."""
+    """||a - b|| / ||b|| in float32; inf unless both have the same non-finite values at the same places."""
     a, b = a.detach().float().cpu(), b.detach().float().cpu()
     if not all(torch.equal(test(a), test(b)) for test in (torch.isnan, torch.isposinf, torch.isneginf)):
         return float("inf")
@@ -38,10 +38,10 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def first_disagreement(a: Executor, b: Executor, tolerance: float) -> Disagreement | None:
-    """Run both, node by node, on `a`'s inputs and states; None where every output agrees within `tolerance`.
+    """Run both node by node on `a`'s inputs and states; None if every output agrees within `tolerance`.
 
-    The executors may differ in implementations, in device, or in dtype (then raise `tolerance` accordingly), not in
-    the list of nodes. In-place ops are compared through the states that they write.
+    The executors may differ in implementations, device or dtype (then raise `tolerance` accordingly), but they must
+    have the same list of nodes. In-place ops are compared through the states that they write.
     """
     labels = [[n.label for n in e.plan.nodes] for e in (a, b)]
     if labels[0] != labels[1]:

@@ -1,7 +1,7 @@
-"""The GPU's side of the runtime: one captured CUDA graph per plan, and what a GPU has to be.
+"""The GPU part of the runtime: one captured CUDA graph per plan, and what the runtime requires of a GPU.
 
-`Gpu` keeps the rules (warm before capture, one memory pool, one stream after another, copies that nobody waits for)
-and asks CUDA through `Driver`, a handful of calls; `TorchDriver` makes them.
+`Gpu` keeps the rules (warm up before a capture, one memory pool, streams ordered after each other, copies that do not
+block) and reaches CUDA through the few calls of `Driver`, which `TorchDriver` implements.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .bound import ProcessBound
 from .isolation import EXACT_GPU_CONVOLUTIONS
 
 WARM_RUNS = 2
-"""Before a capture: kernels are compiled and loaded, libraries make their workspaces."""
+"""Runs before a capture, in which kernels are compiled and loaded and libraries allocate their workspaces."""
 STAGES = 2
-"""Pinned copies of a block: one is written while another is on its way."""
+"""Pinned copies of a block: one can be written while another is being transferred."""
 
 Replay = Callable[[], None]
 
@@ -37,10 +37,10 @@ class Driver(Protocol):
     """What the runtime asks of CUDA."""
 
     device: torch.device
-    """Where tensors are made."""
+    """The device that tensors are made on."""
 
     def free_memory(self) -> tuple[int, int]:
-        """Bytes that can still be had, and the device's."""
+        """Bytes that can still be allocated, and bytes that the device has."""
         ...
 
     def stream(self) -> Any:
@@ -48,15 +48,15 @@ class Driver(Protocol):
         ...
 
     def current(self) -> AbstractContextManager[Any]:
-        """Within it the device is the thread's current one, on which Triton launches, and products are exact."""
+        """Within it, the device is the thread's current one, as Triton's launches require, and products are exact."""
         ...
 
     def wait(self, stream: Any) -> None:
-        """Let the current stream wait for what `stream` has been given so far."""
+        """Make the current stream wait for everything that `stream` has been given so far."""
         ...
 
     def aside(self, run: Callable[[], None]) -> None:
-        """Run on a stream of its own, in order with the current one."""
+        """Run on a separate stream, ordered with the current one."""
         ...
 
     def pool(self) -> Any:
@@ -68,30 +68,30 @@ class Driver(Protocol):
         ...
 
     def release(self) -> None:
-        """Wait for the device, then give back the memory that nobody holds."""
+        """Wait for the device, then release the cached memory that nothing uses."""
         ...
 
     def capture(self, run: Callable[[], None], pool: Any) -> Replay:
-        """What `run` launches, as a graph with its temporaries in `pool`."""
+        """What `run` launches, as a graph whose temporaries are in `pool`."""
         ...
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Bytes on the host that the device can copy from and to while the host goes on."""
+        """Host memory that the device can copy from and to asynchronously."""
         ...
 
     def event(self) -> Event: ...
 
 
 _CAPTURE = RLock()
-"""CUDA takes one capture at a time in a process, and nothing that waits for the device meanwhile."""
+"""CUDA allows one capture at a time in a process, and nothing may wait for the device during it."""
 
 
 class TorchDriver:
     """Driver by torch.cuda.
 
-    One stream warms up and one captures: torch's allocator gives a block back only to its own stream, so graphs that
-    are to share temporaries have to be captured on one; and what a warm-up leaves behind in cuBLAS must not be what a
-    replaying graph works in.
+    One stream warms up and another captures. torch's allocator gives a freed block only to the stream that used it, so
+    graphs that are to share temporaries have to be captured on the same stream; and the workspaces that cuBLAS keeps
+    from a warm-up must not be those that a replaying graph works in.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -110,7 +110,7 @@ class TorchDriver:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Float32 convolutions multiply in float32 there, which cuDNN's own default does not."""
+        """Within it, float32 convolutions multiply in float32, which is not cuDNN's default."""
         with EXACT_GPU_CONVOLUTIONS, torch.cuda.device(self.device):
             yield
 
@@ -123,12 +123,12 @@ class TorchDriver:
         try:
             with torch.cuda.stream(self._side):
                 run()
-        finally:  # whoever frees the memory of a run that failed frees it to this stream
+        finally:  # memory of a failed run, whoever frees it, is freed to this stream
             current.wait_stream(self._side)
 
     def pool(self) -> Any:
         pool = torch.cuda.graph_pool_handle()
-        # a pool whose graphs are all gone cannot be used again: one stays
+        # A pool whose graphs are all gone cannot be used again, so one graph stays.
         self._anchors.append(self.capture(lambda: torch.zeros(1, device=self.device), pool))
         return pool
 
@@ -148,12 +148,12 @@ class TorchDriver:
             with self.current(), region:
                 reasoned()
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # which a capture that cannot be ended leaves undone
-            raise (reasons.pop() if reasons else error) from None  # kept, it would hold this frame and be held by it
+            torch.cuda.set_stream(before)  # not done by a capture that could not be ended
+            raise (reasons.pop() if reasons else error) from None  # chained, error and frame would hold each other
         return graph.replay
 
     def synchronize(self) -> None:
-        with _CAPTURE:  # which a wait would break
+        with _CAPTURE:  # a wait would break a capture
             torch.cuda.synchronize(self.device)
 
     def release(self) -> None:
@@ -169,7 +169,7 @@ class TorchDriver:
 
 
 class Gpu(ProcessBound):
-    """One model's use of one GPU. Without `graphs` every run launches kernel by kernel."""
+    """One model's use of one GPU. Without `graphs`, every run launches its kernels one by one."""
 
     def __init__(self, driver: Driver, graphs: bool = True) -> None:
         self.driver, self.graphs = driver, graphs
@@ -180,9 +180,9 @@ class Gpu(ProcessBound):
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """What is launched here comes after all that was launched for this model before, on whatever stream.
+        """What is launched within it comes after everything launched for this model before, on whichever stream.
 
-        Graphs share the memory of their temporaries, and sessions are used again by other requests.
+        Graphs share the memory of their temporaries, and other requests use the same sessions again.
         """
         with self._lock:
             stream = self.driver.stream()
@@ -192,9 +192,9 @@ class Gpu(ProcessBound):
             yield
 
     def capture(self, name: str, run: Callable[[], None], reset: Callable[[], None]) -> Replay:
-        """`run` as a graph; `reset` undoes what the runs before it have written. Raises DeviceError.
+        """Capture `run` as a graph; `reset` undoes what the warm-up runs wrote. Raises DeviceError.
 
-        All graphs share one pool: capture the largest first, and the others fit into what it has made.
+        All graphs share one pool: capture the largest first, so that the others fit into the memory it has allocated.
         """
 
         def warm() -> None:
@@ -222,7 +222,7 @@ class Gpu(ProcessBound):
         return replay
 
     def out_of_memory(self, what: str, parts: dict[str, int | None]) -> OutOfMemoryError:
-        """The error for memory that `what` could not get; parts: bytes by what they are for, None where unknown."""
+        """The error for a failed allocation of `what`. parts: bytes by what they are for, None where unknown."""
         free, total = self.driver.free_memory()
         needed = ", ".join(name if size is None else f"{size / 2**30:.2f} GiB {name}" for name, size in parts.items())
         return OutOfMemoryError(
@@ -232,7 +232,7 @@ class Gpu(ProcessBound):
 
 
 class Staging:
-    """Crossings between host and device that nobody waits for: a ring of pinned copies, each with its event."""
+    """Non-blocking transfers between host and device: a ring of pinned copies, each with its event."""
 
     def __init__(self, gpu: Gpu, nbytes: int) -> None:
         self._gpu = gpu
@@ -240,17 +240,17 @@ class Staging:
         self._next = 0
 
     def send(self, block: torch.Tensor, to: torch.Tensor) -> None:
-        """Copy bytes from the host; `block` may be written again at once."""
+        """Copy bytes from the host; `block` may be overwritten as soon as this returns."""
         stage, event = self._take()
-        event.synchronize()  # of the copy before the last: long over
+        event.synchronize()  # of the copy before the last, which is usually long done
         stage.copy_(block)
         with self._gpu.launching():
             to.copy_(stage, non_blocking=True)
             event.record(self._gpu.driver.stream())
 
     def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """A copy of a device tensor of so many bytes or fewer as it is now, in the stream's order; the result waits for
-        it. Call it before the next but one fetch."""
+        """Start copying a device tensor, as it is now in stream order. The returned function waits for the copy and
+        gives it; call that before the next but one fetch. The tensor must not be larger than the pinned copies."""
         stage, event = self._take()
         held = stage[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         with self._gpu.launching():
@@ -269,5 +269,5 @@ class Staging:
 
 
 def open_gpu(device: torch.device, graphs: bool = True) -> Gpu:
-    """The GPU of a device that `unusable` has nothing against."""
+    """The GPU of a device for which `unusable` returned None."""
     return Gpu(TorchDriver(device), graphs)

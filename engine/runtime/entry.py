@@ -1,4 +1,4 @@
-"""What every public method goes through: the state that the caller has torch and its threads in does not count."""
+"""Shields every public method from the caller's torch settings and thread state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def entry(method: Callable[P, R]) -> Callable[P, R]:
-    """`method` within `isolated`; where it returns a generator, each of its steps, which the caller may ask for in
-    another state."""
+    """Run `method` within `isolated`. If it returns a generator, each step runs so, since the caller's state may have
+    changed in between."""
 
     @wraps(method)
     def entered(*args: P.args, **kwargs: P.kwargs) -> R:
-        if within():  # a caller of ours: a step of the scheduler is some of these deep
+        if within():  # called from another entry: a step of the scheduler passes through several of these
             return method(*args, **kwargs)
         with isolated():
             result = method(*args, **kwargs)

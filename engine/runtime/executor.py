@@ -1,8 +1,8 @@
-"""Runs a plan: every tensor is bound to its bytes once, then a run is a walk over ready calls, or the replay of one.
+"""Runs a plan: every tensor is bound to its memory once, and a run then walks over ready calls or replays a CUDA graph.
 
-Between runs the caller writes `host`, calls `upload()`, and reads `outputs`; states outlive the executor and may be
-shared by several. The loop over the calls makes no tensor and no allocation of its own; torch implementations may take
-temporaries inside torch. On a GPU the walk is captured once, and a run replays it.
+Between runs the caller writes `host`, calls `upload()` and reads `outputs`. States outlive the executor, and several
+executors may share them. The loop over the calls makes no tensor and allocates nothing itself; torch implementations
+may allocate temporaries inside torch. On a GPU the walk is captured once, and each run replays it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .solo import solo
 from .turns import TURNS
 
 ALIGNMENT = 256
-"""Of every input in the host's block, as torch aligns tensors on a GPU."""
+"""Alignment in bytes of every input in the host's block, as torch aligns tensors on a GPU."""
 
 
 def allocate(spec: TensorSpec, device: torch.device) -> torch.Tensor:
-    """Zeroed memory for a concrete spec: keys that no row owns yet must not be NaN, for 0 * NaN is NaN."""
+    """Zeroed memory for a concrete spec. Keys that no row owns yet must not be NaN, because 0 * NaN is NaN."""
     return torch.zeros([int(s) for s in spec.shape], dtype=spec.dtype, device=device)  # type: ignore[arg-type]
 
 
@@ -47,14 +47,14 @@ def allocate_states(plan: Plan, gpu: Gpu | None = None) -> dict[str, torch.Tenso
 class Executor(ProcessBound):
     """A plan bound to memory.
 
-    `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device (PlanError otherwise, or where
-    one that is read through views is not contiguous); without `states` all of them are allocated. `inputs` may hold
-    some of the inputs, to share them with another executor; the others are allocated. beside: an executor that runs
-    at other times, and whose outputs nobody reads after this one has run: it lends its arena, where that is large
-    enough. A plan for a GPU needs its `gpu`. Raises OutOfMemoryError.
+    `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device. A PlanError is raised for
+    others, and for one that is read through views and is not contiguous. Without `states`, all of them are allocated. `inputs`
+    may hold some of the inputs, to share them with another executor; the others are allocated. beside: an executor that
+    never runs at the same time, and whose outputs are not read once this one has run; it lends its arena if that is
+    large enough. A plan for a GPU needs its `gpu`. Raises OutOfMemoryError.
 
-    host: what the caller writes of the inputs, in one block that `upload()` sends to the device; on a CPU it is the
-    inputs themselves. Inputs that the plan has on the device are not among it.
+    host: the inputs that the caller writes, in one block that `upload()` sends to the device; on a CPU, these are the
+    inputs themselves. Inputs that the plan has on the device are not in it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Executor(ProcessBound):
         self._arena: torch.Tensor
         lent = None if beside is None or beside._arena.nbytes < plan.arena_bytes else beside._arena
         self.arena_bytes = plan.arena_bytes if lent is None else 0
-        """Of its own."""
+        """Bytes of the arena, if it is this executor's own."""
         with _memory(plan, gpu, {"intermediates": self.arena_bytes, "inputs": sum(map(nbytes, own.values()))}):
             self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=self.device) if lent is None else lent
             made = {name: allocate(spec, self.device) for name, spec in own.items() if name in plan.on_device}
@@ -91,7 +91,7 @@ class Executor(ProcessBound):
             ("input", plan.inputs, self.inputs),
         ):
             _check(plan, self.device, kind, specs, tensors)
-        # its own dict: bound calls hold addresses, and the tensors that they point into have to stay
+        # A dict of its own: bound calls hold addresses, so the tensors that they point into have to stay alive.
         self._storages: dict[str, Mapping[str, torch.Tensor]] = {
             "weight": dict(weights),
             "state": self.states,
@@ -102,16 +102,16 @@ class Executor(ProcessBound):
         self._replay: Replay | None = None
 
     def capture(self) -> None:
-        """From now on a run replays one CUDA graph. Zeroes the states: call it before they hold anything.
+        """From now on, a run replays one CUDA graph. This zeroes the states, so call it before they hold anything.
 
-        Without a GPU, or with graphs turned off, nothing happens. Raises DeviceError, OutOfMemoryError.
+        Does nothing without a GPU or with graphs turned off. Raises DeviceError, OutOfMemoryError.
         """
         if self.gpu is None or not self.gpu.graphs or self._replay is not None:
             return
         self._replay = self.gpu.capture(f"{self.plan.name} [{self.plan.bucket}]", self._named_walk, self._clear)
 
     def upload(self) -> None:
-        """Send what the caller wrote in `host`, in one copy; it may write on at once."""
+        """Send what the caller wrote in `host`, in one copy. `host` may be overwritten at once."""
         if self._staging is not None:
             self._staging.send(self._host_block, self._block)
 
@@ -121,11 +121,11 @@ class Executor(ProcessBound):
         return sum(t.nbytes for t in (self._arena, *self.states.values(), *self.inputs.values()))
 
     def row(self, state: str, row: int) -> torch.Tensor:
-        """What a state holds of one row: its window, without the axis of the rows."""
+        """The part of a state that belongs to one row: a window without the row axis."""
         return self.states[state].select(self.plan.row_axes[state], row)
 
     def run(self) -> None:
-        """Run the plan once, in the plan's dtypes and whatever the caller's state is. Raises DeviceError."""
+        """Run the plan once, in the plan's dtypes and independently of the caller's torch state. Raises DeviceError."""
         recorder = profile.active()
         if recorder is not None:
             recorder.run(self.plan, self.calls, self.alone, self._replay, self.gpu)
@@ -139,7 +139,7 @@ class Executor(ProcessBound):
 
     @cached_property
     def _beside_others(self) -> list[Callable[[], None]]:
-        """The calls where other work presses on the cores."""
+        """The calls to make while other processes compete for the cores."""
         calls = []
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
             inputs = [self.tensor(ref) for ref in node.inputs if ref is not None]
@@ -147,7 +147,7 @@ class Executor(ProcessBound):
         return calls
 
     def alone(self) -> AbstractContextManager[Any]:
-        """On the plan's device, outside of the caller's state; on a CPU, when it is this thread's turn at the cores."""
+        """On the plan's device, isolated from the caller's state; on a CPU, also while this thread has its turn."""
         with ExitStack() as scope:
             scope.enter_context(isolated())
             scope.enter_context(_turn(self.gpu))
@@ -157,9 +157,9 @@ class Executor(ProcessBound):
             return scope.pop_all()
 
     def _named_walk(self) -> None:
-        """A walk whose RuntimeError names the node: what CUDA refuses in a capture, it says without a place."""
+        """A walk whose RuntimeError names the node: CUDA does not say where a capture failed."""
         assert self.gpu is not None
-        # not in order with another stream: a capture may not wait for what is not part of it
+        # Not ordered with other streams: a capture must not wait for anything that is not part of it.
         with isolated(), self.gpu.driver.current():
             for node, call in zip(self.plan.nodes, self.calls, strict=True):
                 try:
@@ -174,29 +174,29 @@ class Executor(ProcessBound):
             state.zero_()
 
     def walk(self, choose: Callable[[PlannedNode], Implementation | None]) -> None:
-        """Run the plan, each node by what `choose` gives for it (None: the plan's own), asked when its inputs are
-        there."""
+        """Run the plan with each node by the implementation that `choose` returns for it (None: the plan's own).
+        `choose` is asked when the node's inputs are ready."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
             chosen = choose(node)
             with self.alone():
                 (call if chosen is None else self.call(node, chosen))()
 
     def steps(self) -> Iterator[tuple[PlannedNode, list[torch.Tensor]]]:
-        """Walk the plan, giving each node and the tensors it wrote as soon as they are written."""
+        """Walk the plan; yield each node with the tensors it wrote, as soon as they are written."""
         for node, call in zip(self.plan.nodes, self.calls, strict=True):
             with self.alone():
                 call()
             yield node, [self.tensor(ref) for ref in node.outputs]
 
     def tensor(self, ref: Ref) -> torch.Tensor:
-        """The window that `ref` describes, on this executor's memory."""
+        """The window that `ref` describes, in this executor's memory."""
         shape = [int(s) for s in ref.spec.shape]  # type: ignore[arg-type]
         if ref.kind == "node":
             start = self.plan.offsets[ref.root] // ref.spec.dtype.itemsize
             return self._arena.view(ref.spec.dtype).as_strided(shape, ref.strides, start + ref.offset)
         root = self._storages[ref.kind][ref.root]
         if list(root.shape) == shape and ref.offset == 0 and ref.strides == contiguous_strides(shape):
-            return root  # keeps a weight's own memory format, e.g. channels last
+            return root  # keeps the memory format of a weight, e.g. channels last
         if not root.is_contiguous():
             raise PlanError(
                 f"{self.plan.name}: {ref.kind} '{ref.root}' is read through views, expected it contiguous, "
@@ -205,7 +205,7 @@ class Executor(ProcessBound):
         return root.as_strided(shape, ref.strides, root.storage_offset() + ref.offset)
 
     def call(self, node: PlannedNode, implementation: Implementation | None = None) -> Callable[[], None]:
-        """One call of a node of the plan on this memory, by another implementation than the plan's where given."""
+        """One call of a node on this memory, by `implementation` if given, else by the plan's own."""
         chosen = implementation or node.implementation
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
@@ -252,7 +252,7 @@ def _turn(gpu: Gpu | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _memory(plan: Plan, gpu: Gpu | None, parts: dict[str, int | None]) -> Iterator[None]:
-    """Memory that the device does not have becomes an error that says what it was for. On a CPU, all cores clear it."""
+    """Turns a failed allocation into an error that says what the memory was for. On a CPU, all cores clear memory."""
     try:
         with _turn(gpu):
             yield

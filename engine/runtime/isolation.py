@@ -1,8 +1,8 @@
-"""The state of the caller's process and thread, kept out: what is computed within `isolated` does not depend on it.
+"""Isolates computations from the state of the caller's process and thread.
 
-Kept out: default devices and other torch function modes, autocast, inference mode, reduced precision of float32
-products, and OpenMP teams smaller than they are taken to be (see openmp.py). The default dtype belongs to all threads
-of a process and is left as it is: code says which dtype it means.
+Isolated from: default devices and other torch function modes, autocast, inference mode, reduced precision of float32
+products, and OpenMP teams that are smaller than assumed (see openmp.py). The default dtype belongs to all threads of a
+process and is left as it is, so code always names the dtype that it means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from .openmp import hold_team
 
 _here = threading.local()
-"""`scope`: what this thread has put aside, or None."""
+"""`scope`: what this thread has set aside, or None."""
 
 
 def within() -> bool:
@@ -29,7 +29,7 @@ def within() -> bool:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Within it the caller's state does not count; within another one it does nothing. Raises DeviceError."""
+    """Within it, the caller's state has no effect. Nested uses do nothing. Raises DeviceError."""
     if within():
         yield
         return
@@ -44,7 +44,7 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def callers_state() -> Iterator[None]:
-    """Within it, inside of `isolated`, the caller's state counts again: for functions of theirs."""
+    """Restores the caller's state inside `isolated`, to call functions of theirs."""
     scope = getattr(_here, "scope", None)
     if scope is None:
         yield
@@ -63,7 +63,7 @@ def _put_aside(scope: ExitStack) -> None:
     for device_type in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device_type):
             scope.enter_context(torch.autocast(device_type, enabled=False))
-    if torch.is_inference_mode_enabled():  # what it makes could not be written by the caller, or by a later call
+    if torch.is_inference_mode_enabled():  # tensors made in it could not be written by the caller or by a later call
         scope.enter_context(torch.inference_mode(False))
     scope.enter_context(EXACT_PRODUCTS)
     hold_team(scope)
@@ -73,9 +73,9 @@ Undo = Callable[[], object]
 
 
 class Switches:
-    """Within it, switches of the whole process are turned; `turn` does that and returns what turns them back.
+    """Within it, process-wide switches are set. `turn` sets them and returns the functions that restore them.
 
-    The first thread that enters turns them, the last that leaves turns them back. In a forked child nobody is within.
+    The first thread that enters sets them, and the last that leaves restores them. A forked child starts outside.
     """
 
     def __init__(self, turn: Callable[[], list[Undo]]) -> None:
@@ -113,7 +113,7 @@ class Switches:
 def _exact_products() -> list[Undo]:
     """No oneDNN in bfloat16, no cuBLAS in TF32."""
     undo: list[Undo] = []
-    with suppress(RuntimeError):  # torch does not answer by the older switch what was set by the newer ones
+    with suppress(RuntimeError):  # torch's older switch raises if the newer ones were used
         before = torch.get_float32_matmul_precision()
         if before != "highest":
             torch.set_float32_matmul_precision("highest")
@@ -142,7 +142,7 @@ def _exact(products: Any, family: Any) -> list[Undo]:
     if before in ("ieee", "none"):
         return []
     products.fp32_precision = "ieee"
-    # "none" follows the family; what is read does not tell whether it was set or followed
+    # "none" follows the family; the value read does not tell whether it was set or inherited.
     return [partial(setattr, products, "fp32_precision", "none" if before == family.fp32_precision else before)]
 
 

@@ -1,10 +1,10 @@
-"""The OpenMP runtime that torch and the native kernels share: its teams must be as large as they are taken to be.
+"""The OpenMP runtime that torch and the native kernels share, whose teams must be as large as torch assumes.
 
-oneDNN cuts a product into omp_get_max_threads() parts and gives one to each thread of a team. Where the runtime makes a
+oneDNN cuts a product into omp_get_max_threads() parts and gives one to each thread of a team. If the runtime makes a
 smaller team (a thread limit, dynamic adjustment, no active level left), the other parts are never computed: the product
-is wrong, and nothing says so. And a team of GNU's runtime does not outlive a fork: in the child its threads are waited
-for and never come. Nor may a thread end during a fork: while it does, it holds every lock of MKL's allocator, and in
-the child nobody opens them.
+is wrong, and no error is raised. A team of GNU's runtime does not survive a fork either: in the child, its threads are
+waited for and never come. Nor may a thread end during a fork: while it ends it holds every lock of MKL's allocator, and
+in the child those locks are never released.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from ..errors import DeviceError
 from .turns import TURNS
 
 SOFT = 1
-"""omp_pause_soft of omp.h."""
+"""omp_pause_soft in omp.h."""
 
 
 class OpenMP:
-    """What is asked of the runtime. All of it is about the calling thread."""
+    """The functions used of the runtime. All of them concern the calling thread."""
 
     def __init__(self, symbols: ctypes.CDLL) -> None:
         self.dynamic, self.set_dynamic = symbols.omp_get_dynamic, symbols.omp_set_dynamic
         self.set_num_threads, self.thread_limit = symbols.omp_set_num_threads, symbols.omp_get_thread_limit
         self.active_level, self.max_active_levels = symbols.omp_get_active_level, symbols.omp_get_max_active_levels
         self._pause = getattr(symbols, "omp_pause_resource_all", None)  # since OpenMP 5.0
-        self.survives_forks = hasattr(symbols, "__kmpc_fork_call")  # LLVM's and Intel's start new threads in the child
+        self.survives_forks = hasattr(symbols, "__kmpc_fork_call")  # LLVM's and Intel's runtimes start new threads then
 
     def team(self, threads: int) -> int:
-        """The size of the team that the runtime gives where `threads` are asked for and nothing is adjusted."""
+        """The team size that the runtime gives when `threads` are requested without dynamic adjustment."""
         if self.active_level() >= self.max_active_levels():
             return 1
         return min(threads, int(self.thread_limit()))
 
     def end_team(self) -> bool:
-        """End the threads of this thread's team, of which the next parallel region makes new ones; False if it cannot
-        be done."""
+        """End the threads of this thread's team; the next parallel region starts new ones. False if that is not
+        possible."""
         return self._pause is not None and self._pause(SOFT) == 0
 
 
 def end_team() -> None:
-    """End the threads of this thread's team: another thread's come in their place."""
+    """End the threads of this thread's team, to make room for those of another thread."""
     found = runtime()
     if found is not None and not found.survives_forks:
         found.end_team()
 
 
 def on_one_thread(call: Callable[[], None]) -> None:
-    """What torch computes in `call` stays on the calling thread."""
+    """Run `call` such that everything torch computes in it stays on the calling thread."""
     found, threads = runtime(), torch.get_num_threads()
     if found is None:
         call()
@@ -70,17 +70,18 @@ def on_one_thread(call: Callable[[], None]) -> None:
 
 
 def _make_room() -> None:
-    """After a call, where several threads make calls: a team that waits for the next one counts as threads that the
-    runtime manages, and where they are more than the cores it puts others' to sleep between any two loops."""
+    """After a call, if several threads make calls: end this thread's team. The runtime counts an idle team as threads
+    that it manages, and if those outnumber the cores it puts other teams to sleep between any two loops."""
     if TURNS.several:
         end_team()
 
 
 @cache
 def runtime() -> OpenMP | None:
-    """The one that this process's torch uses, or None where there is none.
+    """The OpenMP runtime that torch uses in this process, or None if there is none.
 
-    torch loads its libraries for all to see, so it is found where torch itself finds it, a preloaded one too.
+    torch loads its libraries with global symbols, so the runtime found is the one that torch itself finds, even if it
+    was preloaded.
     """
     if os.name != "posix":
         return None
@@ -91,9 +92,9 @@ def runtime() -> OpenMP | None:
 
 
 def hold_team(scope: ExitStack) -> None:
-    """Until `scope` ends, this thread's teams have the size that torch.get_num_threads() says.
+    """Until `scope` ends, this thread's teams have the size that torch.get_num_threads() returns.
 
-    Raises DeviceError where the threads of its team were left behind in another process.
+    Raises DeviceError if the threads of its team were left behind in another process.
     """
     found = runtime()
     if found is None:
@@ -105,7 +106,7 @@ def hold_team(scope: ExitStack) -> None:
         scope.callback(found.set_dynamic, 1)
     if not found.survives_forks and threading.current_thread() is not threading.main_thread():
         _ours.team = getattr(_ours, "team", None) or _ThreadTeam(found)
-    threads = torch.get_num_threads()  # first: it hands a new thread the number that was set for the process
+    threads = torch.get_num_threads()  # must come first: it gives a new thread the number set for the process
     team = found.team(threads)
     if team < threads:
         found.set_num_threads(team)
@@ -119,17 +120,17 @@ def hold_team(scope: ExitStack) -> None:
 
 
 _teams_of = os.getpid()
-"""The process in which teams that the first thread meets are its own."""
+"""The process to which the first thread's teams belong."""
 _ours = threading.local()
-"""What each thread has: `team`, and in one that forks whether it `ended` it."""
+"""Per thread: `team`, and during a fork, in the thread that forks, whether it `ended` its team."""
 _gone: deque[int] = deque(maxlen=256)
-"""Native ids of threads that made calls and have ended, or are about to."""
+"""Native ids of threads that made calls and have ended or are about to."""
 LONGEST_END = 1.0
-"""Seconds that a fork waits for a thread to end: another one may have got its id."""
+"""Seconds that a fork waits for a thread to end. There is a limit because another thread may have got its id."""
 
 
 class _ThreadTeam:
-    """The team of a thread other than the first, which ends before join() says that the thread has."""
+    """The team of a thread other than the first. It ends before join() reports that the thread has ended."""
 
     def __init__(self, found: OpenMP) -> None:
         self._found = found
@@ -140,13 +141,13 @@ class _ThreadTeam:
 
 
 def _left_behind(found: OpenMP) -> bool:
-    """True in the thread of a child that was its parent's, with a team of the parent's. Other threads are newer."""
+    """True in a child's thread that came from its parent, with the parent's team. Other threads are newer."""
     here = os.getpid()
     return here != _teams_of and not found.survives_forks and threading.get_native_id() == here
 
 
 def _before_fork() -> None:
-    """Parent and child make a new team each; no thread that made calls is in the midst of its end."""
+    """Make parent and child each start a new team, and wait for threads that made calls and are now ending."""
     found = runtime()
     _ours.ended = found is not None and not found.survives_forks and found.end_team()
     latest = time.monotonic() + LONGEST_END

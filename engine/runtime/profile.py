@@ -1,7 +1,8 @@
-"""Where the time of runs goes: every executor that runs within `recording` is timed, node by node.
+"""Records where the time of runs goes: within `recording`, every executor that runs is timed node by node.
 
-On a CPU a node's time is its call's. On a GPU it is what lies between two events: of each node where nodes are launched
-one by one, of the whole graph where one is replayed; a run is waited for, so that host and device never overlap.
+On a CPU, a node's time is that of its call. On a GPU, it is the time between two events: around each node where nodes
+are launched one by one, around the whole graph where one is replayed. Each run is waited for, so that host and device
+never overlap.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Scope = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds from a request's clock: when it began, and how long it took."""
+    """Seconds on a request's clock: the beginning, and the duration."""
 
     begin: float
     seconds: float
@@ -34,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Run(Span):
-    """One run of one plan. marks: the beginnings and ends of its nodes, or of the one graph that was replayed."""
+    """One run of one plan. marks: beginnings and ends of its nodes, or of the one graph that was replayed."""
 
     plan: Plan
     replayed: bool
@@ -42,17 +43,17 @@ class Run(Span):
 
     @cached_property
     def nodes(self) -> list[Span]:
-        """A span for each of the plan's nodes, or a single one for the graph; made when asked for, not in the run."""
+        """A span for each of the plan's nodes, or a single one for the graph. Built on request, not during the run."""
         return [Span(begin, end - begin) for begin, end in self.marks]
 
     @property
     def between(self) -> float:
-        """Seconds of the run outside of its nodes: the walk itself, on a GPU also launching and waiting."""
+        """Seconds of the run outside its nodes: the walk itself and, on a GPU, launching and waiting."""
         return self.seconds - sum(node.seconds for node in self.nodes)
 
 
 class TimedEvent(Protocol):
-    """A point in a stream, with a time."""
+    """A point in a stream that has a time."""
 
     def record(self, stream: Any) -> None: ...
 
@@ -69,7 +70,7 @@ def cuda_event() -> TimedEvent:
 
 @dataclass
 class Recorder:
-    """Runs as they happen, in order. `nvtx`: name programs and nodes for NVIDIA's tools too."""
+    """Runs in the order in which they happen. `nvtx`: also mark programs and nodes for NVIDIA's tools."""
 
     nvtx: bool = False
     event: Callable[[], TimedEvent] = cuda_event
@@ -84,7 +85,7 @@ class Recorder:
         replay: Replay | None,
         gpu: Gpu | None,
     ) -> None:
-        """What `Executor.run` does, timed: `replay`, or within alone() one call after another."""
+        """What `Executor.run` does, but timed: `replay`, or the calls one by one within alone()."""
         begin = self.now()
         steps, scope = (calls, alone) if replay is None else ([replay], nullcontext)
         if self.nvtx:
@@ -104,7 +105,7 @@ class Recorder:
         return marks
 
     def _on_gpu(self, steps: Sequence[Call], scope: Scope, gpu: Gpu) -> list[tuple[float, float]]:
-        """Marks end to end, placed so that the last is when the host saw it."""
+        """Beginnings and ends of all marks, shifted so that the last one ends when the host saw it end."""
         stream = gpu.driver.stream()
         events = [self.event() for _ in range(len(steps) + 1)]
         with scope():
@@ -125,7 +126,7 @@ active = _active.get
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Within it, runs of executors of this thread or task go to `recorder`."""
+    """Within it, runs of executors in this thread or task are recorded by `recorder`."""
     token = _active.set(recorder)
     try:
         yield recorder

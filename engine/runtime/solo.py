@@ -1,8 +1,8 @@
-"""Where other work presses on the cores, small calls of torch's stay on the calling thread too.
+"""Where other processes compete for the cores, small torch calls stay on the calling thread too.
 
-torch cuts a call into as many parts as there are threads and waits for all of them: beside busy processes that takes
-longer than the call does on one thread. The order of its sums may depend on the threads, though, and results must not:
-a call is given to one thread only after it was run both ways on its own arguments and gave the same bits.
+torch cuts a call into as many parts as there are threads and waits for all of them; beside busy processes, that takes
+longer than the call takes on one thread. But the order of its sums may depend on the number of threads, and results must
+not. A call therefore stays on one thread only after a trial both ways on its own arguments gave the same bits.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..plan import PlannedNode
 from .openmp import on_one_thread
 
 SMALL_FLOPS, SMALL_BYTES = 1e9, 1e8
-"""What one thread does in some milliseconds: more than that is worth waiting for another thread's time slice."""
+"""The work that one thread does in a few milliseconds. For more, it pays to wait for another thread's time slice."""
 
 
 class Solo:
-    """`call`, which may be repeated, and the tensors that it writes."""
+    """`call`, which can be repeated safely, and the tensors that it writes."""
 
     def __init__(self, call: Callable[[], None], outputs: Sequence[torch.Tensor]) -> None:
         self._call, self._outputs = call, outputs
         self.same: bool | None = None
-        """Whether one thread gives the same bits; None: not known yet."""
+        """Whether one thread gives the same bits; None until that is known."""
 
     def __call__(self) -> None:
         if self.same:
@@ -52,7 +52,7 @@ def solo(
     inputs: Sequence[torch.Tensor],
     outputs: Sequence[torch.Tensor],
 ) -> Callable[[], None]:
-    """`call` of `node` as it is made where other work presses: a Solo where it is small and may be repeated."""
+    """`call` of `node` for use under competition: a Solo if it is small and can be repeated safely."""
     if node.implementation.name not in ("torch", "scaled_mm") or node.flops > SMALL_FLOPS or node.nbytes > SMALL_BYTES:
         return call
     repeats = not any(arg.mutated for arg in get_op(node.op).schema.inputs)
@@ -65,7 +65,7 @@ def _bits(t: torch.Tensor) -> torch.Tensor:
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """True if no byte between the first and the last of `a` is one of `b`'s."""
+    """True if the address ranges of `a` and `b` do not overlap."""
     starts, ends = zip(*(_reach(t) for t in (a, b)), strict=True)
     return bool(max(starts) >= min(ends))
 

@@ -1,7 +1,7 @@
-"""Turns at the cores: threads that run plans on a CPU at once have together no more threads than there are cores.
+"""Takes turns at the cores: threads that run plans on a CPU at once use no more threads in total than there are cores.
 
-With GNU's OpenMP runtime every thread that calls has a team of its own, so N callers would bring N times as many
-threads as one. Here they come one after another, in the order in which they asked, plan by plan.
+With GNU's OpenMP runtime, every calling thread has a team of its own, so N callers would use N times as many threads as
+one. Here they take turns, plan by plan, in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """`cores` to share out. In a forked child nobody has any of them."""
+    """`cores` to share out. A forked child starts with none of them taken."""
 
     def __init__(self, cores: int) -> None:
         self._reset(cores)
@@ -28,11 +28,11 @@ class Turns:
         self._here = threading.local()
         self._callers = 0
         self.several = False
-        """Whether calls of several threads were ever under way at once."""
+        """Whether calls of several threads have ever been in progress at once."""
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Within it, this thread makes a call, which has turns."""
+        """Within it, this thread makes a call, which takes turns."""
         with self._lock:
             self._callers += 1
             self.several = self.several or self._callers > 1
@@ -44,9 +44,9 @@ class Turns:
 
     @contextmanager
     def turn(self, threads: int, handing_over: Callable[[], object]) -> Iterator[None]:
-        """Within it, this thread may keep `threads` cores at work, or as many as there are. Within another turn of
-        the same thread it does nothing. `handing_over` is called before it waits, and at the end where other threads
-        make calls, too."""
+        """Within it, this thread may use `threads` cores, or as many as there are. Nested within another turn of the
+        same thread, it does nothing. `handing_over` is called before it waits and, if other threads make calls, also at the
+        end."""
         if getattr(self._here, "has", False):
             yield
             return
@@ -72,7 +72,7 @@ class Turns:
         try:
             waits()
             given.acquire()
-        except BaseException:  # e.g. KeyboardInterrupt: the turn goes to the next one
+        except BaseException:  # e.g. KeyboardInterrupt: pass the turn on
             with self._lock:
                 was_given = (wanted, given) not in self._waiting
                 if not was_given:
@@ -90,4 +90,4 @@ class Turns:
 
 
 TURNS = Turns(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Of this process."""
+"""The turns of this process."""
