@@ -1,8 +1,8 @@
 """Where other processes compete for the cores, small torch calls stay on the calling thread too.
 
 torch cuts a call into as many parts as there are threads and waits for all of them; beside busy processes, that takes
-longer than the call takes on one thread. But the order of its sums may depend on the number of threads, and results must
-not. A call therefore stays on one thread only after a trial both ways on its own arguments gave the same bits.
+longer than the call takes on one thread. But the order of its sums may depend on the number of threads, and results
+must not. A call therefore stays on one thread only after a trial both ways on its own arguments gave the same bits.
 """
 
 from __future__ import annotations

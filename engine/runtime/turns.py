@@ -45,8 +45,8 @@ class Turns:
     @contextmanager
     def turn(self, threads: int, handing_over: Callable[[], object]) -> Iterator[None]:
         """Within it, this thread may use `threads` cores, or as many as there are. Nested within another turn of the
-        same thread, it does nothing. `handing_over` is called before it waits and, if other threads make calls, also at the
-        end."""
+        same thread, it does nothing. `handing_over` is called before it waits and, if other threads make calls, also
+        at the end."""
         if getattr(self._here, "has", False):
             yield
             return

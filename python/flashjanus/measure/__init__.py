@@ -1,1 +1,1 @@
-"""What a model is worth and what it costs: `bench`, `profile`, `quality` and `evaluation`, and what they share."""
+"""Measures models: speed (`bench`, `profile`), quality (`quality`, `evaluation`), and the parts that these share."""

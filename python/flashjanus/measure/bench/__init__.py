@@ -1,1 +1,1 @@
-"""Times of the model's stages and of its ops, beside those of other implementations, and what of them is noise."""
+"""Times the model's stages and ops beside other implementations, and tells differences from noise."""

@@ -1,4 +1,4 @@
-"""What a benchmark found: as JSON with everything that is needed to repeat it, as a table, and against another one."""
+"""A benchmark's results: JSON with everything needed to repeat the run, a table, and a comparison of two reports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Report:
 
     @staticmethod
     def read(path: str) -> Report:
-        """A report that `to_json` gave. Raises InputError."""
+        """Read a report that `to_json` wrote. Raises InputError."""
         data = read_json(Path(path))
         rows = data.pop("records", None)
         if not isinstance(rows, list) or data.get("kind") not in ("latency", "throughput", "ops"):
@@ -171,7 +171,7 @@ class Difference:
 
 
 def differences(a: Report, b: Report, margin: float) -> list[Difference]:
-    """Of what both hold. Raises InputError where they hold nothing in common."""
+    """Compare the cases that both reports have. Raises InputError if they have none in common."""
     later = {(record.case, record.engine): record for record in b.records}
     found = []
     for record in a.records:

@@ -1,4 +1,4 @@
-"""A report as one SVG picture: bars of ratios and of times, lines of time against each size that was varied."""
+"""Draws a report as one SVG picture: bars of ratios and times, and lines of time against each size that varied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def svg(report: Report) -> str:
 
 
 def _stages(records: Sequence[Record]) -> list[Panel]:
-    """Ratios and times at the first of all sizes; then what a change of each size does."""
+    """Ratios and times at the first value of every size, then the effect of changing each size."""
     names = list(dict.fromkeys(record.engine for record in records))
     colors = dict(zip(names, COLORS * len(names), strict=False))
     first = {record.case.stage: record.case for record in reversed(records)}
@@ -69,7 +69,7 @@ def _stages(records: Sequence[Record]) -> list[Panel]:
 
 
 def _series(records: Sequence[Record], size: str, names: Sequence[str]) -> list[Line]:
-    """One for each stage (color) and engine (dashes) with more than one value of `size`."""
+    """One line per stage (color) and engine (dashes) that was timed at more than one value of `size`."""
     groups: dict[tuple[str, str, object], list[tuple[float, float]]] = {}
     for record in records:
         if size in dict(record.case.sizes):

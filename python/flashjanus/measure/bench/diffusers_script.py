@@ -1,9 +1,9 @@
-"""diffusers' AutoencoderKL on given weights and latents: seconds of each decode in one JSON line, the image in a file.
+"""Runs diffusers' AutoencoderKL on given weights and latents; prints the seconds of each decode as one JSON line.
 
     python diffusers_script.py FOLDER DEVICE REPEATS
 
-FOLDER holds config.json and weights.safetensors (the decoder's, with "latents" among them); image.safetensors is put
-there. It needs torch, safetensors and diffusers alone: the Python that has them need not have flashjanus.
+FOLDER holds config.json and weights.safetensors (the decoder's weights, and "latents"); the script writes
+image.safetensors there. It needs only torch, safetensors and diffusers: its Python need not have flashjanus.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 def build(config: dict[str, Any], state: dict[str, torch.Tensor], device: str) -> Any:
-    """The decoder alone: what encodes stays without weights and is dropped."""
+    """Build only the decoder: the encoder gets no weights and is dropped."""
     with torch.device("meta"):
         vae = importlib.import_module("diffusers").AutoencoderKL(**config)
     found = vae.load_state_dict(state, strict=False, assign=True)

@@ -1,4 +1,4 @@
-"""A report as a Markdown table for a document, with goals where they are given."""
+"""Writes a report as a Markdown table for a document, with verdicts on goals where goals are given."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _YES, _NO = "yes", "no"
 
 @dataclass(frozen=True)
 class Goal:
-    """At most so many seconds, or the time of the others at least so many times ours (`others`)."""
+    """A limit in seconds, or the least ratio of the others' time to ours (`others`)."""
 
     value: float
     others: bool
 
     @staticmethod
     def parse(text: str) -> Goal:
-        """ "2x" or "1.5s". Raises ValueError."""
+        """Parse "2x" or "1.5s". Raises ValueError."""
         found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(x|s)", text)
         if found is None or float(found[1]) == 0:
             raise ValueError(
@@ -36,7 +36,7 @@ class Goal:
         return f"{self.value:g}x" if self.others else seconds(self.value)
 
     def verdict(self, ours: Record | None, ratio: Ratio | None) -> str:
-        """Yes, no, or why nothing can be said; the median decides on seconds, the interval on ratios."""
+        """Yes, no, or why the goal cannot be judged. The median decides on seconds, the interval on ratios."""
         if not self.others:
             return "" if ours is None else _YES if ours.spread.median <= self.value else _NO
         if ratio is None:
@@ -47,9 +47,9 @@ class Goal:
 
 
 def markdown(report: Report, goals: Mapping[str, Goal]) -> str:
-    """A row for each stage and size of ours and each implementation beside it; then where the numbers are from.
+    """One row per stage and size, with our time and those of other implementations; then the source of the numbers.
 
-    Raises InputError where the report is of ops, or has no such stage as a goal's.
+    Raises InputError if the report is of ops, or lacks the stage of a goal.
     """
     if report.kind == "ops":
         raise InputError("--markdown: expected a report of bench latency or bench throughput, got one of bench ops")
@@ -70,7 +70,7 @@ def _rows(records: Sequence[Record], goals: Mapping[str, Goal]) -> list[list[str
     own = {record.case: record for record in records if record.engine == OURS}
     for i, record in enumerate(records):
         if record.engine == OURS and record.case in others:
-            continue  # it stands in the rows of the others
+            continue  # shown in the rows of the others
         ours, found, goal = own.get(record.case), ratios.get(i), goals.get(record.case.stage)
         rows.append(
             [
@@ -87,7 +87,7 @@ def _rows(records: Sequence[Record], goals: Mapping[str, Goal]) -> list[list[str
 
 
 def _source(report: Report) -> str:
-    """Command, commit, machine, and how far the intervals can be trusted."""
+    """Command, commit and machine, and how far the intervals can be trusted."""
     head, model = report.head, report.head["model"]
     machine, versions = (head[name] if isinstance(head.get(name), dict) else {} for name in ("machine", "versions"))
     facts = [

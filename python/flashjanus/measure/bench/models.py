@@ -1,6 +1,6 @@
-"""Models without a checkpoint: the published sizes, a thin one and the built-in one's, with seeded random weights.
+"""Models that need no checkpoint: published, thin or built-in sizes, with seeded random weights.
 
-Random weights draw noise, but every shape, layout and byte is that of the checkpoint, and so is the time.
+Random weights draw only noise, but shapes, layouts and sizes in bytes are those of a checkpoint, and so are the times.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ _FULL_VAE: dict[str, Any] = {
 
 
 def configs(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(config.json, the VAE's config.json) of the published model, of one with its widths and two layers ("thin"; its
-    VAE is narrow), or of the built-in one. Raises InputError."""
+    """(config.json, the VAE's config.json) of a model size: the published one, one with the same widths and two layers
+    ("thin", whose VAE is narrow), or the built-in one. Raises InputError."""
     if size not in SIZES:
         raise InputError(f"random weights: expected one of {', '.join(SIZES)}, got {size!r}")
     if size == "shapes":
@@ -93,14 +93,14 @@ def configs(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class SeededState(Mapping[str, torch.Tensor]):
-    """Every tensor that a layout reads, drawn when it is asked for and not kept; `items()` are without data."""
+    """The tensors that a layout reads. Each is drawn when asked for and not kept; `items()` gives them without data."""
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         self.shapes = {s.names[0]: s.shapes[0] for target in layout for s in target.sources}
         self.dtype = dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Of sizes that keep activations finite: matrices by their width, norms about 1, biases small."""
+        """Draw values that keep activations finite: matrices scaled by their width, norms about 1, small biases."""
         shape = self.shapes[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         matrix = len(shape) > 1 and math.prod(shape[1:]) > 1
@@ -119,7 +119,7 @@ class SeededState(Mapping[str, torch.Tensor]):
 
 
 def random_model(size: str, **choices: Any) -> JanusFlow:
-    """A model of `size` with random weights, by way of one tensor at a time; choices as in `JanusFlow.from_state_dict`.
+    """A model of `size` with random weights, made one tensor at a time; choices as in `JanusFlow.from_state_dict`.
 
     Raises InputError, DeviceError, OutOfMemoryError, PlanError.
     """
@@ -132,7 +132,7 @@ def random_model(size: str, **choices: Any) -> JanusFlow:
 
 
 def sibling(model: TensorModel, implementations: Mapping[str, str | Sequence[str]] | None = None) -> TensorModel:
-    """The same weights without any plan made yet, on other implementations where some are given: then row by row."""
+    """The same weights with no plans made yet. With `implementations`, it uses those instead, on row-major weights."""
     of = model.runner
     policy, weights = of.policy, of.weights
     if implementations is not None and policy.tiled:

@@ -1,8 +1,8 @@
-"""Every implementation of every op, at the sizes and on the tensors of a model's own plans.
+"""Times every implementation of every op, at the sizes and on the tensors of a model's own plans.
 
-A form is what makes two nodes the same work. Its nodes (the layers of a model: same sizes, weights of their own) are
-run one after the other until they have touched COLD_BYTES, so that weights come from memory as they do in the model;
-activations, which the node before has just written there, may stay in a cache, and then exceed the memory's ceiling.
+Nodes that do the same work share a form. A form's nodes (the layers of a model: same sizes, their own weights) run one
+after the other until they have touched COLD_BYTES, so that weights come from memory as they do in the model. The
+activations, which the previous node has just written, may still be in a cache and then exceed the memory's ceiling.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .stages import Stages
 
 COLD_BYTES = 256 * 2**20
 SHORTEST = 2e-4
-"""Seconds: quicker runs are timed several together, at most MOST_RUNS."""
+"""Seconds. Runs that are quicker are timed several at a time, at most MOST_RUNS."""
 MOST_RUNS = 16
 RESTORED_BYTES = 2**20
-"""States up to this size are set back before every sample: tokens, steps, latents; keys and values do not move."""
+"""States up to this size (tokens, steps, latents) are restored before every sample; keys and values are not."""
 
 
 @dataclass
 class Form:
-    """Nodes of one executor that are the same work; `program` is its plan."""
+    """Nodes of one executor that do the same work. `program` is the plan they belong to."""
 
     executor: Executor
     program: str
@@ -44,19 +44,19 @@ class Form:
 
     @property
     def sizes(self) -> str:
-        """The first arguments' specs."""
+        """The specs of the first arguments."""
         given = zip(get_op(self.op).schema.inputs, self.nodes[0].inputs, strict=True)
         return ", ".join([f"{arg.name} {ref.spec}" for arg, ref in given if ref is not None][:3])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Whose GEMM ceiling applies: that of the narrowest number that is multiplied."""
+        """The dtype whose GEMM ceiling applies: the narrowest dtype that is multiplied."""
         found = {ref.spec.dtype for ref in self.nodes[0].inputs if ref is not None}
         order = (torch.int8, torch.float8_e4m3fn, torch.bfloat16, torch.float16)
         return next((dtype for dtype in order if dtype in found), torch.float32)
 
     def calls(self, name: str) -> list[Callable[[], None]]:
-        """A run of every node by one implementation, on the executor's tensors."""
+        """One call per node, by the implementation `name`, on the executor's tensors."""
         implementation = get_op(self.op).implementations[name]
         found, touched = [], 0
         for node in self.nodes:
@@ -67,7 +67,7 @@ class Form:
         return found
 
     def serving(self) -> list[str]:
-        """The implementations that do not refuse, the chosen one first."""
+        """The implementations that do not refuse, starting with the chosen one."""
         node, device = self.nodes[0], self.executor.plan.device
         specs = [None if ref is None else ref.spec for ref in node.inputs]
         chosen = node.implementation.name
@@ -82,7 +82,7 @@ class Form:
 
 
 def executors(stages: Stages, case: Case, repeats: int) -> Iterator[Executor]:
-    """The programs at the sizes of `case` (those of "mix"), each as a run has left it."""
+    """The programs at the sizes of `case` (those of "mix"), each in the state that a run left."""
     runner, size = stages.runner, stages.model.config.latent_size
     rows = case["rows"]
     with stages.drawing(case) as drawing:
@@ -109,7 +109,7 @@ def executors(stages: Stages, case: Case, repeats: int) -> Iterator[Executor]:
 
 
 def forms(executor: Executor) -> list[Form]:
-    """The plan's nodes by form, in order of their first."""
+    """The plan's nodes grouped by form, ordered by the first node of each."""
     found: dict[Any, Form] = {}
     for node in executor.plan.nodes:
         found.setdefault(key(node), Form(executor, executor.plan.name)).nodes.append(node)
@@ -131,7 +131,7 @@ def measure_ops(
     clock: Clock = time.perf_counter,
     done: Callable[[str], None] = lambda what: None,
 ) -> list[Record]:
-    """A record for every implementation of every form, in turns of one sample each; `wanted`: ops, () for all."""
+    """A record for every implementation of every form, timed in turns of one sample. wanted: ops, () for all."""
     records: list[Record] = []
     seen: set[Any] = set()
     for executor in executors(stages, case, repeats):
@@ -145,7 +145,7 @@ def measure_ops(
 
 
 def time_form(form: Form, repeats: int, clock: Clock, ceilings: Ceilings, wait: Callable[[], None]) -> list[Record]:
-    """One record for each implementation that serves."""
+    """One record per implementation that serves the form."""
     node, moving = form.nodes[0], form.moving()
     kept = [t.clone() for t in moving]
     case = Case(form.op, (("program", form.program), ("node", node.label), ("of", form.sizes)))
@@ -179,7 +179,7 @@ def time_form(form: Form, repeats: int, clock: Clock, ceilings: Ceilings, wait: 
 
 
 def rates(form: Form, seconds: float, ceilings: Ceilings) -> dict[str, Any]:
-    """What one node reaches: bytes/s and FLOP/s, and the share of the roofline with which ceiling bounds it."""
+    """The rates one node reaches: bytes/s, FLOP/s, and the share of the roofline, with the ceiling that bounds it."""
     node = form.nodes[0]
     shares = {
         "memory": node.nbytes / seconds / ceilings.bandwidth,

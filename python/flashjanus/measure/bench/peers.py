@@ -1,9 +1,9 @@
-"""Other implementations in turns with ours: the official code in a process of its own, transformers in this one.
+"""Times other implementations in turns with ours: the official code in its own process, transformers in this one.
 
-Neither is a dependency, and none of their code is here; diffusers is in vae_peer.py. Official timings come from a
-script that drives a checkout of deepseek-ai/Janus on random weights of its own and prints one JSON line, a process a
-round; it has the published sizes ("full") and the thin ones. Its step has no `prepare` before it: prompt and time token
-are computed in each.
+Neither is a dependency, and none of their code is here; diffusers is in vae_peer.py. The official timings come from a
+script that runs a checkout of deepseek-ai/Janus on random weights and prints one JSON line; each round starts a new
+process. The script knows the published sizes ("full") and the thin ones. The official step has no `prepare` before
+it: each step computes the prompt and the time token again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .process import answer, check_python
 from .stages import CHAT_TOKENS, TOKENS, Stages
 
 UNDERSTANDING = {"SigLIP": "encode", "prefill": "prefill_620", "token": "decode_token"}
-"""What the script calls them."""
+"""The script's names of our stages."""
 
 
 @dataclass(frozen=True)
 class Official:
-    """The official code. `python` has its dependencies; `size` is what the script calls it."""
+    """The official code. `python` is an interpreter with its dependencies, `size` the script's name for the model."""
 
     script: Path
     repo: Path
@@ -49,7 +49,7 @@ class Official:
 
     @staticmethod
     def of(model: TensorModel, script: str, repo: str, python: str, compiled: bool) -> Official:
-        """Raises InputError where a file is absent, or the script has no model of these sizes."""
+        """Raises InputError if a file is missing or the script has no model of these sizes."""
         for option, path, ok in (
             ("--official-script", script, os.path.isfile(script)),
             ("--official-repo", repo, os.path.isdir(os.path.join(repo, "janus"))),
@@ -69,7 +69,7 @@ class Official:
         return Official(Path(script), Path(repo), Path(python), sizes[0], dtype, device, compiled)
 
     def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
-        """The median of each, which is all that the script tells."""
+        """The median of each case: the script reports nothing else."""
         asked: dict[int, dict[str, Any]] = {}
         for case in cases:
             sizes = dict(case.sizes)
@@ -86,7 +86,7 @@ class Official:
                 yield case, [asked[rows][UNDERSTANDING[case.stage]]["median_s"]]
 
     def _ask(self, what: str, rows: int, repeats: int, *given: object) -> dict[str, Any]:
-        """One run of the script. Raises PeerError."""
+        """Run the script once. Raises PeerError."""
         command: list[str] = [str(self.python), str(self.script), "--repo", str(self.repo), "--what", what]
         command += ["--size", self.size, "--dtype", self.dtype, "--device", self.device]
         command += ["--batch", str(rows), "--repeats", str(repeats), *map(str, given)]
@@ -98,7 +98,7 @@ class Official:
 class Transformers:
     """transformers' own generate with a static cache, on the language model's weights; its tensors are views of ours.
 
-    prefill: from the call to the first token; token: between two of them.
+    prefill: the time from the call to the first token; token: the time between two tokens.
     """
 
     name = "transformers"
@@ -106,7 +106,7 @@ class Transformers:
     def __init__(self, stages: Stages, clock: Clock = time.perf_counter) -> None:
         self.stages, self.clock = stages, clock
         try:
-            # not an import statement: the engine runs the model itself, and only a benchmark asks for this one
+            # Not an import statement: the engine runs the model itself, and only a benchmark needs transformers.
             self.library = importlib.import_module("transformers")
         except ImportError as error:
             raise PeerError(f"transformers: cannot be imported ({error}); pip install transformers") from None
@@ -145,7 +145,7 @@ class Transformers:
             yield case, timed[sizes][:1] if case.stage == "prefill" else timed[sizes][1:]
 
     def _generate(self, rows: int, prompt: int, tokens: int) -> list[float]:
-        """Seconds to the first token, and between tokens."""
+        """Seconds to the first token, and seconds between tokens."""
         marks: list[float] = []
 
         def mark(ids: torch.Tensor, scores: Any, **given: Any) -> torch.Tensor:
@@ -170,8 +170,8 @@ class Transformers:
 
 
 def language_state(model: TensorModel) -> dict[str, torch.Tensor]:
-    """Our language model's weights under their official names, without the prefix; matrices are views of ours, or
-    copies of those that are kept in tiles."""
+    """Our language model's weights under their official names without the prefix. Matrices are views of ours, or
+    copies where ours are stored in tiles."""
     c, weights, dtype = model.config.language, sibling(model, {}).runner.weights, model.dtype
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     state = {

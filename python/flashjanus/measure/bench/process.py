@@ -1,4 +1,4 @@
-"""Processes of their own: what another Python answers, and what a fresh one of ours needs until it has something."""
+"""Runs other processes: asks another Python for an answer, and times a fresh one of ours until it has a result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DRAW = (
     "JanusFlow.from_pretrained(**source).generate_image('a red circle', num_inference_steps=steps, seed=0); "
 )
 _END = "print('true', flush=True); os._exit(0)"
-"""Without the interpreter's tidying up, which nobody waits for."""
+"""Exits without the interpreter's cleanup, which nobody waits for."""
 
 
 def answer(who: str, command: Sequence[str]) -> Any:
-    """The JSON in the last line that `command` prints, run with as many threads as this process. Raises PeerError."""
+    """Run `command` with as many threads as this process has; return the JSON in its last line. Raises PeerError."""
     threads = {name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
     lines = ran.stdout.strip().splitlines()
@@ -38,17 +38,17 @@ def answer(who: str, command: Sequence[str]) -> Any:
 
 
 def check_python(path: str) -> str:
-    """`path`, where it can be run. Raises InputError."""
+    """`path`, if it is executable. Raises InputError."""
     if not (os.path.isfile(path) and os.access(path, os.X_OK)):
         raise InputError(f"--official-python {path}: expected an existing file that can be run")
     return path
 
 
 def import_package() -> None:
-    """A fresh Python, until it has imported the model class, torch included. Raises PeerError."""
+    """Run a fresh Python until it has imported the model class, including torch. Raises PeerError."""
     answer("import", [sys.executable, "-c", _IMPORT + _END])
 
 
 def start(source: Mapping[str, Any], steps: int) -> None:
-    """A fresh Python, until it has one image; `source`: arguments of `JanusFlow.from_pretrained`. Raises PeerError."""
+    """Run a fresh Python until it has an image. source: arguments of `JanusFlow.from_pretrained`. Raises PeerError."""
     answer("start", [sys.executable, "-c", _IMPORT + _DRAW + _END, json.dumps([dict(source), steps])])

@@ -1,4 +1,4 @@
-"""What is timed of a model: its stages, alone and together, at sizes that the caller names."""
+"""The stages of a model that are timed, alone and together, at sizes that the caller names."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ STAGES = {
     "token": ("rows", "chat_tokens"),
     "mix": ("rows", "prompt_tokens", "steps", "chat_tokens"),
 }
-"""The sizes that each depends on. import, start: a fresh process, until it has imported the package, and until it has
-drawn an image of a short prompt. load: from disk. first image, first token: plans and their memory made anew, the
-picture of the question encoded. image, latents: a request with and without the VAE. prepare, step, token: one of them;
-a recalled step leaves the language model out. mix: a flow step of `rows` images and MIXED tokens of `rows`
-conversations."""
+"""The sizes that each stage depends on. import: a fresh process imports the package; start: it also draws an image of
+a short prompt. load: loading from disk. first image, first token: with plans and their memory made anew, and the
+question's picture encoded. image, latents: a request with and without the VAE. prepare, step, token: one of each; a
+recalled step skips the language model. mix: a flow step of `rows` images and MIXED tokens of `rows` conversations."""
 LATENCY = (
     "load",
     "first image",
@@ -61,13 +60,13 @@ LATENCY = (
 )
 THROUGHPUT = ("latents", "image", "token", "mix")
 FROM_DISK = ("import", "start", "load")
-"""Only where the model came from a checkpoint."""
+"""Timed only if the model came from a checkpoint."""
 NEED_VAE = ("start", "first image", "VAE", "image")
 COLD = (*FROM_DISK, "first image", "first token")
-"""Timed once a round, without a run before."""
+"""Timed once per round, without a warm-up run."""
 MIXED = 8
 TOKENS = 8
-"""Tokens timed for every repeat."""
+"""How many tokens are timed per repeat."""
 CHAT_TOKENS, PROMPT_TOKENS, STEPS = 620, 40, 30
 
 
@@ -83,7 +82,7 @@ def cases(stages: Sequence[str], sizes: Mapping[str, Sequence[int]]) -> list[Cas
 
 
 def check(cases: Sequence[Case], model: TensorModel, repeats: int) -> None:
-    """InputError where a case does not fit into the model's context, or needs a VAE that is absent."""
+    """Raise InputError if a case does not fit into the model's context, or needs a VAE that is absent."""
     limit = model.config.language.max_position_embeddings
     room = {
         "prompt_tokens": limit - 1 - model.config.num_image_tokens,
@@ -98,12 +97,12 @@ def check(cases: Sequence[Case], model: TensorModel, repeats: int) -> None:
 
 
 def new_tokens(repeats: int) -> int:
-    """Tokens that a session has room for: those timed in a round and those before."""
+    """How many tokens a session has room for: those timed in a round and those before them."""
     return TOKENS * repeats + MIXED + 1
 
 
 def rates(case: Case, seconds: float) -> dict[str, float]:
-    """Images and tokens a second."""
+    """Images and tokens per second."""
     if case.stage in ("image", "latents"):
         return {"images/s": case["rows"] / seconds}
     if case.stage == "token":
@@ -114,7 +113,7 @@ def rates(case: Case, seconds: float) -> dict[str, float]:
 
 
 class Stages:
-    """A model in this process as an engine. `source`: what `JanusFlow.from_pretrained` made it from."""
+    """A model in this process as an engine. source: the arguments of `JanusFlow.from_pretrained` that made it."""
 
     def __init__(
         self,
@@ -149,7 +148,7 @@ class Stages:
 
     @contextmanager
     def ready(self, case: Case, repeats: int) -> Iterator[Callable[[], object]]:
-        """What is to be timed, with all that it needs made before."""
+        """Yield what is to be timed, after making everything that it needs."""
         stage, runner = case.stage, self.runner
         if stage in FROM_DISK:
             source = self.source or {}
@@ -197,13 +196,13 @@ class Stages:
 
     @contextmanager
     def preparing(self, case: Case) -> Iterator[flow.Prepared]:
-        """Room for one prompt."""
+        """A place for one prepared prompt."""
         with self.runner.lease(flow.Prepared, *self._flow_bucket(1, case)) as prepared:
             yield prepared
 
     @contextmanager
     def drawing(self, case: Case, caches: bool = False) -> Iterator[flow.FlowSession]:
-        """All rows of a flow joined, with the same prompt."""
+        """A session in which all rows have joined, with the same prompt."""
         runner, requests = self.runner, self.images(case)
         with runner.lease(flow.FlowSession, *self._flow_bucket(case["rows"], case), False, caches) as session:
             with self.preparing(case) as prepared:
@@ -242,7 +241,7 @@ class Stages:
         return [text.TextRequest(self.ids(case["chat_tokens"]))] * case["rows"]
 
     def _questions(self, case: Case) -> tuple[list[text.TextRequest], text.ImageTokens | None]:
-        """Conversations that begin with a picture, where there is room for one."""
+        """Conversations that begin with a picture, if there is room for one."""
         block, length = self.model.config.num_understanding_tokens, case["chat_tokens"]
         if length < block + 2:
             return self.conversations(case), None
@@ -252,7 +251,7 @@ class Stages:
         return [text.TextRequest(ids, one[None]) for one in pixels], text.ImageTokens(3, 4)
 
     def _flow_bucket(self, rows: int, case: Case) -> tuple[int, int, int, int]:
-        """As the rows of a drawing have it."""
+        """The bucket that a request for `rows` images uses."""
         buckets, sizes = self.runner.buckets, dict(case.sizes)
         padded_rows = padded(rows, buckets.rows)
         capacity = padded(case["prompt_tokens"], buckets.prompt_tokens)
@@ -264,7 +263,7 @@ class Stages:
 
 
 def unkept(model: TensorModel) -> SharedScheduler:
-    """One that prepares and reads all of every request, as of one that nobody made before."""
+    """A scheduler without a cache of prefixes: it prepares and reads every request as if it were new."""
     return SharedScheduler(partial(Scheduler, model.runner, Limits(prefix_bytes=0)))
 
 

@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL in turns with our decoder: the same weights, dtype and latents, and the same image."""
+"""Times diffusers' AutoencoderKL in turns with our decoder: same weights, dtype and latents, and the same image."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .stages import Stages
 SCRIPT = Path(__file__).with_name("diffusers_script.py")
 HAS_DIFFUSERS = "import importlib.util as i, json; print(json.dumps(i.find_spec('diffusers') is not None))"
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Relative difference (of norms) beyond which two images are not those of the same decoder; random weights included."""
+"""The largest relative difference (of norms) between two images of the same decoder, even with random weights."""
 
 
 class Diffusers:
-    """A process a round. `facts`: how far its images are from ours, at most over all rounds."""
+    """diffusers in a new process each round. `facts`: the largest difference between its images and ours."""
 
     name = "diffusers"
 
     def __init__(self, stages: Stages, python: str) -> None:
-        """Raises InputError where there is no VAE, PeerError where `python` has no diffusers."""
+        """Raises InputError if there is no VAE, PeerError if `python` has no diffusers."""
         self.stages, self.python = stages, check_python(python)
         if stages.model.runner.vae_config is None:
             raise InputError(f"--peer diffusers: it decodes latents, and {stages.model.name} has no VAE; pass --vae")
@@ -53,7 +53,7 @@ class Diffusers:
                 yield case, self._decode(repeats)
 
     def _decode(self, repeats: int) -> list[float]:
-        """Raises PeerError, also where the two images are far apart."""
+        """Seconds of each decode. Raises PeerError, also if the two images differ too much."""
         model, latents = self.stages.model, self.stages.noise(1)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -77,7 +77,7 @@ class Diffusers:
 
 
 def config_of(config: VaeConfig) -> dict[str, object]:
-    """Arguments of diffusers' AutoencoderKL."""
+    """Arguments for diffusers' AutoencoderKL."""
     levels = len(config.block_out_channels)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     return {**asdict(config), **blocks}

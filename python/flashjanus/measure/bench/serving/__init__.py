@@ -1,1 +1,1 @@
-"""A load on any server of OpenAI's interface, and how soon it answers. Nothing here needs torch."""
+"""Sends a load to any server with OpenAI's interface and measures how fast it answers. Nothing here needs torch."""

@@ -1,4 +1,4 @@
-"""What is asked: lines of a file, or built in."""
+"""The prompts that requests send: the lines of a file, or built-in ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from flashjanus.disk.reading import parse_object, read_lines
 from flashjanus.errors import InputError
 
 Prompts: TypeAlias = Mapping[str, Sequence[str]]
-"""By kind, at least one each."""
+"""Prompts by kind, at least one of each."""
 PICTURES, SIDE = 16, 384
-"""Built-in pictures, so many that an endpoint does not answer about one that it has just seen, and their pixels."""
+"""How many built-in pictures there are (enough that an endpoint does not see the same one twice in a row), and their
+side in pixels."""
 COLORS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "triangle")
 BUILT_IN: Prompts = {
@@ -31,8 +32,8 @@ BUILT_IN: Prompts = {
 
 
 def read_prompts(path: Path | None, kinds: Sequence[str]) -> Prompts:
-    """Prompts of `kinds`: a line of the file each, for all kinds or, as {"kind": ..., "prompt": ...}, for one. Raises
-    InputError, also where a kind has none."""
+    """Prompts of `kinds`. Each line of the file is a prompt for all kinds or, as {"kind": ..., "prompt": ...}, for one.
+    Raises InputError, also if a kind has no prompt."""
     if path is None:
         return BUILT_IN
     found: dict[str, list[str]] = {kind: [] for kind in BUILT_IN}

@@ -1,4 +1,4 @@
-"""Sends a load: by workers, each of which waits for its answer, or at set times whatever the answers do."""
+"""Sends a load: from workers that each wait for their answer, or at set times regardless of the answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .load import Call
 from .sample import Sample
 
 Done = Callable[[int], None]
-"""Told how many requests have ended."""
+"""Called with the number of requests that have ended."""
 PICKED = 30.0
-"""Seconds that an endpoint has to name its models."""
+"""Seconds within which an endpoint has to list its models."""
 
 
 async def first_model(client: Client) -> str:
-    """The first that the endpoint lists. Raises PeerError."""
+    """The first model that the endpoint lists. Raises PeerError."""
     url = f"{client.target.base_url}/models"
     try:
         names = await asyncio.wait_for(client.models(), PICKED)
@@ -35,7 +35,7 @@ async def first_model(client: Client) -> str:
 
 
 async def warm_up(client: Client, calls: Sequence[Call]) -> None:
-    """Send requests that do not count. Raises PeerError where one is not answered."""
+    """Send requests that are not counted. Raises PeerError if one fails."""
     for call in calls:
         sample = await client.send(call)
         if sample.error is not None:
@@ -48,7 +48,7 @@ async def warm_up(client: Client, calls: Sequence[Call]) -> None:
 async def closed_loop(
     client: Client, calls: Sequence[Call], workers: int, done: Done, *, seconds: float | None = None
 ) -> list[Sample]:
-    """So many requests at once, the next as soon as one ends; none is begun after `seconds`."""
+    """Keep a fixed number of requests in flight, sending the next as one ends; none starts after `seconds`."""
     client.restart()
     left, samples = iter(calls), list[Sample]()
 
@@ -69,7 +69,7 @@ async def closed_loop(
 
 
 async def open_loop(client: Client, calls: Sequence[Call], most: int, done: Done) -> list[Sample]:
-    """Each request when it is due. Where `most` are unanswered then, it is not sent, and has failed."""
+    """Send each request when it is due. If `most` are unanswered by then, it is not sent and counts as failed."""
     client.restart()
     samples, flying = list[Sample](), set[asyncio.Task[None]]()
 

@@ -1,4 +1,4 @@
-"""One request to an endpoint, and when each part of its answer came."""
+"""Sends one request to an endpoint and records when each part of its answer arrives."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An endpoint, and what is asked of it besides prompts. options: by "image" and "chat", further fields of a body,
-    which go before all others. timeout: seconds of a whole request. partial_images: None leaves the field out."""
+    """An endpoint, and the request settings other than the prompts. options: further fields of a body by "image" and
+    "chat"; they override all others. timeout: seconds for a whole request. partial_images: None omits the field."""
 
     base_url: str
     model: str
@@ -39,7 +39,7 @@ class Target:
         return replace(self, model=model)
 
     def body(self, call: Call) -> dict[str, Any]:
-        """What is posted for a request."""
+        """The JSON body posted for a request."""
         body: dict[str, Any] = {"model": self.model}
         if call.kind == "image":
             body["prompt"] = call.prompt
@@ -62,17 +62,17 @@ class Target:
 
 
 class Refused(Exception):
-    """An answer that is none: (kind or code, message)."""
+    """A response that is an error: (kind or code, message)."""
 
 
 class Client:
-    """Sends requests to a Target; times count from its making."""
+    """Sends requests to a Target. Times count from its creation, or from `restart`."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self._start = time.perf_counter()
         headers = {} if target.api_key is None else {"Authorization": f"Bearer {target.api_key}"}
-        # A proxy of the environment stands between this machine and others, never between it and itself.
+        # A proxy set in the environment applies to other hosts, never to this machine.
         self._http = httpx.AsyncClient(
             headers={"User-Agent": "flashjanus-bench", **headers},
             timeout=httpx.Timeout(target.timeout),
@@ -94,7 +94,7 @@ class Client:
         self._start = time.perf_counter()
 
     async def models(self) -> list[str]:
-        """Names that the endpoint lists. Raises Refused, httpx.HTTPError."""
+        """The names that the endpoint lists. Raises Refused, httpx.HTTPError."""
         reply = await self._http.get(f"{self.target.base_url}/models")
         if reply.status_code != 200:
             raise Refused(*_refusal(reply.status_code, reply.content))
@@ -104,7 +104,7 @@ class Client:
         return [name for name in names if isinstance(name, str)]
 
     async def send(self, call: Call) -> Sample:
-        """Send a request and take all of its answer."""
+        """Send a request and read its whole answer."""
         now = self.now()
         sample = Sample(call.kind, now if call.due is None else call.due, now)
         try:
@@ -152,7 +152,7 @@ class Client:
 
 
 def take_chunk(sample: Sample, event: Event, at: float) -> bool:
-    """An event of a chat's stream: whether the answer is whole. Raises Refused."""
+    """Take one event of a chat's stream; returns whether the answer is complete. Raises Refused."""
     if event.data == "[DONE]":
         return True
     data = _object(event.data, event.name)
@@ -169,7 +169,7 @@ def take_chunk(sample: Sample, event: Event, at: float) -> bool:
 
 
 def take_image(sample: Sample, event: Event, at: float) -> bool:
-    """An event of an image's stream: whether there is an image. Raises Refused."""
+    """Take one event of an image's stream; returns whether it holds the image. Raises Refused."""
     if event.data == "[DONE]":
         return False
     kind = str(_object(event.data, event.name).get("type") or event.name)
@@ -182,7 +182,7 @@ def take_image(sample: Sample, event: Event, at: float) -> bool:
 
 
 def take_whole(sample: Sample, data: Any, at: float) -> None:
-    """An answer that is no stream. Raises Refused."""
+    """Take an answer that is not streamed. Raises Refused."""
     data = _checked(data)
     if sample.kind != "image":
         if not _objects(data.get("choices")):

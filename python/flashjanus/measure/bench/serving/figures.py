@@ -1,4 +1,4 @@
-"""What samples say: percentiles, rates, goodput, errors. Functions of numbers alone."""
+"""Computes figures from samples: percentiles, rates, goodput and errors. All are pure functions of numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Times = Callable[[Sample], Iterable[float | None]]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the sorted `values` lie, on the straight line between the two nearest."""
+    """The value below which `share` of the sorted `values` lie, interpolated linearly between the two nearest."""
     at = share * (len(values) - 1)
     low, high = values[math.floor(at)], values[math.ceil(at)]
     return low + (high - low) * (at - math.floor(at))
@@ -34,7 +34,7 @@ def _first_token(sample: Sample) -> list[float | None]:
 
 
 def _per_token(sample: Sample) -> list[float | None]:
-    """The mean time of a token after the first."""
+    """The mean time per token after the first."""
     if len(sample.pieces) < 2 or sample.tokens < 2:
         return []
     return [(sample.pieces[-1] - sample.pieces[0]) / (sample.tokens - 1)]
@@ -54,12 +54,12 @@ LATENCIES: dict[str, Times] = {
     "image": _since_due("image"),
     "total": _since_due("ended"),
 }
-"""From when a request was due: to the headers of the response, the first event, piece of text, partial image, the last
-image, the end. per token: one figure a request; between tokens: one for each two pieces of text."""
+"""Times since the request was due: to the response's headers, the first event, the first text, the first partial
+image, the last image and the end. per token: one figure per request; between tokens: one per pair of text pieces."""
 
 
 def spread(values: Iterable[float]) -> dict[str, float] | None:
-    """n, mean, percentiles and max in seconds; None of no values."""
+    """n, mean, percentiles and max in seconds; None if there are no values."""
     found = sorted(values)
     if not found:
         return None
@@ -68,7 +68,7 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
 
 
 def latencies(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """By name the spread over requests that succeeded, where there are any."""
+    """The spread of each latency, by name, over the requests that succeeded; names without values are left out."""
     good = [sample for sample in samples if sample.error is None]
     found = {
         name: spread(at for one in good for at in times(one) if at is not None) for name, times in LATENCIES.items()
@@ -77,15 +77,15 @@ def latencies(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
 
 
 def is_in_time(sample: Sample, deadlines: Mapping[str, float]) -> bool:
-    """Whether a request succeeded and what was awaited came in time. deadlines: seconds of "image", the last whole one,
-    and of "token", the first."""
+    """Whether a request succeeded and met the deadlines. deadlines: seconds to the last whole image ("image") and to
+    the first token ("token")."""
     at = sample.image if sample.kind == "image" else sample.pieces[0] if sample.pieces else sample.ended
     limit = deadlines.get("image" if sample.kind == "image" else "token", math.inf)
     return sample.error is None and at is not None and at - sample.due <= limit
 
 
 def most_at_once(samples: Sequence[Sample]) -> int:
-    """Requests that were unanswered at a time."""
+    """The largest number of requests that were unanswered at the same time."""
     changes = sorted(change for one in samples for change in ((one.sent, 1), (one.ended, -1)) if one.ended > one.sent)
     most = flying = 0
     for _, change in changes:
@@ -95,7 +95,7 @@ def most_at_once(samples: Sequence[Sample]) -> int:
 
 
 def errors(samples: Iterable[Sample]) -> list[dict[str, Any]]:
-    """The most frequent first, each with its first message."""
+    """Errors with their counts, the most frequent first, each with its first message."""
     failed = [sample for sample in samples if sample.error is not None]
     counts = Counter((sample.kind, str(sample.error)) for sample in failed)
     said = {(sample.kind, sample.error): sample.message for sample in reversed(failed)}
@@ -106,8 +106,7 @@ def errors(samples: Iterable[Sample]) -> list[dict[str, Any]]:
 
 
 def summary(samples: Sequence[Sample], deadlines: Mapping[str, float]) -> dict[str, Any]:
-    """All figures of a run. Rates are over the time from the first request to the end of the last, and count what
-    succeeded."""
+    """All figures of a run. Rates count what succeeded, over the time from the first request to the end of the last."""
     start, end = min((one.sent for one in samples), default=0.0), max((one.ended for one in samples), default=0.0)
     seconds = end - start
     good = [sample for sample in samples if sample.error is None]

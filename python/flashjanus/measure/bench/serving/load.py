@@ -1,4 +1,4 @@
-"""What is sent, and when: kinds and prompts drawn by a seed, in a closed loop or at Poisson times."""
+"""Makes the load: kinds and prompts drawn from a seed, for a closed loop or for Poisson arrival times."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from flashjanus.errors import InputError
 from .contents import PICTURES, Prompts
 
 KINDS = ("image", "chat", "vision")
-"""An image of a prompt, an answer to a question, an answer about a picture."""
+"""An image from a prompt, an answer to a question, and an answer about a picture."""
 MOST_CALLS = 100_000
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request that is to be sent `due` seconds after the start; None: as soon as a worker is free."""
+    """A request to send `due` seconds after the start; None: as soon as a worker is free."""
 
     kind: str
     prompt: str
     picture: int | None = None
-    """Which of PICTURES is shown."""
+    """Number of the picture (see PICTURES) that is shown."""
     due: float | None = None
 
 
 def read_mix(text: str) -> dict[str, float]:
-    """Of "image=0.3,chat=0.5" shares by kind that sum to 1; a kind alone is "image". Raises InputError."""
+    """Parse "image=0.3,chat=0.5" into shares by kind that sum to 1; a kind without a weight has weight 1. Raises
+    InputError."""
     expected = f"--mix: expected KIND=WEIGHT[,KIND=WEIGHT] with kinds {', '.join(KINDS)}"
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -48,8 +49,8 @@ def read_mix(text: str) -> dict[str, float]:
 
 
 def arrivals(rate: float, seed: int, *, seconds: float | None = None, count: int | None = None) -> list[float]:
-    """Times of a Poisson process of `rate` a second: those before `seconds`, at most `count`. Raises InputError where
-    there would be more than MOST_CALLS, or neither bound is given."""
+    """Arrival times of a Poisson process of `rate` per second: those before `seconds`, at most `count`. Raises
+    InputError if there would be more than MOST_CALLS, or if neither bound is given."""
     least = min(math.inf if seconds is None else rate * seconds, math.inf if count is None else count)
     if least > MOST_CALLS:
         raise InputError(f"expected at most {MOST_CALLS} requests in a run, got about {least:g}; shorten it")
@@ -63,8 +64,8 @@ def arrivals(rate: float, seed: int, *, seconds: float | None = None, count: int
 
 
 def calls(mix: Mapping[str, float], prompts: Prompts, seed: int, due: Sequence[float | None]) -> list[Call]:
-    """A request for each time; the same seed gives the same kinds, prompts and pictures whatever the times. Raises
-    InputError where there are more than MOST_CALLS."""
+    """One request per time. The same seed gives the same kinds, prompts and pictures whatever the times are. Raises
+    InputError if there are more than MOST_CALLS."""
     if len(due) > MOST_CALLS:
         raise InputError(f"expected at most {MOST_CALLS} requests in a run, got {len(due)}")
     draw = Random(f"calls {seed}")

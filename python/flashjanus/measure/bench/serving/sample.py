@@ -1,4 +1,4 @@
-"""What became of one request."""
+"""The outcome of one request."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 SHOWN = 300
-"""Characters of an error's message that are kept."""
+"""How many characters of an error's message are kept."""
 
 
 @dataclass
 class Sample:
-    """What became of a request. Times in seconds since the start; None: it never came.
+    """The outcome of a request. Times are in seconds since the start; None means that it never happened.
 
-    due: when it was to be sent, from which all its latencies count. headers: of the response. event: the first of its
-    stream. pieces: when each piece of text came. partial: the first partial image. image: the last whole one.
-    tokens: of an answer, as the endpoint counts them, else its pieces. error: its kind or code.
+    due: when the request should have been sent; all its latencies count from then. headers: arrival of the response's
+    headers. event: the first event of its stream. pieces: arrival of each piece of text. partial: the first partial
+    image. image: the last whole image. tokens: those of an answer, as the endpoint counts them, else its pieces.
+    error: its kind or code.
     """
 
     kind: str
@@ -41,7 +42,7 @@ class Sample:
 
     @staticmethod
     def of_json(value: Any) -> Sample:
-        """What `to_json` gave. Raises ValueError."""
+        """Read what `to_json` gave. Raises ValueError."""
         if not isinstance(value, dict) or value.keys() != {one.name for one in fields(Sample)}:
             raise ValueError("expected an object with the fields of a sample")
         pieces = value["pieces"]

@@ -1,4 +1,4 @@
-"""A run against an endpoint: as JSON with all samples, as tables, as a picture."""
+"""The report of a run against an endpoint: JSON with all samples, tables, and a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .figures import LATENCIES, QUANTILES, percentile, summary
 from .sample import Sample
 
 TAIL = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""One request of so many takes longer: where the curve of a latency is drawn."""
+"""The curve of a latency is drawn at the times that one request in this many exceeds."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ServeReport:
 
     @staticmethod
     def of_json(data: Mapping[str, Any], where: str) -> ServeReport:
-        """What `to_json` gave. Raises InputError."""
+        """Read what `to_json` gave. Raises InputError."""
         rows, goodput = data.get("samples"), data.get("goodput")
         limits = goodput.get("deadlines_s") if isinstance(goodput, dict) else {}
         head = {name: value for name, value in data.items() if name not in ("samples", *summary([], {}))}
@@ -80,7 +80,7 @@ class ServeReport:
         return f"{self.head['model']} at {self.head['endpoint']}, {self.head['load']}"
 
     def _late(self) -> bool:
-        """Whether times tell of this client as well: it sent requests later than a tenth of what they took."""
+        """Whether the client itself distorts the times: requests were sent late by over a tenth of their duration."""
         lag, total = self.figures["lag"], self.figures["latency_of_all"].get("total")
         return bool(lag and total and lag["p99"] > 0.1 * total["p50"])
 
@@ -90,7 +90,7 @@ class ServeReport:
         return f"goodput {good['requests_per_s'] or 0:.3g} requests/s, {100 * (good['share'] or 0):.1f} %: {limits}"
 
     def _kinds(self) -> dict[str, Mapping[str, Any]]:
-        """Latencies by kind, and of all those that several kinds have."""
+        """Latencies by kind, and over all kinds for those latencies that several kinds have."""
         kinds: dict[str, Mapping[str, Any]] = dict(self.figures["latency"])
         of_all = self.figures["latency_of_all"].items()
         shared = {name: it for name, it in of_all if sum(name in found for found in kinds.values()) > 1}
@@ -107,7 +107,7 @@ class ServeReport:
         return rows
 
     def svg(self) -> str:
-        """Medians with whiskers up to p99, and how the slow requests fare; of a run in which one succeeded."""
+        """Medians with whiskers up to p99, and curves of the slow requests. At least one request must have succeeded."""
         colors = dict(zip(self._kinds(), COLORS, strict=False))
         rows = [
             Bar(f"{kind}, {name}", it["p50"], it["p50"], it["p99"], seconds(it["p50"]), colors[kind])

@@ -1,4 +1,4 @@
-"""Server-sent events of a stream of bytes, by the WHATWG's rules."""
+"""Parses a stream of bytes into server-sent events, following the WHATWG's specification."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """`name` is "message" where the server gives none."""
+    """One event. `name` is "message" if the server gives none."""
 
     name: str
     data: str
 
 
 class Reader:
-    """`feed` it what arrives, in pieces of any length, down to half a character. What follows the last blank line when
-    a stream ends is no event."""
+    """`feed` it data as it arrives, in pieces of any length, which may even split a character. Text after the last
+    blank line of a stream is not an event."""
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -29,7 +29,7 @@ class Reader:
         text = self._decode(piece)
         if not self._begun and text:
             self._begun, text = True, text.removeprefix("\ufeff")
-        if self._after_return and text:  # the other half of \r\n ends no second line
+        if self._after_return and text:  # the other half of \r\n does not end a second line
             self._after_return, text = False, text.removeprefix("\n")
         if text.endswith("\r"):
             self._after_return = True
@@ -53,4 +53,4 @@ class Reader:
             self._data.append(value)
         elif field == "event":
             self._name = value
-        return None  # comments, ids and times to retry concern who connects again
+        return None  # comments, ids and retry times matter only to clients that reconnect
