@@ -50,8 +50,8 @@ class Executor(ProcessBound):
     `weights` and `states` are tensors by name, of the plan's shapes, dtypes and device. A PlanError is raised for
     others, and for one that is read through views and is not contiguous. Without `states`, all of them are
     allocated. `inputs` may hold some of the inputs, to share them with another executor; the others are allocated.
-    beside: an executor that never runs at the same time, and whose outputs are not read once this one has run; it lends its arena if that is
-    large enough. A plan for a GPU needs its `gpu`. Raises OutOfMemoryError.
+    beside: an executor that never runs at the same time, and whose outputs are not read once this one has run;
+    it lends its arena if that is large enough. A plan for a GPU needs its `gpu`. Raises OutOfMemoryError.
 
     host: the inputs that the caller writes, in one block that `upload()` sends to the device; on a CPU, these are the
     inputs themselves. Inputs that the plan has on the device are not in it.

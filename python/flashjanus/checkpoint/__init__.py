@@ -1,4 +1,4 @@
-"""Checkpoints: the official config, the files that hold the weights, and the layout that the model's kernels want."""
+"""Checkpoints: the official config, the files with the weights, and the layout that the model's kernels need."""
 
 from flashjanus.checkpoint.config import (
     GenDecoderConfig,

@@ -1,7 +1,7 @@
 """LoRA adapters of the language model as PEFT saves them: adapter_config.json beside adapter_model.safetensors.
 
-What is read is checked against the model whole, before anything is loaded: every tensor has to be a factor of one of
-the language model's projections, in pairs, of the shapes and the rank that the config says.
+The whole adapter is checked against the model before any of it is loaded: every tensor has to be a factor of one of
+the language model's projections, and factors must come in pairs with the shapes and the rank that the config states.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _OTHER_METHODS = {
     ".bias": "a bias",
 }
 _ALTERED = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How init_lora_weights begins where PEFT takes from the model's weights what the adapter starts with."""
+"""Prefixes of init_lora_weights for which PEFT derives an adapter's initial factors from the model's weights."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear of every layer: its inputs, and its outputs by projection, in the order in which they are stacked."""
+    """A linear of every layer: its number of inputs, and its outputs by projection, in stacking order."""
 
     columns: int
     rows: Mapping[str, int]
 
 
 def linears(config: LanguageConfig) -> dict[str, Linear]:
-    """By their name in the layout, those that adapters may be of."""
+    """The linears that adapters can modify, by name in the layout."""
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     return {
@@ -82,7 +82,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter that fits a language model: its factors by layer and projection, and the largest rank among them."""
+    """An adapter that fits a language model: factors by layer and projection, and the largest rank among them."""
 
     source: str
     factors: Mapping[tuple[int, str], Factors]
@@ -93,7 +93,7 @@ class AdapterFiles:
 
     @staticmethod
     def combined(source: str, weights: Sequence[tuple[AdapterFiles, float]]) -> AdapterFiles:
-        """The sum of weight times adapter, as one of the sum of their ranks."""
+        """The weighted sum of adapters as a single adapter, whose rank is the sum of their ranks."""
         places = dict.fromkeys(at for files, _ in weights for at in files.factors)
         found = {}
         for at in places:
@@ -105,12 +105,12 @@ class AdapterFiles:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Projections that it is of in some layer."""
+        """The projections that it modifies in some layer."""
         return tuple(sorted({projection for _, projection in self.factors}))
 
     @classmethod
     def read(cls, source: str | os.PathLike[str], config: LanguageConfig, revision: str | None = None) -> AdapterFiles:
-        """From a folder, or a hub id at `revision`. Raises CheckpointError, or ConfigError for adapter_config.json."""
+        """Read a folder, or a hub id at `revision`. Raises CheckpointError, or ConfigError for adapter_config.json."""
         folder = _folder(source, revision)
         settings = _Settings.read(folder / CONFIG)
         weights = FileSource([folder / WEIGHTS], str(folder / WEIGHTS))
@@ -122,7 +122,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class _Settings:
-    """Of adapter_config.json, what decides ranks and scales."""
+    """The fields of adapter_config.json that determine ranks and scales."""
 
     path: Path
     rank: int
@@ -184,7 +184,7 @@ class _Settings:
         return rank, alpha / (math.sqrt(rank) if self.stabilized else rank)
 
     def _pattern(self, patterns: Mapping[str, Any], module: str, default: float) -> float:
-        """As PEFT finds it: the first pattern that is the end of the module's name, from a word on."""
+        """Match as PEFT does: the first pattern that matches the end of the module's name, starting at a name part."""
         found = (value for pattern, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{pattern})$", module))
         return float(next(found, default))
 
@@ -194,7 +194,7 @@ def _positive(value: object) -> bool:
 
 
 def _is_pattern(text: str) -> bool:
-    """True for a regular expression whose search ends soon: no repeated groups, few repetitions."""
+    """True for a regular expression that cannot take long to search: no repeated groups and few repetitions."""
     repeated = re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > 4 or len(text) > 200
     try:
         return not repeated and bool(re.compile(text))
@@ -224,7 +224,7 @@ def _folder(source: str | os.PathLike[str], revision: str | None) -> Path:
 
 
 def _factors(weights: FileSource, settings: _Settings, config: LanguageConfig) -> dict[tuple[int, str], Factors]:
-    """All of the file's pairs. CheckpointError with every tensor that is none, misshapen or alone."""
+    """All pairs in the file. CheckpointError lists every tensor that is no factor, misshapen or unpaired."""
     shapes = {name: (rows, one.columns) for one in linears(config).values() for name, rows in one.rows.items()}
     problems: list[str] = []
     found: dict[tuple[int, str], dict[str, str]] = {}

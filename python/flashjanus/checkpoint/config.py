@@ -87,7 +87,7 @@ class LanguageConfig:
 
 
 def _rope_theta(f: Fields) -> float:
-    """RoPE base, from `rope_theta` or the `rope_parameters` that newer transformers write; scaled RoPE is refused."""
+    """RoPE base, from `rope_theta` or from the `rope_parameters` that newer transformers write. Refuses scaled RoPE."""
     theta = f.number("rope_theta", 10000.0) if f.given("rope_theta") else 10000.0
     for key in ("rope_scaling", "rope_parameters"):
         if not f.given(key):
@@ -177,7 +177,7 @@ def _square(f: Fields, key: str, default: int) -> int:
 
 
 def _single_width(f: Fields) -> int:
-    """block_out_channels of the shallow U-ViT: with two widths nothing in the official code joins them."""
+    """block_out_channels of the shallow U-ViT, which must be one width: the official code cannot join two."""
     widths = f.sizes("block_out_channels", (768,), MAX_WIDTH)
     if len(widths) != 1:
         f.bad("block_out_channels", "one width (the shallow U-ViT has a single resolution)")
@@ -201,7 +201,7 @@ class GenEncoderConfig:
 
     @property
     def blocks(self) -> int:
-        """ConvNeXt blocks that exist."""
+        """Number of ConvNeXt blocks."""
         return self.layers if self.use_mid_block else 0
 
     @classmethod
@@ -238,12 +238,12 @@ class GenDecoderConfig:
 
     @property
     def blocks(self) -> int:
-        """ConvNeXt blocks that exist."""
+        """Number of ConvNeXt blocks."""
         return self.layers if self.use_mid_block else 0
 
     @property
     def width(self) -> int:
-        """Channels of the decoder's blocks: the aligned hidden states beside the encoder's output."""
+        """Channels of the decoder's blocks: the aligned hidden states concatenated with the encoder's output."""
         return self.in_channels + self.channels
 
     @classmethod
@@ -263,7 +263,7 @@ class GenDecoderConfig:
 
 @dataclass(frozen=True)
 class JanusFlowConfig:
-    """The whole model. Sections that do not fit each other raise ConfigError on construction.
+    """The whole model. Construction raises ConfigError if sections do not fit together.
 
     image_attention ("causal" or "bidirectional" inside the block of image tokens) and latent_size (side of the latent)
     are optional top-level keys of this package; the released model has neither. quantization: one of
@@ -344,7 +344,7 @@ def _quantization(top: Fields) -> str | None:
 
 
 def _generation_problems(config: JanusFlowConfig) -> list[str]:
-    """What does not fit between the language model, the generation encoder and the generation decoder."""
+    """Mismatches between the language model, the generation encoder and the generation decoder."""
     encoder, decoder, hidden = config.gen_encoder, config.gen_decoder, config.language.hidden_size
     enc, dec = "vision_gen_enc_config.params", "vision_gen_dec_config.params"
     checks = [

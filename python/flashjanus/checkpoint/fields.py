@@ -1,6 +1,6 @@
 """Typed reading of JSON objects from outside: every bad value is noted and reported together.
 
-Keys that nobody asks for are ignored; the official configs carry several that nothing reads.
+Unknown keys are ignored, since the official configs contain several that nothing reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fields:
         return f"{self.where}.{key}" if self.where else key
 
     def bad(self, key: str, expected: str, *, got: object = _VALUE) -> None:
-        """Note a problem; `got` is for a value that is not the one in the file, such as a default."""
+        """Record a problem. `got` overrides the file's value in the message, for example with a default."""
         if got is _VALUE:
             got = self.data.get(key, _VALUE)
         text = "nothing" if got is _VALUE else show(got)
@@ -39,7 +39,7 @@ class Fields:
         return self.data.get(key) is not None
 
     def section(self, key: str, *, default: Mapping[str, Any] | None = None) -> Fields:
-        """The object under `key`; an absent one is a problem unless there is a `default`."""
+        """The object under `key`. A missing one is a problem unless there is a `default`."""
         value = self.data.get(key, default)
         if not isinstance(value, Mapping):
             self.bad(key, "an object")
@@ -91,7 +91,7 @@ class Fields:
         return tuple(value)
 
     def refuse_unless(self, key: str, accepted: Sequence[object], reason: str) -> None:
-        """Note a problem when `key` asks for a computation that this package does not do."""
+        """Record a problem if `key` asks for a computation that this package does not support."""
         value = self.data.get(key)
         if value is not None and not any(type(value) is type(item) and value == item for item in accepted):
             expected = " or ".join(show(item) for item in accepted if item is not None) or "null"
@@ -99,6 +99,6 @@ class Fields:
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
-    """ConfigError with every problem on a line of its own; nothing when there are none."""
+    """Raise ConfigError with one line per problem, if there are any."""
     if problems:
         raise ConfigError("\n  ".join([f"{title}: {len(problems)} bad value{'s' * (len(problems) > 1)}", *problems]))

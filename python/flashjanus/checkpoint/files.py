@@ -1,7 +1,7 @@
 """Find the parts of a checkpoint: config.json, weights, tokenizer and processor files, and the VAE.
 
-Weights are model.safetensors, model.safetensors.index.json with shards, pytorch_model.bin (one or sharded), or another
-*.safetensors, in this order. Nothing in a folder is trusted: names in an index must be plain names of files in it.
+Weights are looked for in this order: model.safetensors, model.safetensors.index.json with shards, pytorch_model.bin
+(single or sharded), any other *.safetensors. A folder is not trusted: an index may name only files inside the folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHARD = re.compile(r"(.+-)\d{5}-of-(\d{5})(\.safetensors|\.bin)")
 
 @dataclass
 class VaeFiles:
-    """A diffusers AutoencoderKL, its config and weights read on first use: a folder, or one file of weights."""
+    """A diffusers AutoencoderKL, as a folder or a single file of weights. Config and weights are read on first use."""
 
     folder: Path
 
@@ -51,7 +51,7 @@ class VaeFiles:
     def locate(
         cls, source: str | os.PathLike[str], revision: str | None = None, options: Mapping[str, Any] | None = None
     ) -> VaeFiles:
-        """Of a folder, a hub id, or a file of weights; options: of a fetch. CheckpointError where there is none."""
+        """Find it by folder, hub id or weights file; options are for a download. CheckpointError if there is none."""
         path = Path(source)
         if path.suffix in (".safetensors", *TORCH_SUFFIXES) and path.is_file():
             return cls(path)
@@ -59,7 +59,7 @@ class VaeFiles:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Name in a folder of its own -> path, of all that makes it up; one file of weights has no config.json."""
+        """Path of each of its files, by its name in a folder. A single file of weights has no config.json."""
         if is_folder(self.folder):
             return {path.name: path for path in (*self.folder.glob("*.json"), *self.weights.paths)}
         return {f"{_VAE}{'.bin' if self.folder.suffix in TORCH_SUFFIXES else '.safetensors'}": self.folder}
@@ -83,9 +83,9 @@ class VaeFiles:
 
 @dataclass
 class Checkpoint:
-    """A JanusFlow checkpoint on disk: what it is called, where it lies, and its parts, each read on first use.
+    """A JanusFlow checkpoint on disk: its name, its folder, and its parts, each read on first use.
 
-    text_files: name -> path, of those in TEXT_FILES that exist. hub: options of a fetch, see `fetch_repository`.
+    text_files: paths of the existing TEXT_FILES, by name. hub: download options, see `fetch_repository`.
     """
 
     source: str
@@ -104,7 +104,7 @@ class Checkpoint:
         revision: str | None = None,
         hub: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Find (or fetch) the folder, and look at nothing in it. CheckpointError when it is missing or empty."""
+        """Find or download the folder without reading its contents. CheckpointError if it is missing or empty."""
         for what, given in (("checkpoint", source), ("vae", "" if vae is None else vae)):
             if not isinstance(given, (str, os.PathLike)):
                 raise CheckpointError(f"{what}: expected a folder or a hub id, got {given!r:.80}")
@@ -169,7 +169,7 @@ class Checkpoint:
         return VaeFiles.locate(self.vae_source, options=self.hub)
 
     def check_vae(self) -> None:
-        """Read the VAE's config and headers, if there is a VAE. ConfigError when it belongs to another model."""
+        """Read the VAE's config and headers, if there is a VAE. ConfigError if it belongs to another model."""
         if self.vae is not None:
             self.vae.config.check_fits(self.config)
             _ = self.vae.weights
@@ -188,7 +188,7 @@ def _folder(
         raise CheckpointError("checkpoint: expected a folder or a hub id, got an empty name")
     try:
         path = Path(source).expanduser()
-    except RuntimeError as error:  # a home that nobody has
+    except RuntimeError as error:  # "~user" without a home directory
         raise CheckpointError(
             f"{source:.200}: expected a checkpoint folder; {str(error).rstrip('.').lower()}"
         ) from None
@@ -212,7 +212,7 @@ def _folder(
 
 
 def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:
-    """The weights in `folder`. CheckpointError when there are none, or an index names what is not there."""
+    """The weights in `folder`. CheckpointError if there are none, or if an index names a file that is missing."""
     names = names_in(folder)
     for pattern in (
         f"{stem}.safetensors",
@@ -221,7 +221,7 @@ def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:
         f"{torch_stem}.bin",
         f"{torch_stem}.bin.index.json",
         f"{torch_stem}-*.bin",
-        "*.safetensors",  # last: an optimizer's or an adapter's may lie beside the weights
+        "*.safetensors",  # last, because the folder may also hold those of an optimizer or an adapter
     ):
         found = [name for name in names if fnmatchcase(name, pattern) and is_file(folder / name)]
         if found and pattern.endswith(".json"):
@@ -236,14 +236,14 @@ def _weights(folder: Path, stem: str, torch_stem: str) -> FileSource:
 
 
 def _check_complete(folder: Path, names: list[str]) -> None:
-    """CheckpointError where a file is one of several, by its name, and another of them is absent."""
+    """Raise CheckpointError if a file's name says that it is one of several and another of them is missing."""
     shards = [shard for shard in map(_SHARD.fullmatch, names) if shard is not None]
     wanted = {f"{s[1]}{i:05d}-of-{s[2]}{s[3]}" for s in shards for i in range(1, int(s[2]) + 1)}
     _check_there(str(folder), folder, wanted)
 
 
 def _indexed(index: Path) -> FileSource:
-    """The shards that an index names; each must be the plain name of a file beside the index."""
+    """The shards that an index names; each name must be a plain file name in the index's folder."""
     weight_map = read_json(index, ConfigError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected an object weight_map from tensor names to file names")

@@ -1,4 +1,4 @@
-"""Where what a folder lacks may be instead: ends of sentences for errors. Nothing here fails, or reads a file."""
+"""Suggests where missing files may be, as sentence endings for errors. Nothing here raises or reads a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OTHER_FORMATS = (".gguf", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", "
 
 
 def no_config(folder: Path, names: Sequence[str]) -> str:
-    """For a folder without config.json."""
+    """Hint for a folder without config.json."""
     if "adapter_config.json" in names:
         return "; the folder holds a PEFT adapter alone: load its base model, and this by load_adapter or --adapter"
     if os.path.isdir(folder / "snapshots"):
@@ -27,7 +27,7 @@ def no_config(folder: Path, names: Sequence[str]) -> str:
 
 
 def no_weights(folder: Path, names: Sequence[str]) -> str:
-    """For a folder without weights."""
+    """Hint for a folder without weights."""
     if "zero_to_fp32.py" in names:
         return "; run zero_to_fp32.py, which DeepSpeed left there, to make one of its parts"
     inner = [name for name in names if name.startswith("checkpoint-") and os.path.isdir(folder / name)]

@@ -1,4 +1,4 @@
-"""Fetch a repository of the Hugging Face hub into its cache: only the files that inference reads."""
+"""Downloads from a Hugging Face hub repository into its cache, limited to the files that inference reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is written like "organization/name"."""
+    """Whether `source` has the form "organization/name"."""
     return _HUB_ID.fullmatch(source) is not None and ".." not in source
 
 
@@ -25,10 +25,10 @@ def fetch_repository(
     weights: Sequence[Sequence[str]],
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Folder of the snapshot with the files of `patterns`, and of the first group in `weights` that the repository has.
+    """Folder of a snapshot with files matching `patterns`, and the first group of `weights` that the repository has.
 
-    options: of huggingface_hub's snapshot_download, such as cache_dir, local_files_only and token.
-    CheckpointError with what was tried, and why it failed, where the cache does not hold the repository.
+    options: those of huggingface_hub's snapshot_download, such as cache_dir, local_files_only and token.
+    Raises CheckpointError with what was tried and why it failed, unless the cache holds the repository.
     """
     tried = f"hub repository {repo_id}" + (f" at revision {revision}" if revision else "")
     try:
@@ -57,7 +57,7 @@ def fetch_repository(
 
 
 def _cause(error: Exception, cache: str) -> str:
-    """Why a fetch failed, and what to do."""
+    """Why a download failed, and what to do."""
     kind = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         where = f" at {cache}" if cache else ""
@@ -81,15 +81,15 @@ def _cause(error: Exception, cache: str) -> str:
 
 
 def _setting(name: str) -> object:
-    """Of huggingface_hub, as it has read the environment; None where it has no such setting."""
+    """A setting of huggingface_hub, as read from the environment; None if it has no such setting."""
     try:
         return getattr(importlib.import_module("huggingface_hub.constants"), name, None)
-    except (ImportError, ValueError):  # ValueError: a number in the environment that is none
+    except (ImportError, ValueError):  # ValueError: an environment variable should be a number and is not
         return None
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """What a fetch raises: the hub's own errors, and those of the HTTP client it happens to be built on."""
+    """The exceptions a download raises: the hub's own errors and those of the HTTP client that it uses."""
     found: list[type[Exception]] = [OSError, ValueError]
     try:
         errors = importlib.import_module("huggingface_hub.errors")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, without reading its weights; problems are part of the answer."""
+"""Describes a checkpoint without reading its weights. Problems are part of the description."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """JSON-ready description: sizes, parameters and bytes per part, dtypes, files, tags, VAE, problems (strings).
 
-    Give it `Checkpoint.locate(...)` for a checkpoint that `Checkpoint.open` refuses: the reasons become problems.
+    For a checkpoint that `Checkpoint.open` refuses, pass `Checkpoint.locate(...)`: the reasons become problems.
     """
     problems: list[str] = []
     config_dict = _try(lambda: checkpoint.config_dict, problems)
@@ -68,7 +68,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def format_description(described: Mapping[str, Any]) -> str:
-    """`describe`'s answer for a terminal."""
+    """The result of `describe` as text for a terminal."""
     lines = [f"{described['source']}  ({described['model_type'] or 'no model_type'})"]
     sizes = described["sizes"]
     if sizes:
@@ -125,7 +125,7 @@ def _check(layout: Layout, weights: TensorSource, problems: list[str]) -> None:
 
 
 def _parts(names: Mapping[str, TensorInfo], prefixes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Tensors, parameters and bytes by the first prefix that fits."""
+    """Tensors, parameters and bytes, grouped by the first prefix that matches."""
     parts = {title: {"part": title, "tensors": 0, "parameters": 0, "bytes": 0} for title in prefixes.values()}
     for name, info in names.items():
         part = parts[next(title for prefix, title in prefixes.items() if name.startswith(prefix))]
@@ -162,7 +162,7 @@ def _tags(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _vae(checkpoint: Checkpoint, problems: list[str], *, has_config: bool) -> dict[str, Any] | None:
-    """None without a VAE; a VAE on the hub is named and not fetched."""
+    """None without a VAE; a VAE on the hub is named but not downloaded."""
     if checkpoint.vae_source is None:
         return None
     is_local = not is_hub_id(str(checkpoint.vae_source)) or os.path.exists(checkpoint.vae_source)

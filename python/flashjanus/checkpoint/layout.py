@@ -1,8 +1,9 @@
-"""Which tensors the model wants, and where in an official checkpoint each comes from. Declarations only; load.py reads.
+"""Which tensors the model needs, and where each is in an official checkpoint. Declarations only; load.py reads.
 
-A target is one tensor as the kernels want it: projections that share an input are stacked along dim 0, singleton
-dimensions are gone, depthwise weights are channels-last. Kind "matrix" follows the compute dtype (weights and biases
-of GEMMs and convolutions), "vector" the dtype of norms, the time path and the latent's own convolutions.
+A target is one tensor in the form that the kernels need: projections that share an input are stacked along dim 0,
+singleton dimensions are removed, and depthwise weights are channels-last. Targets of kind "matrix" (weights and biases
+of GEMMs and convolutions) have the compute dtype; those of kind "vector" have the dtype of norms, the time path and the
+latents' own convolutions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the checkpoint: one of `names`, `shapes` and `dtypes` (the first name and shape are the usual)."""
+    """A tensor of the checkpoint: accepted `names`, `shapes` and `dtypes`; the first name and shape are the usual."""
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
@@ -36,8 +37,8 @@ class Source:
 class Target:
     """One tensor of the model: its sources, permuted if asked, viewed as (rows, *shape[1:]) and stacked along dim 0.
 
-    same_as: this target is that other target's tensor (tied weights) and its sources are left unread. scales: of
-    sources in 8 bits, one float32 a row, stacked as they are.
+    same_as: the target whose tensor this one shares (tied weights); its own sources are not read. scales: those of
+    8-bit sources, one float32 per row, stacked in the same way.
     """
 
     name: str
@@ -51,19 +52,19 @@ class Target:
 
     @property
     def multiplied(self) -> bool:
-        """True for a matrix of the model that linears multiply by, and nothing else reads."""
+        """True for a matrix of the model that is used only as the weight of linears."""
         return self.kind == "matrix" and len(self.shape) == 2 and self.name != "llm.embed" and not self.same_as
 
     @property
     def quantizable(self) -> bool:
-        """True for a linear of the language model: what a quantized model has in fewer bits."""
+        """True for a linear of the language model: these have fewer bits in a quantized model."""
         return self.multiplied and self.name.startswith("llm.")
 
     def weight(self, dtype: torch.dtype, quantization: str | None = None, tiled: bool = False) -> Weight | None:
-        """A linear's weight as a model keeps it that computes in `dtype`, or None of what is no linear's.
+        """A linear's weight as stored by a model that computes in `dtype`; None if the target is no linear's weight.
 
-        tiled: in AMX tiles if they hold it; of a gated pair, which is stacked, each half has to fit. Then it is kept
-        in formats for decoding too, but for the head, whose errors choose the token.
+        tiled: store it in AMX tiles if it fits; for a stacked gated pair, each half has to fit. It is then also stored
+        in formats for decoding, except for the head, whose errors would change the chosen token.
         """
         if not self.multiplied:
             return None
@@ -108,7 +109,7 @@ class LayoutBuilder:
 
 
 def weight_layout(config: JanusFlowConfig) -> Layout:
-    """All targets of language model, understanding encoder, generation encoder and decoder."""
+    """All targets of the language model, understanding encoder, generation encoder and generation decoder."""
     build = LayoutBuilder()
     _language(build, config)
     _understanding(build, config)
@@ -118,7 +119,7 @@ def weight_layout(config: JanusFlowConfig) -> Layout:
 
 
 def scale_name(name: str) -> str:
-    """Under which a quantized checkpoint holds the scales of the weight `name`."""
+    """The name under which a quantized checkpoint stores the scales of the weight `name`."""
     return f"{name}_scale"
 
 
@@ -183,7 +184,7 @@ def _generation(build: LayoutBuilder, config: JanusFlowConfig) -> None:
     build.wb("time.1", f"{enc}.time_embed.linear_1", (d, c), "vector", bias=e.use_bias)
     build.wb("time.2", f"{enc}.time_embed.linear_2", (d, d), "vector", bias=e.use_bias)
     _modulation(build, config)
-    # in_conv has a bias whatever use_bias says: the official constructor does not pass it on.
+    # in_conv has a bias regardless of use_bias: the official constructor does not pass it on.
     build.wb("enc.in", f"{enc}.in_conv", (c, e.input_channels, k, k), "vector")
     for i in range(e.blocks):
         _convnext(build, f"enc.{i}", f"{enc}.mid_block.res_blocks.{i}", c, e.use_bias)
@@ -202,7 +203,7 @@ def _generation(build: LayoutBuilder, config: JanusFlowConfig) -> None:
 
 
 def _modulation(build: LayoutBuilder, config: JanusFlowConfig) -> None:
-    """mod: (scale, shift) rows of every ConvNeXt block in one stack, encoder blocks first, as t alone decides them."""
+    """mod: (scale, shift) rows of all ConvNeXt blocks in one stack, encoder blocks first; they depend only on t."""
     e, g, d = config.gen_encoder, config.gen_decoder, config.language.hidden_size
     blocks = [
         (f"{model}.mid_block.res_blocks.{i}.cond_embeds_mapper", 2 * width)

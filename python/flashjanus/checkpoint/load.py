@@ -1,4 +1,4 @@
-"""Read a layout from a source, tensor by tensor, into destinations of the right dtype and memory order."""
+"""Reads a layout from a source, tensor by tensor, into tensors of the right dtype and memory order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK_BYTES = 2**20
 
 
 def check_layout(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str] = ()) -> list[str]:
-    """Every missing, misshapen, wrongly typed or left-over tensor, one line each; reads no data."""
+    """Every missing, misshapen, wrongly typed or unexpected tensor, one line each. Reads no data."""
     stored = source.names()
     problems: list[str] = []
     claimed: set[str] = set()
@@ -55,12 +55,12 @@ def load_weights(
 ) -> dict[str, torch.Tensor]:
     """Target name -> tensor on `device`. Beyond the result, memory holds about one source tensor at a time.
 
-    allow_unused: patterns (fnmatch) of further tensors that may be left over. quantized(target) -> the 8 bits that a
-    target is quantized to, out of the stored values, or None: a checkpoint that is written so holds the same bits.
-    finish(target, tensor, scale) -> what is kept of a target, by name, in place of the tensor and, in 8 bits, its
-    scale. placed(target, tensors) is told of each target what lies on `device`. CheckpointError, before anything is
-    allocated, with every tensor that is missing, left over, misshapen or of a dtype that is no weight; and for the
-    first tensor that holds NaN or inf, or does not fit in the dtype asked for.
+    allow_unused: patterns (fnmatch) of further tensors that may be left over. quantized(target) -> the 8-bit dtype to
+    quantize a target to from the stored values, or None; a checkpoint stored in that dtype gives the same bits.
+    finish(target, tensor, scale) -> tensors by name to keep instead of the tensor and, in 8 bits, its scale.
+    placed(target, tensors) is called with each target's tensors on `device`. Raises CheckpointError, before anything is
+    allocated, listing every tensor that is missing, left over, misshapen or of a dtype that is no weight's; and later
+    for the first tensor that holds NaN or inf, or does not fit in the dtype asked for.
     """
     problem = mismatch(layout, source, allow_unused=allow_unused)
     if problem is not None:
@@ -92,7 +92,7 @@ def load_weights(
 
 
 def mismatch(layout: Layout, source: TensorSource, *, allow_unused: Sequence[str] = ()) -> str | None:
-    """Why a source's tensors are not those of a layout: the one cause, where there is one, else what does not fit."""
+    """Why a source's tensors do not match a layout: the common cause, if there is one, else the list of mismatches."""
     problems = check_layout(layout, source, allow_unused=allow_unused)
     if not problems:
         return None
@@ -127,13 +127,13 @@ def quantize_rows(weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, la
 
 
 def row_chunks(weight: torch.Tensor) -> Iterator[slice]:
-    """Rows that are about CHUNK_BYTES in float32."""
+    """Slices of rows that take about CHUNK_BYTES in float32."""
     step = max(1, CHUNK_BYTES // (4 * math.prod(weight.shape[1:])))
     return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
 def _stack_quantized(q: torch.Tensor, scale: torch.Tensor, parts: Sequence[Source], source: TensorSource) -> None:
-    """As `_stack`, in 8 bits: rows are quantized alone, so that it does not matter how they are stacked."""
+    """Like `_stack`, in 8 bits. Each row is quantized by itself, so the order of stacking does not matter."""
     row = 0
     for name, tensor in _read(parts, source):
         rows = slice(row, row + len(tensor))
@@ -142,7 +142,7 @@ def _stack_quantized(q: torch.Tensor, scale: torch.Tensor, parts: Sequence[Sourc
 
 
 def _stack(weight: torch.Tensor, parts: Sequence[Source], source: TensorSource, permute: tuple[int, ...] = ()) -> None:
-    """The tensors `parts` of `source`, one below the other."""
+    """Stack the tensors `parts` of `source` along dim 0."""
     row = 0
     for name, tensor in _read(parts, source):
         row += _fill(weight, row, tensor.permute(permute) if permute else tensor, f"{source.label}: {name}")
@@ -165,8 +165,8 @@ def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> i
         part = tensor[start : start + step]
         into = weight[row + start : row + start + len(part)]
         into.copy_(part)
-        # One pass, without a temporary, that any NaN or inf survives; finite values may overflow too: a suspicion only.
-        if into.dtype is torch.float8_e4m3fn:  # which torch neither sums nor tests
+        # One pass without a temporary, which any NaN or inf survives. Finite values may overflow too: only a suspicion.
+        if into.dtype is torch.float8_e4m3fn:  # torch can neither sum nor test this dtype
             part, into = part.float(), into.float()
         if not math.isfinite(into.sum().item()):
             check_finite(part, into, label)
@@ -174,7 +174,7 @@ def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> i
 
 
 def check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
-    """CheckpointError where `part` holds NaN or inf, or `into`, the same in another dtype, does."""
+    """Raise CheckpointError if `part`, or `into` (the same values in another dtype), holds NaN or inf."""
     if not torch.isfinite(part).all():
         raise CheckpointError(f"{label}: holds NaN or inf; the file is damaged or its training diverged")
     if not torch.isfinite(into).all():
@@ -183,7 +183,7 @@ def check_finite(part: torch.Tensor, into: torch.Tensor, label: str) -> None:
 
 
 def stored_name(wanted: Source, stored: Mapping[str, TensorInfo]) -> str | None:
-    """Under which of its names a tensor is there, if under any."""
+    """The name, among its possible ones, under which a tensor is stored; None if it is absent."""
     return next((name for name in wanted.names if name in stored), None)
 
 

@@ -1,7 +1,7 @@
-"""Tensors under the names that other programs give them: what they add is taken off, or named as the cause.
+"""Handles tensor names that other programs have changed: additions are removed, or reported as the cause.
 
-DistributedDataParallel, torch.compile, FSDP, PEFT and trainers put words in front of the official names, or between
-them; trainers also save a state dict as one entry among others.
+DistributedDataParallel, torch.compile, FSDP, PEFT and trainers add words before or inside the official names. Trainers
+also save a state dict as one entry among others.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ OFFICIAL = (
     *("language_model.", "vision_und_enc_", "vision_gen_enc_", "vision_gen_dec_", "beg_of_und_embed"),
     *("decoder.", "encoder.", "post_quant_conv.", "quant_conv."),
 )
-"""How the names of a JanusFlow model begin, and of a VAE."""
+"""How tensor names begin in a JanusFlow model and in a VAE."""
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Words that torch's wrappers put anywhere in a name, and nothing else does."""
+"""Words that torch's wrappers insert anywhere in a name, and that occur nowhere else."""
 _ADAPTERS = ("lora_", "base_layer", "modules_to_save", "hada_", "lokr_", "ia3_", "oft_", "vera_", "adaption_prompt")
-"""How words of PEFT begin that a merged model has in no name."""
+"""Beginnings of PEFT's words, which no name in a merged model contains."""
 _ENTRIES = ("state_dict", "model_state_dict", "model", "module")
-"""Under which trainers save a model's state dict."""
+"""Keys under which trainers save a model's state dict."""
 MERGE = "call merge_and_unload() on the PEFT model and save what that returns"
 HEAD = "language_model.lm_head.weight"
 
 
 def official_names(stored: Iterable[str]) -> dict[str, str]:
-    """Official name -> stored name, without the words of wrappers and what stands in front of every name.
+    """Official name -> stored name, without the words of wrappers and without a prefix common to all names.
 
-    Names that are official, or of something else, stand for themselves.
+    Names that are official already, or belong to something else, map to themselves.
     """
     names = list(stored)
     if all(name.startswith(OFFICIAL) and not any(word in name for word in _WRAPPERS) for name in names):
         return dict(zip(names, names, strict=True))
     bare = {".".join(word for word in name.split(".") if word not in _WRAPPERS): name for name in names}
-    if len(bare) < len(names):  # two that would become one
+    if len(bare) < len(names):  # two names would become the same
         return {name: name for name in names}
     common = [p for p in _prefixes(bare) if all(name.startswith(p) for name in bare)]
     return {name.removeprefix(common[0]) if common else name: at for name, at in bare.items()}
 
 
 def foreign_names(names: Iterable[str]) -> str | None:
-    """The one cause for which tensors of these names fit no layout, and what to do; or None."""
+    """The one cause for which tensors with these names fit no layout, and what to do; or None."""
     names = list(names)
     adapted = [name for name in names if any(word.startswith(_ADAPTERS) for word in name.split("."))]
     if adapted:
@@ -63,7 +63,7 @@ def foreign_names(names: Iterable[str]) -> str | None:
 
 
 def _prefixes(names: Iterable[str]) -> Counter[str]:
-    """What stands in front of official names, "" too, and how often."""
+    """The prefixes of official names ("" included), with their counts."""
     found: Counter[str] = Counter()
     for name in names:
         starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
@@ -72,7 +72,7 @@ def _prefixes(names: Iterable[str]) -> Counter[str]:
 
 
 def state_dict_in(data: object, label: str) -> Mapping[str, torch.Tensor]:
-    """The state dict that `data` is, or has under one of the names that trainers use. CheckpointError."""
+    """The state dict that `data` is, or that it holds under one of the keys trainers use. Raises CheckpointError."""
     for held in (data, *(data.get(entry) for entry in _ENTRIES)) if isinstance(data, Mapping) else ():
         if isinstance(held, Mapping) and held and all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
             return held
@@ -85,9 +85,9 @@ def state_dict_in(data: object, label: str) -> Mapping[str, torch.Tensor]:
 
 
 def with_tied_head(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """`config` with tie_word_embeddings in its language_config where it has it beside that, and no head is stored.
+    """`config` with a top-level tie_word_embeddings moved into its language_config, if no head is stored.
 
-    Where one is, it is multiplied by, as officially: what stands at the top ties nothing in the language model.
+    A stored head is used, as in the official code, where the top-level key ties nothing in the language model.
     """
     if config.get("tie_word_embeddings") is not True or HEAD in names:
         return config

@@ -1,8 +1,8 @@
-"""Linears of the language model in 8 bits, one float32 scale a row: a checkpoint written so, and what it loses.
+"""Quantizes the language model's linears to 8 bits with one float32 scale per row, and measures the loss.
 
-Rows are quantized alone, so what is written under the official names stacks to what `quantization=` makes of the
-stacked projections at load: both quantize the stored values, whatever dtype is computed in. 4 bits are made from int8,
-and stored as that. Memory holds one tensor of the checkpoint at a time.
+Each row is quantized by itself. The result under the official names therefore stacks to exactly what `quantization=`
+makes of the stacked projections at load: both quantize the stored values, whatever dtype the model computes in. 4-bit
+weights are made from int8 and stored as int8. Memory holds one tensor of the checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from flashjanus.engine.runtime.isolation import callers_state, isolated
 from flashjanus.errors import CheckpointError, InputError
 
 Progress = Callable[[int], None]
-"""Takes the number of tensors done."""
+"""Called with the number of tensors done."""
 
 
 def quantizable(checkpoint: Checkpoint) -> dict[str, Target]:
-    """Name -> target of each tensor that quantization changes. CheckpointError, InputError where there is no way to."""
+    """Name -> target of each tensor to quantize. Raises CheckpointError, InputError if the checkpoint cannot be."""
     if checkpoint.config.quantization is not None:
         raise InputError(
             f"{checkpoint.source}: expected a checkpoint of floats, got one in {checkpoint.config.quantization}; "
@@ -59,9 +59,9 @@ def quantize_checkpoint(
     progress: Progress = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `checkpoint` quantized by `method` to `folder`, whole or not at all: weights, text files and VAE.
+    """Write `checkpoint`, quantized by `method`, to `folder`: weights, text files and VAE, completely or not at all.
 
-    Raises CheckpointError, InputError, and OutputError where `folder` cannot be written or holds something.
+    Raises CheckpointError, InputError, and OutputError if `folder` cannot be written or is not empty.
     """
     changed, quantization = set(quantizable(checkpoint)), QUANTIZATIONS[method]
     dtype: torch.dtype = getattr(torch, quantization.stored)
@@ -100,7 +100,7 @@ def quantize_checkpoint(
 
 def _copy(path: Path, to: Path) -> None:
     try:
-        source = open(path, "rb")  # noqa: SIM115 (what fails here is no failure to write)
+        source = open(path, "rb")  # noqa: SIM115 (a failure here is not a failure to write)
     except OSError as error:
         raise cannot_read(path, error) from None
     with source, open(to, "xb") as copy:
@@ -108,7 +108,7 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def quantized(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (N, K) and scale (N,) float32 of a weight, as when it is loaded. Raises as `quantize_rows`."""
+    """q (N, K) and scale (N,) float32 of a weight, the same as when it is loaded. Raises as `quantize_rows` does."""
     q, scale = torch.empty(weight.shape, dtype=dtype), torch.empty(len(weight), dtype=torch.float32)
     quantize_rows(weight, q, scale, label)
     return q, scale
@@ -116,7 +116,7 @@ def quantized(weight: torch.Tensor, dtype: torch.dtype, label: str) -> tuple[tor
 
 @dataclass(frozen=True)
 class LinearError:
-    """What is lost of a linear, or of several."""
+    """The loss of one linear, or of several."""
 
     name: str
     loss: Loss
@@ -135,9 +135,9 @@ class LinearError:
 def quantization_errors(
     checkpoint: Checkpoint, progress: Progress = lambda done: None, method: str = "int8"
 ) -> list[LinearError]:
-    """Of every linear that quantization changes, in the checkpoint's order. Raises as `quantizable` and `quantized`.
+    """The loss of each linear to quantize, in the checkpoint's order. Raises as `quantizable` and `quantized` do.
 
-    int4: of what few rows are decoded on; a linear that is not in 4 bits, such as the head, is in int8.
+    int4: the loss of the weights used to decode a few rows. A linear without a 4-bit format, like the head, is in int8.
     """
     found = []
     for done, (name, target) in enumerate(quantizable(checkpoint).items(), 1):
@@ -154,7 +154,7 @@ def quantization_errors(
 
 
 def format_errors(errors: list[LinearError], method: str = "int8") -> str:
-    """A row for each kind of linear, the norms taken over all of them, with the worst named."""
+    """One row per kind of linear, with norms over all of that kind, and the worst linear named."""
     lines = [f"  {method:<10} {'linears':>7} {'error':>9} {'cosine':>9}  worst"]
     for kind in dict.fromkeys(error.kind for error in errors):
         of = [error for error in errors if error.kind == kind]

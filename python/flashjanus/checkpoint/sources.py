@@ -1,7 +1,7 @@
 """Named tensors, from files or from memory, read one at a time.
 
-File sources map the file. What a read touches stays resident until its mapping goes, so a source drops its handle and
-maps the file anew before it hands out more than a small share of it at once.
+File sources map the file. The pages that a read touches stay resident as long as the mapping exists, so a source drops
+its handle and maps the file again before it has handed out more than a small share of the file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from flashjanus.checkpoint.names import official_names, state_dict_in
 from flashjanus.disk.paths import cannot_read, check_readable
 from flashjanus.errors import CheckpointError
 
-# Mapped bytes handed out per opening, unless one tensor is larger: a floor, and a share of the file, since parsing the
-# header again costs milliseconds and a thirty-second of the weights is little beside the weights.
+# Mapped bytes handed out per opening, unless one tensor is larger: a minimum, and a share of the file, because parsing
+# the header again takes milliseconds and a thirty-second of the weights is small compared to all of them.
 REOPEN_BYTES = 8 * 2**20
 REOPEN_SHARE = 32
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-"""Of files that torch.save wrote."""
+"""File suffixes that torch.save uses."""
 MAX_HEADER = 100_000_000
-"""Bytes of a safetensors header: the format's own limit."""
+"""The format's limit on the bytes of a safetensors header."""
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -44,12 +44,12 @@ SAFETENSORS_DTYPES = {
 }
 
 
-# What torch's unpickler lets out when the bytes make no sense: an empty stack, an unknown memo key, a wrong argument.
+# What torch's unpickler raises on garbage: an empty stack, an unknown memo key, a wrong argument.
 _DAMAGED_PICKLE = (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a stored tensor without reading it. dtype is torch's name, or the file's own for others."""
+    """What is known of a stored tensor without reading it. dtype is torch's name, or else the file's own."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -57,9 +57,9 @@ class TensorInfo(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """Named tensors. A tensor that `read` returns is for reading, and best dropped before the next `read`.
+    """Named tensors. A tensor that `read` returns must not be changed, and should be dropped before the next `read`.
 
-    close: give back what reading holds; a later `read` takes it up again.
+    close: release what reading holds; a later `read` acquires it again.
     """
 
     label: str
@@ -89,7 +89,7 @@ class StateDictSource:
         self.label = label
         self._tensors = state_dict
         infos = self._infos()
-        if infos is None:  # not looked for before: a mapping may make its tensors when they are asked for
+        if infos is None:  # first access: some mappings make their tensors when asked for
             self._tensors = state_dict_in(state_dict, label)
             infos = self._infos() or {}
         self._stored = official_names(infos)
@@ -102,7 +102,7 @@ class StateDictSource:
         return self._tensors[self._stored[name]].detach()
 
     def _infos(self) -> dict[str, TensorInfo] | None:
-        """None where something else than tensors is among them."""
+        """None if a value is not a tensor."""
         infos: dict[str, TensorInfo] = {}
         for name, tensor in self._tensors.items():
             if not isinstance(tensor, torch.Tensor):
@@ -113,7 +113,7 @@ class StateDictSource:
         return infos
 
     def close(self) -> None:
-        """Nothing to give back: the tensors are the caller's."""
+        """Does nothing: the tensors belong to the caller."""
 
 
 class _MappedFile(ABC):
@@ -164,7 +164,7 @@ class _SafetensorsFile(_MappedFile):
     def _list(self) -> dict[str, TensorInfo]:
         handle = self._open()
         found = {}
-        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+        for name in handle.keys():  # noqa: SIM118 (safe_open is not a mapping)
             part = handle.get_slice(name)
             kind = SAFETENSORS_DTYPES.get(part.get_dtype())
             shape = tuple(part.get_shape())
@@ -179,7 +179,7 @@ class _SafetensorsFile(_MappedFile):
 
 
 def _amiss(path: Path) -> str | None:
-    """What a damaged safetensors file is, as far as its first bytes tell."""
+    """What is wrong with a damaged safetensors file, as far as its first bytes tell."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -204,7 +204,7 @@ class _TorchFile(_MappedFile):
     def _open(self) -> Mapping[str, torch.Tensor]:
         try:
             data = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError:  # torch's own words would advise to load it unsafely
+        except pickle.UnpicklingError:  # torch's own message would suggest loading it unsafely
             raise CheckpointError(
                 f"{self.path}: refused, it is damaged or its pickle asks for more than tensors; nothing in it was run. "
                 "Use a safetensors file"
@@ -224,9 +224,9 @@ class _TorchFile(_MappedFile):
 
 
 class FileSource:
-    """The tensors of one or several files of one format; a tensor that two files hold is an error.
+    """The tensors of one or several files in one format. A tensor that two files hold is an error.
 
-    index: tensor name -> file name, as a sharded checkpoint's index says; checked against what the files hold.
+    index: tensor name -> file name, from a sharded checkpoint's index; it is checked against the files' contents.
     """
 
     def __init__(self, paths: list[Path], label: str, index: Mapping[str, str] | None = None):

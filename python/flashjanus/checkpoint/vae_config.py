@@ -36,7 +36,7 @@ class VaeConfig:
 
     @property
     def scale(self) -> int:
-        """Image pixels per latent pixel, along a side."""
+        """Image pixels per latent pixel, along one side."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
@@ -74,7 +74,7 @@ class VaeConfig:
         return cls.from_dict(read_json(Path(path), ConfigError))
 
     def check_fits(self, config: JanusFlowConfig) -> None:
-        """ConfigError unless this VAE decodes the latents that `config` draws, into RGB."""
+        """Raise ConfigError unless this VAE decodes the latents that `config` draws, into RGB."""
         channels = config.gen_decoder.out_channels
         if self.latent_channels != channels:
             raise ConfigError(

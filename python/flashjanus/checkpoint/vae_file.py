@@ -1,4 +1,4 @@
-"""The config of a VAE that comes as one file of weights, without its config.json: what their names and shapes say."""
+"""Derives the config of a VAE that is a single file of weights without config.json, from tensor names and shapes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flashjanus.checkpoint.vae_layout import compvis_name
 from flashjanus.errors import CheckpointError
 
 SDXL = {"norm_num_groups": 32, "scaling_factor": 0.13025}
-"""What no shape tells: of the VAE that JanusFlow was trained with."""
+"""Values that shapes do not tell, taken from the VAE that JanusFlow was trained with."""
 
 
 def config_of(infos: Mapping[str, TensorInfo], label: str) -> dict[str, Any]:
-    """config.json of the AutoencoderKL whose tensors these are, under diffusers' names or under those of the code that
-    trained it. Its groups and scaling factor are SDXL's. Raises CheckpointError."""
+    """config.json of the AutoencoderKL with these tensors, named as in diffusers or as in the code that trained it.
+    Groups and scaling factor are SDXL's. Raises CheckpointError."""
     found = [re.match(r"decoder\.(up_blocks|up)\.(\d+)\.(?:resnets|block)\.(\d+)\.", name) for name in infos]
     blocks = [match for match in found if match is not None]
     if not blocks:

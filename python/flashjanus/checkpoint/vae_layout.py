@@ -9,9 +9,9 @@ from functools import lru_cache
 from flashjanus.checkpoint.layout import Layout, LayoutBuilder, Source, Target
 from flashjanus.checkpoint.vae_config import VaeConfig
 
-# diffusers renamed the attention projections; published files hold either.
+# diffusers renamed the attention projections; published files have either names.
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-# Left, diffusers; right, the code that VAEs of this kind were first trained with, as in sdxl_vae.safetensors.
+# Left: diffusers' names. Right: names in the code that first trained such VAEs, as in sdxl_vae.safetensors.
 _COMPVIS = (
     *((".upsamplers.0.conv.", ".upsample.conv."), (".downsamplers.0.conv.", ".downsample.conv.")),
     *((".resnets.", ".block."), (".conv_shortcut.", ".nin_shortcut.")),
@@ -52,9 +52,9 @@ def vae_layout(config: VaeConfig) -> Layout:
     return Layout(targets, ("encoder.*", "quant_conv.*"))
 
 
-@lru_cache(4096)  # a layout is made several times for a model
+@lru_cache(4096)  # a model makes its layout several times
 def compvis_name(name: str, resolutions: int) -> str:
-    """The same tensor's name in the code that trained such VAEs, whose decoder counts resolutions the other way."""
+    """The tensor's name in the code that trained such VAEs, whose decoder numbers resolutions in reverse order."""
     name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{resolutions - 1 - int(found[1])}", name)
     name = re.sub(r"down_blocks\.(\d+)", r"down.\1", name)
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
@@ -84,7 +84,7 @@ def _resnet(build: LayoutBuilder, name: str, source: str, out: int, into: int) -
 
 
 def _attention(build: LayoutBuilder, name: str, source: str, width: int) -> None:
-    """One head over all positions; old files store its projections as 1x1 convolutions."""
+    """One head over all positions. Old files store its projections as 1x1 convolutions."""
 
     def stored(part: str, kind: str) -> Source:
         names = (f"{source}.{part}.{kind}", f"{source}.{OLD_NAMES[part]}.{kind}")

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: shards that take their tensors one by one, and their index."""
+"""Writes a checkpoint's weights: shards that receive their tensors one by one, and their index."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CODES = {str(dtype).removeprefix("torch."): code for code, dtype in SAFETENSORS
 
 
 class Shards:
-    """Files model-i-of-n.safetensors of at most `shard_bytes`, or one tensor, each, and their index.
+    """Files model-i-of-n.safetensors with their index; each has at most `shard_bytes`, or a single tensor.
 
-    `tensors` say what will be written, in whatever order; in between, memory holds none of them. CheckpointError for a
-    dtype that the format does not have.
+    `tensors` states what will be written, in any order; none of it is held in memory until then. Raises CheckpointError
+    for a dtype that the format does not have.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], shard_bytes: int = SHARD_BYTES) -> None:
@@ -49,7 +49,7 @@ class Shards:
             file.write(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
     def _lay_out(self, path: Path, shard: Mapping[str, TensorInfo]) -> None:
-        """The header, and a file of its final size; wide dtypes come first, which aligns every tensor to its own."""
+        """Write the header and extend the file to its final size. Wide dtypes come first, which aligns all tensors."""
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         starts, end = {}, 0
         for name, info in sorted(shard.items(), key=lambda item: -getattr(torch, item[1].dtype).itemsize):

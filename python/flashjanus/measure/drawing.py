@@ -1,4 +1,4 @@
-"""Bars, lines and points on labeled axes, as SVG."""
+"""Draws bars, lines and points on labeled axes as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 WIDTH, LABELS, RIGHT, LEGEND = 1040, 260, 190, 390
 ROW, BAR = 22, 14
 ABOVE, BELOW = 42, 40
-"""Room for a panel's two lines of title, and for its axis."""
+"""Pixels for a panel's two title lines and for its axis."""
 HEIGHT = 200
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#17becf")
 DASHES = ("", "6 4", "2 3", "8 3 2 3")
@@ -21,7 +21,7 @@ Panel = tuple[str, int]
 
 @dataclass(frozen=True)
 class Bar:
-    """`low` and `high`: the ends of its whisker; `words` stand after it."""
+    """`low` and `high` are the ends of its whisker; `words` stand after it."""
 
     label: str
     value: float
@@ -33,7 +33,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """`words` explain it at the right, in its color and dashes."""
+    """`words` label it at the right, in its color and dashes."""
 
     points: Sequence[tuple[float, float]]
     words: str
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """`low` and `high`: the ends of its whisker, along y; `words` stand beside it."""
+    """`low` and `high` are the ends of its whisker along y; `words` stand beside it."""
 
     x: float
     y: float
@@ -55,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` on pixels from `start` to `end`; values beyond are put on the edge."""
+    """Maps values from `low` to `high` onto pixels from `start` to `end`; values outside are put on the edge."""
 
     low: float
     high: float
@@ -70,7 +70,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round numbers, at most about eight."""
+        """Round numbers, about eight at most."""
         if not self.logarithmic:
             step = _round_up((self.high - self.low) / 6)
             return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
@@ -84,12 +84,12 @@ class Scale:
 
     @staticmethod
     def around(values: Sequence[float], start: float, end: float) -> Scale:
-        """A logarithmic one with a margin at both ends."""
+        """A logarithmic scale with a margin at both ends."""
         return Scale(min(values) / 1.3, max(values) * 1.3, start, end, logarithmic=True)
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, ..."""
+    """The next larger value of 1, 2, 5, 10, ..."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= value * (1 - 1e-9))
 
@@ -97,7 +97,7 @@ def _round_up(value: float) -> float:
 def bars(
     title: str, below: str, rows: Sequence[Bar], axis: str, words: Words, *, logarithmic: bool = False, mark: float = 0
 ) -> Panel:
-    """Horizontal bars, with a line at `mark`. A whisker that ends beyond the axis has an arrow head."""
+    """Horizontal bars, with a line at `mark`. A whisker that extends beyond the axis ends in an arrowhead."""
     left, right, top, bottom = LABELS, WIDTH - RIGHT, ABOVE, ABOVE + len(rows) * ROW
     values = [bar.value for bar in rows]
     scale = Scale.around(values, left, right) if logarithmic else Scale(0, 1.2 * max([*values, mark]), left, right)
@@ -120,7 +120,7 @@ def bars(
 
 
 def lines(title: str, below: str, series: Sequence[Line], axis: str, words: Words) -> Panel:
-    """Both axes logarithmic, a tick at each x; what explains a line stands in the order of their ends."""
+    """Both axes are logarithmic, with a tick at each x. The lines' labels are in the order of their last points."""
     left, right, top, bottom = 80, WIDTH - LEGEND, ABOVE, ABOVE + HEIGHT
     points = [point for line in series for point in line.points]
     across = Scale.around([x for x, _ in points], left, right)
@@ -142,7 +142,7 @@ def lines(title: str, below: str, series: Sequence[Line], axis: str, words: Word
 
 
 def points(title: str, below: str, found: Sequence[Point], axis: str, words: Words) -> Panel:
-    """The x axis from 0, in `words`; the y axis around all whiskers."""
+    """The x axis starts at 0 and is labeled by `words`; the y axis covers all whiskers."""
     left, right, top, bottom = 80, WIDTH - RIGHT, ABOVE, ABOVE + HEIGHT
     low, high = min(point.low for point in found), max(point.high for point in found)
     margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
@@ -165,7 +165,7 @@ def points(title: str, below: str, found: Sequence[Point], axis: str, words: Wor
 
 
 def _apart(labels: Sequence[tuple[float, float, str]], top: float, bottom: float) -> list[tuple[float, float]]:
-    """Where the words of points (x, y) begin: beside them, moved up or down so that none overlap, if there is room."""
+    """Positions of points' labels (x, y): beside them, shifted vertically so that none overlap if there is room."""
     line, letter = 13.0, 6.6
     shifts = sorted((i * line for i in range(-15, 16)), key=abs)
     taken: list[tuple[float, float, float]] = []
@@ -204,7 +204,7 @@ def _titles(title: str, below: str) -> list[str]:
 
 
 def _across(scale: Scale, ticks: Sequence[float], words: Words, top: float, bottom: float, title: str) -> list[str]:
-    """The axis below, with a grid line and words at each tick that does not run into the one before."""
+    """The axis below, with a grid line at each tick, and a label unless it would run into the one before."""
     parts, last = [_stroke(scale.start, bottom, scale.end, bottom, "black", 1)], -math.inf
     for tick in ticks:
         x = scale.at(tick)

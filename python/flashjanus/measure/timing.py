@@ -1,7 +1,7 @@
-"""Times taken in rounds, and ratios with an interval that says what of them may be noise.
+"""Times runs in rounds, and computes ratios with intervals that tell differences from noise.
 
-Everything rests on order statistics: no assumption on how times are distributed, and nothing random. A round is short,
-and its samples resemble each other; what differs from round to round is the noise, so ratios compare medians of rounds.
+Everything is based on order statistics, with no assumption about the distribution of times and no randomness. A round
+is short and its samples resemble each other. The noise is what differs between rounds, so ratios compare their medians.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 CONFIDENCE = 0.95
 ENOUGH = 0.9
-"""An interval that holds with less than this (four rounds in turns, or fewer) decides nothing."""
+"""An interval with less confidence than this (four rounds in turns, or fewer) decides nothing."""
 Clock = Callable[[], float]
 
 
 def timed(
     run: Callable[[], object], clock: Clock = time.perf_counter, wait: Callable[[], object] = lambda: None
 ) -> float:
-    """Seconds of one `run`; wait: for what was launched, where the device works on by itself."""
+    """Seconds of one `run`. wait: called to wait for work that the device does asynchronously."""
     wait()
     begun = clock()
     run()
@@ -33,7 +33,7 @@ def timed(
 
 @dataclass(frozen=True)
 class Case:
-    """A stage at some sizes: what every engine times, each in its own way."""
+    """A stage at given sizes, which each engine times in its own way."""
 
     stage: str
     sizes: tuple[tuple[str, int | str], ...] = ()
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass
 class Record:
-    """Seconds of one case on one engine, round by round; `facts`: what else is to be kept of it."""
+    """Seconds of one case on one engine, round by round. `facts`: further data to keep with it."""
 
     case: Case
     engine: str
@@ -70,7 +70,7 @@ class Engine(Protocol):
     def name(self) -> str: ...
 
     def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
-        """Seconds of those of `cases` that it can run, `repeats` of each or what suits the case."""
+        """Seconds of those of `cases` that it can run, `repeats` samples of each or as many as suit the case."""
         ...
 
 
@@ -92,7 +92,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """b / a (or another middle of values), and an interval that holds the true one with `confidence`."""
+    """b / a (or another median), with an interval that holds the true value with `confidence`."""
 
     value: float
     low: float
@@ -100,7 +100,7 @@ class Ratio:
     confidence: float
 
     def verdict(self, margin: float = 0.0) -> str:
-        """What may be said of b against a, when a ratio within `margin` of 1 counts as none."""
+        """What can be said of b against a, if a ratio within `margin` of 1 counts as no difference."""
         if self.confidence < ENOUGH:
             return "too few rounds"
         if self.low > 1 + margin:
@@ -118,9 +118,9 @@ def measure(
     clock: Clock = time.perf_counter,
     done: Callable[[str], None] = lambda what: None,
 ) -> list[Record]:
-    """All engines in turns, in alternating order: A B, B A, A B, ...
+    """Time all engines in turns, in alternating order: A B, B A, A B, ...
 
-    No round is begun that would not end within `minutes`, but for the first. `done` is told what was timed.
+    Except for the first, a round starts only if it would end within `minutes`. `done` is told what was timed.
     """
     records: dict[tuple[Case, str], Record] = {}
     begun = last = clock()
@@ -138,7 +138,7 @@ def measure(
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Median of b_i / a_i over rounds i that were taken side by side; the interval is that of the sign test."""
+    """Median of b_i / a_i over rounds i, in which both were timed in turns; the interval is that of the sign test."""
     return middle([y / x for x, y in zip(a, b, strict=False)])
 
 
@@ -148,32 +148,32 @@ def middle(values: Sequence[float]) -> Ratio:
 
 
 def unpaired(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Median of b_j / a_i over all pairs (Hodges and Lehmann's estimate); the interval is that of Mann and Whitney."""
+    """Median of b_j / a_i over all pairs (the Hodges-Lehmann estimate); the interval is that of Mann and Whitney."""
     ratios = sorted(y / x for x in a for y in b)
     return _between(statistics.median(ratios), ratios, _mann_whitney(len(a), len(b)))
 
 
 def _between(value: float, ordered: Sequence[float], below: Sequence[float]) -> Ratio:
-    """The narrowest [k-th smallest, k-th largest] that holds with CONFIDENCE, else the widest there is.
+    """The narrowest [k-th smallest, k-th largest] with confidence of at least CONFIDENCE, else the widest there is.
 
-    below[k]: chance that at most k of `ordered` are below the true value.
+    below[k]: probability that at most k of `ordered` are below the true value.
     """
     k = max((k for k in range(len(ordered) // 2) if 1 - 2 * below[k] >= CONFIDENCE), default=0)
     return Ratio(value, ordered[k], ordered[len(ordered) - 1 - k], max(0.0, 1 - 2 * below[k]))
 
 
 def _binomial(n: int) -> list[float]:
-    """P(X <= k) of n fair coins."""
+    """P(X <= k) for the number of heads X of n fair coins."""
     return [sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range(n + 1)]
 
 
 @cache
 def _mann_whitney(n: int, m: int) -> list[float]:
-    """P(U <= k): of all orders of n and m values, the share in which at most k pairs have the second one first."""
+    """P(U <= k): the share of all orders of n and m values in which at most k pairs have the second value first."""
     counts = [[[1] + [0] * (n * m)] * (m + 1)]
     for i in range(1, n + 1):
         row = [counts[0][0]]
-        for j in range(1, m + 1):  # the largest is one of the m, above none, or one of the n, above all j
+        for j in range(1, m + 1):  # the largest value is one of the m, above none, or one of the n, above all j
             one = row[j - 1]
             other = [0] * j + counts[i - 1][j][: n * m + 1 - j]
             row.append([x + y for x, y in zip(one, other, strict=True)])
@@ -183,7 +183,7 @@ def _mann_whitney(n: int, m: int) -> list[float]:
 
 
 def beside(records: Sequence[Record], ours: str) -> Mapping[int, Ratio]:
-    """For the records (by position) of other engines, their time over that of `ours` in the same case and rounds."""
+    """By position, the time of other engines' records divided by that of `ours` in the same case and rounds."""
     own = {record.case: record for record in records if record.engine == ours}
     return {
         i: paired(own[record.case].medians, record.medians)

@@ -1,4 +1,4 @@
-"""The parts of JanusFlow as functions that append nodes to a graph, and the programs built from them."""
+"""The parts of JanusFlow as functions that append nodes to a graph, and the programs made of them."""
 
 from .parts import READS, decode_velocity, encode_latents, read_embeds
 from .policy import Policy

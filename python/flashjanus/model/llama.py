@@ -16,10 +16,11 @@ from .policy import Policy
 
 @dataclass(frozen=True)
 class Sequences:
-    """Where the queries of a pass stand: cache windows (L, B, S, G, D) and the numbers of the attention rule.
+    """Where the queries of a pass stand: cache windows (L, B, S, G, D) and the arguments of the attention rule.
 
     positions (B, N): RoPE positions. slots (B, N): where each token's key is written. kv_start (B,), kv_end (B, N).
-    causal: the numbers will say no more than that every token sees kv_start up to itself. adapter (B,): the slot of
+    causal: the arguments always mean that every token sees kv_start up to itself. adapter (B,): the slot of each row's
+    low-rank adapter, starting at 1, or 0 for none; None if the model has no slots.
     each row's low-rank adapter, from 1 on, 0 for none; None where the model has no slots.
     """
 
@@ -34,23 +35,23 @@ class Sequences:
 
 
 def linear(g: Graph, x: Value, name: str, label: str) -> Value:
-    """x W^T by the name of W."""
+    """x W^T, where `name` is the name of W."""
     y: Value = g.add("linear", x, g.weight(name), label=label)
     return y
 
 
 def adapters(g: Graph, rows: Size) -> Value | None:
-    """The input `adapter` (rows,), where the model has slots for adapters."""
+    """The input `adapter` (rows,), if the model has slots for adapters, else None."""
     return g.input("adapter", (rows,), torch.int32) if "llm.0.qkv.lora.a" in g.weights else None
 
 
 def adapted(
     g: Graph, y: Value, x: Value, name: str, seq: Sequences, *, first: int = 0, norm: str = "", **attrs: Any
 ) -> None:
-    """y += what each row's adapter adds to the linear `name`, in place; where the model has slots for adapters.
+    """Add in place to y what each row's adapter contributes to the linear `name`, if the model has slots for adapters.
 
-    x: what the linear reads, or where `norm` names one or `gated` is set, what the op before it reads: that op may then
-    write for the linear alone, as fusions want it. first: outputs of the first of stacked projections.
+    x: the input of the linear. If `norm` is given or `gated` is set, x is instead the input of the op before it, which
+    then has the linear as its only reader, as fusion requires. first: outputs of the first of stacked projections.
     """
     a = g.optional_weight(f"{name}.lora.a")
     if a is None or seq.adapter is None:
@@ -79,11 +80,11 @@ def layers(
     last_only: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Value, Value] | None:
-    """The residual stream after all layers and its final norm, (B, N, D) both, of the tokens h (R, N, D).
+    """The residual stream after all layers, and its final norm, both (B, N, D), for the tokens h (R, N, D).
 
-    h and the stream are in the residual dtype. R < B: the rows are branched after the first QKV, the last thing that
-    both branches of guidance share. keys_only: stop once the last layer's keys are written (nothing is returned).
-    last_only: the last layer serves only the last token of each row, (B, 1, D).
+    h and the stream have the residual dtype. R < B: the rows are branched after the first QKV, which is the last op
+    that both branches of guidance share. keys_only: stop once the last layer's keys are written (nothing is returned).
+    last_only: the last layer computes only the last token of each row, (B, 1, D).
     """
     rows = seq.positions.shape[0]
     eps = config.rms_norm_eps

@@ -1,6 +1,6 @@
-"""Programs of a caller who holds the loop: the parts of a step of the flow, each with its tensors in and out.
+"""Programs for a caller that runs the loop itself: the parts of a flow step, each with tensors as inputs and outputs.
 
-R rows, of whose latents nothing is known but their size; B rows of N embeddings, which are read into S key slots.
+R rows, of whose latents only the size is known; B rows of N embeddings, which are read into S key slots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .policy import Policy
 from .programs import F32, I32, B, N, R, S, Weights
 
 READS: Mapping[str, bool] = {"read_embeds": True, "read_embeds_masked": False}
-"""The forms of `read_embeds` by name: whether every token sees all from its row's first one up to itself."""
+"""The forms of `read_embeds` by name: whether every token sees exactly the tokens from its row's first up to itself."""
 
 
 def encode_latents(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
@@ -30,7 +30,7 @@ def encode_latents(config: JanusFlowConfig, policy: Policy, weights: Weights) ->
 
 
 def read_embeds(config: JanusFlowConfig, policy: Policy, weights: Weights, name: str = "read_embeds") -> Graph:
-    """embeds (B, N, D) -> `hidden` (B, N, D) after the final norm; their keys and values go into the caches."""
+    """embeds (B, N, D) -> `hidden` (B, N, D) after the final norm. Keys and values are written to the caches."""
     language = config.language
     g = Graph(name, weights, rows=(B,))
     h = g.input("embeds", (B, N, language.hidden_size), policy.residual, on_device=True)

@@ -1,4 +1,4 @@
-"""Which dtype each kind of tensor has, and in which form weights are kept."""
+"""Which dtype each kind of tensor has, and in which format weights are stored."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Policy:
     residual: the streams that many layers add to.
     latents: z and the Euler update.
     `numerics="exact"` keeps all but `matrix` in float32; `"official"` rounds where the official bfloat16 loop does.
-    tiled: weights of linears that fit are kept in AMX tiles.
-    quantization: None, or "int8": the language model's linears in int8, with a scale for each output. The image
-    encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors reach every pixel.
-    "fp8": the same in float8_e4m3fn. "int4", of a tiled model: as "int8", and its layers' linears in 4 bits besides,
-    made from those in 8, for decoding a few rows.
+    tiled: linears' weights that fit are stored in AMX tiles.
+    quantization: None, or "int8": the language model's linears are in int8, with one scale per output. The image
+    encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors affect every pixel.
+    "fp8": the same in float8_e4m3fn. "int4", for a tiled model: as "int8", and the layers' linears also in 4 bits, made
+    from the 8-bit ones, for decoding a few rows.
     """
 
     matrix: torch.dtype
@@ -43,13 +43,13 @@ class Policy:
         return Policy(dtype, wide, wide, wide, numerics, tiled, quantization)
 
     def kept(self, target: Target) -> TensorSpec | Weight:
-        """A linear's weight in its formats, or the spec of another tensor."""
+        """A linear's weight in its formats, or the spec of any other tensor."""
         dtype = self.matrix if target.kind == "matrix" else self.vector
         weight = target.weight(self.matrix, self.quantization, self.tiled)
         return TensorSpec(tuple(target.shape), dtype) if weight is None else weight
 
     def quantized(self, target: Target) -> torch.dtype | None:
-        """In which 8 bits a weight is stored, or None."""
+        """The 8-bit dtype in which a weight is stored, or None."""
         kept = self.kept(target)
         stored = kept.formats[0].stored if isinstance(kept, Weight) else None
         return stored.dtype if isinstance(stored, Rows) else None
@@ -57,6 +57,6 @@ class Policy:
     def pack(
         self, target: Target, weight: torch.Tensor, scale: torch.Tensor | None = None
     ) -> Mapping[str, torch.Tensor]:
-        """The tensors that are kept of a target: from the weight in its dtype or, with its scale, in 8 bits."""
+        """The tensors to keep for a target, from its weight in its dtype or, with its scale, in 8 bits."""
         kept = self.kept(target)
         return kept.pack(weight, scale) if isinstance(kept, Weight) else {target.name: weight}

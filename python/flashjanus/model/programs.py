@@ -1,9 +1,9 @@
 """The programs, as graphs over symbolic sizes.
 
-R images (or prompts), U of them guided (their unconditional branches are rows R .. R+U-1), of which the first V run
-theirs, P prompt capacity, K evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I
-images. Prefixes are right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, the image tokens
-the slots after it.
+R images (or prompts); U of them are guided, and their unconditional branches are rows R .. R+U-1, of which the first V
+run; P prompt capacity, K evaluations (or new tokens), B chat rows, N prompt tokens, S key slots, F feature rows, I
+images. Prefixes are right-aligned: a prompt of n tokens fills slots P-n .. P-1, the time token slot P, and the image
+tokens the slots after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = Dim.symbol("H"), Dim.symbol("W")
 
 
 def weight_specs(targets: list[Target], policy: Policy, language: LanguageConfig | None = None) -> Weights:
-    """Every target as it is kept, and the spec of the rotary table when a language model is among them."""
+    """The weight or spec of every target, and the spec of the rotary table if a language model is among them."""
     specs = {target.name: policy.kept(target) for target in targets}
     if language is not None:
         shape = (language.max_position_embeddings, 2, language.head_dim // 2)
@@ -95,9 +95,9 @@ def prefill(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
 
 
 def decode_step(config: JanusFlowConfig, policy: Policy, weights: Weights) -> Graph:
-    """One token of every row: `token` in, its key and value cached, `logits` and the next `token` out.
+    """Decode one token per row: takes `token`, caches its key and value, gives `logits` and the next `token`.
 
-    A row that met its `eos` is no longer `live`: it runs on with the others, but does not move.
+    A row that has produced its `eos` is no longer `live`: it is still computed with the others, but does not advance.
     """
     language = config.language
     g = Graph("decode_step", weights, rows=(B,), decodes=True)
@@ -155,11 +155,11 @@ def flow_prepare(config: JanusFlowConfig, policy: Policy, weights: Weights) -> G
 
 @dataclass(frozen=True)
 class FlowForm:
-    """A form of `flow_step`; all share inputs and states.
+    """A form of `flow_step`. All forms share inputs and states.
 
-    cache: None; "store", where rows may keep what the language model added to its input, or recall it, by the lines of
-    the input `cache`; "recall", where all rows recall it, and it does not run. Without all `branches`, the
-    unconditional ones after the first V are left alone.
+    cache: None; "store", where rows may store the language model's contribution to its input, or recall it, as the
+    lines of the input `cache` say; "recall", where all rows recall it and the language model does not run. Without all
+    `branches`, the unconditional ones after the first V are left alone.
     """
 
     cache: Literal["store", "recall"] | None = None
@@ -171,7 +171,7 @@ class FlowForm:
 
     @property
     def name(self) -> str:
-        """As the runner and the command line know it."""
+        """The name that the runner and the command line use."""
         return full_name("flow_step", str(self))
 
 
@@ -180,9 +180,9 @@ FLOW_FORMS = {form.name: form for cache in _CACHES for form in (FlowForm(cache),
 
 
 def flow_step(config: JanusFlowConfig, policy: Policy, weights: Weights, form: FlowForm = FlowForm()) -> Graph:
-    """One evaluation of every row that has some left: `flow_update` on z, history, kept and step, in place.
+    """One evaluation of every row that has evaluations left: `flow_update` on z, history, kept and step, in place.
 
-    `velocity` (R+U, h', w', c p p) are the patches before guidance; (R+V, ...) without all branches.
+    `velocity` (R+U, h', w', c p p) holds the patches before guidance; without all branches, it is (R+V, ...).
     """
     cache, branches = form.cache, form.branches
     language, enc = config.language, config.gen_encoder
@@ -196,7 +196,7 @@ def flow_step(config: JanusFlowConfig, policy: Policy, weights: Weights, form: F
     table = g.input("modulation", (R, K, width), policy.vector, on_device=True) if width else None
 
     def of_branches(value: Value, dim: int = 0) -> Value:
-        """`value`, which has all branches, without those that do not run."""
+        """`value`, which has all branches, without the branches that do not run."""
         return value if branches else g.narrow(value, dim, 0, R + V)
 
     x = uvit.encode(g, config, policy, z, table, step)

@@ -1,4 +1,4 @@
-"""The generation face around the language model: time embedding, ConvNeXt encoder and decoder, NHWC."""
+"""The generation parts around the language model: time embedding, ConvNeXt encoder and decoder, NHWC."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _middle(
             label=f"{name}.depthwise",
         )
         y = g.reshape(y, (b, h * w, c))
-        # officially NCHW up to here, channels last from the first block's end on
+        # officially NCHW up to here, and channels last from the end of the first block
         split = policy.numerics == "official" and name == "enc.0"
         y = g.add(
             "linear",

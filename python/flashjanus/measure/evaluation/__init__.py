@@ -1,6 +1,6 @@
-"""Scores: how well a model draws what it is asked for and answers what it is asked.
+"""Scores a model: how well it draws what a prompt asks for, and how well it answers questions.
 
-`world`, `language` and `judge` need numpy alone, for programs that make training data.
+`world`, `language` and `judge` need only numpy, so programs that make training data can use them.
 """
 
 from importlib import import_module
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a part when it is first asked for: the world must not wait for torch."""
+    """Import a part when it is first used, so that `world` does not have to wait for torch."""
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

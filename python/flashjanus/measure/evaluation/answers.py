@@ -1,4 +1,4 @@
-"""Questions put to a model in batches, and the share that it answers word for word."""
+"""Asks a model questions in batches and scores the share that it answers word for word."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MAX_NEW_TOKENS = 8
 
 
 def at_once(model: JanusFlow) -> int:
-    """Questions of a batch: where few rows are decoded by a kernel that rounds otherwise, no more than it serves.
+    """Questions per batch. Where a kernel for few rows rounds differently, a batch has no more rows than it serves.
 
-    Those are 4-bit weights, and int8 without tiles, whose inputs stay as they are for few rows.
+    Such kernels exist for 4-bit weights, and for int8 without tiles, where inputs are not quantized for few rows.
     """
     apart = model.quantization == "int4" or (model.quantization == "int8" and not model.runner.policy.tiled)
     return linear.MAX_ROWS if apart else QUESTIONS_AT_ONCE
 
 
 def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -> list[str]:
-    """Greedy answers of at most MAX_NEW_TOKENS tokens, as one batch; a question may have no picture."""
+    """Greedy answers of at most MAX_NEW_TOKENS tokens, computed as one batch; a question need not have a picture."""
     conversations = []
     for image, text in questions:
         content: list[dict[str, Any]] = [] if image is None else [{"type": "image", "image": image}]
@@ -37,7 +37,7 @@ def ask(model: JanusFlow, questions: Sequence[tuple[Image.Image | None, str]]) -
 
 
 def score_answers(model: JanusFlow, asked: Sequence[Asked], progress: Progress = silent) -> dict[str, Share]:
-    """By topic, the share of questions about ground-truth renders whose answer is right, but for case and spaces."""
+    """By topic, the share of questions about ground-truth renders answered correctly; case and spaces are ignored."""
     outcomes = []
     with progress(len(asked), "asking") as show:
         for start in range(0, len(asked), at_once(model)):

@@ -1,4 +1,4 @@
-"""Multiple-choice questions about pictures, as MMBench and SEED-Bench ask them."""
+"""Multiple-choice questions about pictures, in the formats of MMBench and SEED-Bench."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LETTERS = "ABCDEFGH"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 _SHORTEST_BASE64 = 128  # characters; a shorter text is a file's name that does not exist
-# A letter alone, as "B", "(B)", "B.", "B) the cat", or after "answer is"/"answer:"; the article "A cat" is no letter.
+# A lone letter such as "B", "(B)", "B.", "B) the cat", or one after "answer is"/"answer:"; not an article ("A cat").
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:[.:)]|$)|\(?([A-H])\)(?=\W|$)")
 _STATED = re.compile(r"\b(?i:answer|option|choice)(?: is|:)? *(?:\(([A-Ha-h])\)|([B-H]\b|A\b(?!\s+\w)))")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question (hint included) with lettered options. picture: its file or its bytes; where: where those stand."""
+    """A question (including its hint) with lettered options. picture: its file or bytes; where: place in the source."""
 
     question: str
     options: Mapping[str, str]
@@ -42,12 +42,12 @@ class Choice:
 
     @property
     def prompt(self) -> str:
-        """The question, a line per option, and what to answer with."""
+        """The question, one line per option, and the instruction how to answer."""
         lines = [f"{letter}. {text}" for letter, text in self.options.items()]
         return "\n".join([self.question, *lines, INSTRUCTION])
 
     def image(self) -> Image.Image | None:
-        """The picture, if there is one. Raises InputError that names item and key."""
+        """The picture, if there is one. Raises InputError naming item and key."""
         try:
             return None if self.picture is None else load_image(self.picture)
         except InputError as error:
@@ -56,7 +56,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoicesReport:
-    """Accuracy by category; overall pools all questions. unread: replies in which no letter was found (wrong)."""
+    """Accuracy by category; overall pools all questions. unread: replies without a letter, counted as wrong."""
 
     categories: Mapping[str, Share]
     unread: int
@@ -76,12 +76,12 @@ class ChoicesReport:
 
 
 def read_choices(path: Path, folder: Path | None = None) -> tuple[list[Choice], int]:
-    """The questions of a JSON file, and how many were left out because they are about videos.
+    """The questions of a JSON file, and how many were skipped because they are about videos.
 
     The file is a list of objects, or SEED-Bench's {"questions": [...], "question_type": {name: id}}. Each has
     "question", options "A", "B", ... or "choice_a", ..., the letter "answer", and may have "hint", a picture in "image"
     ("img", "data_id"; a file in `folder`, by default the JSON file's own, or base64) and "category" (or
-    "question_type_id"). Raises InputError that names item and key.
+    "question_type_id"). Raises InputError naming item and key.
     """
     document = read_document(path)
     names: dict[Any, str] = {}
@@ -120,12 +120,12 @@ def _choice(record: Record, folder: Path, names: Mapping[Any, str]) -> Choice:
 
 
 def _is_empty(record: Record, key: str) -> bool:
-    """Whether nothing stands there, in one of the ways in which tables export that."""
+    """Whether the value is absent or empty, in any of the ways in which exported tables express that."""
     return record.data.get(key) in (None, "", "nan")
 
 
 def _picture(record: Record, key: str, folder: Path) -> Path | bytes:
-    """The file below `folder` that the record names, or the bytes where base64 stands in the record itself."""
+    """The file in `folder` that the record names, or the bytes if the record itself holds them in base64."""
     text = record.text(key)
     head, comma, data = text.partition(";base64,")
     if head.startswith("data:") and comma:
@@ -148,7 +148,7 @@ def _category(record: Record, names: Mapping[Any, str]) -> str:
 
 
 def letter_of(reply: str, options: Mapping[str, str]) -> str | None:
-    """The option's letter that a reply gives, by letter or by the option's whole text; None if neither."""
+    """The letter of the option that a reply gives, by letter or by the option's full text; None if neither."""
     text = reply.strip()
     found = _LETTER.match(text) or _STATED.search(text)
     letter = (found.group(1) or found.group(2)).upper() if found else None
@@ -161,7 +161,7 @@ def letter_of(reply: str, options: Mapping[str, str]) -> str | None:
 def evaluate_choices(
     model: JanusFlow, choices: Sequence[Choice], *, skipped: int = 0, progress: Progress = silent
 ) -> ChoicesReport:
-    """Greedy answers to all questions, judged by their letter."""
+    """Ask all questions, decode greedily, and judge the answers by their letter."""
     outcomes: list[tuple[str, bool]] = []
     unread = 0
     with progress(len(choices), "asking") as show:

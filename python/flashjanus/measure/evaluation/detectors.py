@@ -1,4 +1,4 @@
-"""What a detector is, where one comes from, and the shapes world's own."""
+"""The interface of object detectors, how one is loaded, and the built-in detector of the shapes world."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flashjanus.measure.evaluation import judge, world
 
 @dataclass(frozen=True)
 class Detection:
-    """One object in a picture: its class, its color where known, its box (left, top, right, bottom) in pixels with y
-    downwards, and the confidence from 0 to 1."""
+    """One object in a picture: its class, its color if known, its box (left, top, right, bottom) in pixels with y
+    pointing down, and its confidence from 0 to 1."""
 
     label: str
     box: tuple[float, float, float, float]
@@ -45,9 +45,9 @@ class Detector(Protocol):
 
 
 def load_detector(name: str) -> Detector:
-    """The detector "module:attribute", a function or a class that is called without arguments first.
+    """The detector "module:attribute": a function, or a class that is called without arguments first.
 
-    Modules in the current folder are found. Raises InputError.
+    Modules in the current folder are found too. Raises InputError.
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
@@ -69,7 +69,7 @@ def load_detector(name: str) -> Detector:
 
 
 def no_detector() -> InputError:
-    """What to do without one."""
+    """The error for a missing detector, which says what to do."""
     return InputError(
         "--detector is missing, and none is shipped for real pictures: write a function from a PIL image to a list of "
         "flashjanus.measure.evaluation.Detection (class, box, score, color), with Mask2Former and CLIP as GenEval "
@@ -79,7 +79,7 @@ def no_detector() -> InputError:
 
 
 def detect(detector: Detector, image: Image.Image) -> list[Detection]:
-    """The detections of one picture, the surest first."""
+    """The detections in one picture, the most confident first."""
     found = detector(image)
     if not isinstance(found, list | tuple) or not all(isinstance(one, Detection) for one in found):
         raise InputError(f"detector: expected it to return a list of Detection, got {found!r:.80}")
@@ -87,7 +87,7 @@ def detect(detector: Detector, image: Image.Image) -> list[Detection]:
 
 
 def shapes_detector(image: Image.Image) -> list[Detection]:
-    """The things in a picture of the shapes world, by its judge, in boxes of the usual size."""
+    """The things that the judge finds in a picture of the shapes world, with boxes of the usual size."""
     if image.size != (world.SIZE, world.SIZE):
         expected = f"expected a picture of {world.SIZE} x {world.SIZE} pixels"
         raise InputError(f"shapes_detector: {expected}, got {image.width} x {image.height}")

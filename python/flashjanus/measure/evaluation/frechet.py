@@ -16,7 +16,7 @@ RESAMPLES = 16
 
 
 class Encoder(Protocol):
-    """The part of `JanusFlow` that is needed here."""
+    """The part of `JanusFlow` that this module needs."""
 
     @property
     def processor(self) -> Any: ...
@@ -26,7 +26,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class FrechetReport:
-    """distance with its 95 % limits between drawn pictures and ground truth; floor: between two ground truths."""
+    """distance: between drawn pictures and ground truth, with its 95% limits; floor: between two ground truths."""
 
     distance: float
     low: float
@@ -45,7 +45,7 @@ class FrechetReport:
 
 
 def features(model: Encoder, images: Sequence[Image.Image]) -> torch.Tensor:
-    """(B, D) float64: the encoder's aligned features of every picture, averaged over its tokens."""
+    """(B, D) float64: for each picture, the encoder's aligned features averaged over its tokens."""
     rows = []
     for start in range(0, len(images), BATCH):
         pixels = torch.stack([model.processor.preprocess(image) for image in images[start : start + BATCH]])
@@ -54,10 +54,10 @@ def features(model: Encoder, images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def compare(drawn: torch.Tensor, truth: torch.Tensor, other_truth: torch.Tensor) -> FrechetReport:
-    """The report on three sets of features (B, D), B >= 2; row i of `drawn` and of `truth` belong to one prompt.
+    """The report on three sets of features (B, D), B >= 2; rows i of `drawn` and `truth` belong to the same prompt.
 
-    The limits are distance -+ z times the standard deviation over bootstrap resamples of the prompts: percentiles
-    would lie too high, since a resample repeats rows and the distance grows as rows get fewer.
+    The limits are distance -+ z times the standard deviation over bootstrap resamples of the prompts. Percentiles would
+    be too high: a resample repeats rows, and the distance grows as distinct rows get fewer.
     """
     distance = frechet_distance(drawn, truth)
     generator = torch.Generator().manual_seed(0)

@@ -17,20 +17,20 @@ from flashjanus.measure.evaluation.records import Record, read_records
 from flashjanus.measure.evaluation.statistics import MEAN_INTERVAL, Interval, Share, mean_of, shares_by_name
 
 MIN_SCORE = 0.3
-"""Detections must be surer than this; those of a counting prompt surer than MIN_COUNTING_SCORE."""
+"""Detections must have a higher score than this; for a counting prompt, higher than MIN_COUNTING_SCORE."""
 MIN_COUNTING_SCORE = 0.9
 MAX_PER_CLASS = 16
 TOLERANCE = 0.1
-"""An offset counts as far as it exceeds this share of both objects' sizes together, on each axis."""
+"""On each axis, an offset counts only by as much as it exceeds this share of the sum of both objects' sizes."""
 MIN_DIRECTION = 0.5
-"""An offset lies to a side if what is left of it there is more than this share of its whole length (60 degrees)."""
+"""An offset points to a side if its remainder there exceeds this share of its full length (60 degrees)."""
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_COUNT = 1000
 
 
 @dataclass(frozen=True)
 class Clause:
-    """Objects that a picture must have (`include`) or must have fewer of (`exclude`).
+    """Objects that must appear in a picture (`include`), or whose number must stay below `count` (`exclude`).
 
     position: (relation, index of the include clause that it is relative to).
     """
@@ -43,7 +43,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class GenevalPrompt:
-    """One line of an evaluation_metadata.jsonl; record: the line itself, which may name its picture."""
+    """One line of an evaluation_metadata.jsonl. record: the line itself, which may name its picture."""
 
     tag: str
     text: str
@@ -53,7 +53,7 @@ class GenevalPrompt:
 
 
 def read_prompts(path: Path) -> list[GenevalPrompt]:
-    """The prompts of a JSON-lines file. Raises InputError that names line and key."""
+    """The prompts of a JSON-lines file. Raises InputError naming line and key."""
     return [_prompt(record) for record in read_records(path)]
 
 
@@ -80,10 +80,10 @@ def _clause(record: Record, index: int | None) -> Clause:
 
 
 def faults(prompt: GenevalPrompt, detections: Sequence[Detection]) -> list[str]:
-    """What is wrong in a picture with these detections (the surest first), in words; nothing if it is right.
+    """What is wrong in a picture with these detections (sorted by confidence), in words; empty if it is right.
 
-    Of every class of `include` at least `count` must be there (`exclude` makes it exact); colors and positions are
-    those of the `count` surest. A clause whose target is not met itself is not met.
+    For every `include` clause, at least `count` objects of the class must be there (`exclude` makes the number exact).
+    Colors and positions are checked on the `count` most confident ones. A clause whose target is not met is not met.
     """
     threshold = MIN_COUNTING_SCORE if prompt.tag == "counting" else MIN_SCORE
     found: dict[str, list[Detection]] = {}
@@ -128,10 +128,11 @@ Box = tuple[float, float, float, float]
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """Where box `a` lies, seen from `b`.
+    """The sides of box `b` on which box `a` lies.
 
-    The centers' offset, shortened on each axis by TOLERANCE of both widths (heights), must keep more than
-    MIN_DIRECTION of the offset's own length on an axis to lie to that side: two sides for a diagonal, none when close.
+    The offset of the centers is shortened on each axis by TOLERANCE of the sum of both widths (heights). `a` lies on a
+    side if the remainder on that axis exceeds MIN_DIRECTION of the full offset's length: diagonal offsets give two
+    sides, small offsets none.
     """
     offsets = [(a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2 for axis in (0, 1)]
     length = math.hypot(*offsets)
@@ -146,7 +147,7 @@ def relations(a: Box, b: Box) -> set[str]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture of prompt number `prompt`, and what is wrong in it."""
+    """A picture of prompt number `prompt`, and what is wrong with it."""
 
     prompt: int
     tag: str
@@ -161,7 +162,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class GenevalReport:
-    """GenEval's score: the mean over tags of the share of right pictures, which are taken as independent."""
+    """GenEval's score: the mean over tags of the share of right pictures. Tags are taken as independent."""
 
     judged: Sequence[Judged]
 
@@ -175,7 +176,7 @@ class GenevalReport:
 
     @property
     def any_correct(self) -> Share:
-        """Prompts of which at least one picture is right."""
+        """The share of prompts with at least one right picture."""
         best: dict[int, bool] = {}
         for one in self.judged:
             best[one.prompt] = best.get(one.prompt, False) or one.correct

@@ -1,7 +1,7 @@
-"""What a 64 x 64 picture of the shapes world shows, by deterministic pixel analysis.
+"""Recognizes the contents of a 64 x 64 picture of the shapes world by deterministic pixel analysis.
 
-The border's commonest palette color is the background; connected pixels away from it are a thing; its color is the
-palette color of most of its inner pixels, its shape the one whose drawing overlaps it best.
+The most common palette color on the border is the background. Connected pixels that differ from it form a thing; its
+color is the palette color of most of its inner pixels, and its shape is the one whose drawing overlaps it best.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from flashjanus.measure.evaluation import world
 
-MIN_PIXELS = 24  # smaller specks are not counted: an eighth of the smallest shape's area
+MIN_PIXELS = 24  # an eighth of the smallest shape's area; smaller specks are not counted
 MIN_OVERLAP = 0.75  # intersection over union below which a thing is no shape at all
 MAX_DISTANCE = 90.0  # RGB distance above which a pixel has no palette color
 
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing: shape and color (None where it is neither), its center (x, y) in pixels and the overlap found."""
+    """One thing: shape and color (None if unrecognized), center (x, y) in pixels, and the overlap with its shape."""
 
     shape: str | None
     color: str | None
@@ -35,7 +35,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Sight:
-    """All that is seen; background is None where the border has no palette color."""
+    """Everything seen in a picture; background is None if the border has no palette color."""
 
     background: str | None
     things: tuple[Seen, ...]
@@ -57,7 +57,7 @@ def look(image: Image) -> Sight:
 
 
 def matches(scene: world.Scene, sight: Sight) -> bool:
-    """True if all of the scene is seen, in its place, and nothing else."""
+    """True if everything in the scene is seen in its place, and nothing else is seen."""
     if sight.background != scene.background or len(sight.things) != len(scene.things):
         return False
     left = list(sight.things)
@@ -105,7 +105,7 @@ _EXTENT = {"circle": (1.0, 1.0, 1.0), "square": (0.88, 0.88, 0.88), "triangle": 
 
 
 def _commonest(colors: npt.NDArray[np.uint8], palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """The palette color nearest to most of `colors` (n, 3); None if most are near none."""
+    """The palette color nearest to most of `colors` (n, 3); None if most are near no palette color."""
     table = np.array(list(palette.values()), np.float32)
     distances = np.linalg.norm(colors[:, None].astype(np.float32) - table, axis=2)
     nearest = np.where(distances.min(1) <= MAX_DISTANCE, distances.argmin(1), len(table))

@@ -27,7 +27,7 @@ _OPENINGS = ("a picture of ", "a photo of ", "an image of ")
 
 @dataclass(frozen=True)
 class Caption:
-    """Words for a scene, and what they promise: whether the colors and the background are among it."""
+    """A caption's words, and what they promise: whether they name the colors and the background."""
 
     text: str
     colored: bool
@@ -42,7 +42,7 @@ class Question:
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> Caption:
-    """A caption of `scene` (not of kind "mixed"). A background that is not named is white."""
+    """A caption of `scene` (not of kind "mixed"). If it names no background, the background is white."""
     if scene.kind == "mixed":
         raise ValueError('expected a scene of a captioned kind, got "mixed"; its things have no caption')
     first = scene.things[0]
@@ -68,7 +68,7 @@ def caption(rng: np.random.Generator, scene: Scene) -> Caption:
 
 
 def relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
-    """Where `first` lies, seen from `second`: "to the left of", "above", ... for things in one row or one column."""
+    """Where `first` lies relative to `second`: "to the left of", "above", ... for things in one row or one column."""
     if first.position.split()[0] == second.position.split()[0]:
         side = first.position.split()[1]
         return f"to the {side} of" if rng.random() < 0.7 else f"{side} of"
@@ -77,7 +77,7 @@ def relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
 
 
 def question(rng: np.random.Generator, scene: Scene, topic: Topic) -> Question | None:
-    """A question on `topic` that `scene` answers in one way; None where it has no such question."""
+    """A question on `topic` that has exactly one answer in `scene`; None if there is none."""
     things = scene.things
     if topic == "background":
         return Question(topic, f"What {_color_word(rng)} is the background?", scene.background)
@@ -117,7 +117,7 @@ def _yes_no(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Which of two things of different shapes lies further to one side."""
+    """Ask which of two things of different shapes lies further to one side."""
     pairs = [
         (a, b)
         for a in scene.things
@@ -142,7 +142,7 @@ def _side(thing: Thing, index: int) -> str:
 
 
 def _is_unique(thing: Thing, things: Sequence[Thing], topic: Topic) -> bool:
-    """Whether what the question names fits `thing` alone."""
+    """Whether the question's description fits `thing` only."""
     if topic == "color":
         return sum(other.shape == thing.shape for other in things) == 1
     if topic == "shape":

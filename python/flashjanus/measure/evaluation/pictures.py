@@ -1,4 +1,4 @@
-"""The pictures of GenEval prompts: found in a folder, or drawn, judged by a detector, and written where asked."""
+"""The pictures for GenEval prompts: found in a folder or drawn, judged by a detector, and written if asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flashjanus.measure.evaluation.sheet import Picture, draw_sheet
 from flashjanus.sampling import checks
 
 NumberedPicture = tuple[int, str, Image.Image]
-"""The number of its prompt, its file's name, and the picture."""
+"""The number of its prompt, its file name, and the picture."""
 SAMPLES = 4
 """Pictures per prompt, as GenEval draws them."""
 SHEET_COLUMNS = 6
@@ -30,7 +30,7 @@ SHEET_COLUMNS = 6
 def find_pictures(prompts: Sequence[GenevalPrompt], folder: Path) -> list[tuple[int, Path]]:
     """(number of the prompt, file) of every picture.
 
-    Where the prompts' lines name an "image", it lies in `folder`; else `folder` has GenEval's layout, in which the
+    If the prompts' lines name an "image", it is a file in `folder`. Otherwise `folder` has GenEval's layout: the
     pictures of line N (from 0) are N in five digits / samples / NNNN.png. Raises InputError for what is missing.
     """
     if not folder.is_dir():
@@ -53,7 +53,7 @@ def find_pictures(prompts: Sequence[GenevalPrompt], folder: Path) -> list[tuple[
 
 
 def _check_belongs(path: Path, prompt: GenevalPrompt) -> None:
-    """InputError if the folder's own metadata is of another prompt, as in pictures of another prompt file."""
+    """Raise InputError if the folder's own metadata is that of another prompt, for instance of another prompt file."""
     if path.is_file():
         text = read_records(path)[0].text("prompt")
         if text != prompt.text:
@@ -63,7 +63,7 @@ def _check_belongs(path: Path, prompt: GenevalPrompt) -> None:
 
 
 def load_pictures(found: Sequence[tuple[int, Path]], progress: Progress = silent) -> Iterator[NumberedPicture]:
-    """What `find_pictures` found, opened one by one. Raises InputError for what is no picture."""
+    """Open the pictures that `find_pictures` found, one by one. Raises InputError for a file that is not a picture."""
     with progress(len(found), "judging") as show:
         for done, (number, path) in enumerate(found, 1):
             yield number, str(path), load_image(path)
@@ -80,7 +80,7 @@ def draw_pictures(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Iterator[NumberedPicture]:
-    """`samples` pictures of each prompt, number k of all from seed + k, named as in GenEval's layout."""
+    """Draw `samples` pictures of each prompt; picture k of all starts from seed + k. Names follow GenEval's layout."""
     samples = checks.integer("samples", samples, 1, 10_000)
     wanted = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     texts = [prompts[number].text for number, _ in wanted]
@@ -90,9 +90,9 @@ def draw_pictures(
 
 
 def write_picture(folder: Path, prompt: GenevalPrompt, name: str, image: Image.Image) -> None:
-    """Writes a drawn picture below `folder`, with the prompt's line beside it, in GenEval's layout.
+    """Write a drawn picture into `folder`, with the prompt's line beside it, in GenEval's layout.
 
-    Raises OutputError, also where the picture is there already: another run writes into the same folder.
+    Raises OutputError, also if the picture exists already, because another run then writes into the same folder.
     """
     path = folder / name
     try:
@@ -110,7 +110,7 @@ def judge_pictures(
     *,
     shown: int = 0,
 ) -> tuple[GenevalReport, dict[str, list[Picture]]]:
-    """The report on all pictures, and the first `shown` of each tag for a sheet."""
+    """The report on all pictures, and the first `shown` pictures of each tag for a sheet."""
     judged: list[Judged] = []
     sheet: dict[str, list[Picture]] = {}
     for number, name, image in pictures:
@@ -124,6 +124,6 @@ def judge_pictures(
 
 
 def geneval_sheet(report: GenevalReport, rows: dict[str, list[Picture]]) -> Image.Image:
-    """The pictures of `judge_pictures` with the scores as headings."""
+    """A page with the pictures of `judge_pictures`, under the scores as headings."""
     tags = report.tags
     return draw_sheet(f"GenEval  {report.overall}", [(f"{tag}  {tags[tag]}", row) for tag, row in rows.items()])

@@ -1,4 +1,4 @@
-"""JSON from outside, read record by record: an error names the file, the line or item, and the key."""
+"""Reads JSON from outside record by record; an error names the file, the line or item, and the key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object and where it stands, such as "prompts.jsonl: line 3"."""
+    """A JSON object and its place, such as "prompts.jsonl: line 3"."""
 
     where: str
     data: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Record:
         return value
 
     def records(self, key: str) -> list[Record]:
-        """The objects of the list under `key`; none where it is absent."""
+        """The objects of the list under `key`; none if the list is absent."""
         values = self.data.get(key)
         if values is None:
             return []
@@ -49,7 +49,7 @@ class Record:
         return [as_record(value, f"{self.where}: {key}[{i}]") for i, value in enumerate(values)]
 
     def path(self, key: str, folder: Path) -> Path:
-        """The existing file that `key` names below `folder`; it may not lead out of it."""
+        """The existing file in `folder` that `key` names. The name may not lead out of the folder."""
         name = self.text(key)
         inside = "a path relative to the images' folder that does not leave it"
         try:
@@ -66,7 +66,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The objects of a JSON-lines file, at least one."""
+    """The objects of a JSON-lines file, which must have at least one."""
     records = [Record(where, parse_object(line, where, constant=_absent)) for where, line in read_lines(path)]
     if not records:
         raise InputError(f"{path}: expected one JSON object per line, got none")
@@ -85,7 +85,7 @@ def read_document(path: Path) -> Any:
 
 
 def _absent(constant: str) -> None:
-    """NaN, which pandas writes for absent cells."""
+    """Read NaN, which pandas writes for absent cells, as None."""
 
 
 def _shown(value: object) -> str:

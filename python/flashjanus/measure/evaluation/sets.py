@@ -1,7 +1,7 @@
-"""The fixed prompts and questions of the shapes world: scenes of unseen combinations, and what a caption promises.
+"""The fixed prompts and questions of the shapes world: scenes of unseen combinations, and what each caption promises.
 
-Item k of a set depends on the set's seed and k alone, and the categories (topics) take turns, so a shorter set is the
-beginning of a longer one.
+Item k of a set depends only on the set's seed and on k, and the categories (topics) take turns; a shorter set is
+therefore the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Relation = Literal["left of", "right of", "above", "below"]
 
 CATEGORIES: tuple[Kind, ...] = CAPTIONED
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# What tells the sets' random streams apart where they share a seed.
+# Separates the sets' random streams where they share a seed.
 _PROMPTS, _QUESTIONS, _CEILING, _JUDGE, _FLOOR = range(5)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One thing that a caption names; color is None where it names none."""
+    """One thing that a caption names; color is None if the caption names none."""
 
     shape: str
     color: str | None
@@ -34,10 +34,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, the scene it was written for, and what of the scene it promises.
+    """A caption, the scene it was written for, and the part of the scene that it promises.
 
-    place: where a single thing belongs. relation: where the first thing lies, seen from the second. seed: of the
-    picture's noise; seeds of neighboring prompts follow each other.
+    place: where a single thing belongs. relation: where the first thing lies relative to the second. seed: for the
+    picture's noise; successive prompts have successive seeds.
     """
 
     category: Kind
@@ -79,7 +79,7 @@ def judge_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 def floor_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """Scenes distributed as those of `prompt_set`, but drawn independently of them."""
+    """Scenes with the same distribution as those of `prompt_set`, but drawn independently of them."""
     return _scenes(count, _FLOOR, seed, CATEGORIES)
 
 
@@ -96,7 +96,7 @@ def _prompt(seed: int, k: int, split: Split) -> Prompt:
         text=caption.text,
         scene=scene,
         wanted=tuple(Wanted(thing.shape, thing.color if caption.colored else None) for thing in scene.things),
-        background=scene.background,  # always promised: one that is not named is white
+        background=scene.background,  # always promised: a caption that names none means white
         place=scene.things[0].position if len(scene.things) == 1 else None,
         relation=_relation(scene) if scene.kind == "position" else None,
         seed=seed + k,
@@ -104,7 +104,7 @@ def _prompt(seed: int, k: int, split: Split) -> Prompt:
 
 
 def _relation(scene: Scene) -> Relation:
-    """Of the first to the second of two things in one row or one column."""
+    """Where the first of two things in one row or one column lies relative to the second."""
     (row, column), (other_row, _) = (thing.position.split() for thing in scene.things)
     if row == other_row:
         return "left of" if column == "left" else "right of"

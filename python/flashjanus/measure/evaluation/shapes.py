@@ -1,4 +1,4 @@
-"""Scores of a model of the shapes world: what it draws, what it answers, and how far judge and VAE can be trusted."""
+"""Scores a model on the shapes world: its pictures, its answers, and how far the judge and the VAE can be trusted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LATENTS_FILE = "evaluation.safetensors"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A prompt, the picture drawn for it and the verdict."""
+    """A prompt, the picture drawn for it, and its verdict."""
 
     prompt: Prompt
     image: Image.Image
@@ -67,11 +67,11 @@ def evaluate_shapes(
     progress: Progress = silent,
     **loading: Any,
 ) -> ShapesReport:
-    """Scores on `samples` prompts per category and `questions` questions per topic, of unseen combinations.
+    """Score `samples` prompts per category and `questions` questions per topic, all of unseen combinations.
 
-    Prompt k draws from seed + k, so that runs which differ in another option share noise. only: leave out the other
-    half. sheet: PNG file for some of the pictures. loading: options of `JanusFlow.from_pretrained`, where `model` is
-    not loaded yet. Raises InputError, also for a model that draws another size.
+    Prompt k is drawn from seed + k, so runs that differ in another option share their noise. only: measure just "draw"
+    or "answer". sheet: PNG file for some of the pictures. loading: options of `JanusFlow.from_pretrained`, if `model`
+    is not loaded yet. Raises InputError, also for a model that draws pictures of another size.
     """
     samples = checks.integer("samples", samples, 1, MAX_COUNT)
     questions = checks.integer("questions", questions, 1, MAX_COUNT)
@@ -116,7 +116,7 @@ def evaluate_shapes(
 def draw_prompts(
     model: JanusFlow, prompts: Sequence[Prompt], progress: Progress = silent, **sampling: Any
 ) -> list[Drawn]:
-    """Every prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must follow each other.
+    """Each prompt's picture, drawn from its own seed, with its verdict. The prompts' seeds must be consecutive.
 
     sampling: options of `JanusFlow.generate_image`.
     """
@@ -176,7 +176,7 @@ def _frechet(model: JanusFlow, drawn: Sequence[Drawn], seed: int) -> frechet.Fre
 
 
 def _ceiling_latents(name: str) -> tuple[torch.Tensor | None, str | None]:
-    """The latents beside the model's weights, or why there are none. CheckpointError if the file is damaged."""
+    """The latents stored beside the model's weights, or why there are none. CheckpointError if the file is damaged."""
     folder = builtin_folder(name) if name in NAMES else Path(name)
     path = folder / LATENTS_FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""All that an evaluation on the shapes world found, as JSON and as a table."""
+"""The results of an evaluation on the shapes world, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABEL = 20
 
 @dataclass(frozen=True)
 class DrawReport:
-    """Share of right pictures by category, and how many pictures had a fault of each kind, by category."""
+    """By category: the share of right pictures, and how many pictures had each kind of fault."""
 
     categories: Mapping[str, Share]
     faults: Mapping[str, Mapping[str, int]]
@@ -35,7 +35,7 @@ class DrawReport:
 
 @dataclass(frozen=True)
 class GroupedShares:
-    """Shares by kind (or topic); overall: all of them in one pool."""
+    """Shares by kind (or topic); overall: all of them pooled."""
 
     groups: Mapping[str, Share]
 
@@ -52,10 +52,11 @@ class GroupedShares:
 
 @dataclass(frozen=True)
 class ShapesReport:
-    """What `evaluate_shapes` measured; None for what was not asked for or could not be measured.
+    """The results of `evaluate_shapes`; None for what was not requested or could not be measured.
 
-    judge: the pixel analysis on ground-truth renders. ceiling: ground truth through the VAE and back; ceiling_absent
-    says why there is none. options: samples, questions, steps, guidance, seed. seconds: by part.
+    judge: the pixel analysis applied to ground-truth renders. ceiling: the score of ground truth encoded and decoded
+    by the VAE; ceiling_absent says why there is none. options: samples, questions, steps, guidance, seed. seconds:
+    by part.
     """
 
     model: Mapping[str, Any]
@@ -102,7 +103,7 @@ class ShapesReport:
 
 
 def table(title: str, groups: Mapping[str, Share], overall: Interval | Share) -> str:
-    """One line per group and one for all of them."""
+    """One line per group, and one for all groups together."""
     return "\n".join(_section(title, groups, overall))
 
 

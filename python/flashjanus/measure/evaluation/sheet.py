@@ -1,4 +1,4 @@
-"""Pictures on one page with their prompts and verdicts, each enlarged until a person can see it."""
+"""Puts pictures on one page with their prompts and verdicts, small ones enlarged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Picture:
 
 def draw_sheet(title: str, sections: Sequence[tuple[str, Sequence[Picture]]]) -> Image.Image:
     """One row of pictures under each section's heading. Small pictures are enlarged to about SIDE pixels by whole
-    factors, without smoothing; large ones scaled down to it."""
+    factors without smoothing; large ones are scaled down to SIDE pixels."""
     columns = max((len(pictures) for _, pictures in sections), default=1)
     row = _TITLE + SIDE + _LINES * _LINE + _GAP
     width = 2 * _MARGIN + max(1, columns) * (SIDE + _GAP) - _GAP
@@ -60,7 +60,7 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 
 def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """Lines no wider than SIDE; a word that is wider by itself is cut."""
+    """Lines no wider than SIDE; a single word that is wider is cut."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -14,7 +14,7 @@ MEAN_INTERVAL = "mean of the categories; their Wilson limits combined by square-
 
 @dataclass(frozen=True)
 class Share:
-    """`correct` of `total`, with Wilson's interval: low..high at 95 %. total = 0 knows nothing: 0 in 0..1."""
+    """`correct` of `total`, with Wilson's 95% interval low..high. total = 0 says nothing: 0 in 0..1."""
 
     correct: int
     total: int
@@ -26,7 +26,7 @@ class Share:
 
     @classmethod
     def pooled(cls, shares: Iterable[Share]) -> Share:
-        """All of them as one."""
+        """All shares pooled into one."""
         parts = list(shares)
         return cls(sum(share.correct for share in parts), sum(share.total for share in parts))
 
@@ -83,7 +83,7 @@ class Interval:
 def mean_of(shares: Sequence[Share]) -> Interval:
     """Mean of independent shares: m - sqrt(sum (p - low)^2)/k .. m + sqrt(sum (high - p)^2)/k over k shares.
 
-    Unlike the normal approximation it does not shrink to a point where every share is 0 or 1. Source: Zou and Donner,
+    Unlike the normal approximation, it does not shrink to a point if every share is 0 or 1. Source: Zou and Donner,
     "Construction of confidence limits about effect measures", Statistics in Medicine, 2008.
     """
     count = len(shares)

@@ -1,4 +1,4 @@
-"""Whether a picture fulfils a prompt, strictly, and in words what is wrong where it does not."""
+"""Judges strictly whether a picture shows what its prompt asks for, and says in words what is wrong."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flashjanus.measure.evaluation.sets import Prompt, Relation, Wanted
 FaultKind = Literal["background", "count", "shape", "color", "place", "relation"]
 
 TOLERANCE = 8.0
-"""Pixels: at most so far from its place, at least so far to the named side."""
+"""Pixels: the largest distance of a thing from its place, and the least distance to the named side."""
 # Axis (0 = x, 1 = y) and sign of the first thing's center minus the second's.
 _SIDES: dict[Relation, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, such as Fault("color", "the square is blue, not red")."""
+    """One thing that is wrong, for example Fault("color", "the square is blue, not red")."""
 
     kind: FaultKind
     words: str
@@ -30,7 +30,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Fulfilled if nothing is wrong."""
+    """The faults of a picture; it is right if there are none."""
 
     faults: tuple[Fault, ...]
 
@@ -50,15 +50,15 @@ def give_verdict(prompt: Prompt, image: npt.NDArray[np.uint8]) -> Verdict:
 def judge_sight(prompt: Prompt, sight: Sight) -> Verdict:
     """The verdict on what was seen in a picture.
 
-    Exactly as many things as named, of the named shapes, the named colors bound to them, on the named background
-    (white where none is), a single thing within TOLERANCE of its place; for two things with a relation the centers
-    differ by at least TOLERANCE along its axis, and by more than along the other one.
+    A picture is right if it has exactly as many things as named, of the named shapes, each in its named color, on the
+    named background (white if none is named), and a single thing is within TOLERANCE of its place. For two things with
+    a relation, the centers must differ by at least TOLERANCE along its axis, and by more than along the other axis.
     """
     faults = []
     if sight.background != prompt.background:
         seen = "of no known color" if sight.background is None else sight.background
         faults.append(Fault("background", f"the background is {seen}, not {prompt.background}"))
-    if sight.background is None:  # nothing was looked for
+    if sight.background is None:  # nothing else was looked for
         return Verdict(tuple(faults))
     if len(sight.things) != len(prompt.wanted):
         faults.append(Fault("count", f"{_things(len(sight.things))} instead of {len(prompt.wanted)}"))
@@ -76,7 +76,7 @@ def judge_sight(prompt: Prompt, sight: Sight) -> Verdict:
 
 
 def _pair(wanted: tuple[Wanted, ...], seen: tuple[Seen, ...]) -> list[tuple[Wanted, Seen]]:
-    """Every wanted thing, in order, with one that was seen: of its shape and color, else its shape, else any."""
+    """Pair each wanted thing, in order, with a seen one: of its shape and color, else of its shape, else any."""
     left = list(seen)
     found: dict[int, Seen] = {}
     tests = (

@@ -1,8 +1,8 @@
 """The world of the built-in model: 64 x 64 pictures of colored shapes, what is true of them, and how they are drawn.
 
 A scene is one shape in the center, or one to four shapes in the four quarters of the picture, on a plain background.
-Everything follows from a seed. Combinations of color, shape and position are split: those of "validation" and "test"
-never appear in a scene of "train".
+Everything is determined by a seed. Combinations of color, shape and position are split: those of "validation" and
+"test" never appear in a scene of "train".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 RADIUS, CENTER_RADIUS = 12.0, 15.0
 JITTER = 2.0
 
-# How far the outline of a shape of radius 1 lies from its center: outward normals and offsets of its edges.
+# Distances of a shape's outline from its center at radius 1: outward normals and offsets of its edges.
 _TRIANGLE = ((0.0, 1.0, 0.8), (0.874157, -0.485643, 0.485643), (-0.874157, -0.485643, 0.485643))
 _SQUARE = ((0.0, 1.0, 0.88), (0.0, -1.0, 0.88), (1.0, 0.0, 0.88), (-1.0, 0.0, 0.88))
 _EDGES = {"square": _SQUARE, "triangle": _TRIANGLE}
@@ -50,7 +50,7 @@ Combination = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: its center (x, y) and radius in pixels, and the name of the place it lies in."""
+    """One shape: its center (x, y) and radius in pixels, and the name of its place."""
 
     shape: str
     color: str
@@ -66,7 +66,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's contents. `kind` says which sort of caption fits it."""
+    """A picture's contents. `kind` says which sort of caption fits."""
 
     kind: Kind
     background: str
@@ -74,7 +74,7 @@ class Scene:
 
 
 def _splits() -> dict[Combination, Split]:
-    """Every other (color, shape) lacks one of its five positions in training; a few more lack one for validation."""
+    """Every other (color, shape) misses one of its five positions in training; a few more miss one for validation."""
     splits: dict[Combination, Split] = dict.fromkeys(product(COLORS, SHAPES, POSITIONS), "train")
     positions = tuple(POSITIONS)
     for (i, color), (j, shape) in product(enumerate(COLORS), enumerate(SHAPES)):
@@ -90,7 +90,7 @@ SPLIT_OF = _splits()
 
 
 def sample_scene(rng: np.random.Generator, split: Split, kind: Kind) -> Scene:
-    """A scene of `kind`, all of whose things are of "train", or at least one of which is of `split`."""
+    """A scene of `kind`. With split "train" all its things are of that split, otherwise at least one is of `split`."""
     while True:
         scene = _draw_scene(rng, kind)
         splits = {SPLIT_OF[thing.combination] for thing in scene.things}
@@ -138,7 +138,7 @@ def _some(rng: np.random.Generator, names: Sequence[str], count: int) -> list[st
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> npt.NDArray[np.float32]:
-    """Share of every pixel (SIZE, SIZE) that a shape centered at (x, y) covers, by its distance to the outline."""
+    """The share of each pixel (SIZE, SIZE) that a shape centered at (x, y) covers, from its distance to the outline."""
     dx = np.arange(SIZE, dtype=np.float32)[None, :] + 0.5 - x
     dy = np.arange(SIZE, dtype=np.float32)[:, None] + 0.5 - y
     if shape == "circle":

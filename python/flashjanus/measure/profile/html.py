@@ -1,4 +1,4 @@
-"""A profile as one HTML file with SVG pictures; it asks for nothing from elsewhere."""
+"""Writes a profile as one self-contained HTML file with SVG pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .table import HEAD, cells, facts
 
 WIDTH = 900
 BAR = 20
-"""Pixels from a bar to the next."""
+"""Pixels from one bar to the next."""
 LABEL = 300
 ARENA_HEIGHT = 240
 COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#bab0ac")
@@ -27,7 +27,7 @@ svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-ser
 
 
 def page(profile: Profile, title: str) -> str:
-    """The whole report; `title` says what was asked of which model."""
+    """The whole report; `title` names the request and the model."""
     wall, parts = profile.median.wall, rows(profile)
     totals = programs(parts)
     plans = {bucket(run.plan): run.plan for run in profile.median.runs}
@@ -58,7 +58,7 @@ def page(profile: Profile, title: str) -> str:
 
 
 def _by_op(parts: Iterable[Row]) -> list[tuple[str, Row]]:
-    """Rows of the same op and implementation in all programs as one, by time."""
+    """Rows of the same op and implementation in all programs merged into one, sorted by time."""
     sums: dict[str, Row] = {}
     for row in parts:
         name = f"{row.name} {row.implementation}".strip()

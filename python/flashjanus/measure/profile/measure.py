@@ -1,4 +1,4 @@
-"""Runs a request under the recorder, and beside it without, so that the cost of looking is known."""
+"""Profiles a request, and runs it without the recorder too, so that the cost of recording is known."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ GAPS = {
     ("prefill", None): "tokens to text",
     ("decode_step", None): "tokens to text",
 }
-"""What the host does between the end of one program (None: the request's beginning) and the start of the next."""
+"""What the host does after a program (None: from the request's beginning) until the next one starts."""
 
 
 @dataclass(frozen=True)
 class Gap(Span):
-    """Time outside of programs."""
+    """Time outside programs."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """All launches of one GPU kernel in a request."""
+    """All launches of one GPU kernel in a request, taken together."""
 
     name: str
     calls: int
@@ -56,7 +56,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One recorded request: `begin` and `wall` by the caller's clock, and the runs within."""
+    """One recorded request: `begin` and `wall` on the caller's clock, and its runs."""
 
     begin: float
     wall: float
@@ -64,7 +64,7 @@ class Timeline:
 
     @property
     def gaps(self) -> list[Gap]:
-        """What lies before, between and after the runs."""
+        """The gaps before, between and after the runs."""
         names = [None, *(run.plan.program for run in self.runs), None]
         begins = [self.begin, *(run.begin + run.seconds for run in self.runs)]
         ends = [*(run.begin for run in self.runs), self.begin + self.wall]
@@ -76,8 +76,8 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Profile:
-    """`median`: the recorded request whose wall time is the median. walls, plain: seconds of all recorded requests,
-    and of as many without the recorder, in turns. kernels: on a GPU, the longest first."""
+    """`median`: the recorded request with the median wall time. walls, plain: seconds of all recorded requests, and of
+    as many without the recorder, taken in turns. kernels: on a GPU, the longest first."""
 
     median: Timeline
     walls: Sequence[float]
@@ -88,16 +88,16 @@ class Profile:
     kernels: Sequence[Kernel]
 
     def floor(self, plan: Plan, flops: int, nbytes: int) -> float:
-        """The roofline's seconds, with the GEMM rate of the dtype that the plan's program multiplies in."""
+        """The roofline's seconds, at the GEMM rate of the dtype in which the plan's program multiplies."""
         return self.ceilings.seconds(flops, nbytes, self.vae_dtype if plan.program == "decode_latents" else self.dtype)
 
 
 def measure(
     model: TensorModel, request: Request, repeats: int, nvtx: bool = False, done: Callable[[int], None] = lambda n: None
 ) -> Profile:
-    """The profile of `request()`, a call of `model`, run 2 * repeats + 1 times; `done(n)` is called after each.
+    """The profile of `request()`, a call of `model`. It runs 2 * repeats + 1 times; `done(n)` is called after each run.
 
-    The first run makes memory (on a GPU: graphs) and does not count.
+    The first run allocates memory (on a GPU, it captures graphs) and is not counted.
     """
     dtype, vae_dtype = model.runner.policy.matrix, model.runner.vae_policy.matrix
     device = model.runner.device
@@ -121,7 +121,7 @@ def measure(
 
 
 def _kernels(request: Request) -> list[Kernel]:
-    """One more request, seen by torch.profiler: a replayed graph hides its nodes, not its kernels."""
+    """Run the request once more under torch.profiler: a replayed graph hides its nodes, but not its kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         request()
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Who has which bytes of a plan's arena, from when to when."""
+"""Shows which tensor uses which bytes of a plan's arena, and from when to when."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flashjanus.engine.plan import Plan
 
 
 def peak(plan: Plan) -> tuple[int, str]:
-    """The most bytes in use at once, and the first node at which they are."""
+    """The most bytes in use at once, and the first node at which that many are in use."""
     live = [
         sum(life.nbytes for life in plan.lifetimes if life.first <= at <= life.last) for at in range(len(plan.nodes))
     ]
@@ -17,7 +17,7 @@ def peak(plan: Plan) -> tuple[int, str]:
 
 
 def arena(plan: Plan) -> dict[str, Any]:
-    """Each tensor's bytes, and between which nodes they are in use."""
+    """Each tensor's bytes, and the nodes between which they are in use."""
     most, node = peak(plan)
     return {
         "arena_bytes": plan.arena_bytes,

@@ -1,4 +1,4 @@
-"""The rows of a profile: each moment of the request is in exactly one, so they add up to its wall time."""
+"""The rows of a profile. Each moment of the request is in exactly one row, so the rows add up to its wall time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flashjanus.engine.plan import Plan, PlannedNode
 from .measure import Profile
 
 BETWEEN = {"cpu": "Python between nodes", "cuda": "launching and waiting"}
-"""Time of a program outside of its nodes, by device."""
+"""What a program's time outside its nodes is called, by device."""
 OUTSIDE = "outside of programs"
 
 
 @dataclass(frozen=True)
 class Row:
-    """`calls` of one thing together. floor: seconds that the roofline asks for it."""
+    """`calls` of the same thing, taken together. floor: the least seconds for it according to the roofline."""
 
     program: str
     name: str
@@ -40,12 +40,12 @@ class Row:
 
 
 def bucket(plan: Plan) -> str:
-    """Program and sizes, as a person reads them."""
+    """Program and sizes, for display."""
     return f"{plan.name} [{', '.join(f'{name}={size}' for name, size in plan.sizes.items())}]"
 
 
 def rows(profile: Profile, by_node: bool = False) -> list[Row]:
-    """Rows by program and op, or by program and node: programs and their rows by time, time outside of them last."""
+    """Rows by program and op, or by program and node. Programs and rows are sorted by time; other time is last."""
     inside = _summed(_inside(profile, by_node))
     outside = _summed(Row(OUTSIDE, gap.name, "", 1, gap.seconds) for gap in profile.median.gaps)
     totals = {row.program: row for row in programs(inside)}
@@ -54,7 +54,7 @@ def rows(profile: Profile, by_node: bool = False) -> list[Row]:
 
 
 def programs(parts: Iterable[Row]) -> list[Row]:
-    """Rows of the same program as one, `calls` being runs of the program."""
+    """Rows of the same program merged into one, with `calls` as the number of its runs."""
     totals: dict[str, Row] = {}
     for row in parts:
         so_far = totals.get(row.program, Row(row.program, row.program, "", 0, 0.0))

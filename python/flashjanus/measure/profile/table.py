@@ -10,11 +10,11 @@ from .rows import OUTSIDE, Row, bucket, programs, rows
 
 HEAD = ("", "by", "calls", "ms", "share", "GFLOP", "MB", "GFLOP/s", "GB/s", "roofline")
 KERNELS = 20
-"""GPU kernels shown."""
+"""How many GPU kernels are shown."""
 
 
 def facts(profile: Profile) -> list[str]:
-    """What was measured, and how it compares with the request when nobody looks."""
+    """What was measured, and how it compares with the request without the recorder."""
     walls, plain = sorted(profile.walls), sorted(profile.plain)
     middle = plain[(len(plain) - 1) // 2]
     wall = profile.median.wall
@@ -31,7 +31,7 @@ def facts(profile: Profile) -> list[str]:
 
 
 def table(profile: Profile, by_node: bool = False) -> str:
-    """The median request: every program with its ops (or nodes) by time, then what lies outside of programs."""
+    """The median request: every program with its ops (or nodes) by time, then the time outside programs."""
     wall, parts = profile.median.wall, rows(profile, by_node)
     lines: list[tuple[str, ...]] = [HEAD]
     for program in programs(parts):
@@ -44,7 +44,7 @@ def table(profile: Profile, by_node: bool = False) -> str:
 
 
 def cells(row: Row, wall: float) -> tuple[str, ...]:
-    """One row under HEAD; rates only where there is work to have a rate of."""
+    """One row under HEAD, with rates only if there is work to compute them from."""
     name = (row.name, row.implementation, "" if row.program == row.name == OUTSIDE else str(row.calls))
     time = (f"{row.seconds * 1e3:.3f}", f"{row.seconds / wall:.1%}")
     if not row.floor or not row.seconds:
@@ -55,7 +55,7 @@ def cells(row: Row, wall: float) -> tuple[str, ...]:
 
 
 def memory(profile: Profile) -> str:
-    """The arena of each program: bytes, and the node at which most of them are in use."""
+    """Each program's arena: its bytes, and the node at which most of them are in use."""
     lines: list[tuple[str, ...]] = [("arena", "MB", "in use at most", "unshared", "at node")]
     for plan in {bucket(run.plan): run.plan for run in profile.median.runs}.values():
         most, node = peak(plan)
@@ -65,7 +65,7 @@ def memory(profile: Profile) -> str:
 
 
 def kernels(profile: Profile) -> str:
-    """GPU kernels by time, as torch.profiler saw them in one more request."""
+    """GPU kernels by time, as torch.profiler recorded them in an additional request."""
     lines: list[tuple[str, ...]] = [("kernel", "calls", "ms")]
     lines += [(k.name[:100], str(k.calls), f"{k.seconds * 1e3:.3f}") for k in profile.kernels[:KERNELS]]
     return columns(lines, right=range(1, len(lines[0])))

@@ -1,4 +1,4 @@
-"""A profile in the Trace Event Format, which chrome://tracing and ui.perfetto.dev open: a track for each program.
+"""Writes a profile in the Trace Event Format of chrome://tracing and ui.perfetto.dev, with a track per program.
 
 Source: "Trace Event Format", Google; complete events ("X"), times in microseconds.
 """
@@ -14,7 +14,7 @@ PID = 1
 
 
 def trace(profile: Profile) -> dict[str, Any]:
-    """The median request: nodes within runs, and what lies outside of programs on the first track."""
+    """The median request: nodes within runs, and the time outside programs on the first track."""
     timeline = profile.median
     tracks = {name: tid for tid, name in enumerate(dict.fromkeys([OUTSIDE, *(bucket(r.plan) for r in timeline.runs)]))}
     events: list[dict[str, Any]] = [

@@ -1,1 +1,1 @@
-"""Speed against quality: what a faster way to run a model costs, measured in one run."""
+"""Measures speed against quality: what each faster way to run a model costs in quality, in one run."""

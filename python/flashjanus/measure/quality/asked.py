@@ -21,14 +21,14 @@ GENERAL = (
     "a portrait of an old fisherman in soft light",
 )
 IDS = 16
-"""Length of the made-up prompts of a model without a tokenizer."""
+"""Token count of the made-up prompts for a model without a tokenizer."""
 MAX_BYTES = 1 << 20
 
 
 def choose_prompts(model: JanusFlow, path: Path | None) -> list[str]:
-    """Those of `path`; else two of each category of the shapes world for the built-in model, GENERAL for others.
+    """The prompts in `path`; otherwise two per category of the shapes world for the built-in model, or GENERAL.
 
-    Of a model without a tokenizer, names of made-up ones. Raises InputError.
+    For a model without a tokenizer, the prompts are only names of made-up ones. Raises InputError.
     """
     if model.tokenizer is None:
         if path is not None:
@@ -42,7 +42,7 @@ def choose_prompts(model: JanusFlow, path: Path | None) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file, or of all *.txt of a folder in the order of their names; empty ones do not count.
+    """The lines of a text file, or of all *.txt files of a folder in the order of their names, without empty lines.
 
     Raises InputError.
     """
@@ -65,7 +65,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def prompt_ids(model: JanusFlow, prompts: list[str]) -> list[list[int]]:
-    """Token ids with the trailing tag; of a model without a tokenizer made-up ones, as many."""
+    """Token ids with the trailing tag; for a model without a tokenizer, as many made-up prompts."""
     if model.tokenizer is not None:
         limit = model.config.language.max_position_embeddings - model.config.num_image_tokens
         return [encode_generation_prompt(prompt, model.tokenizer, limit) for prompt in prompts]

@@ -1,7 +1,7 @@
-"""How far latents are from the converged solution, and how much alike two runs are.
+"""Measures how far latents are from the converged solution, and how similar two runs are.
 
-Euler's method errs by its step's length, so a few hundred steps in float32 stand for the solution of the flow's
-equation. A faster solver is judged by its distance to that, over the distance of the exact mode's 30 steps.
+The error of Euler's method is proportional to the step length, so a few hundred steps in float32 stand for the solution
+of the flow's equation. A faster mode is judged by its distance to that, divided by the distance of the exact mode.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from flashjanus.errors import InputError
 from flashjanus.measure.timing import ENOUGH, Ratio, paired
 
 ENOUGH_PROMPTS = 5
-"""With fewer, the sign test's interval holds with less than `timing.ENOUGH`."""
+"""With fewer prompts, the sign test's interval has less confidence than `timing.ENOUGH`."""
 
 
 def distances(latents: torch.Tensor, converged: torch.Tensor) -> list[float]:
-    """sqrt(mean (z - z*)^2) of each of the latents (B, ...)."""
+    """sqrt(mean (z - z*)^2) for each of the latents (B, ...)."""
     return [float(d) for d in (latents.double() - converged.double()).flatten(1).square().mean(1).sqrt()]
 
 
 def relative(found: Sequence[float], exact: Sequence[float]) -> Ratio:
-    """Median over prompts of a mode's distance over the exact mode's. Raises InputError where the latter is none."""
+    """Median over prompts of a mode's distance divided by the exact mode's. Raises InputError if the latter is 0."""
     if not all(exact):
         raise InputError("converged_steps: expected more steps than the exact mode takes, or its distance is 0")
     return paired(exact, found)
 
 
 def is_farther(found: Ratio, bound: float) -> bool:
-    """Whether the distance is surely more than `bound` times the exact mode's. Raises InputError for few prompts."""
+    """Whether the distance certainly exceeds `bound` times the exact mode's. Raises InputError if prompts are few."""
     if found.confidence < ENOUGH:
         raise InputError(f"bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing")
     return found.low > bound
 
 
 def psnr(found: torch.Tensor, exact: torch.Tensor, peak: float | None = None) -> list[float]:
-    """10 log10(peak^2 / mean (x - y)^2) of each, in dB; infinite where they are equal. peak: that of `exact`, if None.
+    """10 log10(peak^2 / mean (x - y)^2) of each, in dB; infinite if they are equal. If `peak` is None, that of `exact`.
 
-    The peak of latents is their largest minus their smallest value.
+    The peak of latents is their largest value minus their smallest.
     """
     values = []
     for x, y in zip(found.double(), exact.double(), strict=True):

@@ -1,4 +1,4 @@
-"""Modes: named ways to run a model, each some options of loading and of drawing."""
+"""Modes: named ways to run a model, each a set of options for loading and for drawing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flashjanus.sampling.fields import options_of
 from flashjanus.sampling.options import SAMPLING, ImageOptions
 
 EXACT = "exact"
-"""The mode without any option: what all others are compared with."""
+"""The mode without options, which all others are compared with."""
 REGISTRY: Mapping[str, Mapping[str, Any]] = {
     EXACT: {},
     "euler-20": {"num_inference_steps": 20},
@@ -41,7 +41,7 @@ _OF_THE_MODEL = {"config", "state_dict", "vae_config", "vae_state_dict", "tokeni
 
 @dataclass(frozen=True)
 class Mode:
-    """`loading`: what the model is loaded with; `sampling`: what images are drawn with."""
+    """`loading`: options for loading the model; `sampling`: options for drawing images."""
 
     name: str
     loading: Mapping[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Mode:
 
     @staticmethod
     def of(name: str, options: Mapping[str, Any]) -> Mode:
-        """Raises InputError for an option that neither loading nor drawing knows."""
+        """Raises InputError for an option that is for neither loading nor drawing."""
         loading = set(inspect.signature(JanusFlow.from_state_dict).parameters) - _OF_THE_MODEL
         sampling = {*SAMPLING, *options_of(ImageOptions, "choosing")}
         for option in options:
@@ -66,7 +66,7 @@ class Mode:
 
     @property
     def flowing(self) -> dict[str, Any]:
-        """`sampling` for `sample_latents`: what chooses among images changes none."""
+        """`sampling` as options of `sample_latents`, without those that choose among finished images."""
         choosing = options_of(ImageOptions, "choosing")
         return {option: value for option, value in self.sampling.items() if option not in choosing}
 
@@ -75,7 +75,7 @@ class Mode:
 
 
 def modes(names: str | None, written: Sequence[str]) -> list[Mode]:
-    """EXACT, those of the registry that are named ("a,b"), and those written out, in this order.
+    """EXACT, then the modes named from the registry ("a,b"), then those written out, in this order.
 
     Raises InputError.
     """
@@ -107,7 +107,7 @@ def parse_mode(text: str) -> Mode:
 
 
 def parse_value(text: str) -> Any:
-    """none, true, false, an integer, a number, several of these between colons as a tuple, else the text itself."""
+    """none, true, false, an integer, a number, a tuple of these (separated by colons), or else the text itself."""
     if ":" in text:
         return tuple(parse_value(part) for part in text.split(":"))
     words = {"none": None, "true": True, "false": False}

@@ -14,7 +14,7 @@ from .quality_report import QualityReport, picture_score
 from .run import Likeness, Result
 
 Level: TypeAlias = tuple[float, float, float] | None
-"""A measure and the ends of its whisker; None where it was not taken."""
+"""A measured value and the ends of its whisker; None if it was not measured."""
 
 
 def svg(report: QualityReport) -> str:

@@ -1,4 +1,4 @@
-"""What a run found, as a table and as JSON with every sample."""
+"""The results of a run, as a table and as JSON with every sample."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADINGS = (
     "pictures right",
     "answers right",
 )
-"""image: seconds of one. dB, cosine: medians of PSNR and cosine against the exact mode."""
+"""image: seconds per image. dB, cosine: median PSNR and median cosine against the exact mode."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class QualityReport:
 
     @property
     def times(self) -> list[Ratio | None]:
-        """Of each mode its time over the exact mode's, in the same rounds; None for the exact mode."""
+        """Each mode's time divided by the exact mode's in the same rounds; None for the exact mode."""
         found = beside([result.record for result in self.results], EXACT)
         return [found.get(i) for i in range(len(self.results))]
 
     @property
     def relative_distances(self) -> list[Ratio | None]:
-        """Of each mode its distance to the converged solution over the exact mode's, over the prompts."""
+        """Each mode's distance to the converged solution divided by the exact mode's, over the prompts."""
         exact = self.results[0].distances
         return [None if r.distances is None or exact is None else relative(r.distances, exact) for r in self.results]
 
     def beyond(self, bound: float) -> list[str]:
-        """The modes whose distance to the converged solution is more than `bound` times the exact mode's."""
+        """The modes whose distance to the converged solution exceeds `bound` times the exact mode's."""
         pairs = zip(self.results, self.relative_distances, strict=True)
         return [result.mode.name for result, found in pairs if found is not None and is_farther(found, bound)]
 
@@ -105,7 +105,7 @@ class QualityReport:
 
 
 def picture_score(result: Result) -> Interval | None:
-    """The mean over the categories of the share of right pictures."""
+    """The share of right pictures, averaged over the categories."""
     return None if result.pictures is None else mean_of(list(result.pictures.values()))
 
 
@@ -119,7 +119,7 @@ def _median(values: Sequence[float], form: str) -> str:
 
 
 def _finite(values: Sequence[float] | None) -> dict[str, Any] | None:
-    """Their middle and all of them; None stands for infinity."""
+    """Their median and all of them; None stands for infinity."""
     if values is None:
         return None
     found = vars(middle(values))

@@ -1,4 +1,4 @@
-"""Every mode in one run: distance to the converged solution, likeness to the exact mode, score, and time in turns."""
+"""Measures every mode in one run: distance to the converged solution, similarity to the exact mode, score and time."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .modes import EXACT, Mode
 from .subject import IMAGE, Subject, Work
 
 Load = Callable[..., JanusFlow]
-"""The model with these options of loading instead of those that the exact mode has; the same one for the same."""
+"""Returns the model loaded with these options in place of the exact mode's; equal options give the same model."""
 REPEATS = 3
 LEAST_CONVERGED = 60
-"""Steps; with as few as the exact mode takes there is no distance to measure."""
+"""Least number of steps. With no more than the exact mode takes, there would be no distance to measure."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured; 0 leaves a part out.
+    """How much is measured; 0 skips a part.
 
-    converged_steps: of the solution. samples: prompts per category, questions: per topic, of the shapes world. rounds,
-    minutes: of the timing.
+    converged_steps: steps of the converged solution. samples: prompts per category of the shapes world. questions:
+    questions per topic. rounds, minutes: limits of the timing.
     """
 
     converged_steps: int = 500
@@ -44,7 +44,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Likeness:
-    """To the exact mode's, per prompt: PSNR of latents and images (None without a VAE) in dB, cosine of latents."""
+    """Similarity to the exact mode per prompt: PSNR (dB) of latents and images (None without VAE), latents' cosine."""
 
     latents: list[float]
     cosine: list[float]
@@ -53,9 +53,9 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a mode; None for what was left out. distances: to the converged solution, per prompt.
+    """The measurements of a mode; None for what was skipped. distances: to the converged solution, per prompt.
 
-    pictures: share of right ones by category; answers: by topic.
+    pictures: share of right pictures by category; answers: share of right answers by topic.
     """
 
     mode: Mode
@@ -75,7 +75,7 @@ def measure_quality(
     done: Callable[[str], None] = lambda what: None,
     progress: Progress = silent,
 ) -> list[Result]:
-    """A result of each mode, the first of which is EXACT. Raises InputError before the long work where it can."""
+    """One result per mode, starting with EXACT. Raises InputError before the long work where possible."""
     steps = effort.converged_steps and checks.integer(
         "converged_steps", effort.converged_steps, LEAST_CONVERGED, checks.MAX_STEPS
     )
@@ -118,7 +118,7 @@ def _likeness(
 def _scored(
     result: Result, subject: Subject, effort: Effort, answered: dict[int, Mapping[str, Share]], progress: Progress
 ) -> Result:
-    """With the shares of right pictures and answers; `answered` holds those of the models that were asked before."""
+    """The result with shares of right pictures and answers. `answered` caches the answers of models asked before."""
     pictures = answers = None
     seed = subject.work.seed
     if effort.samples:

@@ -27,7 +27,7 @@ LEAST_EVALUATIONS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """The number of runs, their `times` for step_cache, and the error relative to what the language model adds."""
+    """The number of runs, their `times` for step_cache, and the error relative to the language model's contribution."""
 
     runs: int
     times: tuple[float, ...]
@@ -43,8 +43,8 @@ def find_times(
 ) -> list[Found]:
     """The best times for every number of runs from 2 to all but one, averaged over the prompts.
 
-    An unconditional branch can only be recalled from runs that computed it. Where guidance therefore rules a number of
-    runs out, the result has no entry for it.
+    An unconditional branch can only be recalled from runs that computed it. If guidance makes a number of runs
+    impossible, the result has no entry for it.
 
     prompts: token ids with the trailing tag. noise: (B, c, L, L), one for each prompt. Raises InputError.
     """
@@ -61,9 +61,9 @@ def find_times(
 
 
 def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner products (K, K), float64, of what the language model adds, in evaluations with guidance and without.
+    """Inner products (K, K), float64, of the language model's contributions to evaluations, with and without guidance.
 
-    With guidance it is g D_cond - (g - 1) D_uncond, where the evaluation needs its unconditional branch.
+    With guidance, a contribution is g D_cond - (g - 1) D_uncond, if the evaluation needs its unconditional branch.
     """
     with_guidance, without = [], []
     guidance, shared = request.sampler.guidance_scale, model.shared
@@ -80,10 +80,10 @@ def _products(model: JanusFlow, request: FlowRequest) -> tuple[torch.Tensor, tor
 
 
 def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
-    """(K, K, K), float64: [i, j, l] is the cost of recalling evaluation l when the last runs were at i and then j.
+    """(K, K, K), float64: entry [i, j, l] is the cost of recalling evaluation l when the last two runs were i and j.
 
-    i = j = 0 stands for a single run; entries with any other order than i < j < l are 0. The cost is infinite where l
-    needs an unconditional branch that one of the runs did not compute: l then runs in any case.
+    i = j = 0 stands for a single run; unless i < j < l, all other entries are 0. The cost is infinite if l needs an
+    unconditional branch that one of the runs did not compute; l then has to run.
     """
     t = torch.tensor(schedule.times, dtype=torch.float64)
     share = torch.tensor([line.z_w for line in schedule.lines], dtype=torch.float64) / (1 - t)
@@ -108,10 +108,10 @@ def errors(schedule: Schedule, with_guidance: torch.Tensor, without: torch.Tenso
 def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
     """For every number of runs from 2 to K - 1: the evaluations with the least total cost, and that cost.
 
-    The first evaluation always runs. Numbers of runs whose cost is infinite are left out.
+    The first evaluation always runs. Numbers of runs with infinite cost are left out.
     """
     count = len(cost)
-    # between[i, j, k]: of the evaluations j + 1 .. k - 1; infinite where k is not after j
+    # between[i, j, k]: cost of the evaluations j + 1 .. k - 1; infinite unless k is after j
     between = torch.nn.functional.pad(cost.cumsum(2), (1, 0))
     at = torch.arange(count + 1)
     between = torch.where(at > torch.arange(count)[:, None], between, torch.inf)
@@ -132,7 +132,7 @@ def best(cost: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
 
 
 def _times(times: Sequence[float], at: Sequence[int]) -> tuple[float, ...]:
-    """Short numbers up to the times of these evaluations, beyond those of the ones before."""
+    """The times of these evaluations as short numbers, each between its evaluation and the one before."""
     found = []
     for k in at:
         digits, short = 2, 0.0

@@ -1,4 +1,4 @@
-"""A model in a mode: the latents it makes of given noise, and the time an image takes."""
+"""Runs a model in one mode: its latents for given noise, and the time per image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = Case("image")
 
 @dataclass(frozen=True)
 class Work:
-    """What every mode draws: prompt k from seed + k. common: options of drawing that every mode has."""
+    """What every mode draws: prompt k starts from seed + k. common: drawing options that all modes share."""
 
     prompts: list[str]
     seed: int
@@ -31,7 +31,7 @@ class Work:
 
 
 class Subject:
-    """`model` in `mode`; an engine of `measure.timing.measure`."""
+    """`model` in `mode`, as an engine for `measure.timing.measure`."""
 
     def __init__(self, mode: Mode, model: JanusFlow, work: Work, clock: Clock = time.perf_counter) -> None:
         self.mode, self.model, self.work, self.clock = mode, model, work, clock
@@ -51,14 +51,14 @@ class Subject:
         return self.mode.name
 
     def latents(self) -> torch.Tensor:
-        """(B, c, H, W), float32, of all prompts; where a mode chooses among images, of the first one each."""
+        """(B, c, H, W), float32, one per prompt; if a mode chooses among several images, the first one's latents."""
         first = self.work.seed
         z0 = noise(self.model, range(first, first + len(self.ids)))
         parts = range(0, len(self.ids), ROWS_AT_ONCE)
         return torch.cat([self._flow(self.ids[at : at + ROWS_AT_ONCE], z0[at : at + ROWS_AT_ONCE]) for at in parts])
 
     def round(self, cases: Sequence[Case], repeats: int) -> Iterator[tuple[Case, list[float]]]:
-        """Seconds of `repeats` images, one by one; rounds go through the prompts, in all modes alike."""
+        """Seconds of `repeats` images, drawn one by one. Rounds go through the prompts, in all modes alike."""
         first = self._turn * repeats
         self._turn += 1
         self._draw(first)
@@ -66,7 +66,7 @@ class Subject:
             yield case, [self._seconds(first + i) for i in range(repeats)]
 
     def _seconds(self, number: int) -> float:
-        self.model.prefixes.clear()  # each image is of a prompt that nobody has asked for before
+        self.model.prefixes.clear()  # each image counts as the first of its prompt
         return timed(partial(self._draw, number), self.clock)
 
     def _draw(self, number: int) -> None:
@@ -83,5 +83,5 @@ class Subject:
 
     def _flow(self, ids: list[list[int]], z0: torch.Tensor) -> torch.Tensor:
         z = self.model.sample_latents(ids, z0, **self.flowing)
-        assert isinstance(z, torch.Tensor)  # a pair only with trace, which is no option of a mode
+        assert isinstance(z, torch.Tensor)  # a pair only with trace, which no mode sets
         return z

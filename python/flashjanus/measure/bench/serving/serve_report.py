@@ -107,7 +107,7 @@ class ServeReport:
         return rows
 
     def svg(self) -> str:
-        """Medians with whiskers up to p99, and curves of the slow requests. At least one request must have succeeded."""
+        """Medians with whiskers up to p99, and curves of the slow requests. At least one request must be a success."""
         colors = dict(zip(self._kinds(), COLORS, strict=False))
         rows = [
             Bar(f"{kind}, {name}", it["p50"], it["p50"], it["p99"], seconds(it["p50"]), colors[kind])
