@@ -160,6 +160,7 @@ class TestChoice:
         with pytest.raises(InputError, match="seen"):
             best(untrained, **options)
         own = {
+            "adapter",
             "num_images_per_prompt",
             "seed",
             "generator",

@@ -13,12 +13,16 @@ PROGRAMS = (
     "prefill",
     "decode_step",
     "flow_prepare",
+    "encode_latents",
+    "decode_velocity",
     "flow_step",
     "flow_step_conditional",
     "flow_step_storing",
     "flow_step_storing_conditional",
     "flow_step_recalling",
     "flow_step_recalling_conditional",
+    "read_embeds",
+    "read_embeds_masked",
     "decode_latents",
 )
 """The programs that execution.runner builds. It is not imported here because it needs torch."""

@@ -139,6 +139,7 @@ class FlowSession(ProcessBound):
         joined = self._joined[row]
         return joined is not None and joined.needs_branch(self._taken[row])
 
+    @entry
     def leave(self, row: int) -> None:
         """Remove `row`, for which nobody waits any more: it no longer affects which plan runs, and its adapter costs
         nothing."""
