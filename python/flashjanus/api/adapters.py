@@ -1,4 +1,4 @@
-"""Low-rank adapters of a model: loaded beside its weights and named by requests, or merged into them."""
+"""LoRA adapters of a model. Requests name a loaded adapter, or it is merged into the weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ MAX_WEIGHT = 100.0
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """source: where it came from. rank: the largest among its projections. targets: those that it changes.
-    merged: it is in the weights, so that every request has it."""
+    """Facts about a loaded adapter.
+
+    source: where it was loaded from. rank: the largest rank among its projections. targets: the projections that it
+    changes. merged: whether it is merged into the weights, so that every request uses it.
+    """
 
     source: str
     rank: int
@@ -32,13 +35,13 @@ class LoadedAdapter:
 
 
 class AdaptableModel(ProcessBound):
-    """The part of a model that has adapters."""
+    """The part of a model that manages adapters."""
 
     runner: Runner
 
     @property
     def adapters(self) -> dict[str, LoadedAdapter]:
-        """What is loaded, by name."""
+        """The loaded adapters by name."""
         held = self.runner.adapters
         return {
             name: LoadedAdapter(one.files.source, one.files.rank, one.files.targets, one is held.merged)
@@ -49,13 +52,13 @@ class AdaptableModel(ProcessBound):
     def load_adapter(
         self, source: str | os.PathLike[str], name: str | None = None, *, revision: str | None = None
     ) -> None:
-        """Load a LoRA adapter of the language model, as PEFT saves it: requests may name it from now on.
+        """Load a LoRA adapter of the language model, in PEFT's format. From then on, requests may name it.
 
-        source: a folder with adapter_config.json and adapter_model.safetensors, or a hub id at `revision`; its
-        projections are any of q, k, v, o, gate, up and down. name: default, the last part of source. The first adapter
-        makes room for 4 of its rank, or of 16 where that is more (see `reserve_adapters`); those that fit in it are
-        loaded while requests run, and no plan is made anew for them. Raises CheckpointError where the files are no
-        adapter of this model; InputError where there is no room, or another has the name; OutOfMemoryError.
+        source: a folder with adapter_config.json and adapter_model.safetensors, or a hub id at `revision`. The adapter
+        may change any of the projections q, k, v, o, gate, up and down. name: defaults to the last part of source. The
+        first adapter makes room for 4 adapters of its rank, but of rank 16 at least (see `reserve_adapters`). Adapters
+        that fit in this room are loaded while requests run, without new plans. Raises CheckpointError if the files are
+        not an adapter of this model, InputError if there is no room or the name is taken, and OutOfMemoryError.
         """
         if name is None:
             name = Path(os.fspath(source)).name if isinstance(source, (str, os.PathLike)) else ""
@@ -63,7 +66,10 @@ class AdaptableModel(ProcessBound):
 
     @entry
     def load_adapters(self, sources: Mapping[str, str | os.PathLike[str]]) -> None:
-        """As `load_adapter`, several by their names, with room for all of them where there is none yet; all or none."""
+        """Load several adapters by name, all or none. If there is no room yet, it is made for all of them.
+
+        Raises InputError, and the errors of `load_adapter`.
+        """
         if not isinstance(sources, Mapping):
             raise InputError(f"adapters: expected folders or hub ids by name, got {sources!r:.80}")
         language = self.runner.config.language
@@ -71,9 +77,9 @@ class AdaptableModel(ProcessBound):
 
     @entry
     def combine_adapters(self, name: str, weights: Mapping[str, float]) -> None:
-        """Load the weighted sum of loaded adapters as one more, whose rank is the sum of theirs.
+        """Load the weighted sum of loaded adapters as a new adapter, whose rank is the sum of their ranks.
 
-        weights: by their names, -100 to 100. Raises as `load_adapter`.
+        weights: maps their names to weights from -100 to 100. Raises the errors of `load_adapter`.
         """
         if not isinstance(weights, Mapping) or not weights:
             raise InputError(f"weights: expected numbers by the names of loaded adapters, got {weights!r:.80}")
@@ -86,31 +92,31 @@ class AdaptableModel(ProcessBound):
 
     @entry
     def unload_adapter(self, name: str) -> None:
-        """No further request may name it; those under way end with it, and then its room is free. Raises InputError."""
+        """Unload an adapter. Running requests finish with it, and then its room is free. Raises InputError."""
         self.runner.adapters.unload(name)
 
     @entry
     def reserve_adapters(self, slots: int = SLOTS, rank: int = RANK) -> None:
-        """Make room for so many adapters of ranks up to `rank`, 1 to 1024, at once; what is loaded stays.
+        """Make room for `slots` adapters (1 to 1024) of ranks up to `rank`. Loaded adapters stay loaded.
 
-        Room costs memory, and an adapter time for the rows that name it, by its own rank: see docs/lora.md. It is part
-        of every plan: plans are made anew, while no request runs. Raises InputError, OutOfMemoryError.
+        Room costs memory. An adapter costs time in the rows that name it, according to its own rank; see docs/lora.md.
+        All plans are made again, while no request runs. Raises InputError and OutOfMemoryError.
         """
         checks.integer("slots", slots, 1, MAX_SLOTS)
         self.runner.reserve_adapters(slots, checks.integer("rank", rank, 1, 2**31 - 1))
 
     @entry
     def merge_adapter(self, name: str) -> None:
-        """Add a loaded adapter to the weights, so that every request has it at no cost, while no request runs.
+        """Add a loaded adapter to the weights while no request runs. Every request then uses it at no cost.
 
-        Keeps a copy of the weights that it changes for `unmerge_adapter`. Others can still be named. Raises InputError;
-        on quantized weights too, which would round it away: there an adapter is named.
+        A copy of the changed weights is kept for `unmerge_adapter`. Requests can still name other adapters. Raises
+        InputError, also for quantized weights, whose rounding would destroy the adapter; name it in requests instead.
         """
         self.runner.merge_adapter(name)
 
     @entry
     def unmerge_adapter(self) -> None:
-        """The weights as they were before `merge_adapter`, bit for bit, while no request runs. Raises InputError."""
+        """Restore the weights from before `merge_adapter`, bit for bit, while no request runs. Raises InputError."""
         self.runner.merge_adapter(None)
 
     def _one(self, name: object) -> AdapterFiles:
@@ -137,7 +143,7 @@ class AdaptableModel(ProcessBound):
             raise
 
     def _adapters(self, named: object, rows: int, of: str = "row") -> list[Adapter | None]:
-        """The adapter of each row, from one name for all or from one for each. Raises InputError."""
+        """The adapter of each row, from one name for all rows or one per row. Raises InputError."""
         several = isinstance(named, Sequence) and not isinstance(named, str)
         names = list(named) if several else [named] * rows  # type: ignore[call-overload]
         if len(names) != rows:

@@ -1,4 +1,4 @@
-"""The best of several images of a prompt: the weights that drew them also say how well they show it."""
+"""Choose the best of several images of a prompt. The model that drew them also scores how well they show it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flashjanus.scheduling import calls
 from flashjanus.scheduling.requests import TextJob
 
 Draw: TypeAlias = Callable[[Sequence[str], int, Sequence[int]], Iterator[ImageOutput]]
-"""draw(prompts, images of each, seeds): latents, a batch at a time."""
+"""draw(prompts, images per prompt, seeds) yields latents in batches."""
 QUESTION = "Does this image show: {prompt}?"
 JUDGED_AT_ONCE = 8
 
@@ -43,9 +43,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of the candidates of each prompt are returned: the `images` best. checks: what each prompt's are asked.
+    """Chooses the `images` best of each prompt's candidates. checks: the checks of each prompt.
 
-    With enough, a prompt's candidates are drawn `images` at a time until so many score at least that.
+    If `enough` is set, a prompt's candidates are drawn `images` at a time until `images` of them score at least that.
     """
 
     model: TensorModel
@@ -64,7 +64,7 @@ class Choice:
         prompts: Sequence[str],
         request: ImageOptions,
     ) -> Choice:
-        """Of a request whose options are checked. Raises InputError."""
+        """The choice that a request with checked options asks for. Raises InputError."""
         images, candidates = request.num_images_per_prompt, request.best_of
         if candidates is None:
             raise InputError(
@@ -82,17 +82,16 @@ class Choice:
         asked = [checks_of(prompt, model.name, request.judge) for prompt in prompts]
         for question, answer, others in dict.fromkeys(
             (question, answer, tuple(others)) for own in asked for question, answer, others in own
-        ):  # what cannot be asked is said before anything is drawn
+        ):  # a check that cannot be asked is reported before anything is drawn
             question_ids(tokenizer, question, model.config.language.max_position_embeddings)
             for word in (answer, *others):
                 spellings(tokenizer, word)
         return cls(model, tokenizer, prompts, asked, images, candidates, request.accept_above)
 
     def best(self, draw: Draw, seeds: Sequence[int], output_type: str) -> Iterator[ImageOutput]:
-        """The images of each prompt, the best first, in outputs of at most JUDGED_AT_ONCE, with the seconds spent.
+        """Yield the images of each prompt, the best first, in outputs of at most JUDGED_AT_ONCE, with timings.
 
-        Candidate i of prompt p is drawn from seeds[p candidates + i]; of a prompt no more are kept than will be
-        returned.
+        Candidate i of prompt p is drawn from seeds[p * candidates + i]. Only candidates that may be returned are kept.
         """
         spent: dict[str, float] = {}
         own: list[Candidate] = []
@@ -130,7 +129,7 @@ class Choice:
         output_type: str,
         spent: dict[str, float],
     ) -> Iterator[Candidate]:
-        """The candidates of these prompts, as many of each, a batch at a time; `spent` grows by the seconds."""
+        """Draw and judge the candidates of these prompts in batches, and add the seconds to `spent`."""
         each = len(seeds) // len(prompts)
         asked = [self.checks[p] for p in prompts for _ in range(each)]
         done = 0
@@ -158,7 +157,7 @@ class Choice:
 def _outputs(
     chosen: Sequence[Candidate], shelf: Shelf, spent: dict[str, float], output_type: str
 ) -> Iterator[ImageOutput]:
-    """The first one has the seconds, and `spent` is empty afterward: those of the next prompt are its own."""
+    """Yield one prompt's outputs. The first one takes all timings out of `spent`, so the next prompt starts at zero."""
     for start in range(0, len(chosen), JUDGED_AT_ONCE):
         part = chosen[start : start + JUDGED_AT_ONCE]
         images = [shelf.take(one.place) for one in part]
@@ -172,7 +171,7 @@ def _outputs(
 
 
 def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:
-    """What images of `prompt` are asked; without a judge QUESTION, or what a built-in model was trained to answer."""
+    """The checks of a prompt. The default judge is QUESTION, or for a built-in model the checks it was trained on."""
     if judge is None:
         judge = builtin_checks if name in NAMES else QUESTION
     if isinstance(judge, str):
@@ -194,9 +193,10 @@ def checks_of(prompt: str, name: str, judge: Judge | None) -> Sequence[Check]:
 def judge_images(
     model: TensorModel, tokenizer: Tokenizer, images: Sequence[Image.Image], asked: Sequence[Sequence[Check]]
 ) -> list[float]:
-    """Of each image the product over its checks of P(answer) / (P(answer) + sum of P(others)), by the next token.
+    """Score each image: the product over its checks of P(answer) / (P(answer) + sum of P(others)).
 
-    P of a word is the sum over its spellings that are one token. A prefill for each image and check, no decoding.
+    P is the probability of the next token. P of a word is the sum over its one-token spellings. Each image and check
+    costs one prefill and no decoding.
     """
     jobs = questions(model, tokenizer, images, asked)
     logits: list[torch.Tensor] = []
@@ -208,7 +208,7 @@ def judge_images(
 def questions(
     model: TensorModel, tokenizer: Tokenizer, images: Sequence[Image.Image], asked: Sequence[Sequence[Check]]
 ) -> list[TextJob]:
-    """A job for each check of each image, whose result are the logits of the answer."""
+    """One job for each check of each image. Its result is the logits of the answer."""
     limit = model.config.language.max_position_embeddings
     tags = text.ImageTokens(tokenizer.image_start_id, tokenizer.image_id)
     jobs = []
@@ -221,11 +221,11 @@ def questions(
 
 
 def scores(tokenizer: Tokenizer, asked: Sequence[Sequence[Check]], logits: Sequence[torch.Tensor]) -> list[float]:
-    """Of each image, by the logits of its `questions`."""
+    """The score of each image from the logits of its `questions`."""
     found, rows = [], iter(logits)
     for own in asked:
         score = 1.0
-        for (_, answer, others), row in zip(own, rows, strict=False):  # strict takes a row too many
+        for (_, answer, others), row in zip(own, rows, strict=False):  # strict=True would consume one row too many
             right = spellings(tokenizer, answer)
             rest = [i for other in others for i in spellings(tokenizer, other)]
             score *= float(row.cpu()[[*right, *rest]].softmax(0)[: len(right)].sum())
@@ -240,7 +240,7 @@ def question_ids(tokenizer: Tokenizer, question: str, limit: int) -> list[int]:
 
 
 def spellings(tokenizer: Tokenizer, word: str) -> list[int]:
-    """Ids of the tokens that are `word`: with a space in front or without, as it is, capitalized or in capitals."""
+    """Ids of the tokens that spell `word`: with or without a leading space, as given, capitalized, or in capitals."""
     forms = [space + form for form in (word, word.capitalize(), word.upper()) for space in ("", " ")]
     found = {ids[0] for ids in map(tokenizer.encode_text, forms) if len(ids) == 1}
     if not found:

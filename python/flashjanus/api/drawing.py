@@ -1,4 +1,4 @@
-"""Prompts to images, a batch at a time: what has been drawn can be used while the rest is not there yet."""
+"""Draw images from prompts in batches, so that each batch can be used before the next one is drawn."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ ROWS_AT_ONCE = 8
 def stream(
     model: TensorModel, tokenizer: Tokenizer, room: int, prompt: str | Sequence[str], request: ImageOptions
 ) -> Iterator[ImageOutput]:
-    """Outputs of at most ROWS_AT_ONCE images, in order, each drawn when it is asked for; with best_of those of
-    a prompt when all its candidates are judged. room: ids that a prompt may have. What is wrong with the request is
-    said before: InputError."""
+    """Yield outputs of at most ROWS_AT_ONCE images, in order, each drawn when the iterator is advanced.
+
+    With best_of, a prompt's images come after all its candidates are judged. room: maximum number of ids in a prompt.
+    Raises InputError for an invalid request before anything is drawn.
+    """
     begun = time.perf_counter()
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or not prompts:
@@ -58,7 +60,7 @@ def job(
     preview_every: int,
     full_previews: bool,
 ) -> ImageJob:
-    """All images of a prompt as one job. Raises InputError, also for what only a call can do."""
+    """All images of a prompt as one job. Raises InputError, also for options that jobs do not support."""
     if not isinstance(prompt, str):
         raise InputError(f"prompt: expected a string, as a job has one prompt, got {prompt!r:.80}")
     request = request.checked()
@@ -100,7 +102,7 @@ def _drawn(
             returned = callback(model, k, 1000.0 * sampler.schedule.times[k], state)
         if not isinstance(returned, Mapping):
             raise InputError(f"callback_on_step_end: expected it to return a dict, got {returned!r:.80}")
-        # z itself counts too: it may have been changed in place
+        # the callback may have changed z in place
         return checks.tensor("latents", returned.get("latents", z), z.shape, checks.FLOATS)
 
     total = len(asked) * images

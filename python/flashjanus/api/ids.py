@@ -1,4 +1,4 @@
-"""Token ids that a caller gives, checked."""
+"""Checks of token ids from callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flashjanus.sampling import checks
 
 
 def token_ids(name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int, vocabulary: int) -> tuple[int, ...]:
-    """`low` to `high` ids below `vocabulary`. Raises InputError."""
+    """Check a list of `low` to `high` ids below `vocabulary`. Raises InputError."""
     if not isinstance(ids, (Sequence, torch.Tensor)) or (isinstance(ids, torch.Tensor) and ids.dim() != 1):
         raise InputError(f"{name}: expected a list of token ids or a tensor of one dimension, got {ids!r:.80}")
     values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
@@ -24,7 +24,7 @@ def token_ids(name: str, ids: Sequence[int] | torch.Tensor, low: int, high: int,
 
 
 def image_tokens(given: object, vocabulary: int) -> ImageTokens:
-    """Two different ids below `vocabulary`. Raises InputError."""
+    """Check that the two ids differ and are below `vocabulary`. Raises InputError."""
     if not isinstance(given, ImageTokens):
         raise InputError(f"image_tokens: expected ImageTokens(start, image), got {given!r:.80}")
     ids = {checks.integer("image_tokens", i, 0, vocabulary - 1) for i in (given.start, given.image)}

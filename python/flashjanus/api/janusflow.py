@@ -1,4 +1,4 @@
-"""The public class: one model that draws images from prompts and answers questions about images."""
+"""The public class: a model that draws images from prompts and answers questions about images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class JanusFlow(TensorModel):
-    """JanusFlow on the static-graph runtime. Make one with `from_pretrained` or `from_state_dict`."""
+    """JanusFlow on the static-graph runtime. Create it with `from_pretrained` or `from_state_dict`."""
 
     @classmethod
     @entry
@@ -60,20 +60,20 @@ class JanusFlow(TensorModel):
                 sdxl_vae.safetensors. Default: the checkpoint's own folder `vae`, or the one that the published model
                 names.
             device: "auto" (the CPU), "cpu", or "cuda".
-            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device multiplies it in hardware,
-                else float32.
+            dtype: "float32", "bfloat16", "float16", or "auto", which is bfloat16 if the device multiplies it in
+                hardware, else float32.
             vae_dtype: The same for the VAE; "auto" follows dtype.
-            quantization: "int8": the language model's linears on 8-bit weights and inputs (on weights alone for few
-                rows without AMX, and on CPUs without VNNI). "fp8": the same in float8_e4m3fn, on GPUs of compute
-                capability 8.9 or later. "int4": as "int8", but up to four answers at once are decoded on 4-bit weights,
-                on CPUs with AMX. None: as the checkpoint is stored.
-            numerics: "exact", or "official" for the rounding of the official bfloat16 loop.
-            implementations: By the name of an op, the implementation that is to serve it, or several, the preferred
-                first.
-            cuda_graphs: On a GPU, replay one captured graph for each plan instead of launching kernel by kernel.
-            buckets: On a GPU, the sizes that plans are made for, by "rows", "prompt_tokens", "steps", "new_tokens".
+            quantization: "int8" runs the language model's linears with 8-bit weights and inputs (with 8-bit weights
+                only for few rows without AMX, and on CPUs without VNNI). "fp8" does the same in float8_e4m3fn, on GPUs
+                of compute capability 8.9 or later. "int4" is like "int8", but on CPUs with AMX it decodes up to four
+                answers at once with 4-bit weights. None runs the checkpoint as it is stored.
+            numerics: "exact", or "official" to round like the official bfloat16 loop.
+            implementations: Maps the name of an op to the implementation that serves it, or to several in order of
+                preference.
+            cuda_graphs: On a GPU, replay one captured graph for each plan instead of launching each kernel on its own.
+            buckets: On a GPU, the sizes that plans are made for: "rows", "prompt_tokens", "steps" and "new_tokens".
             revision: Branch, tag, or commit of a hub id.
-            adapters: LoRA adapters that are loaded as well, by the names that requests use (see `load_adapter`).
+            adapters: LoRA adapters to load, by the names that requests use (see `load_adapter`).
 
         Raises:
             CheckpointError: A file is missing or damaged, or a tensor does not fit.
@@ -96,7 +96,7 @@ class JanusFlow(TensorModel):
     @classmethod
     @entry
     def _of(cls, checkpoint: Checkpoint, name: str, choices: loading.Choices) -> Self:
-        """`from_pretrained` of a checkpoint that is open; name: what the model is called."""
+        """`from_pretrained` for an open checkpoint. name: the name of the model."""
         files = checkpoint.text_files
         tokenizer = None
         if "tokenizer.json" in files:
@@ -145,42 +145,44 @@ class JanusFlow(TensorModel):
         accept_above: float | None = None,
         judge: Judge | None = None,
     ) -> ImageOutput:
-        """Draw images of a prompt or of several, `num_images_per_prompt` each, in their order.
+        """Draw `num_images_per_prompt` images of each prompt, in the order of the prompts.
 
-        An option of sampling that is None has the value of the preset. In parentheses: its value in "exact".
+        A sampling option that is None has the value of the preset. Its value in "exact" is given in parentheses.
 
         Args:
             prompt: One prompt, or a list.
             num_images_per_prompt: Images of each prompt.
-            num_inference_steps: Steps of the solver, 1 to 1000 (30).
+            num_inference_steps: Number of solver steps, 1 to 1000 (30).
             guidance_scale: 0 to 1000 (2); 1 runs without the unconditional branch.
-            seed: Image i is drawn from seed + i; or a list, one seed for each image. With numerics="official" all
-                images of a prompt come from one draw, as in the official code. None draws a new seed.
-            generator: Draws the noise instead of a seed, as in diffusers: one for all images, or a list, one for each.
-            latents: The noise itself, (B, c, H, W), instead of a seed.
-            adapter: Name of a loaded adapter that draws (`load_adapter`); or a list, a name or None for each prompt.
+            seed: Image i is drawn from seed + i. A list gives one seed per image. With numerics="official", all images
+                of a prompt come from one draw, as in the official code. None draws a new seed.
+            generator: Draws the noise instead of a seed, as in diffusers. A list gives one generator per image.
+            latents: The noise itself, (B, c, H, W), instead of a seed or a generator.
+            adapter: Name of the loaded adapter to draw with (`load_adapter`). A list gives a name or None per prompt.
             output_type: "pil"; "np", (B, H, W, 3) in [0, 1]; "pt", (B, 3, H, W) in [0, 1]; or "latent".
-            callback_on_step_end: Is called as in diffusers, after every evaluation of the network:
-                callback(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, with t in [0, 1000).
-                Latents that are changed in place or returned are used. z1 is where they are heading; `preview` makes
-                pictures of it. It sees at most ROWS_AT_ONCE images; for more, the steps start again.
-            preset: "exact" (the official sampling), "balanced", or "fast"; options that are given win over it.
-            solver: "euler" or "ab2", of second order at one evaluation for each step ("euler").
+            callback_on_step_end: Called after every evaluation of the network, as in diffusers:
+                callback(model, step, t, {"latents": z, "pred_original_sample": z1}) -> dict, with t in [0, 1000). The
+                model continues from latents that the callback returns or changes in place. z1 is the current
+                prediction of the final latents; `preview` turns it into pictures. A call sees at most ROWS_AT_ONCE
+                images; for further images, the steps start again.
+            preset: "exact" (the official sampling), "balanced", or "fast". Given options take precedence.
+            solver: "euler", or the second-order "ab2", which also needs one evaluation per step ("euler").
             timestep_shift: s, 0.01 to 100 (1): sigma = 1 - t becomes s sigma / (1 + (s - 1) sigma).
-            guidance_interval: (low, high) of t in [0, 1], outside of which there is no guidance (0, 1).
-            guidance_rescale: 0 to 1 (0): pulls the guided velocity toward the standard deviation of the conditional
-                one.
-            uncond_every: n (1): every n-th evaluation with guidance computes the unconditional velocity, which also
-                serves those between.
-            step_cache: n (1): the language model runs in the first two evaluations and in every n-th; or times of t
-                that begin with 0: it runs in the first evaluation at or after each. In the others, what it adds to its
-                input is extrapolated from its last two runs.
-            best_of: Draw so many candidates of each prompt, with the seeds that they would have as images, and return
-                the num_images_per_prompt best, the best first.
-            accept_above: Draw no more candidates of a prompt once enough of them score at least this, 0 to 1.
-            judge: What candidates are asked: a question with "{prompt}" in it, whose P(yes) / (P(yes) + P(no)) is the
-                score; or a function from a prompt to checks (question, answer, other answers), whose product is.
-                Default: "Does this image show: {prompt}?"; for the built-in model the questions of its training.
+            guidance_interval: (low, high) in [0, 1]; guidance is applied only while t is between them (0, 1).
+            guidance_rescale: 0 to 1 (0). Pulls the standard deviation of the guided velocity toward that of the
+                conditional velocity.
+            uncond_every: n (1). Every n-th evaluation with guidance computes the unconditional velocity; the
+                evaluations between them reuse it.
+            step_cache: An integer n (1) runs the language model in the first two evaluations and in every n-th. A list
+                of times t that begins with 0 runs it in the first evaluation at or after each time. In all other
+                evaluations, what the language model adds to its input is extrapolated from its last two runs.
+            best_of: Draw this many candidates per prompt, with the seeds that they would have as images, and return the
+                num_images_per_prompt best, the best first.
+            accept_above: Stop drawing candidates of a prompt once enough of them have at least this score, 0 to 1.
+            judge: How candidates are scored. Either a question that contains "{prompt}", whose score is
+                P(yes) / (P(yes) + P(no)), or a function from a prompt to checks (question, answer, other answers),
+                whose scores are multiplied. Default: "Does this image show: {prompt}?"; for the built-in model, the
+                questions that it was trained on.
 
         Raises:
             InputError: A prompt or an option is not valid.
@@ -189,9 +191,12 @@ class JanusFlow(TensorModel):
 
     @entry
     def stream_images(self, prompt: str | Sequence[str], **options: Any) -> Iterator[ImageOutput]:
-        """As `generate_image`, whose options these are, but batch by batch: outputs of at most ROWS_AT_ONCE images, in
-        order, each drawn when it is asked for; with best_of those of a prompt when all its candidates are judged.
-        Memory does not grow with their number. What is wrong with the options is said at once: InputError."""
+        """Draw images like `generate_image`, with the same options, but yield them in batches.
+
+        Each output has at most ROWS_AT_ONCE images, in order, and is drawn when the iterator is advanced. With best_of,
+        a prompt's images come after all its candidates are judged. Memory does not grow with the number of images.
+        Raises InputError for invalid options at the call, not during the iteration.
+        """
         return self._drawn(prompt, ImageOptions(**options))
 
     def _drawn(self, prompt: str | Sequence[str], options: ImageOptions) -> Iterator[ImageOutput]:
@@ -216,24 +221,24 @@ class JanusFlow(TensorModel):
         stop_strings: str | Sequence[str] | None = None,
         stream: bool = False,
     ) -> str | list[str] | Iterator[str]:
-        """Answer a conversation, or each of several (a list of conversations, run as one batch).
+        """Answer one conversation, or a list of conversations in one batch.
 
         Args:
             messages: [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]},
-                ...], with any number of turns and images. `images.load_image` says what an image may be, and
-                `prompts.encode_chat` which parts there are.
-            max_new_tokens: Tokens of an answer at most; fewer where the model's context ends.
-            do_sample: Sample, as the next three say; else the likeliest token is taken.
-            temperature: 0 is greedy; above 1 evens the probabilities out.
-            top_p: Sample of the likeliest tokens that have this share of the probability.
-            top_k: Sample of so many of the likeliest tokens; 0 and -1 mean all.
-            repetition_penalty: Makes tokens less likely that the answer has already; 1 is none.
+                ...], with any number of turns and images. `images.load_image` documents the types of images, and
+                `prompts.encode_chat` the types of parts.
+            max_new_tokens: Maximum number of tokens in an answer. The answer also ends with the model's context.
+            do_sample: Sample, with the next three options, instead of always taking the likeliest token.
+            temperature: Sampling temperature. 0 is greedy; values above 1 flatten the distribution.
+            top_p: Sample among the likeliest tokens whose probabilities add up to this value.
+            top_k: Sample among this many of the likeliest tokens; 0 and -1 keep all tokens.
+            repetition_penalty: Makes tokens that the answer already contains less likely; 1 turns this off.
             seed: Conversation i samples from seed + i.
-            adapter: Name of a loaded adapter that answers (`load_adapter`); or a list, a name or None for each
+            adapter: Name of the loaded adapter to answer with (`load_adapter`). A list gives a name or None per
                 conversation.
-            stop: A string or several; an answer ends before the first of them.
-            stop_strings: The same under another name.
-            stream: Return an iterator of pieces of text, for one conversation.
+            stop: One or several strings. An answer ends before the first of them that it reaches.
+            stop_strings: Another name for `stop`; both may be given.
+            stream: Return an iterator over pieces of the text. Only for a single conversation.
 
         Raises:
             InputError: A message or an option is not valid.
@@ -260,8 +265,11 @@ class JanusFlow(TensorModel):
     def image_job(
         self, prompt: str, *, preview_every: int = 0, full_previews: bool = False, **options: Any
     ) -> ImageJob:
-        """A prompt's images as a job for `scheduler()`: options as in `generate_image`, but for best_of, judge and the
-        callback; previews as in `ImageJob`. Without a seed it draws a new one. Raises InputError."""
+        """The images of one prompt as a job for `scheduler()`.
+
+        The options are those of `generate_image` without best_of, accept_above, judge and the callback. `ImageJob`
+        documents the previews. If no source of noise is given, a new seed is drawn. Raises InputError.
+        """
         asked = ImageOptions(**options)
         if asked.output_type != "latent":
             self._need_vae()
@@ -270,7 +278,7 @@ class JanusFlow(TensorModel):
 
     @entry
     def text_job(self, messages: Messages, **options: Any) -> TextJob:
-        """The answer to a conversation as a job for `scheduler()`: options as in `chat`. Raises InputError."""
+        """The answer to a conversation as a job for `scheduler()`, with the options of `chat`. Raises InputError."""
         return self._text_jobs([messages], TokenOptions(**options).checked())[0]
 
     def _text_jobs(self, conversations: Sequence[Messages], options: TokenOptions) -> list[TextJob]:
@@ -298,7 +306,7 @@ class JanusFlow(TensorModel):
 
 
 def _check_fits(tokenizer: Tokenizer, config: JanusFlowConfig) -> None:
-    """ConfigError unless every id has an embedding and an image block has as many tags as the encoder has features."""
+    """Raise ConfigError unless every id has an embedding and an image block has one tag per feature of the encoder."""
     if tokenizer.vocab_size > config.language.vocab_size:
         raise ConfigError(
             f"tokenizer.json: expected at most language_config.vocab_size = {config.language.vocab_size} tokens, got "

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # a server whose model is in another process has outputs, and no torch
+if TYPE_CHECKING:  # a server whose model is in another process handles outputs without torch
     import torch
 
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """images: a list of PIL images, or an array or tensor of the output type asked for. seeds: one per image; None
-    where a generator or latents gave the noise.
+    """The images of a request.
 
-    timings: seconds spent on `prompt`, `flow`, `decode`, with best_of on `judge`, and in `total`. scores: with best_of,
-    one per image, 0 to 1.
+    images: a list of PIL images, or an array or tensor, depending on the requested output type. seeds: one per image,
+    or None if the noise came from a generator or latents. timings: seconds for `prompt`, `flow`, `decode`, `judge`
+    (with best_of only), and `total`. scores: with best_of, the score of each image, 0 to 1.
     """
 
     images: Any

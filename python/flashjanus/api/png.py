@@ -1,4 +1,4 @@
-"""Images as PNG files with what they were made from in their text."""
+"""Write images as PNG files whose text says how they were made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_new_png(
 
 
 def png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) -> Writer:
-    """What writes an image to a file, as `save_png` does. Raises InputError for metadata that PNG cannot hold."""
+    """A function that writes an image to a file. Raises InputError for metadata that PNG cannot hold."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -46,7 +46,7 @@ def png(image: Image.Image | torch.Tensor, metadata: Mapping[str, str] | None) -
             text.add_text(key, value)
         except ValueError as error:  # includes UnicodeEncodeError
             raise InputError(f"PNG text {key!r:.80} cannot be written: {error}") from error
-    if not isinstance(image, Image.Image):  # torch is there already, and else it need not be
+    if not isinstance(image, Image.Image):  # only a tensor needs torch, which its caller has imported
         from flashjanus.inputs.images import to_pil
 
         image = to_pil(image)

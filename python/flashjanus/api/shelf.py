@@ -1,4 +1,4 @@
-"""Images that are kept until it is known which of them are wanted: a few in memory, many in a file."""
+"""A store for candidate images until the best are known. A few stay in memory; many go to a file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from flashjanus.errors import OutputError
 
 MEMORY = 64 * 2**20
-"""Bytes that stay in memory; of more, all go to a file in the system's temporary folder."""
+"""Maximum bytes in memory. Beyond it, all images go to a file in the system's temporary folder."""
 
 
 class Shelf:
-    """Tensors of one shape and dtype, by the number of their place; within `with`, where its file is closed in the end.
-    Raises OutputError where the file is refused."""
+    """A store of tensors of one shape and dtype, by place number. It is a context manager, which closes its file.
+
+    Raises OutputError if the file cannot be written.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY)  # noqa: SIM115
@@ -30,7 +32,7 @@ class Shelf:
         self._file.close()
 
     def put(self, image: torch.Tensor) -> int:
-        """A copy of it, in a place that is free."""
+        """Store a copy of `image` in a free place and return the place."""
         self._like = image.new_empty(0).cpu()
         place = self._free.pop() if self._free else self._places
         self._places = max(self._places, place + 1)
@@ -46,7 +48,7 @@ class Shelf:
         return place
 
     def take(self, place: int) -> torch.Tensor:
-        """What lies there; the place is free afterward."""
+        """Return the image at `place`, which becomes free."""
         size = int(np.prod(self._shape)) * self._like.itemsize
         self._file.seek(place * size)
         data = np.frombuffer(bytearray(self._file.read(size)), self._like.numpy().dtype)

@@ -45,7 +45,8 @@ from flashjanus.scheduling.shared import SharedScheduler
 class TensorModel(AdaptableModel):
     """JanusFlow on tensors. `JanusFlow` adds prompts, images and conversations.
 
-    name, device, dtype, numerics, and why (the reasons for device and dtype in words) say what was resolved.
+    The attributes name, device, dtype, quantization and numerics hold the resolved options. why gives the reasons for
+    device and dtype in words.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class TensorModel(AdaptableModel):
         self.shared = SharedScheduler(partial(Scheduler, runner))
 
     def __copy__(self) -> Self:
-        """Another name for the same model."""
+        """Return a shallow copy that shares weights and scheduler with this object."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
@@ -88,8 +89,10 @@ class TensorModel(AdaptableModel):
         cuda_graphs: bool = True,
         buckets: Mapping[str, Sequence[int]] | None = None,
     ) -> Self:
-        """A model from config dicts and tensors in the official layout (VAE: diffusers'); options as in
-        `JanusFlow.from_pretrained`."""
+        """Build a model from config dicts and tensors in the official layout (for the VAE, that of diffusers).
+
+        The options are those of `JanusFlow.from_pretrained`.
+        """
         weights = StateDictSource(state_dict, "state_dict")
         parsed = JanusFlowConfig.from_dict(with_tied_head(dict(config), weights.names()))
         if (vae_config is None) != (vae_state_dict is None):
@@ -177,12 +180,12 @@ class TensorModel(AdaptableModel):
         preset: str | Sequence[str] = "exact",
         adapter: str | Sequence[str | None] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Latents (B, c, H, W) at t = 1, float32, from noise (B, c, H, W) at t = 0; no row sees another.
+        """Integrate noise (B, c, H, W) at t = 0 to latents (B, c, H, W), float32, at t = 1. Rows are independent.
 
-        input_ids: B prompts with the trailing generation tag (it is dropped). guidance_scale and what follows it: as in
-        `JanusFlow.generate_image`, each one value or one per row; adapter too. trace: also a list with, per evaluation
-        of the network, `z` before it, `v_cond` and `v_uncond` (NaN in rows that do without it there, None if all rows
-        always do). Raises InputError.
+        input_ids: B prompts with the trailing generation tag, which is dropped. The sampling options and adapter are
+        those of `JanusFlow.generate_image`, each as one value or one per row. trace: also return a list with one dict
+        per evaluation of the network: `z` before the evaluation, `v_cond`, and `v_uncond`, which is NaN in rows that
+        do not compute it there and None if no row ever does. Raises InputError.
         """
         asked = {name: value for name, value in locals().items() if name in SAMPLING}
         if isinstance(input_ids, torch.Tensor):
@@ -202,18 +205,18 @@ class TensorModel(AdaptableModel):
 
     @entry
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H s, W s), float32, about [-1, 1], of latents (B, c, H, W) as the flow leaves them."""
+        """Decode latents (B, c, H, W) to images (B, 3, H s, W s), float32, about [-1, 1]; s is the VAE's scale."""
         vae = self._need_vae()
         latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
         return pictures.decode(self.runner, latents)
 
     @entry
     def preview(self, latents: torch.Tensor, full: bool = False) -> torch.Tensor:
-        """Images (B, 3, h, w) in [0, 1], float32, of latents (B, c, H, W), to be shown while they are drawn; see
-        callback_on_step_end of `JanusFlow.generate_image`. Raises InputError.
+        """Turn latents (B, c, H, W) into preview images (B, 3, h, w) in [0, 1], float32. Raises InputError.
 
-        By a linear map, at no cost, as large as the latents; or, with `full`, by the VAE, at the cost of a picture, as
-        also where no map is kept beside the VAE, until a scheduler has fitted one to its first pictures.
+        Previews are for the callback_on_step_end of `JanusFlow.generate_image`. They have the size of the latents and
+        come from a linear map at almost no cost. With `full`, the VAE decodes them at the cost of a picture. The VAE
+        is also used if the checkpoint has no linear map, until a scheduler has fitted one to its first pictures.
         """
         vae = self._need_vae()
         latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
@@ -221,7 +224,7 @@ class TensorModel(AdaptableModel):
 
     @entry
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, D), aligned to the language model, float32, of normalized pixels (B, 3, S, S)."""
+        """Encode normalized pixels (B, 3, S, S) to features (B, N, D), float32, aligned to the language model."""
         size = self.config.understanding.image_size
         pixels = checks.tensor("pixel_values", pixel_values, (None, 3, size, size), checks.FLOATS)
         return text.encode_images(self.runner, pixels).float()
@@ -237,9 +240,9 @@ class TensorModel(AdaptableModel):
     ) -> torch.Tensor:
         """Logits (B, V), float32, of the token after each row.
 
-        input_ids, attention_mask (B, T): masked tokens are not seen and take no position. pixel_values
-        (B, n, 3, S, S): row b uses as many of its images as its ids have image blocks. image_tokens: the ids of those
-        blocks, where the model has no tokenizer. adapter: as in `generate_ids`. Raises InputError.
+        input_ids, attention_mask: (B, T). Masked tokens are ignored and take no position. pixel_values:
+        (B, n, 3, S, S); row b uses one of its images for each image block in its ids. image_tokens: the ids that mark
+        image blocks; needed if the model has no tokenizer. adapter: as in `generate_ids`. Raises InputError.
         """
         requests = self._requests(input_ids, attention_mask, pixel_values, image_tokens, [Sampling()], adapter)
         return calls.next_logits(self.shared, requests, self._image_tokens(image_tokens))
@@ -262,9 +265,11 @@ class TensorModel(AdaptableModel):
         adapter: str | Sequence[str | None] | None = None,
         image_tokens: text.ImageTokens | None = None,
     ) -> torch.Tensor:
-        """New tokens (B, T), int64, T at most max_new_tokens. A row ends with eos_token_id (the tokenizer's, if None)
-        or with the model's context, and is filled up with eos_token_id (0 where there is none). Row b samples from
-        seed + b. adapter: the name of a loaded one, or one (or None) for each row. Raises InputError.
+        """Generate new tokens (B, T), int64, with T at most max_new_tokens.
+
+        A row ends at eos_token_id (default: the tokenizer's) or at the end of the model's context, and is padded with
+        eos_token_id, or with 0 if there is none. Row b samples from seed + b. adapter: the name of a loaded adapter,
+        or a list with a name or None per row. Raises InputError.
         """
         options = TokenOptions.of(locals()).checked()
         rows = len(checks.tensor("input_ids", input_ids, (None, None), checks.INTEGERS))
@@ -291,25 +296,28 @@ class TensorModel(AdaptableModel):
         new_tokens: int = 512,
         preset: str = "exact",
     ) -> None:
-        """Allocate these buckets, and on a GPU capture their graphs, before the first request needs them.
+        """Allocate these buckets before the first request needs them. On a GPU, also capture their graphs.
 
         images, conversations: how many run at once; an empty sequence allocates nothing for that kind. prompt_tokens:
-        the length of the longest prompt among them. Images have guidance and at most `steps` evaluations by `preset`.
-        The largest buckets come first, because a smaller graph fits into the temporaries of a larger one. Where rows
-        are padded, buckets of fewer rows are allocated too, since rows move there as others end. Raises InputError,
-        OutOfMemoryError.
+        the length of the longest prompt among them. Images are drawn with guidance, `preset`, and at most `steps`
+        evaluations. The largest buckets come first, because a smaller graph fits into the temporaries of a larger one.
+        If rows are padded, buckets of fewer rows are allocated, too, since rows move there as others end. Raises
+        InputError and OutOfMemoryError.
         """
         warming.warm_up(self.runner, images, conversations, prompt_tokens, steps, new_tokens, preset)
 
     @entry
     def scheduler(self, limits: Limits | None = None) -> Scheduler:
-        """A new scheduler on this model's weights, for a program that drives it: a server, or another engine. It has
-        rows and prefixes of its own; the calls of this object share one that they drive themselves."""
+        """Create a scheduler on this model's weights, for a server or another program that drives it.
+
+        It has its own rows and prefixes. The methods of this object share another scheduler, which they drive
+        themselves.
+        """
         return Scheduler(self.runner, limits)
 
     @property
     def prefixes(self) -> PrefixStore:
-        """What this object's calls have prepared and read, and how often it was of use again."""
+        """The cached prefixes of this object's calls, with counts of how often they were reused."""
         return self.shared.scheduler.prefixes
 
     @property
@@ -319,8 +327,10 @@ class TensorModel(AdaptableModel):
 
     @entry
     def plan(self, program: str, rows: int = 1, prompt_tokens: int = 64, steps: int = 30) -> Plan:
-        """The plan of the bucket in which a program runs `rows` rows (guided, for the flow) with a prompt of so many
-        tokens, for a number of steps or new tokens. Raises InputError."""
+        """The plan that a program uses for `rows` rows, `prompt_tokens` prompt tokens, and `steps` steps or new tokens.
+
+        In flow programs, the rows are guided. Raises InputError.
+        """
         checks.integer("rows", rows, 1, 1024)
         checks.integer("prompt_tokens", prompt_tokens, 1, self.config.language.max_position_embeddings)
         checks.integer("steps", steps, 1, checks.MAX_STEPS)
@@ -330,11 +340,11 @@ class TensorModel(AdaptableModel):
         return self.runner.plan(program, **sizes[program])
 
     def _prompt_room(self) -> int:
-        """Tokens that a generation prompt may have: the time token and the image take the rest of the positions."""
+        """Maximum tokens in a generation prompt. The time token and the image take the other positions."""
         return self.config.language.max_position_embeddings - 1 - self.config.num_image_tokens
 
     def _room(self, requests: Sequence[text.TextRequest], wanted: int) -> list[int]:
-        """Tokens that each row may get: as many as wanted, fewer where its context ends; the last is not read back."""
+        """Maximum new tokens of each row: `wanted`, or what its context leaves. The last token is not fed back."""
         return [min(wanted, self.config.language.max_position_embeddings + 1 - len(r.ids)) for r in requests]
 
     def _prompt(self, ids: Sequence[int] | torch.Tensor, row: int) -> tuple[int, ...]:

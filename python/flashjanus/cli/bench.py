@@ -1,6 +1,6 @@
-"""`flashjanus bench latency | throughput | ops | compare | show`: times, and others' in the same run.
+"""`flashjanus bench latency | throughput | ops | compare | show`: time the model and other implementations.
 
-`bench serve` has a file of its own: bench_serve.py.
+`bench serve` is in bench_serve.py.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _check_peers(args: argparse.Namespace) -> None:
 
 
 def _stages(args: argparse.Namespace, console: Console) -> Stages:
-    """The model as an engine."""
+    """The model of the command line as an engine for the benchmark."""
     from flashjanus import JanusFlow
     from flashjanus.measure.bench.models import random_model
     from flashjanus.measure.bench.stages import Stages
@@ -153,7 +153,7 @@ def _peer(name: str, args: argparse.Namespace, stages: Stages) -> Engine:
 
 
 def _swept(args: argparse.Namespace, stages: Stages) -> dict[str, list[int]]:
-    """Sizes by name."""
+    """The values of each size, by its name."""
     from flashjanus.measure.bench.stages import CHAT_TOKENS, new_tokens
 
     limit = stages.model.config.language.max_position_embeddings
@@ -213,5 +213,5 @@ def _run_show(args: argparse.Namespace, console: Console) -> int:
 
 
 def _settled(facts: Any) -> Any:
-    """Without what changes from one minute to the next."""
+    """The facts without those that change from one minute to the next."""
     return {k: v for k, v in facts.items() if k != "available_bytes"} if isinstance(facts, dict) else facts

@@ -1,4 +1,4 @@
-"""Where a command's words go: results to stdout, everything said along the way to stderr."""
+"""The output of a command: results go to stdout, notes and progress to stderr."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ class Console:
         self.json = json
         self.quiet = quiet
         self.so_far: tuple[str, Mapping[str, Any]] | None = None
-        """What an error is to say besides: in words, and as JSON."""
+        """Words and JSON facts about the work done so far, which an error message adds."""
         self.interrupt: int = signal.SIGINT
-        """The signal that ended the command, where one has."""
+        """The signal that ended the command, if one did."""
         self._interrupted = False
         self._holding = False
         self._bar: Any = None
 
     def listen_for_interrupt(self) -> None:
-        """Remember Ctrl-C beside raising KeyboardInterrupt, unless this process was started to ignore it; the same for
-        SIGTERM, by which `timeout` and whoever stops a container or a batch job end a process."""
+        """On Ctrl-C, remember it and raise KeyboardInterrupt, unless this process was started to ignore it.
+
+        SIGTERM is treated the same, since `timeout`, containers and batch systems end a process with it.
+        """
 
         def remember(number: int, _frame: object) -> None:
             again, self._interrupted = self._interrupted, True
@@ -42,13 +44,13 @@ class Console:
                 signal.signal(number, remember)
 
     def check_interrupt(self) -> None:
-        """KeyboardInterrupt if there was a Ctrl-C: library code (imports, destructors) may have swallowed the first."""
+        """Raise KeyboardInterrupt after Ctrl-C, in case library code (imports, destructors) swallowed the first one."""
         if self._interrupted:
             raise KeyboardInterrupt
 
     @contextmanager
     def uninterrupted(self) -> Iterator[None]:
-        """The first Ctrl-C in this block is heard at its end: what is done and what is said of it go together."""
+        """Delay the first Ctrl-C in this block to its end, so that the work and the report of it are not separated."""
         self._holding = True
         try:
             yield
@@ -57,17 +59,17 @@ class Console:
         self.check_interrupt()
 
     def text(self, text: str, end: str = "\n") -> None:
-        """`text` on stdout at once, so that a stream is seen as it comes; nothing when the result is JSON."""
+        """Print and flush `text` on stdout, so that streams show at once. Print nothing if the result is JSON."""
         if self.json:
             return
-        if self._bar is not None:  # it is on the same line of the same terminal
+        if self._bar is not None:  # the bar is on the same line of the terminal
             self._bar.clear()
         _write(text + end)
         if self._bar is not None:
             self._bar.refresh()
 
     def result(self, value: Mapping[str, Any]) -> None:
-        """`value` as one line of JSON on stdout; nothing when the result is text."""
+        """Print `value` as one line of JSON on stdout. Print nothing if the result is text."""
         if self.json:
             _write(json.dumps(value, allow_nan=False) + "\n")
 
@@ -77,12 +79,12 @@ class Console:
             print(f"flashjanus: {message}", file=sys.stderr, flush=True)
 
     def status(self, message: str) -> None:
-        """What happens now, on a terminal only."""
+        """Say what happens now, on a terminal only."""
         if self.interactive:
             self.note(message)
 
     def error(self, kind: str, message: str) -> None:
-        """One line on stderr; with `json` also {"error": {"type", "message"}} on stdout; both with what is so far."""
+        """Print one line on stderr, and with `json` {"error": {"type", "message"}} on stdout. Both include `so_far`."""
         words, facts = self.so_far or ("", {})
         line = " ".join(f"{message}{words}".split("\n"))
         prefix = "" if kind == "Interrupted" else "error: "
@@ -92,7 +94,7 @@ class Console:
         self.result({"error": {"type": kind, "message": message}, **facts})
 
     def leave(self) -> None:
-        """Say what is so far, where something else than `error` ends the command."""
+        """Print the words of `so_far` if the command ends without calling `error`."""
         words, self.so_far = (self.so_far or ("", {}))[0], None
         if words and sys.stderr is not None:
             print(f"flashjanus: {words.removeprefix('; ')}", file=sys.stderr, flush=True)
@@ -121,7 +123,7 @@ class Console:
 
 
 def silence_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's own flush at exit has nothing to complain about."""
+    """Redirect stdout to the null device, so that the interpreter's flush at exit does not fail."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -129,7 +131,7 @@ def silence_stdout() -> None:
 
 
 def _write(text: str) -> None:
-    if sys.stdout is None:  # started with stdout closed
+    if sys.stdout is None:  # the process was started with stdout closed
         return
     try:
         sys.stdout.write(_encodable(text, sys.stdout.encoding))
@@ -141,6 +143,6 @@ def _write(text: str) -> None:
 
 
 def _encodable(text: str, encoding: str | None) -> str:
-    """`text` with \\escapes for what the terminal's encoding cannot hold."""
+    """`text` with \\escapes for characters that the terminal's encoding cannot represent."""
     encoding = encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,4 +1,4 @@
-"""`flashjanus demo`: draw, ask and judge with the built-in model, and show all of it on a page."""
+"""`flashjanus demo`: draw, ask and score with the built-in model, and show everything on a page."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ASKED = (
     ("three green triangles on a black background", "How many triangles are there?"),
     ("a yellow square above a purple circle", "What color is the square?"),
 )
-"""Prompts, and what is asked about their pictures."""
+"""Prompts, each with a question about its picture."""
 SEED, ENLARGE = 7, 4
 SAMPLES, QUESTIONS = 4, 10
-"""Of each category and topic of the test set."""
+"""Pictures per category and questions per topic of the test set."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "demo",
-        help="draw, ask, and show it on a page",
+        help="draw pictures, ask about them, and show them on a page",
         description="Draw pictures with the built-in model, ask about them, score a small part of its test set, and "
         "write a page that shows the pictures, the answers, the times and the machine. The path of the page is "
         "printed last.",
     )
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for all of it (default: demo)")
+    parser.add_argument("--out", default="demo", metavar="DIR", help="output folder (default: demo)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _shown(model: JanusFlow, number: int, destination: Destination, console: Console) -> Shown:
-    """One of the prompts: its picture in a file, and the answer about it, both told at once."""
+    """Draw one prompt, write its picture, and ask about it. Each result is printed at once."""
     from PIL import Image
 
     prompt, question = ASKED[number]
@@ -110,7 +110,7 @@ def _shown(model: JanusFlow, number: int, destination: Destination, console: Con
 
 
 def _scores(model: JanusFlow, sheet: Path, console: Console) -> list[Scores]:
-    """Of pictures, which `sheet` shows, and of answers; each is told when it is there."""
+    """Score pictures, which are drawn on `sheet`, and answers. Each score is printed at once."""
     from flashjanus.api.png import save_png
     from flashjanus.measure.evaluation.answers import score_answers
     from flashjanus.measure.evaluation.sets import prompt_set, question_set

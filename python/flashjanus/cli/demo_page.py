@@ -1,4 +1,4 @@
-"""The page of the demo: one HTML file that asks for nothing from elsewhere."""
+"""The page of the demo: one HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ flashjanus doctor"""
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture, what it was drawn from, and an answer about it; seconds of drawing and of answering."""
+    """A picture, its prompt and seed, an answer about it, and the seconds for drawing and answering."""
 
     path: Path
     prompt: str
@@ -51,7 +51,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Scores:
-    """What share of the test set is right, by category or topic."""
+    """The share of the test set that is right, by category or topic."""
 
     title: str
     groups: Mapping[str, Share]
@@ -60,7 +60,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of the run: the machine, the threads, device and dtype with their reasons, versions; seconds."""
+    """Facts about the run: the machine, threads, versions, seconds, and `why`, the reasons for device and dtype."""
 
     machine: Mapping[str, Any]
     threads: int
@@ -71,7 +71,7 @@ class Facts:
 
 
 def page(shown: Sequence[Shown], sheet: Path, scores: Sequence[Scores], facts: Facts) -> str:
-    """The whole demo. sheet: the picture of its test pictures."""
+    """The HTML of the whole page. sheet: the file that shows the pictures of the test set."""
     body = [
         "<h1>FlashJanus demo</h1>",
         f"<p>One model of 9 million parameters drew these pictures and answered the questions, in "
@@ -127,5 +127,5 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _data(picture: Path) -> str:
-    """A PNG file as a URL that holds it."""
+    """A data URL with the contents of a PNG file."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

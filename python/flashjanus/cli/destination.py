@@ -1,4 +1,4 @@
-"""Where images are written: names that overwrite nothing, in a place that is checked before the long work starts."""
+"""Where images are written. Names overwrite nothing, and the folder is checked before the long work starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flashjanus.errors import InputError, OutputError
 if TYPE_CHECKING:
     import PIL.Image
 
-# What is written has a longer temporary name beside the target first; most file systems allow 255 bytes.
+# A file first gets a longer temporary name beside its target. Most file systems allow 255 bytes.
 LONGEST_NAME = 200
 SLUG_CHARACTERS = 40
 
@@ -22,7 +22,7 @@ SLUG_CHARACTERS = 40
 class Destination:
     """`out` is FILE.png for one image, else a folder that receives <slug>-<seed>.png.
 
-    InputError: several images for one file, or another file type. OutputError: it cannot be written.
+    Raises InputError for several images in one file or another file type, and OutputError if it cannot be written.
     """
 
     def __init__(self, out: str, images: int, overwrite: bool) -> None:
@@ -42,8 +42,10 @@ class Destination:
         self._check()
 
     def save(self, image: PIL.Image.Image, prompt: str, seed: int, metadata: Mapping[str, str]) -> Path:
-        """Writes the image of `prompt` and `seed` under a name that was free, or with overwrite as named, and never
-        under one name twice. OutputError."""
+        """Write the image of `prompt` and `seed` under a free name and return its path.
+
+        With overwrite, an existing file is replaced, but never one that this object has written. Raises OutputError.
+        """
         from flashjanus.api.png import save_new_png, save_png
 
         self.make_folder()
@@ -57,7 +59,7 @@ class Destination:
         return path
 
     def _names(self, first: Path) -> Iterator[Path]:
-        """`first`, and the same with a number; not again what an earlier image of this name was given."""
+        """Yield `first`, then `first` with numbers, without the names that earlier calls yielded."""
         while True:
             number = self._numbers[first] = self._numbers.get(first, 0) + 1
             yield first if number == 1 else first.with_stem(f"{first.stem}-{number}")
@@ -69,7 +71,7 @@ class Destination:
             raise _cannot_write(self.folder, error) from error
 
     def _check(self) -> None:
-        """Probe without leaving a trace: the nearest existing folder must take a (nameless) file."""
+        """Check that the nearest existing folder is writable, with a temporary file that leaves no trace."""
         if self.file is not None and len(os.fsencode(self.file.name)) > LONGEST_NAME:
             raise OutputError(
                 f"{self.file.name[:40]}...: file name longer than {LONGEST_NAME} bytes; use a shorter one"

@@ -1,4 +1,4 @@
-"""`flashjanus doctor`: what is installed, what the machine has, and what each op will run on."""
+"""`flashjanus doctor`: show what is installed, what the machine has, and which implementation each op will use."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "doctor",
         help="check the installation",
-        description="Show what is installed, which kernels are built, and which back end each op will use and why. "
-        "Exit code 0 if the engine can run, else 1.",
+        description="Show what is installed, which kernels are built, and which implementation each op will use and "
+        "why. The exit code is 0 if the engine can run, else 1.",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, the CPU)")
     add_output_options(parser)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def examine(device: str) -> dict[str, Any]:
-    """The whole report; "problems" are {"problem", "fix", "fatal"}, "ok" is false where one is fatal."""
+    """The whole report. Each of "problems" is {"problem", "fix", "fatal"}. "ok" is false if one is fatal."""
     problems: list[dict[str, Any]] = []
     report: dict[str, Any] = {
         "flashjanus": __version__,
@@ -70,7 +70,7 @@ def examine(device: str) -> dict[str, Any]:
 
 
 def _packages(problems: list[dict[str, Any]]) -> dict[str, str | None]:
-    """Installed versions by name, None where absent."""
+    """Installed versions by name, None for a missing package."""
     from importlib import metadata
 
     versions: dict[str, str | None] = {}
@@ -85,7 +85,7 @@ def _packages(problems: list[dict[str, Any]]) -> dict[str, str | None]:
 
 
 def _models(problems: list[dict[str, Any]]) -> dict[str, str | None]:
-    """Folders of the built-in models, None where one is incomplete."""
+    """Folders of the built-in models by name, None for an incomplete model."""
     folders: dict[str, str | None] = {}
     for name in NAMES:
         try:
@@ -133,7 +133,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _ops(device: torch.device, problems: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For every op what serves it on `device` (in some dtype and shape) and why those before it do not."""
+    """For every op, the implementation chosen on `device` (for some dtype and shape), and why others are refused."""
     from flashjanus.engine.ops import all_ops
 
     report: dict[str, dict[str, Any]] = {}

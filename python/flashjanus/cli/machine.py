@@ -10,7 +10,7 @@ from typing import Any
 
 from flashjanus.engine.device.cpu import cpu_flags
 
-# The ones a kernel or a BLAS library would switch on, in the order they came to be.
+# The sets that kernels or BLAS libraries dispatch on, in the order in which they appeared.
 INSTRUCTION_SETS = (
     "sse4_2 avx f16c fma avx2 avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 "
     "amx_tile amx_int8 amx_bf16 asimd asimdhp asimddp i8mm bf16 sve sve2 sme"

@@ -1,4 +1,4 @@
-"""How far long work of an evaluation is, on the console."""
+"""Shows the progress of an evaluation on the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def progress_of(console: Console) -> Progress:
-    """The console's progress, which also ends the work soon after Ctrl-C."""
+    """A progress function that draws on the console and ends the work soon after Ctrl-C."""
 
     @contextmanager
     def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:

@@ -1,4 +1,4 @@
-"""What is needed to repeat a measurement: code, command, machine, versions, model."""
+"""The facts that are needed to repeat a measurement: code, command, machine, versions and model."""
 
 from __future__ import annotations
 

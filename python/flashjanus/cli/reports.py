@@ -1,4 +1,4 @@
-"""What `bench`, `bench serve` and `quality` do with a report: all of it as JSON, as text, and as a picture."""
+"""Publish the reports of `bench`, `bench serve` and `quality` as JSON, as text, and as a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_plot(path: str | None) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Refuse, before the long work, files that could not be written after it."""
+    """Refuse files that could not be written, before the long work starts."""
     check_plot(args.plot)
     for path in _files(args):
         check_writable(path)
@@ -27,7 +27,7 @@ def check_files(args: argparse.Namespace) -> None:
 def publish(
     args: argparse.Namespace, console: Console, found: Mapping[str, Any], text: str, svg: Callable[[], str]
 ) -> None:
-    """found: the report as JSON. svg: draws it."""
+    """Write and print a report. found: the report as JSON. svg: function that draws it."""
     if args.json not in (None, STDOUT):
         write_json(args.json, found)
     if args.plot is not None:

@@ -206,7 +206,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wait | None]:
-    """The engine, and a function that waits until a worker process has loaded the model (None with --in-process)."""
+    """The engine, and a function that waits until a worker process has loaded the model.
+
+    With --in-process, the function is None, and loading the model here may raise any FlashJanusError."""
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving import AsyncEngine, ProcessBackend
 

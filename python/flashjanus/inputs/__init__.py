@@ -1,1 +1,1 @@
-"""What comes in, made into tensors: text, prompts, conversations and images."""
+"""Turn text, prompts, conversations and images into tensors."""

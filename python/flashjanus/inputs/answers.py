@@ -1,4 +1,4 @@
-"""Tokens to the text of an answer, which ends before a stop string."""
+"""Turn tokens into the text of an answer, which ends before a stop string."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from flashjanus.inputs.tokenizer import StreamDecoder, Tokenizer
 
 
 class Answer:
-    """The text of one row, piece by piece; `ended` once a stop string is complete. No part of one is ever passed on.
+    """The text of one row, piece by piece. `ended` is true once a stop string is complete; no part of it is passed on.
 
-    Of several stop strings the one that is complete first counts, however the text is cut into tokens.
+    If there are several stop strings, the one that is complete first counts, however the text is cut into tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -19,11 +19,11 @@ class Answer:
         self._held = ""
 
     def push(self, token: int) -> str:
-        """What a token adds to the text, as far as no stop string can begin in it."""
+        """The new text up to where a stop string might begin. The rest is held back."""
         return self._passed(self._decoder.push(token))
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         text = self._passed(self._decoder.finish())
         held, self._held = self._held, ""
         return text + held
@@ -42,5 +42,5 @@ class Answer:
 
 
 def _begun(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Arrays and tensors -> images: which axis is which, and what a number stands for."""
+"""Turn arrays and tensors into images: the order of their axes, and the range of their numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from flashjanus.errors import InputError
 from flashjanus.inputs.decoding import on_white, to_8_bits
 
 ROUNDING = 1e-3
-"""How far from 0 to 1 a float may lie, as resizing and half precision leave it."""
+"""How far floats may exceed [0, 1], since resizing and half precision leave such errors."""
 
 
 def image_of(array: npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     """RGB image of an array (H, W) or (H, W, C), or of a tensor (H, W) or (C, H, W).
 
-    C: 1, gray; 2, gray and alpha; 3, RGB; 4, RGBA, laid on white. Where the own order of axes is impossible, the other
-    is taken. uint8 is 0 to 255, uint16 0 to 65535, bool black and white; floats are 0 to 1. Raises InputError.
+    C is 1 for gray, 2 for gray and alpha, 3 for RGB, and 4 for RGBA. Transparent parts are laid on white. If the usual
+    order of axes is impossible, the other order is assumed. The ranges are 0 to 255 for uint8, 0 to 65535 for uint16,
+    False (black) and True (white) for bool, and 0 to 1 for floats. Raises InputError.
     """
     is_tensor = isinstance(array, torch.Tensor)
     shown = f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}"
@@ -38,7 +39,7 @@ def image_of(array: npt.NDArray[Any] | torch.Tensor) -> Image.Image:
 
 
 def _channels_last(values: npt.NDArray[Any], is_tensor: bool, shown: str) -> npt.NDArray[Any]:
-    """(H, W, C)"""
+    """The array as (H, W, C)."""
     if values.size == 0:
         raise InputError(f"the image is empty: expected an array with pixels, got {shown}")
     if values.ndim == 4:
@@ -58,7 +59,7 @@ def _channels_last(values: npt.NDArray[Any], is_tensor: bool, shown: str) -> npt
 
 
 def _levels(values: npt.NDArray[Any], shown: str) -> npt.NDArray[Any]:
-    """0 to 255 of whatever the type's numbers stand for."""
+    """The values scaled to 0 to 255, uint8. Raises InputError."""
     levels: npt.NDArray[np.uint8]
     if values.dtype == np.uint8:
         return values.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Hostile bytes -> an RGB image of 8 bits, or an error that names the cause."""
+"""Decode untrusted bytes to an 8-bit RGB image, or raise an error that names the cause."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TURNS = {
 }
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
-# What people take for an image, by how it begins.
+# Files that people mistake for images, by their first bytes.
 LOOKALIKES = (
     ((b"%PDF",), "a PDF; render its page to PNG"),
     ((b"%!PS",), "PostScript; render it to PNG"),
@@ -58,20 +58,20 @@ LOOKALIKES = (
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 _borrowed = threading.Lock()
-"""Held while a caller's image is loaded: PIL decodes it in place, and several threads may have been given the same."""
+"""Held while a caller's image is loaded, since PIL decodes in place and several threads may share the image."""
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """FORMATS that this Pillow knows; another name would make `Image.open` raise a KeyError."""
+    """The FORMATS that this Pillow supports. `Image.open` raises KeyError for any other name."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def decode(file: IO[bytes], name: str) -> Image.Image:
-    """RGB image of an encoded one in a file that can seek. Raises InputError.
+    """Decode the image in a seekable file to RGB. Raises InputError.
 
-    A PNG whose comments are damaged, or larger than PIL takes, is read without them, as viewers do.
+    If the comments of a PNG are damaged or larger than PIL allows, it is read without them, as viewers do.
     """
     try:
         return _decoded(file, name)
@@ -102,7 +102,7 @@ def _decoded(file: IO[bytes], name: str) -> Image.Image:
 
 
 def opened(file: IO[bytes], name: str) -> Image.Image:
-    """An encoded image as PIL has it: loaded, but neither turned nor converted. Raises InputError."""
+    """Load an encoded image with PIL, without rotating or converting it. Raises InputError."""
     file.seek(0)
     try:
         image = Image.open(file, formats=formats())
@@ -119,7 +119,7 @@ def opened(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    """The size that is declared: nothing has been decoded yet."""
+    """Check the declared size before anything is decoded. Raises InputError."""
     width, height = image.size
     if width <= 0 or height <= 0:
         raise InputError(f"{name} is empty: {width} x {height} pixels")
@@ -128,7 +128,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation of a loaded image; 1, as it is stored, where its metadata cannot be read."""
+    """The EXIF orientation of a loaded image, or 1 (as stored) if its metadata cannot be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except DECODE_ERRORS:  # the pixels are whole, and viewers show them
@@ -136,7 +136,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image, orientation: int, is_png: bool, name: str) -> Image.Image:
-    """A loaded image, which nobody else has: turned, 8 bits a channel, on white."""
+    """Rotate a loaded image, convert it to 8-bit RGB, and lay it on white. No other thread may hold the image."""
     try:
         # not ImageOps.exif_transpose: that writes the metadata anew, and fails on a field that has another type
         if orientation in TURNS:
@@ -155,7 +155,7 @@ def _rgb(image: Image.Image, orientation: int, is_png: bool, name: str) -> Image
 
 
 def _fault(error: Exception, name: str) -> InputError:
-    """What is wrong with an image that did not decode: it need not be the image."""
+    """The error for an image that did not decode. The cause need not be the image itself."""
     if isinstance(error, Image.DecompressionBombError):
         return InputError(f"{name} is too large: {error}")
     if isinstance(error, MemoryError):
@@ -168,7 +168,7 @@ def _fault(error: Exception, name: str) -> InputError:
 
 
 def _lookalike(file: IO[bytes]) -> str:
-    """In words what a file that is no image seems to be, or nothing."""
+    """Words for what a file that is not an image seems to be, or an empty string."""
     file.seek(0)
     head = file.read(64)
     if not head:
@@ -187,7 +187,7 @@ def _lookalike(file: IO[bytes]) -> str:
 
 
 def _without_comments(file: IO[bytes]) -> bytes | None:
-    """A PNG with the chunks alone that its pixels need, and EXIF; None for another file, or if it has no others."""
+    """A PNG reduced to its pixel chunks and EXIF. None if the file is not a PNG or has no other chunks."""
     file.seek(0)
     if file.read(8) != PNG_SIGNATURE:
         return None
@@ -213,7 +213,7 @@ def to_8_bits(levels: np.ndarray) -> np.ndarray:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB of an image with transparent parts."""
+    """Lay an image with transparent parts on white and convert it to RGB."""
     # "La" and "RGBa" (premultiplied) convert to RGBA only by way of their plain form
     plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     rgba = (image.convert(plain) if plain else image).convert("RGBA")

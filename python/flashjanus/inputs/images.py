@@ -1,4 +1,4 @@
-"""Images in and out: whatever shows one -> RGB -> the vision encoder's pixels, and model output -> PIL.
+"""Load images of any source as RGB, turn them into the vision encoder's pixels, and turn model output into PIL images.
 
 Source: `VLMImageProcessor` and `unpack` of deepseek-ai/Janus.
 """
@@ -36,11 +36,11 @@ def load_image(source: ImageSource) -> Image.Image:
     """RGB image of `source`: a path, a `data:` or `file:` URL, encoded bytes, a file open in binary, a PIL image, an
     array or a tensor.
 
-    The first frame of an animation, rotated as its EXIF data says; 16-bit gray is scaled to 8 bits. Transparent parts
-    are laid on white, as viewers show them (the official code drops alpha and shows the colors hidden under it,
-    often black; to get that, pass `image.convert("RGB")`). Arrays are (H, W) or (H, W, C) as in numpy, tensors (H, W)
-    or (C, H, W) as in torchvision: uint8, or floats from 0 to 1 (see arrays.py). What is given stays as it is, and
-    several threads may give the same. Raises `InputError` for everything that is not an image.
+    An animation gives its first frame. The image is rotated as its EXIF data says, and 16-bit gray is scaled to 8 bits.
+    Transparent parts are laid on white, as viewers show them (the official code drops alpha and shows the colors hidden
+    under it, often black; to get that, pass `image.convert("RGB")`). Arrays are (H, W) or (H, W, C) as in numpy,
+    tensors (H, W) or (C, H, W) as in torchvision, with uint8 or with floats from 0 to 1 (see arrays.py). The source is
+    not changed, and several threads may share it. Raises `InputError` for anything that is not an image.
     """
     if isinstance(source, np.ndarray | torch.Tensor):
         return image_of(source)
@@ -77,8 +77,8 @@ class ImageProcessor:
 
     @classmethod
     def from_file(cls, path: str | Path | None, image_size: int | None = None) -> Self:
-        """Settings of `path`, or where there is none those of the released model; `image_size`, the vision encoder's,
-        is used where the file is absent or silent.
+        """The settings in `path`, or those of the released model if `path` is None. `image_size` is the size
+        of the vision encoder, which is used if the file is absent or does not set one.
 
         Raises `CheckpointError` for an unreadable file, `ConfigError` for impossible settings or a size that is not
         the encoder's.
@@ -112,7 +112,7 @@ class ImageProcessor:
         """The image with its long side scaled to S (bicubic), in the center of an S x S square of the mean color."""
         if image.mode != "RGB":
             raise InputError(f"expected an RGB image, got mode {image.mode!r}; use load_image")
-        if isinstance(image, ImageFile.ImageFile):  # not decoded yet, perhaps, and not ours alone
+        if isinstance(image, ImageFile.ImageFile):  # it may not be decoded yet, and other threads may share it
             image = copy_of(image, "the image")
         width, height = image.size
         longest, size = max(width, height), self.image_size

@@ -20,7 +20,7 @@ DEFAULT_SYSTEM_PROMPT = (
 
 
 IMAGE_KEYS = ("image", "path", "url", "base64")
-"""Where a part of type "image" may have its source, as in transformers."""
+"""Keys under which a part of type "image" may hold its source, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _limit(max_tokens: int) -> str:
 
 
 def _control_or_text(text: str, tokenizer: Tokenizer) -> Segment:
-    """A template's own word: a control token where the tokenizer has one spelled so, else text."""
+    """A word of the template: the control token with this spelling if the tokenizer has one, else text."""
     token_id = tokenizer.control_id(text)
     return text if token_id is None else Control(text, (token_id,))
 
@@ -184,7 +184,9 @@ def _control_or_text(text: str, tokenizer: Tokenizer) -> Segment:
 def _read_message(message: object, where: str) -> tuple[str, object]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where}: expected {{'role': ..., 'content': ...}}, got {type(message).__name__}")
-    given = {key for key, value in message.items() if value is not None or key == "content"}  # others: a dumped answer
+    given = {
+        key for key, value in message.items() if value is not None or key == "content"
+    }  # a dumped answer has further keys, which are None
     if given != {"role", "content"}:
         raise InputError(f"{where}: expected the keys 'role' and 'content', got {sorted(map(str, given))}")
     role = message["role"]
@@ -222,7 +224,7 @@ def _read_content(content: object, role: str, where: str, tokenizer: Tokenizer, 
 
 
 def _image_source(part: Mapping[str, Any], place: str) -> Any:
-    """What `load_image` is to load; a URL of the network is refused there."""
+    """The source for `load_image`, which refuses URLs that need the network."""
     if part["type"] != "image":
         url = _field(part, "image_url", place)
         return _field(url, "url", place) if isinstance(url, Mapping) else url

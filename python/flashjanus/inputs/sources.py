@@ -1,4 +1,4 @@
-"""Where an image may lie: a file, a URL that needs no network, an open file."""
+"""Read images from files, from open files, and from URLs that need no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flashjanus.inputs.decoding import decode
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _borrowed = threading.Lock()
-"""Held while a caller's file is read: its position is shared with every thread that was given the same one."""
+"""Held while a caller's file is read, since all threads that share the file share its position."""
 
 
 class Readable(Protocol):
@@ -31,7 +31,7 @@ class Readable(Protocol):
 
 
 Read: TypeAlias = Callable[[IO[bytes], str], Image.Image]
-"""The image in a file that can seek, which an error is to call by a name."""
+"""A function that reads the image in a seekable file. Its second argument names the file in errors."""
 
 
 def from_text(source: str, read: Read = decode) -> Image.Image:
@@ -64,7 +64,7 @@ def from_path(source: str | os.PathLike[str], read: Read = decode) -> Image.Imag
 
 
 def from_file(file: Readable) -> Image.Image:
-    """RGB image in an open file, from its start where it can seek; its position stays. Raises InputError."""
+    """RGB image in an open file. A seekable file is read from its start and keeps its position. Raises InputError."""
     shown = str(getattr(file, "name", type(file).__name__))[:200]
     try:
         data = file.getvalue() if isinstance(file, io.BytesIO) else _read(file)
@@ -92,7 +92,7 @@ def from_data_url(url: str, read: Read = decode) -> Image.Image:
 
 
 def from_base64(data: str, name: str = "the image", read: Read = decode) -> Image.Image:
-    """Image of base64 in either alphabet, wrapped, percent-encoded or without its padding. Raises InputError."""
+    """Image in base64 of either alphabet, also wrapped, percent-encoded or unpadded. Raises InputError."""
     try:
         text = b"".join(unquote_to_bytes(data).split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
         encoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)

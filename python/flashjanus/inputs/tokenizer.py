@@ -179,7 +179,7 @@ class Tokenizer:
         return int(token_id)
 
     def copied_backend(self) -> tokenizers.Tokenizer:
-        """A copy of the tokenizer below, to which tags that are spelled in a text are tags."""
+        """A copy of the underlying tokenizer that encodes tags spelled in a text as control tokens."""
         return tokenizers.Tokenizer.from_str(self._backend.to_str())
 
     def control_id(self, text: str) -> int | None:
@@ -200,7 +200,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
+        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD, and ids outside the vocabulary are dropped."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
@@ -229,7 +229,7 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skip))
 
     def finish(self) -> str:
-        """What an unfinished sequence at the end leaves: "" or U+FFFD."""
+        """The remaining text: U+FFFD for an unfinished UTF-8 sequence, else an empty string."""
         return self._utf8.decode(b"", final=True)
 
 
