@@ -29,14 +29,14 @@ def add_suites(
     suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
     latency = suites.add_parser(
         "latency",
-        help="how long each stage takes",
+        help="time each stage of the model",
         description="Time loading, the first image, the first token, and each stage of the model. If a size has "
         "several values, the first is the baseline, and the others are tried while all other sizes keep their first "
         "value.",
     )
     throughput = suites.add_parser(
         "throughput",
-        help="images and tokens per second",
+        help="measure images and tokens per second",
         description="Measure images and tokens per second at several batch sizes: images alone, answers alone, and "
         "both mixed (one flow step of all images, then 8 tokens of all conversations).",
     )
@@ -65,7 +65,7 @@ def add_suites(
         _add_peers(parser)
     ops = suites.add_parser(
         "ops",
-        help="every implementation of every op",
+        help="time every implementation of every op",
         description="Time every implementation of every op at the sizes of the model's own plans, and compare it with "
         "the ceilings of this machine, which are measured first. * marks the implementation that the plan chose.",
     )
