@@ -3,7 +3,7 @@
 records/ID.json   what the item is, with the size and SHA-256 of each of its files; written last
 images/ID.png     the images (ID.1.png, ID.2.png, ... if a row asks for several)
 manifest.jsonl    the records of all rows, in order, each with the checksum of its own file
-failures.jsonl    the rows without a record, and why they failed
+failures.jsonl    the rows that failed, and why
 batch.json        the batch's settings and progress
 """
 

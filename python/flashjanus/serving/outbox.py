@@ -18,7 +18,7 @@ Unsent = Callable[[Any, FlashJanusError], None]
 
 
 class Outbox:
-    """`put` never blocks. unsent: called on the outbox's thread with a body that cannot be sent, and the reason.
+    """`put` never blocks. unsent: called with a body that cannot be sent, and the reason, on the thread that sends.
 
     most: the largest sum of the weights that wait. encode: turns a body into bytes, on the outbox's thread or in
     `flush`.
