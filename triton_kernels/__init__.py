@@ -1,7 +1,7 @@
-"""Triton kernels. Importing this package imports no triton; each kernel's own module does.
+"""Triton kernels. Importing this package does not import triton; each kernel's own module does.
 
 A module holds @triton.jit bodies, `launch` functions on torch tensors, and `variants(capability)`: every form in which
-the released model's sizes make them compile on GPUs of that compute capability (80, 90, 100).
+the released model's sizes compile on GPUs of that compute capability (80, 90, 100).
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Any
 import torch
 
 MAX_ROW = 8192
-"""Channels of a row that a program holds in registers, 16 a thread."""
+"""Most channels of a row that a program holds in registers, 16 per thread."""
 A_THREAD = 16
-"""Elements of a tile that a thread takes, where that gives a program 1 to 16 warps."""
+"""Elements of a tile per thread, as long as a program has 1 to 16 warps."""
 
 
 def unavailable() -> str | None:
-    """None where triton is installed, else the reason in words."""
+    """None if triton is installed, else the reason in words."""
     if find_spec("triton") is None:
         return "triton is not installed: `pip install flashjanus[triton]`"
     return None
 
 
 def refuses(device: torch.device, row: int = 0) -> str | None:
-    """Why no Triton kernel can serve on `device`, or none that holds rows of `row` channels in registers; or None."""
+    """Why no Triton kernel can serve on `device`, or none that holds rows of `row` channels in registers, or None."""
     if row > MAX_ROW:
         return f"holds a row in registers: at most {MAX_ROW} channels, not {row}"
     return unavailable() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """x (*, C) as (rows, C) whose channels lie side by side: a view where the strides allow it, else a copy."""
+    """x (*, C) as (rows, C) with contiguous channels: a view if the strides allow it, else a copy."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def options(tile: int) -> dict[str, int | bool]:
-    """Launch options of a program over a tile of so many elements: products fused with sums."""
+    """Launch options of a program over a tile of `tile` elements, with fused multiply-add."""
     return {"num_warps": min(max(tile // (32 * A_THREAD), 1), 16), "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled form of a kernel: what a launch on torch's tensors would specialize on.
+    """One compiled form of a kernel, which a launch on torch's tensors would specialize to.
 
-    pointers: Triton's type by parameter name, e.g. "*bf16", taken to be aligned to 16 bytes; a parameter in `constants`
-    is a constexpr (None for an absent pointer); those in `floats` are fp32; the others are i32, multiples of 16 where
+    pointers: Triton's type by parameter name, e.g. "*bf16", assumed to be aligned to 16 bytes. A parameter in
+    `constants` is a constexpr (None for an absent pointer), those in `floats` are fp32, and the others are i32, multiples of 16 if
     they are in `divisible`.
     """
 

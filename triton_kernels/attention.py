@@ -1,8 +1,8 @@
-"""Attention of many queries a row under the one rule of engine/ops/attention.py, in Triton.
+"""Attention of many queries per row under the one rule of engine/ops/attention.py, in Triton.
 
-The online softmax of FlashAttention-2 (arXiv 2307.08691): a program holds one tile of queries and walks over the tiles
-of keys that some of them see, from the row's first visible key on, so that only the last tiles need a mask. A key that
-a query sees outside of its range, its own, is taken in after the walk.
+This is the online softmax of FlashAttention-2 (arXiv 2307.08691): a program holds one tile of queries and walks over
+the tiles of keys that at least one of them sees, starting at the row's first visible key, so that only the last tiles
+need a mask. A query's own key, which it sees even outside its range, is added after the walk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOWEST = tl.constexpr(-1e30)  # "no score yet": unlike -inf it may be subtracted
 
 @triton.jit
 def take(acc, largest, total, q, k, v, visible, scale_log2):
-    """Online softmax: (sum of p v, largest score, sum of p) with one more tile; visible None: all of it."""
+    """One step of the online softmax: (sum of p v, largest score, sum of p). visible None: all keys are visible."""
     scores = tl.dot(q, k.T, input_precision="ieee")
     if visible is not None:
         scores = tl.where(visible, scores, float("-inf"))
@@ -38,7 +38,7 @@ def attention_kernel(
     k_ptr,  # [rows, keys, kv_heads, HEAD]
     v_ptr,  # [rows, keys, kv_heads, HEAD]
     o_ptr,  # [rows, queries, heads, HEAD], contiguous
-    kv_start_ptr,  # [rows] int32; None, as the next two, where all keys are visible
+    kv_start_ptr,  # [rows] int32; None, like the next two, if all keys are visible
     kv_end_ptr,  # [rows, queries] int32
     slots_ptr,  # [rows, queries] int32
     scale_log2,  # scale * log2(e)
@@ -65,7 +65,7 @@ def attention_kernel(
     row = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
     kv_head = head * kv_heads // heads
-    # Programs start in order, and under a causal rule later queries see more: the longest first, the short fill up.
+    # Programs start in order, and under a causal rule later queries see more: the longest programs start first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     first_query = tile * BLOCK_M
     m = first_query + tl.arange(0, BLOCK_M)
@@ -105,13 +105,13 @@ def attention_kernel(
         k_at += BLOCK_N * k_token
         v_at += BLOCK_N * v_token
 
-    # Then the tiles that some see. After them, where a query's own key is out of its range, all queries' own keys.
+    # Then the tiles that some queries see. If a query's own key is out of its range, all own keys follow.
     apart = there & ((slot < start) | (slot >= end))
     seen_end = unmasked + tl.cdiv(tl.maximum(last - unmasked, 0), BLOCK_N) * BLOCK_N
     for at in range(unmasked, seen_end + tl.max(apart.to(tl.int32), 0) * BLOCK_M, BLOCK_N):
         ranged = at < seen_end
         column = n + tl.where(ranged, at, first_query + at - seen_end)
-        # What nobody sees may be NaN, and so would 0 * NaN be.
+        # A key that no query sees may be NaN, and then 0 * NaN would be NaN too.
         seen = column < tl.where(ranged, last, queries)
         key = column
         if slots_ptr is not None:
@@ -128,15 +128,15 @@ def attention_kernel(
 
 
 WIDE = (64, 64, 4, 3)
-"""Queries and keys of a tile, warps and stages on a chip whose tensor cores read shared memory. With 64 queries the 9
-tiles of 576 over 16 heads of 2 rows are 288 programs, enough to even out on 132 SMs with two each at work; 128 would
-make 160 and leave most SMs idle while the longest end."""
+"""Queries and keys per tile, warps and stages on a chip whose tensor cores read shared memory. With 64 queries, the 9
+tiles of 576 queries over 16 heads of 2 rows are 288 programs, which balance well on 132 SMs that run two each; 128
+queries would give 160 programs and leave most SMs idle while the longest finish."""
 
 
 def configuration(capability: int, head: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, Any]]:
-    """Sizes of tiles and compiler options for a compute capability (90 for 9.0), head size and dtype.
+    """Tile sizes and compiler options for a compute capability (90 for 9.0), head size and dtype.
 
-    Products of float32 run on plain cores, out of registers: smaller tiles, more threads.
+    Products of float32 run on the plain cores from registers, and need smaller tiles and more threads.
     """
     block = max(16, triton.next_power_of_2(head))
     if dtype is torch.float32:
@@ -160,11 +160,11 @@ def launch(
     *,
     scale: float,
 ) -> None:
-    """o = softmax(scale q K^T) V over the visible keys, all of them where the last three arguments are None.
+    """o = softmax(scale q K^T) V over the visible keys, or over all keys if the last three arguments are None.
 
-    q [B, N, H, D], k and v [B, S, G, D], windows of any strides with D's being 1; kv_start [B], kv_end and slots [B, N]
-    int32, tokens' stride 1; o contiguous; D <= 128, scale > 0. All on one CUDA device (or on a CPU in Triton's
-    interpreter). Arguments are checked by the op's schema.
+    q [B, N, H, D]; k and v [B, S, G, D], windows with any strides except that D's is 1; kv_start [B]; kv_end and slots
+    [B, N] int32, where the tokens' stride is 1; o contiguous; D <= 128, scale > 0. All are on one CUDA device (or on a
+    CPU in Triton's interpreter). The op's schema checks the arguments.
     """
     rows, queries, heads, head = q.shape
     major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (8, 0)
@@ -194,7 +194,7 @@ def launch(
 
 
 def variants(capability: int) -> list[Variant]:
-    """The language model's (heads of 128 under the rule) and the understanding encoder's (64, all keys visible)."""
+    """The forms of the language model (heads of 128 under the rule) and the image encoder (64, all keys visible)."""
     found = []
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         tensors = {f"{t}_ptr": f"*{name}" for t in "qkvo"}

@@ -1,7 +1,7 @@
-"""Attention of one query a row under the one rule of engine/ops/attention.py, split over keys, in Triton.
+"""Attention of one query per row under the one rule of engine/ops/attention.py, split over keys, in Triton.
 
-Flash-decoding: programs share out a row's visible keys, whose number only the device knows; each leaves its sum of
-p v, its largest score and its sum of p, and a second kernel adds them up.
+This is flash-decoding: several programs share a row's visible keys, whose number only the device knows. Each writes its
+sum of p v, its largest score and its sum of p, and a second kernel combines them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from . import Variant
 
 LOWEST = tl.constexpr(-1e30)  # "no score yet": unlike -inf it may be subtracted from itself
 MAX_SPLITS = 32
-PROGRAMS = 512  # about four for each SM: what keeps the memory busy
-KEYS = 64  # fewer for a program would not pay for its start
+PROGRAMS = 512  # about four per SM, which keeps the memory busy
+KEYS = 64  # with fewer keys, a program would not be worth its start
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -28,9 +28,9 @@ def decode_attention_kernel(
     k_ptr,  # [rows, keys, kv_heads, HEAD]
     v_ptr,  # [rows, keys, kv_heads, HEAD]
     o_ptr,  # [rows, heads, splits, HEAD], contiguous; float32 unless there is one split
-    largest_ptr,  # [rows, heads, splits] float32; None, as the next, where there is one split
+    largest_ptr,  # [rows, heads, splits] float32; None, like the next, if there is one split
     total_ptr,  # [rows, heads, splits] float32
-    kv_start_ptr,  # [rows] int32; None, as the next two, where all keys are visible
+    kv_start_ptr,  # [rows] int32; None, like the next two, if all keys are visible
     kv_end_ptr,  # [rows, 1] int32
     slots_ptr,  # [rows, 1] int32
     scale_log2,  # scale * log2(e)
@@ -72,7 +72,7 @@ def decode_attention_kernel(
     else:
         start = tl.maximum(tl.load(kv_start_ptr + row), 0)
         end = tl.minimum(tl.load(kv_end_ptr + row * end_row), keys)
-        # The first split begins with the query's own key where its range does not hold it.
+        # The first split begins with the query's own key if its range does not include it.
         slot = tl.load(slots_ptr + row * slot_row)
         apart = (split == 0) & ((slot < start) | (slot >= end))
         there = d < tl.where(apart, HEAD, 0)
@@ -117,7 +117,7 @@ def combine_kernel(
     HEAD_BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """One program a row and head; a split without keys has a total of 0 and weighs nothing."""
+    """One program per row and head. A split without keys has a total of 0 and no weight."""
     at = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, MAX_SPLITS)
     d = tl.arange(0, HEAD_BLOCK)
@@ -131,12 +131,12 @@ def combine_kernel(
 
 
 def splits_of(rows: int, heads: int, keys: int) -> int:
-    """How many programs share a row's keys, out of sizes alone: the same for every replay of a graph."""
+    """How many programs share a row's keys. It depends only on sizes, so every replay of a graph has the same."""
     return max(1, min(MAX_SPLITS, PROGRAMS // (rows * heads), keys // KEYS))
 
 
 def configuration(head: int, dtype: torch.dtype) -> dict[str, int]:
-    """Sizes of tiles for a head size and dtype, the same for every chip: one tile of keys is 16 KiB at 128."""
+    """Tile sizes for a head size and dtype, the same on every chip: at 128, one tile of keys takes 16 KiB."""
     return {"HEAD_BLOCK": triton.next_power_of_2(head), "BLOCK_N": 128 // dtype.itemsize}
 
 
@@ -151,18 +151,18 @@ def launch(
     *,
     scale: float,
 ) -> None:
-    """o = softmax(scale q K^T) V over the visible keys, all of them where the last three arguments are None.
+    """o = softmax(scale q K^T) V over the visible keys, or over all keys if the last three arguments are None.
 
-    q [B, 1, H, D], k and v [B, S, G, D], windows of any strides with D's being 1; kv_start [B], kv_end and slots [B, 1]
-    int32; o contiguous; D <= 128. All on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked
-    by the op's schema.
+    q [B, 1, H, D]; k and v [B, S, G, D], windows with any strides except that D's is 1; kv_start [B]; kv_end and slots
+    [B, 1] int32; o contiguous; D <= 128. All are on one CUDA device (or on a CPU in Triton's interpreter). The op's
+    schema checks the arguments.
     """
     rows, _, heads, head = q.shape
     splits = splits_of(rows, heads, k.shape[1])
     constants = configuration(head, q.dtype)
     partial, largest, total = o, None, None
     if splits > 1:
-        # From the caching allocator: a graph's capture keeps it in the graph's own pool, at the same place each replay.
+        # From the caching allocator: a captured graph has it in its own pool, at the same address in each replay.
         partial = torch.empty((rows, heads, splits, head), dtype=torch.float32, device=q.device)
         largest, total = torch.empty((2, rows, heads, splits), dtype=torch.float32, device=q.device)
     decode_attention_kernel[(rows * heads, splits)](

@@ -1,4 +1,4 @@
-"""Unpatchify + classifier-free guidance + one evaluation of a flow's solver + advance of the rows, in Triton."""
+"""Unpatchify, classifier-free guidance, one evaluation of a flow solver, and the advance of the rows, in Triton."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 from . import Variant
 
 BLOCK = 2048
-# No fusion: the same bits as the CPU and CUDA kernels, but in rows that are rescaled.
+# Without fused multiply-add, this gives the same bits as the CPU and CUDA kernels, except in rows that are rescaled.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 
@@ -17,7 +17,7 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 def flow_update_kernel(
     v_ptr,  # [rows + unconditional, height, width, CHANNELS * PATCH * PATCH]
     z_ptr,  # [rows, CHANNELS, height * PATCH, width * PATCH] float32, in place
-    history_ptr,  # as z
+    history_ptr,  # like z
     kept_ptr,  # [rows, height, width, CHANNELS * PATCH * PATCH], of v's type
     schedule_ptr,  # [rows, evaluations, 9] float32: FlowEvaluation of csrc/cpu/flow_update.h
     step_ptr,  # [rows] int32, advanced
@@ -93,7 +93,7 @@ def flow_update_kernel(
                 after += z_h * tl.load(history, mask=inside, other=0.0)
                 tl.store(history, h_z * before + h_w * w, mask=inside)
             tl.store(z_ptr + row * size + i, after, mask=inside)
-        # Warps drift: without the barrier one could read the step after another has advanced it.
+        # Warps run apart: without the barrier, one could read the step after another has advanced it.
         tl.debug_barrier()
         tl.store(step_ptr + row, step + 1)
 

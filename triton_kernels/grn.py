@@ -37,7 +37,7 @@ def gelu_partial_sums_kernel(
     x = tl.load(x_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
     y = (0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + first + at, y, mask=inside)
-    stored = y.to(tl.float32)  # the sums are of y as it is stored
+    stored = y.to(tl.float32)  # the sums use y as it is stored
     sums = tl.sum(stored * stored, axis=0)
     tl.store(parts_ptr + (b * tl.num_programs(0) + part) * channels + c, sums, mask=c < channels)
 
@@ -51,7 +51,7 @@ def sum_parts_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per image and block of channels. Parts are added in one order, so always to the same bits."""
+    """One program per image and block of channels. Parts are always added in the same order, so the bits are too."""
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -74,7 +74,7 @@ def grn_apply_kernel(
     BLOCK: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """One program per image and POSITIONS positions; it holds what it does to a channel in registers."""
+    """One program per image and POSITIONS positions. Each channel's factor and bias stay in registers."""
     b = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < CHANNELS
@@ -90,7 +90,7 @@ def grn_apply_kernel(
 
 
 def launch_stats(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
-    """y = gelu(x), sumsq[b, c] = sum_p y[b, p, c]^2, of y as stored; the same bits in every run.
+    """y = gelu(x), sumsq[b, c] = sum_p y[b, p, c]^2, using y as stored. Every run gives the same bits.
 
     x and y [B, P, C] in one float type, sumsq [B, C] float32, on one CUDA device (or on a CPU in Triton's interpreter).
     Arguments are checked by the op's schema.

@@ -1,4 +1,4 @@
-"""GroupNorm with SiLU or without, NHWC, in Triton: two passes over x, its statistics between them."""
+"""GroupNorm with or without SiLU, NHWC, in Triton: two passes over x, with the statistics computed in between."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ POSITIONS = 32
 BLOCK = 128
 OPTIONS = options(POSITIONS * BLOCK // 2)
 MAX_PARTS = 512
-"""Into which an image is cut, each two tiles at least; a program of the second kernel holds a group's in registers."""
+"""Most parts of an image, with at least two tiles each. A program of the second kernel holds a group's parts in registers."""
 MAX_GROUP = 16384 // MAX_PARTS
-"""Channels of a group, likewise."""
+"""Most channels of a group, for the same reason."""
 
 
 @triton.jit
@@ -27,9 +27,9 @@ def moments_kernel(
     POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per image, part (`tiles` tiles of POSITIONS positions, or what is left) and block of channels.
+    """One program per image, part (`tiles` tiles of POSITIONS positions, or the remainder) and block of channels.
 
-    Sums are of the distance to the part's first value: a large mean with a small variance would cancel.
+    Sums are of the distance to the part's first value: with a large mean and a small variance, plain sums would cancel.
     """
     part = tl.program_id(0)
     b = tl.program_id(2).to(tl.int64)
@@ -68,7 +68,7 @@ def combine_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per image and group of WIDTH channels: the moments of a union, from those of its PARTS * BLOCK sets.
+    """One program per image and group of WIDTH channels. It merges the moments of PARTS * BLOCK sets into one.
 
     Chan, Golub and LeVeque: squares = sum_i (squares_i + n_i (mean_i - mean)^2).
     """
@@ -82,7 +82,7 @@ def combine_kernel(
     squares = tl.load(at + channels, mask=inside, other=0.0)
     counts = tl.where(inside, tl.minimum(positions - part * part_positions, part_positions), 0).to(tl.float32)
     count = positions * 1.0 * WIDTH
-    # around the first mean, so that no large mean cancels
+    # relative to the first mean, so that a large mean does not cancel
     first = tl.load(parts_ptr + b * parts * 2 * channels + group * WIDTH)
     mean = first + tl.sum(counts * (means - first)) / count
     distance = means - mean
@@ -126,7 +126,7 @@ def normalize_kernel(
 def launch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor, *, groups: int, eps: float, silu: bool
 ) -> None:
-    """y = GroupNorm(x), through SiLU where `silu`; the same bits in every run.
+    """y = GroupNorm(x), followed by SiLU if `silu`. Every run gives the same bits.
 
     x and y [B, H, W, C] in one float type, weight and bias [C] float32, groups of at most MAX_GROUP channels, on one
     CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by the op's schema.

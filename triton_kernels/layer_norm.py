@@ -23,14 +23,14 @@ def layer_norm_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per row, which it holds in registers."""
+    """One program per row, held in registers."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < CHANNELS
     x = tl.load(x_ptr + row * x_stride + c, mask=inside, other=0.0)
     if delta_ptr is not None:
         delta = tl.load(delta_ptr + row * delta_stride + c, mask=inside, other=0.0)
-        # the norm is of the total as it is stored
+        # The norm uses the total as it is stored.
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
@@ -50,7 +50,7 @@ def launch(
     y: torch.Tensor,
     eps: float,
 ) -> None:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis, of x + delta = total where there is a delta.
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis; with a delta, of total = x + delta.
 
     x, delta and y [*, C] (y contiguous) in any float type, total contiguous in x's dtype, weight and bias [C] float32,
     on one CUDA device (or on a CPU in Triton's interpreter). Arguments are checked by the op's schema.
@@ -75,7 +75,7 @@ def launch(
 
 
 def variants(capability: int) -> list[Variant]:
-    """At SigLIP-L's 1024 channels."""
+    """The form for SigLIP-L's 1024 channels."""
 
     def variant(dtype: str, add: bool) -> Variant:
         pointers = {"x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": f"*{dtype}"}

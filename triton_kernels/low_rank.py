@@ -1,4 +1,4 @@
-"""What low-rank adapters add to the rows that have one, in Triton."""
+"""The contribution of low-rank adapters to the rows that have one, in Triton."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from . import Variant
 
 COLUMNS = 64
 OUTPUTS = 64
-"""Of x and of y at once. Reasoned, not measured: the factors are small, and stay in the L2 of all programs."""
+"""Columns of x and of y at a time. Chosen by reasoning, not measured: factors are small and stay in the L2 cache."""
 MAX_RANK = 128
-"""What a program holds of its tokens in registers."""
+"""The largest rank: a program holds the products of its tokens with the first factor in registers."""
 
 
 def tokens_of(tokens: int, rank: int) -> int:
-    """Tokens that a program takes: what a tensor core takes of one, and enough to read the factors seldom; with large
-    ranks fewer, which stay in registers."""
+    """Tokens per program: at least what a tensor core takes at once, and enough that the factors are read seldom. With
+    large ranks there are fewer, so that they stay in registers."""
     return 16 if tokens <= 16 else 64 if rank <= 64 else 32
 
 
@@ -47,7 +47,7 @@ def low_rank_kernel(
     OUTPUTS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """One program per row and block of tokens; it ends at once where the row has no adapter."""
+    """One program per row and block of tokens. It returns at once if the row has no adapter."""
     row = tl.program_id(0)
     slot = tl.load(adapter_ptr + row) - 1
     if slot >= 0 and slot < slots:

@@ -1,4 +1,4 @@
-"""RMSNorm, alone or after a residual add, also into 8 bits, in Triton."""
+"""RMSNorm, alone or after a residual add, optionally with 8-bit outputs, in Triton."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rms_norm_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per row, which it holds in registers."""
+    """One program per row, held in registers."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < CHANNELS
@@ -33,7 +33,7 @@ def rms_norm_kernel(
     x = tl.load(x_ptr + row * x_stride + c, mask=inside, other=0.0)
     if delta_ptr is not None:
         delta = tl.load(delta_ptr + row * delta_stride + c, mask=inside, other=0.0)
-        # the norm is of the total as it is stored
+        # The norm uses the total as it is stored.
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(total_ptr + row * CHANNELS + c, x, mask=inside)
     x = x.to(tl.float32)
@@ -53,7 +53,7 @@ def launch(
     scale: torch.Tensor | None,
     eps: float,
 ) -> None:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, of x + delta = total where there is a delta.
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis; with a delta, of total = x + delta.
 
     x and delta [*, C], y [*, C] (rows equally far apart) in any float type, total contiguous in x's dtype, weight [C]
     float32; with a scale [*] float32, y in int8 or float8_e4m3fn. On one CUDA device (or on a CPU in Triton's

@@ -9,7 +9,7 @@ import triton.language as tl
 from . import Variant, options
 
 TILE = 2048
-"""Elements of a program, where a head has no more."""
+"""Elements of a program, unless one head has more."""
 
 
 @triton.jit
@@ -103,13 +103,13 @@ def launch(
 
 
 def _tile(half: int, heads: int, kv_heads: int) -> tuple[int, int]:
-    """BLOCK and HEADS: half a head, padded to a power of two, and how many heads a program takes."""
+    """BLOCK and HEADS: half a head, padded to a power of two, and the number of heads per program."""
     block = triton.next_power_of_2(half)
     return block, max(min(TILE // (2 * block), triton.next_power_of_2(min(heads, kv_heads))), 1)
 
 
 def variants(capability: int) -> list[Variant]:
-    """At Llama's 16 heads of 128; one token a row, or any number."""
+    """The forms for Llama's 16 heads of 128: one token per row, or any number."""
     block, per_program = _tile(64, 16, 16)
     constants = {"HALF": 64, "BLOCK": block, "HEADS": per_program}
     strides = {f"{kv}_{of}_stride" for kv in "kv" for of in ("batch", "slot")}

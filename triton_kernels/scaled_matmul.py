@@ -1,4 +1,4 @@
-"""Products of rows in 8 bits with their scales in the epilogue, in Triton."""
+"""Products of 8-bit rows with their scales applied in the epilogue, in Triton."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from . import Variant
 from .quantize_rows import eight_bits
 
 GROUP = 8
-"""Tiles of rows that are worked on together, so that tiles of the weight stay in the L2."""
+"""Tiles of rows that are processed together, so that tiles of the weight stay in the L2 cache."""
 FEW = (16, 64, 256, 4, 4)
 SOME = (64, 128, 128, 4, 3)
 MANY = (128, 128, 128, 8, 3)
 """Rows, outputs and columns of a tile, warps and stages: for up to 16 rows, up to 64, and any number.
 
-Reasoned, not measured. Few rows wait for the weight: long columns keep many bytes of it on their way, and narrow tiles
-of outputs give an H200's 132 SMs something each. Many are bound by the tensor cores, which on Hopper want 64 rows a
-warp group; of 128 x 128 outputs in int8 two programs fit into an SM, and one multiplies while the other stores.
+Chosen by reasoning, not measured. With few rows, the kernel waits for the weight: long columns keep many bytes in
+flight, and narrow tiles of outputs give each of an H200's 132 SMs some work. With many rows, the tensor cores are the
+limit. On Hopper they want 64 rows per warp group, and two programs with 128 x 128 outputs in int8 fit into an SM, so
+that one multiplies while the other stores.
 """
 
 
 def configuration(rows: int) -> tuple[dict[str, int], dict[str, int | bool]]:
-    """Sizes of a tile and launch options for so many rows."""
+    """Tile sizes and launch options for `rows` rows."""
     tile = next((tile for tile in (FEW, SOME) if rows <= tile[0]), MANY)
     sizes = dict(zip(("ROWS", "OUTPUTS", "COLUMNS"), tile[:3], strict=True))
     return sizes, {"num_warps": tile[3], "num_stages": tile[4], "enable_fp_fusion": True}
@@ -46,7 +47,7 @@ def scaled_matmul_kernel(
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One program per tile of y, in columns of GROUP tiles."""
+    """One program per tile of y, ordered in columns of GROUP tiles."""
     tiles_down, tiles_across = tl.cdiv(rows, ROWS), tl.cdiv(outputs, OUTPUTS)
     first = tl.program_id(0) // (GROUP * tiles_across) * GROUP
     height = tl.minimum(tiles_down - first, GROUP)
@@ -54,7 +55,7 @@ def scaled_matmul_kernel(
     r = (first + within % height) * ROWS + tl.arange(0, ROWS)
     o = within // height * OUTPUTS + tl.arange(0, OUTPUTS)
     k = tl.arange(0, COLUMNS)
-    # rows beyond the last are read again and never stored: no masks in the loop
+    # Rows beyond the last read the last row again and are never stored, so the loop needs no masks.
     q_at = q_ptr + (tl.minimum(r, rows - 1).to(tl.int64) * columns)[:, None] + k[None, :]
     w_at = weight_ptr + (tl.minimum(o, outputs - 1).to(tl.int64) * columns)[None, :] + k[:, None]
     INTEGERS: tl.constexpr = q_ptr.dtype.element_ty == tl.int8
@@ -66,7 +67,7 @@ def scaled_matmul_kernel(
             inside = k < columns - start
             q = tl.load(q_at + start, mask=inside[None, :], other=0.0)
             w = tl.load(w_at + start, mask=inside[:, None], other=0.0)
-        # Hopper's tensor cores keep 14 bits of a sum of fp8: into float32 after every tile
+        # Hopper's tensor cores sum fp8 products with only 14 bits, so add to float32 after every tile.
         sums = tl.dot(q, w, sums, out_dtype=tl.int32) if INTEGERS else tl.dot(q, w, sums, max_num_imprecise_acc=COLUMNS)
     y = sums.to(tl.float32) * tl.load(q_scale_ptr + r, mask=r < rows, other=0.0)[:, None]
     y *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[None, :]
@@ -112,7 +113,7 @@ def launch(
 
 
 def variants(capability: int) -> list[Variant]:
-    """The forms of the released model's linears: K is 2048 or 5632, the rows are any number."""
+    """The forms of the released model's linears: K is 2048 or 5632, and the number of rows is arbitrary."""
     return [
         Variant(
             f"{tile['ROWS']}-{of}-{y}",

@@ -1,4 +1,4 @@
-"""Gated SiLU, also into 8 bits, in Triton."""
+"""Gated SiLU, optionally with 8-bit outputs, in Triton."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def silu_mul_kernel(
 
 
 def launch(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-    """y = silu(gate) * up, the halves of x's last axis; with a scale [*] float32, y in int8 or float8_e4m3fn.
+    """y = silu(gate) * up, the two halves of x's last axis. With a scale [*] float32, y is int8 or float8_e4m3fn.
 
     x [*, 2 C] and y [*, C] (contiguous) in any float type, on one CUDA device (or on a CPU in Triton's interpreter).
     Arguments are checked by the op's schema.

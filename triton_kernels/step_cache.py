@@ -1,4 +1,4 @@
-"""What layers add, kept in one of two slots or recalled from both, in Triton."""
+"""Stores what layers add in one of two slots, or recalls it from both, in Triton."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def launch(
     step: torch.Tensor,
     y: torch.Tensor,
 ) -> None:
-    """y = total, slot_s = total - x; or y = x + w_0 slot_0 + w_1 slot_1 in rows that recall, all of them without total.
+    """y = total, slot_s = total - x; in rows that recall (without total, all rows), y = x + w_0 slot_0 + w_1 slot_1.
 
     x [R, N, C], total and y [B, N, C], slots [B, N, C] in any float types, lines [R, K, 4] float32, step [R] int32, B
     rows being R images and then unconditional branches of the first of them, all contiguous, on one CUDA device (or on
