@@ -49,8 +49,8 @@ class Variant:
     """One compiled form of a kernel, which a launch on torch's tensors would specialize to.
 
     pointers: Triton's type by parameter name, e.g. "*bf16", assumed to be aligned to 16 bytes. A parameter in
-    `constants` is a constexpr (None for an absent pointer), those in `floats` are fp32, and the others are i32, multiples of 16 if
-    they are in `divisible`.
+    `constants` is a constexpr (None for an absent pointer), those in `floats` are fp32, and the others are i32,
+    multiples of 16 if they are in `divisible`.
     """
 
     name: str

@@ -12,7 +12,7 @@ POSITIONS = 32
 BLOCK = 128
 OPTIONS = options(POSITIONS * BLOCK // 2)
 MAX_PARTS = 512
-"""Most parts of an image, with at least two tiles each. A program of the second kernel holds a group's parts in registers."""
+"""Most parts of an image, each at least two tiles. A program of the second kernel holds a group's in registers."""
 MAX_GROUP = 16384 // MAX_PARTS
 """Most channels of a group, for the same reason."""
 

@@ -1,4 +1,4 @@
-// What the files of this folder share. They are the only ones that see pybind11.
+// Shared by the files of this folder, which are the only ones that use pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>

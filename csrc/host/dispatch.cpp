@@ -77,7 +77,7 @@ bool amx_built() {
 
 #ifdef FLASHJANUS_AMX
 // CPUID leaf 7: AMX-BF16, AMX-TILE and AMX-INT8, AVX512-VNNI; AVX512-BF16 in its subleaf 1. The tiles' state is so
-// large that Linux gives it to a process only when asked.
+// large that Linux grants it to a process only on request.
 static bool tiles_granted() {
     constexpr unsigned kTileFeatures = 1u << 22 | 1u << 24 | 1u << 25, kVnni = 1u << 11, kAvx512Bf16 = 1u << 5;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;

@@ -10,10 +10,10 @@ inline constexpr int kIsaCount = 3;
 
 const char* name(Isa isa);
 bool built(Isa isa);      // compiled into this module
-bool available(Isa isa);  // built, and this machine executes it
+bool available(Isa isa);  // built, and executable on this machine
 Isa best();               // the widest available one
 bool amx_built();
-bool amx_available();  // and the operating system lets this process use the tiles
+bool amx_available();  // also whether the operating system lets this process use the tiles
 
 #define FLASHJANUS_DECLARE(kernel, Params) Refusal kernel(const Params& params, Isa isa);
 FLASHJANUS_CPU_KERNELS(FLASHJANUS_DECLARE)

@@ -1,7 +1,8 @@
-// What the kernels' threads know of the machine around them. Where other work presses on their cores, threads that wait
-// for each other by spinning keep each other from running: a loop of microseconds then takes as long as a scheduler's
-// time slice. So how long the threads of this process's teams wait for their cores is measured while kernels run, and
-// where that is much, small loops stay on the calling thread, and the runtime's threads give up their cores at once.
+// Adapts the kernels' threads to the load on the machine. Where other processes compete for the cores, threads that
+// wait for each other by spinning keep each other from running: a loop of microseconds then takes as long as a
+// scheduler's time slice. While kernels run, this file therefore measures how long the threads of this process's teams
+// wait for their cores. If that is long, small loops stay on the calling thread, and the runtime's threads give up
+// their cores at once.
 #include "host/threads.h"
 
 #include <atomic>
@@ -26,8 +27,8 @@
 namespace flashjanus::cpu {
 namespace {
 
-// The work that is worth another thread, in nanoseconds: where threads spin for each other, and where one may have to
-// wait for a time slice of the scheduler's.
+// The least work that is worth another thread, in nanoseconds: where threads spin for each other, and where one may
+// have to wait for a time slice.
 constexpr double kWorth = 2e3, kWorthPressed = 8e6;
 std::atomic<double> forced_worth{-1.0};
 
@@ -37,14 +38,14 @@ std::atomic<double> forced_worth{-1.0};
 namespace {
 
 constexpr int64_t kMillisecond = 1000000;
-constexpr int64_t kBetween = 4 * kMillisecond;  // looks at the scheduler's counters
+constexpr int64_t kBetween = 4 * kMillisecond;  // between two looks at the scheduler's counters
 constexpr int64_t kWindow = 40 * kMillisecond;  // over which they are compared
 constexpr double kShare = 0.4;  // of the window that threads wait for cores: less costs less than doing without threads
-constexpr int64_t kHold = 50 * kMillisecond;           // pressed for so long, then tried again
-constexpr int64_t kLongestHold = 3200 * kMillisecond;  // twice as long each time that the trial fails
-constexpr int64_t kTrial = 200 * kMillisecond;         // without press for so long, or for the last hold: it succeeded
-constexpr int64_t kGrace = 40 * kMillisecond;          // of a trial, until the scheduler has spread woken threads
-constexpr size_t kMostMembers = 16;  // threads that are watched: each look costs a microsecond or two for each
+constexpr int64_t kHold = 50 * kMillisecond;           // pressed for this long, then comes a trial
+constexpr int64_t kLongestHold = 3200 * kMillisecond;  // a failed trial doubles the hold, up to this
+constexpr int64_t kTrial = 200 * kMillisecond;  // a trial succeeds after this long, or the last hold, without press
+constexpr int64_t kGrace = 40 * kMillisecond;   // of a trial, until the scheduler has spread woken threads
+constexpr size_t kMostMembers = 16;             // watched threads: each look costs one or two microseconds per thread
 
 int64_t now() {
     timespec time;
@@ -52,8 +53,9 @@ int64_t now() {
     return time.tv_sec * 1000 * kMillisecond + time.tv_nsec;
 }
 
-// GNU's runtime lets a waiting thread spin for milliseconds, or where it manages more threads than there are cores, for
-// microseconds (the manual's GOMP_SPINCOUNT). While this object is there it manages some more, which sleep.
+// GNU's runtime lets a waiting thread spin for milliseconds or, if it manages more threads than there are cores, for
+// microseconds (see GOMP_SPINCOUNT in its manual). While this object exists, it manages additional threads, which
+// sleep.
 class Ballast {
  public:
     explicit Ballast(int32_t threads) : thread_([this, threads] { hold(threads); }) {
@@ -79,7 +81,7 @@ class Ballast {
         std::unique_lock<std::mutex> lock(mutex_);
         changed_.wait(lock, [this] { return released_; });
     }
-    // A region that is empty would be left out.
+    // The compiler would drop an empty region.
     static void join_nothing() {
         asm volatile("" ::: "memory");
     }
@@ -90,7 +92,7 @@ class Ballast {
     std::thread thread_;  // last: it uses the others
 };
 
-// Of this process. Never destroyed: threads may end after the process began to.
+// One per process. It is never destroyed, because threads may end after the process has begun to.
 struct Watch {
     std::mutex mutex;
     std::vector<int> members;             // the scheduler's counters of watched threads, as open files
@@ -102,7 +104,7 @@ struct Watch {
     int64_t until = 0, released = 0, held = kHold;
     Ballast* ballast = nullptr;
 
-    // Nanoseconds for which the watched threads were ready to run and did not.
+    // Nanoseconds for which the watched threads were ready to run but did not run.
     int64_t waiting() const {
         int64_t total = 0;
         for (const int file : members) {
@@ -191,7 +193,7 @@ class Member {
 void before_fork() {
     Watch& all = watch();
     all.mutex.lock();
-    delete all.ballast;  // its threads would be counted in the child, and are not there
+    delete all.ballast;  // the child would count its threads, which do not exist there
     all.ballast = nullptr;
     all.pressed = false;
 }
@@ -213,7 +215,7 @@ Watch& watch() {
 
 thread_local Member this_thread;
 
-// Every thread of this thread's team is watched, also where the kernels' own loops are too small for it.
+// Watches every thread of this thread's team, even if the kernels' own loops are too small to use it.
 void watch_team(int32_t threads) {
     thread_local uint32_t changes = 0;
     thread_local int32_t size = 0;

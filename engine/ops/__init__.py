@@ -1,4 +1,4 @@
-"""The fused ops, one file each: importing this package registers all that its folder holds."""
+"""The fused ops, one per file. Importing this package registers every op in its folder."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -6,7 +6,7 @@ from . import all_ops
 
 
 def table() -> str:
-    """One line per op that has more than torch's implementation: all of them, the preferred first."""
+    """One line per op that has an implementation besides torch's, listing all of them, the preferred one first."""
     lines = ["| op | implementations, the preferred first |", "| --- | --- |"]
     lines += [
         f"| `{op.name}` | {', '.join(op.implementations)} |" for op in all_ops().values() if len(op.implementations) > 1

@@ -5,8 +5,8 @@ left padding, cached prefixes, prefix-only tokens (kv_end = end of the prefix) a
 the block for every token in it) are all choices of these numbers. A query always sees its own key, so no row of the
 softmax is empty, padding included. Without the index arguments every query sees every key.
 Grouped heads: head h reads key/value head h * G // H.
-causal=True tells beforehand what the numbers say: a row's slots follow one another, and every query sees kv_start up
-to its own slot. Libraries that have no such rule can then serve.
+causal=True states in advance what the numbers say: a row's slots are consecutive, and every query sees kv_start up to
+its own slot. This lets libraries serve that have no general rule.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def reference(
     if kv_start is not None and kv_end is not None and slots is not None:
         mask = visible(kv_start, kv_end, slots, torch.arange(k.shape[1], device=k.device))
         scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        seen = mask.any(1)  # keys that nobody sees may hold anything, NaN included
+        seen = mask.any(1)  # keys that no query sees may hold anything, NaN included
         v = v.masked_fill(~seen[:, :, None, None], 0.0)
         scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
     return torch.einsum("bhns,bshd->bnhd", scores.softmax(-1), v)
@@ -58,7 +58,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """Upper bound: as if every query saw every key."""
+    """Upper bound, computed as if every query saw every key."""
     return 4 * elements(bound, "B", "N", "H", "S", "D")
 
 
@@ -80,7 +80,7 @@ OP = register(
 
 
 MAX_HEAD = 256
-"""kMaxHead of csrc/cpu/decode_attention.h."""
+"""Limit: kMaxHead of csrc/cpu/decode_attention.h."""
 
 
 def _refuses_query_by_query(specs: Sequence[TensorSpec | None]) -> str | None:
@@ -190,7 +190,7 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 def one(specs: Sequence[TensorSpec | None]) -> bool:
-    """True for one query a row."""
+    """True for one query per row."""
     return specs[0] is not None and static(specs[0].shape[1]) == 1
 
 
@@ -260,7 +260,7 @@ def run_flash_attn(
     seen = flash_attn_with_kvcache(
         q, k, v, cache_seqlens=lengths, cache_leftpad=kv_start.contiguous(), softmax_scale=scale, causal=True
     )
-    # a query before its row's first key sees only itself; the library gives it zeros
+    # A query before its row's first key sees only itself, but the library gives it zeros.
     row = torch.arange(len(q), device=q.device)[:, None]
     own = v[row, slots.long()].repeat_interleave(q.shape[2] // v.shape[2], dim=2)
     torch.where((slots < kv_start[:, None])[:, :, None, None], own, seen, out=o)
@@ -311,7 +311,7 @@ def run_torch(
 ) -> None:
     if kv_start is None or kv_end is None or slots is None:
         _attend(q, k, v, None, o, scale)
-    elif dims.readable(q):  # row by row, each on its own keys: what lies in front of them takes no work
+    elif dims.readable(q):  # row by row, each on its own keys, so that the keys before them cost nothing
         for b in range(len(q)):
             row = slice(b, b + 1)
             first, end = torch.minimum(kv_start[b], slots[b].min()), torch.maximum(kv_end[b].max(), slots[b].max() + 1)
@@ -330,7 +330,7 @@ def run_torch(
 
 
 def _without(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Keys or values with zeros where no query looks: what lies there may be NaN, and 0 * NaN is NaN."""
+    """Keys or values with zeros where no query looks. These may be NaN, and 0 * NaN is NaN."""
     return x.masked_fill(~seen[:, :, None, None], 0.0)
 
 

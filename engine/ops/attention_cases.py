@@ -1,4 +1,4 @@
-"""The rule by which queries see keys, and calls of the attention op in which it decides."""
+"""The rule for which keys a query sees, and calls of the attention op whose results depend on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def example(
     kv_heads: int,
     head_dim: int,
     rule: str,
-    starts: Sequence[int] = (),  # of the first rows; others are drawn
+    starts: Sequence[int] = (),  # those of the first rows; the others are drawn
 ) -> Call:
     q = normal(generator, b, n, heads, head_dim, dtype=dtype)
     k, v = (normal(generator, b, s, kv_heads, head_dim, dtype=dtype) for _ in range(2))
@@ -47,7 +47,7 @@ def example(
         "block": torch.where(torch.arange(n) >= n // 2, s, slots + 1).int(),
     }.get(rule, slots + 1)
     unseen = ~visible(start, end, slots, torch.arange(s)).any(1)
-    for t in (k, v):  # a slot that nobody sees may hold anything
+    for t in (k, v):  # a slot that no query sees may hold anything
         t[unseen] = torch.nan
     return Call((q, k, v, start, end, slots), attrs)
 

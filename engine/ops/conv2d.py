@@ -1,7 +1,7 @@
 """y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN).
 
-On a GPU cuDNN writes straight into y. torch's own convolution makes a tensor, and the copy out of it would be a node of
-its own in a graph, one that no kernel may follow early.
+On a GPU, cuDNN writes straight into y. torch's own convolution allocates its result, and the copy out of it would be
+an extra node in a CUDA graph, after which no kernel can start early.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ OP = register(
 
 
 SEARCH = False
-"""Let cuDNN time its plans for a size the first time that it meets it, whatever torch.backends.cudnn.benchmark says."""
+"""Let cuDNN time its plans when it first meets a size, whatever torch.backends.cudnn.benchmark says."""
 
 
 def _refuses_cudnn(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

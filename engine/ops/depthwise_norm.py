@@ -1,4 +1,4 @@
-"""y = RMSNorm(depthwise7x7(x) + b) over channels: the front of a ConvNeXt block, NHWC, zero padding 3."""
+"""y = RMSNorm(depthwise7x7(x) + b) over channels: the first part of a ConvNeXt block, NHWC, zero padding 3."""
 
 from __future__ import annotations
 
@@ -124,5 +124,5 @@ def run_torch(
     eps: float,
     dtype: torch.dtype,
 ) -> None:
-    # in x's dtype: a float32 stream is neither rounded before the convolution nor between it and the norm
+    # In x's dtype: a float32 stream is rounded neither before the convolution nor between it and the norm.
     y.copy_(normalize(depthwise(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), norm, eps))

@@ -1,10 +1,10 @@
 """z = z_z z + z_w w + z_h h, h = h_z z + h_w w, step += 1: one evaluation of a flow's solver, in place.
 
-w is the guided velocity g v_cond - (g - 1) v_uncond of a row, unpatchified; h is what its solver remembers; the
-coefficients are those of its schedule at its own step. Rows b < R of v are conditional; row R + r is the unconditional
-branch of image r, for the first B - R images; the others, and rows whose g is 1 now, take no guidance. A row whose
-step has reached its number of steps is left as it is. Arithmetic is in z's dtype: float32, or bfloat16 rounded after
-every operation.
+w is the guided velocity g v_cond - (g - 1) v_uncond of a row, unpatchified; h is the solver's history; the coefficients
+come from the row's schedule at its own step. Rows b < R of v are conditional. Row R + r is the unconditional branch of
+image r, for the first B - R images; the other images, and rows whose g is 1 at this step, take no guidance. A row whose
+step has reached its number of steps is left unchanged. Arithmetic is in z's dtype: float32, or bfloat16 with rounding
+after every operation.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from .base import Bound, Call, Op, Schema, normal, register
 from .dims import branches_of_rows, elements
 
 MAX_PATCH_VALUES = 4096
-"""kMaxPatchValues of csrc/cpu/flow_update.h."""
+"""Limit: kMaxPatchValues of csrc/cpu/flow_update.h."""
 
 
 class Evaluation(NamedTuple):
-    """A row's numbers for one evaluation, the columns of `schedule`: FlowEvaluation of csrc/cpu/flow_update.h."""
+    """A row's numbers for one evaluation: the columns of `schedule`, and FlowEvaluation of csrc/cpu/flow_update.h."""
 
     z_z: float = 1.0
     z_w: float = 0.0
     z_h: float = 0.0
     h_z: float = 0.0
     h_w: float = 0.0
-    """Where z_h, h_z and h_w are all 0, h is neither read nor written."""
+    """If z_h, h_z and h_w are all 0, h is neither read nor written."""
     guidance: float = 1.0
     rescale: float = 0.0
-    """w is drawn by this share toward the standard deviation of v_cond over the image (Lin et al. 2023)."""
+    """The share by which w is rescaled toward the standard deviation of v_cond over the image (Lin et al. 2023)."""
     reuse: float = 0.0
-    """Not 0: v_uncond is the one that is kept."""
+    """Not 0: use the stored v_uncond."""
     keep: float = 0.0
-    """Not 0: v_uncond is kept."""
+    """Not 0: store v_uncond."""
 
 
 COLUMNS = len(Evaluation._fields)
@@ -98,7 +98,7 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
 
 
 def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """Euler's: neither history nor what is kept."""
+    """The bytes of Euler's method, which needs neither history nor a stored v_uncond."""
     velocities, latents = elements(bound, "B", "H", "W", "E"), elements(bound, "R", "C", "Y", "X")
     return int(velocities * bound["T"].itemsize + latents * bound["Z"].itemsize)
 
@@ -106,7 +106,7 @@ def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, h: int, w: int, c: int, p: int
 ) -> Call:
-    """Rows in turns: Euler's; with history, v_uncond kept; the same reused and rescaled; without guidance."""
+    """Rows in turns: Euler's; with history, storing v_uncond; the same, reusing it and rescaled; without guidance."""
     v = normal(generator, images + guided, h, w, c * p * p, dtype=dtype)
     z, history = (normal(generator, images, c, h * p, w * p) for _ in range(2))
     kept = normal(generator, images, h, w, c * p * p, dtype=dtype)
@@ -177,7 +177,7 @@ def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], at
 
 
 def arguments(*tensors: torch.Tensor) -> dict[str, Any]:
-    """Members of FlowUpdateParams for the op's arguments, all of them contiguous."""
+    """Members of FlowUpdateParams for the op's arguments, made contiguous."""
     v, z, _, _, schedule, _, _ = tensors
     branches, height, width, _ = v.shape
     rows, channels = z.shape[:2]

@@ -1,7 +1,7 @@
 """Global response normalization in two passes: GELU with the sums of squares per channel, then the scaling.
 
 y = gelu(x), s_c = sum_p y_pc^2;  then  n_c = sqrt(s_c) / (mean_c sqrt(s_c) + 1e-6),  o = bias + (weight n_c + 1) y.
-An image's sums run over all its positions, so the scaling cannot start before they are complete: hence two ops.
+An image's sums run over all its positions, so scaling cannot start before they are complete: there are two ops.
 """
 
 from __future__ import annotations

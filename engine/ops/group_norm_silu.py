@@ -66,7 +66,7 @@ OP = register(
 
 
 MAX_GROUPS = 128
-"""kMaxNormGroups of csrc/cpu/group_norm_silu.h."""
+"""Limit: kMaxNormGroups of csrc/cpu/group_norm_silu.h."""
 
 
 def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -106,7 +106,7 @@ def run_native(
 
 
 MAX_TRITON_GROUP = 32
-"""MAX_GROUP of triton_kernels/group_norm_silu.py."""
+"""Limit: MAX_GROUP of triton_kernels/group_norm_silu.py."""
 
 
 def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:

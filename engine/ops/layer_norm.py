@@ -28,7 +28,7 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
 
 def _register(adds: bool) -> None:
     def tensors(arguments: tuple[torch.Tensor, ...]) -> tuple[Any, Any, Any, Any, Any, Any]:
-        """x, delta, weight, bias, total, y; None for those of an add where there is none."""
+        """x, delta, weight, bias, total, y; delta and total are None for a norm without an add."""
         x, *delta, weight, bias = arguments[: 4 if adds else 3]
         return x, delta[0] if adds else None, weight, bias, arguments[4] if adds else None, arguments[-1]
 

@@ -1,4 +1,4 @@
-"""Changes of layout and dtype at the borders of a program: NCHW latents and pixels against NHWC activations."""
+"""Changes of layout and dtype at a program's inputs and outputs: NCHW latents and pixels, NHWC activations."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ ADD = register(
         example_add,
     )
 )
-"""o = x + y; a y that all rows share (position embeddings) is a view with stride 0."""
+"""o = x + y. A y that all rows share (position embeddings) is a view with stride 0."""
 
 
 @ADD.implementation("torch")

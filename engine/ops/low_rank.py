@@ -1,13 +1,13 @@
 """y[b] += scale[s] (p(x[b]) a[s]) b[s], s = adapter[b] - 1: what a low-rank adapter adds to a linear, by row.
 
-Slots hold adapters, numbered from 1; a row whose adapter is none of them (0) keeps its bits, and costs nothing. p is
-RMSNorm where there is a norm, silu(gate) * up where `gated`, else p(x) = x. A linear may stack several projections of
-the same input: then a has the columns of each beside the others', R for each, y has `first` columns of the first and
-the rest in equal parts of the others, and each part reads its own columns of p(x) a. ranks says how many of the R are
-not zero.
+Slots hold adapters and are numbered from 1; a row without an adapter (0) keeps its bits and costs nothing. p is
+RMSNorm if there is a norm, silu(gate) * up if `gated`, and else p(x) = x. A linear may stack several projections of the
+same input: then a has the columns of all parts side by side, R for each; y has `first` columns for the first part, and
+the others share the rest equally; and each part reads its own columns of p(x) a. ranks says how many of the R are not
+zero.
 
-What follows the linear may be fused with it only where the order of the two sums does not matter: the update of a
-linear that is added to a residual stream is added to the stream, before the linear is.
+The op after the linear may be fused with it only where the order of the two sums does not matter: if a linear is added
+to a residual stream, its update is added to the stream before the linear is.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .dims import elements
 from .refusals import floats, rounds_once
 
 MAX_RANK = 1024
-"""kMaxRank of csrc/cpu/low_rank.h."""
+"""Limit: kMaxRank of csrc/cpu/low_rank.h."""
 MAX_TRITON_RANK = 128
-"""MAX_RANK of triton_kernels/low_rank.py, which imports triton."""
+"""Limit: MAX_RANK of triton_kernels/low_rank.py, which imports triton."""
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
-    """Nothing; refuses sizes that do not go together."""
+    """Derives no sizes; refuses sizes that do not fit together."""
     columns, parts, rank, outputs = (bound[name] for name in "KPRM")
     expected = columns * (2 if attrs["gated"] else 1)
     if bound["C"] != expected:
@@ -47,7 +47,7 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
 
 
 def widths(first: int, parts: int, outputs: int) -> list[int]:
-    """Outputs of each part."""
+    """The number of outputs of each part."""
     return [first, *[(outputs - first) // max(1, parts - 1)] * (parts - 1)]
 
 
@@ -83,12 +83,12 @@ def reference(
 
 
 def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """Of all rows, as if each had an adapter of the largest rank."""
+    """FLOPs of all rows, as if each had an adapter of the largest rank."""
     return 2 * elements(bound, "B", "N") * (elements(bound, "K", "Q") + elements(bound, "R", "M"))
 
 
 def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """x once, y twice, and an adapter for each row while there are as many."""
+    """x once, y twice, and an adapter for each row, as long as there are that many."""
     rows, slots = int(bound["B"]), int(bound["S"])
     factors = (elements(bound, "K", "Q") + elements(bound, "R", "M")) * bound["T"].itemsize
     of_row = elements(bound, "N", "C") * bound["X"].itemsize + 2 * elements(bound, "N", "M") * bound["Y"].itemsize
@@ -107,7 +107,7 @@ def example(
     gated: bool = False,
     apart: int = 0,
 ) -> Call:
-    """Three slots: of all ranks, of one less, and of none in the last part. apart: columns between y's rows."""
+    """Three slots: with all ranks, with one fewer, and with none in the last part. apart: columns between y's rows."""
     rows, parts, width, slots = len(adapters), len(outputs), sum(outputs), 3
     x = normal(generator, rows, n, 2 * k if gated else k, dtype=torch.float32 if norm else dtype)
     weight = 1 + 0.3 * normal(generator, k) if norm else None
@@ -146,7 +146,7 @@ OP = register(
 
 
 def _large(specs: Sequence[TensorSpec | None], most: int) -> str | None:
-    """Why a kernel that holds what `most` ranks give of its tokens takes no more, or None."""
+    """Why a kernel that has room for ranks of at most `most` cannot serve, or None."""
     rank = static(specs[6].shape[1]) if specs and specs[6] is not None else 0
     return f"has room for ranks of at most {most}, not {rank}" if rank > most else None
 
@@ -241,7 +241,7 @@ def run_torch(
     gated: bool,
     eps: float,
 ) -> None:
-    # all rows, whoever has an adapter: the host may not look at a device's numbers
+    # All rows, with or without an adapter: the host must not read values from a device.
     rank = static(b.shape[1])
     has = ((adapter >= 1) & (adapter <= len(a)))[:, None, None]
     slot = (adapter - 1).clamp(0, len(a) - 1).long()

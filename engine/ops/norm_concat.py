@@ -63,7 +63,7 @@ OP = register(
 
 
 def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
-    """The right part of o."""
+    """Fill the right part of o."""
     images, channels = len(skip), o.shape[-1] - skip.shape[-1]
     o[:images, :, channels:].copy_(skip)
     o[images:, :, channels:].copy_(skip[: len(o) - images])

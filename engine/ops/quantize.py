@@ -1,4 +1,4 @@
-"""What the ops that end in rows of 8 bits share (see formats/rows.py): reasons to refuse, and cases."""
+"""Shared by the ops whose outputs are 8-bit rows (see formats/rows.py): reasons to refuse, and cases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..device.capabilities import no_e4m3
 from ..specs import TensorSpec, static
 
 MAX_CHANNELS = 8192
-"""kMaxQuantizedChannels of csrc/kernel.h."""
+"""Limit: kMaxQuantizedChannels of csrc/kernel.h."""
 
 
 def too_many_channels(channels: int) -> str | None:
-    """Why a native kernel cannot quantize rows of so many channels, or None."""
+    """Why a native kernel cannot quantize rows of that many channels, or None."""
     return f"quantizes rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
 
 
@@ -28,7 +28,7 @@ def _channels(specs: Sequence[TensorSpec | None], inputs: int) -> int:
 def refuses_native(
     device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
 ) -> str | None:
-    """Why a native kernel cannot quantize what it makes of the first argument, `inputs` values a channel, or None."""
+    """Why a native kernel cannot quantize its result for the first argument, `inputs` values per channel, or None."""
     channels = _channels(specs, inputs)
     if attrs.get("dtype", torch.int8) is not torch.int8:
         return f"quantizes to int8, not to {attrs['dtype']}"
@@ -38,13 +38,13 @@ def refuses_native(
 def refuses_triton(
     device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
 ) -> str | None:
-    """The same of a Triton kernel, which holds a row of channels in registers."""
+    """The same for a Triton kernel, which holds a row of channels in registers."""
     e4m3 = attrs.get("dtype") is torch.float8_e4m3fn
     return triton_kernels.refuses(device, _channels(specs, inputs)) or (no_e4m3(device) if e4m3 else None)
 
 
 def with_edges(x: torch.Tensor) -> torch.Tensor:
-    """x (rows, 3, C), rows >= 2, in place: the first rows get zeros, an outlier, a NaN, an infinity, minute values."""
+    """Change x (rows, 3, C), rows >= 2, in place: the first rows get zeros, an outlier, NaN, infinity, tiny values."""
     rows = x.flatten(0, 1)
     rows[0] = 0
     rows[1, -1] = 1000

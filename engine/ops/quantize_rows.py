@@ -1,7 +1,7 @@
-"""Rows into 8 bits with a scale for each: see formats/rows.py. `dtype` is q's.
+"""Quantizes rows to 8 bits with one scale per row: see formats/rows.py. `dtype` is q's.
 
-Inputs of a `linear` that multiplies 8 bits by 8 bits, where no op that ends in them writes them: attention's output is
-made head by head.
+The result is the input of a `linear` that multiplies 8 bits by 8 bits, if the op before it cannot write 8 bits itself.
+Attention cannot, because its output is made head by head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reasons to refuse that several ops' kernels share, and what may be tuned of them."""
+"""Reasons to refuse that several ops' kernels share, and their tunable settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..specs import TensorSpec, static
 from .base import Refusal, Tunable
 
 MAX_NORM_CHANNELS = 2048
-"""kMaxNormChannels of csrc/kernel.h."""
+"""Limit: kMaxNormChannels of csrc/kernel.h."""
 WARPS = (Tunable("flashjanus.triton_kernels", "A_THREAD", (8, 32)),)
-"""Of Triton kernels whose programs take a row each."""
+"""Settings of Triton kernels whose programs take one row each."""
 
 
 def rounds_once(weight: TensorSpec | None) -> str | None:
     """Why a kernel that computes in float32 and rounds only what it stores cannot take this weight or table, or None.
 
-    Beside bfloat16 weights torch rounds every step to bfloat16.
+    With bfloat16 weights, torch rounds every step to bfloat16.
     """
     if weight is None or weight.dtype is torch.float32:
         return None
@@ -29,15 +29,15 @@ def rounds_once(weight: TensorSpec | None) -> str | None:
 
 
 def floats(specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> list[torch.dtype]:
-    """The floating dtypes of a call's arguments, and that of its output where an attribute names it."""
+    """The floating dtypes of a call's arguments, and of its output if an attribute names it."""
     dtypes = [spec.dtype for spec in specs if spec is not None and spec.dtype.is_floating_point]
     return dtypes + ([attrs["dtype"]] if "dtype" in attrs else [])
 
 
 def native_for_f32(index: int, of_device: Callable[..., str | None] = native.refuses) -> Refusal:
-    """`refuses` of a CPU kernel for which argument `index`, a norm's weight or a table, has to be float32.
+    """`refuses` for a CPU kernel whose argument `index` (a norm's weight, or a table) has to be float32.
 
-    With native.refuses_cuda, of a CUDA kernel.
+    With native.refuses_cuda, it is for a CUDA kernel.
     """
 
     def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
@@ -47,7 +47,7 @@ def native_for_f32(index: int, of_device: Callable[..., str | None] = native.ref
 
 
 def triton_for_f32(index: int, *, row: bool = False) -> Refusal:
-    """`refuses` of a Triton kernel for which argument `index` has to be float32; `row`: it holds one in registers."""
+    """`refuses` for a Triton kernel whose argument `index` has to be float32. row: it holds one row in registers."""
 
     def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
         channels = static(specs[0].shape[-1]) if row and specs and specs[0] is not None else 0

@@ -1,4 +1,4 @@
-"""o = (x + y) (1 + scale) + shift, scale and shift taken from the row's table at the row's step.
+"""o = (x + y) (1 + scale) + shift, with scale and shift from the row's table at the row's step.
 
 Rows of x may be image rows followed by the unconditional branches of the first of them (classifier-free guidance):
 row b of B reads image b, or b - R for b >= R. A step at or past the table's end reads its last entry, so that a row
@@ -48,7 +48,7 @@ def example(
     branches = images + guided
     y, x = normal(generator, branches, p, c, dtype=dtype), normal(generator, branches, p, c)
     step = torch.randint(0, steps + 2, (images,), generator=generator, dtype=torch.int32)
-    if images > 1:  # its last one, and the first after it
+    if images > 1:  # the table's last step, and the first one past its end
         step[0], step[-1] = steps - 1, steps
     table = normal(generator, images, steps, 2 * c + 8)[..., 4 : 4 + 2 * c]  # a block's entries of the whole table
     return Call((y, x, table, step), dict(dtype=torch.float32))

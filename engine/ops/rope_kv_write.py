@@ -1,8 +1,8 @@
 """q = RoPE(q); caches[slot] = RoPE(k), v: rotary embedding in the half-rotation layout, fused with the cache write.
 
 [a, b] -> [a cos - b sin, b cos + a sin] over the halves of a head, angles from a table of cosines and sines by
-position. The products are taken in the wider of the two dtypes: float32 tables round once, bfloat16 tables after
-each operation. Keys are rotated when they are written, so a cached key is never touched again.
+position. The products are computed in the wider of the two dtypes: float32 tables round once, bfloat16 tables round
+after each operation. Keys are rotated when they are written, so a cached key never changes again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Row bookkeeping of a batch: rows that branch, slots of a cache taken from a table or another row, advancing.
+"""Row bookkeeping of a batch: branching rows, filling cache slots from a table or another row, and advancing rows.
 
 Caches are (L, B, S, G, D): layer, row, slot, key/value head, head size.
 """
@@ -17,7 +17,7 @@ from .dims import branches_of_rows, check_branches
 from .residual_modulate import branched_row
 
 LAST = 2**31 - 2
-"""The last position where none is given."""
+"""The last position if none is given."""
 
 
 def no_flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
@@ -195,9 +195,9 @@ ADVANCE = register(
         rounding_steps=0.0,
     )
 )
-"""position += 1, slot += 1: a decoded token has been written, every row moves on.
+"""position += 1, slot += 1: a decoded token has been written, and every row advances.
 
-With `live`, those do that have not met `eos` (-1: none) and stand before `last`: what has ended stays ended.
+With `live`, only those rows advance that have not met `eos` (-1: none) and are before `last`. Ended rows stay ended.
 """
 
 

@@ -1,8 +1,8 @@
 """token ~ softmax(logits / temperature) after repetition penalty, top-k and top-p; temperature 0 is the argmax.
 
-Every row has its own settings and its own uniform numbers, drawn beforehand: uniforms[b, step[b]] picks the token by
-inverse transform over the probabilities in descending order, so a row's tokens depend on its seed alone. `seen` marks
-the tokens generated so far (what the penalty applies to); top_k 0 and top_p 1 keep everything.
+Every row has its own settings and its own uniform numbers, drawn in advance: uniforms[b, step[b]] picks the token by
+inverse transform over the probabilities in descending order, so a row's tokens depend only on its seed. `seen` marks
+the tokens generated so far, to which the penalty applies; top_k 0 and top_p 1 keep everything.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def reference(
 
 
 NEAR = 1e-4
-"""Of a row's probability: how far sums of float32 may be off over a vocabulary."""
+"""The largest error of float32 sums over a vocabulary, relative to a row's total probability."""
 
 
 def as_good(before: Sequence[torch.Tensor | None], got: Mapping[str, torch.Tensor]) -> str | None:
-    """What is wrong with tokens, `seen` and steps, or None: a drawn token's share of the probability must hold the
-    uniform number, or come as near as float32 tells; a greedy one must have the largest logit."""
+    """What is wrong with tokens, `seen` and steps, or None. The uniform number must fall into a drawn token's share of
+    the probability, or as close as float32 can tell; a greedy token must have the largest logit."""
     logits, temperature, top_k, top_p, penalty, uniforms, seen, _, step = (t for t in before if t is not None)
     token, x = got["token"].long(), logits.double()
     p = penalty.double()[:, None]
@@ -91,7 +91,7 @@ def example(
     masked: bool = False,
     steps: int = 0,
 ) -> Call:
-    """`whole`: integers, hence many of them equal; `masked`: a third is -inf; `steps` were made before."""
+    """`whole`: logits are integers, so many are equal; `masked`: a third are -inf; `steps` were made before."""
     logits = 3 * normal(generator, rows, vocab)
     temperature = torch.tensor([0.0, 1.0, 0.7, 1.3, 2.5, 1.0, 1.0])[:rows]
     top_k = torch.tensor([0, 0, 5, 1, 20, 0, 0], dtype=torch.int32)[:rows]

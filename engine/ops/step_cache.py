@@ -1,9 +1,10 @@
-"""y = total, and slot_s = total - x; or, where a row recalls, y = x + w_0 slot_0 + w_1 slot_1 without any total.
+"""y = total, and slot_s = total - x; or, in a row that recalls, y = x + w_0 slot_0 + w_1 slot_1 without a total.
 
-What layers add to their input x changes slowly from one evaluation of a flow to the next. An evaluation that runs them
-keeps it; one that recalls takes it from the two that ran last, extrapolated, and leaves the layers out. Which does what
-is a line of the row's schedule at its own step, so that rows which recall and rows which run share a pass; without a
-total every row recalls. Rows b < R are images; row R + r is the unconditional branch of image r, which has the same x.
+What layers add to their input x changes slowly between the evaluations of a flow. An evaluation that runs the layers
+stores it; one that recalls extrapolates it from the last two that ran, and skips the layers. A line of the row's
+schedule at its own step says which, so rows that recall and rows that run can share a pass; without a total, every row
+recalls.
+Rows b < R are images; row R + r is the unconditional branch of image r, which has the same x.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from .residual_modulate import branched_row
 
 
 class CacheLine(NamedTuple):
-    """A row's numbers for one evaluation, the columns of `lines`: StepCacheLine of csrc/cpu/step_cache.h."""
+    """A row's numbers for one evaluation: the columns of `lines`, and StepCacheLine of csrc/cpu/step_cache.h."""
 
     recall: float = 0.0
     """Not 0: y is recalled, and no slot is written."""
     slot: float = -1.0
-    """The slot that keeps total - x, 0 or 1; -1: neither."""
+    """The slot that stores total - x, 0 or 1; -1: neither."""
     w_0: float = 0.0
     w_1: float = 0.0
-    """Of the slots where the row recalls; one whose weight is 0 is not read."""
+    """Weights of the slots in a row that recalls; a slot with weight 0 is not read."""
 
 
 COLUMNS = len(CacheLine._fields)
@@ -64,7 +65,7 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
 
 
 def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """x and y, and two slots or a total and a slot."""
+    """Bytes of x and y, plus two slots or a total and a slot."""
     of_x, of_slot = bound["X"].itemsize, bound["S"].itemsize
     return elements(bound, "B", "N", "C") * int(2 * of_x + max(2 * of_slot, of_x + of_slot))
 
@@ -72,7 +73,7 @@ def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, n: int, c: int, ran: bool = True
 ) -> Call:
-    """Rows in turns: recalls both slots; keeps in slot 0; recalls slot 1 alone; keeps in slot 1; keeps nothing."""
+    """Rows in turns: recalls both slots; stores in slot 0; recalls slot 1 alone; stores in slot 1; stores nothing."""
     branches = images + guided
     x = normal(generator, images, n, c)
     total = normal(generator, branches, n, c) if ran else None
@@ -82,7 +83,7 @@ def example(
     step = torch.randint(0, 5, (images,), generator=generator, dtype=torch.int32)
     step[0] = 0
     if images > 1:
-        step[-1] = 3  # the first after its last line
+        step[-1] = 3  # the first step after its last line
     if images > 2:
         step[2] = 0
         slots[0][2] = torch.nan  # not read there
