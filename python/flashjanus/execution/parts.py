@@ -13,7 +13,7 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor, allocate_states
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.runner import Runner
-from flashjanus.execution.text import IMAGES_AT_ONCE, Encoder
+from flashjanus.execution.text import encode_images
 
 KEPT_READERS = 3
 """The most token counts for which a session keeps plans; each plan has its own arena."""
@@ -139,11 +139,4 @@ def decode_velocity(runner: Runner, h: torch.Tensor, x: torch.Tensor, t_emb: tor
 @entry
 def visual_features(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
     """Features (I, N, W), before the aligner, of normalized pixels (I, 3, S, S)."""
-    features = []
-    for part in torch.split(pixels, IMAGES_AT_ONCE):
-        with runner.lease(Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
-            encoder.executor.host["pixels"][: len(part)].copy_(part)
-            encoder.executor.upload()
-            encoder.executor.run()
-            features.append(encoder.executor.outputs["hidden"][: len(part)].clone())
-    return torch.cat(features)
+    return encode_images(runner, pixels, "hidden")

@@ -81,15 +81,16 @@ class Encoder(ProcessBound):
         return self.executor.nbytes
 
 
-def encode_images(runner: Runner, pixels: torch.Tensor) -> torch.Tensor:
-    """Aligned features (I, N, D), in the matrix dtype, of normalized pixels (I, 3, S, S)."""
+def encode_images(runner: Runner, pixels: torch.Tensor, output: str = "features") -> torch.Tensor:
+    """Aligned features (I, N, D), in the matrix dtype, of normalized pixels (I, 3, S, S); or another output of the
+    program, such as `hidden` (I, N, W), the features before the aligner."""
     features = []
     for part in torch.split(pixels, IMAGES_AT_ONCE):
         with runner.lease(Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
             encoder.executor.host["pixels"][: len(part)].copy_(part)
             encoder.executor.upload()
             encoder.executor.run()
-            features.append(encoder.executor.outputs["features"][: len(part)].clone())
+            features.append(encoder.executor.outputs[output][: len(part)].clone())
     return torch.cat(features)
 
 
