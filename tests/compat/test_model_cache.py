@@ -11,26 +11,11 @@ from flashjanus.compat.cache import Cache
 from flashjanus.compat.janusflow import MultiModalityCausalLM
 from flashjanus.compat.outputs import CacheMisuseWarning
 from flashjanus.errors import InputError
-from official_calls import embedded, evaluated, official_loop, on_torch, small_official, velocity, warned
+from official_calls import embedded, evaluated, official_loop, small_official, velocity, warned
 from small_model import LATENT, normal, prompt, relative_error
 
 NEAR = 2e-5
 IDS = torch.tensor([[0, 4, 9, 30, 22, 17, 3], [0, 5, 6, 7, 8, 9, 10]])
-
-
-@pytest.fixture(scope="module")
-def model() -> MultiModalityCausalLM:
-    return small_official()
-
-
-@pytest.fixture(scope="module")
-def slow(model) -> MultiModalityCausalLM:
-    return on_torch(model)
-
-
-@pytest.fixture(params=["engine", "torch"])
-def either(request, model, slow) -> MultiModalityCausalLM:
-    return model if request.param == "engine" else slow
 
 
 class Foreign:

@@ -11,25 +11,10 @@ import pytest
 import torch
 from flashjanus.compat.janusflow import MultiModalityCausalLM
 from flashjanus.errors import InputError
-from official_calls import on_the_engine, on_torch, small_official, warned
+from official_calls import on_the_engine, warned
 from small_model import relative_error
 
 IDS = torch.tensor([[0, 4, 9, 30, 22]])
-
-
-@pytest.fixture(scope="module")
-def model() -> MultiModalityCausalLM:
-    return small_official()
-
-
-@pytest.fixture(scope="module")
-def slow(model) -> MultiModalityCausalLM:
-    return on_torch(model)
-
-
-@pytest.fixture(params=["engine", "torch"])
-def either(request, model, slow) -> MultiModalityCausalLM:
-    return model if request.param == "engine" else slow
 
 
 class Streamer:
