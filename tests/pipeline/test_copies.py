@@ -15,7 +15,8 @@ from flashjanus import ImageTokens, JanusFlow
 from flashjanus.errors import CopyError
 from flashjanus.execution.flow import FlowSession, Prepared
 from flashjanus.execution.pictures import Decoder
-from flashjanus.execution.text import Encoder, TextSession
+from flashjanus.execution.session import ProgramSession
+from flashjanus.execution.text import TextSession, images_encoder
 from flashjanus.inputs.images import ImageProcessor
 
 PARTS: dict[str, Callable[[JanusFlow], Any]] = {
@@ -27,7 +28,7 @@ PARTS: dict[str, Callable[[JanusFlow], Any]] = {
     "flow session": lambda model: FlowSession(model.runner, 1, 1, 16, 1),
     "prepared": lambda model: Prepared(model.runner, 1, 1, 16, 1),
     "text session": lambda model: TextSession(model.runner, 1, 8, 16, 1, 8),
-    "encoder": lambda model: Encoder(model.runner, 1),
+    "encoder": lambda model: ProgramSession(model.runner, *images_encoder(1)),
     "decoder": lambda model: Decoder(model.runner, 8, 8),
 }
 COPIES: dict[str, Callable[[Any], Any]] = {

@@ -14,7 +14,8 @@ from flashjanus import JanusFlow
 from flashjanus.execution import reading
 from flashjanus.execution.flow import Prepared
 from flashjanus.execution.prefixes import PrefixStore
-from flashjanus.execution.text import Encoder, TextPrefix, TextRequest, TextSession
+from flashjanus.execution.session import ProgramSession
+from flashjanus.execution.text import TextPrefix, TextRequest, TextSession
 from flashjanus.scheduling.policy import Limits
 from flashjanus.scheduling.requests import ImageJob, TextJob
 from flashjanus.scheduling.scheduler import Scheduler
@@ -61,7 +62,7 @@ def counted(model: JanusFlow) -> Iterator[Work]:
 
     def counting(make: Any, *bucket: Any) -> Any:
         work.prepared += make is Prepared
-        work.encoded += make is Encoder
+        work.encoded += make is ProgramSession and bucket[0] == "encode_images"
         work.read += bucket[1] if make is TextSession else 0
         return take(make, *bucket)
 

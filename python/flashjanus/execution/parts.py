@@ -13,6 +13,7 @@ from flashjanus.engine.runtime.entry import entry
 from flashjanus.engine.runtime.executor import Executor, allocate_states
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.runner import Runner
+from flashjanus.execution.session import ProgramSession
 from flashjanus.execution.text import encode_images
 
 KEPT_READERS = 3
@@ -87,34 +88,12 @@ class EmbedsSession(ProcessBound):
         return self._readers[key]
 
 
-class LatentsEncoder(ProcessBound):
-    """Memory of a bucket of latents to encode."""
-
-    def __init__(self, runner: Runner, rows: int) -> None:
-        self.executor = runner.executor("encode_latents", R=rows)
-
-    @property
-    def nbytes(self) -> int:
-        return self.executor.nbytes
-
-
-class VelocityDecoder(ProcessBound):
-    """Memory of a bucket of velocities to decode."""
-
-    def __init__(self, runner: Runner, rows: int) -> None:
-        self.executor = runner.executor("decode_velocity", R=rows)
-
-    @property
-    def nbytes(self) -> int:
-        return self.executor.nbytes
-
-
 @entry
 def encode_latents(runner: Runner, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x (R, h, w, C) and t_emb (R, D), in the residual and the vector dtype, of latents (R, c, L, L) at times (R,)."""
     rows = len(z)
-    with runner.lease(LatentsEncoder, padded(rows, runner.buckets.rows)) as session:
-        executor: Executor = session.executor
+    with runner.lease(ProgramSession, "encode_latents", "R", padded(rows, runner.buckets.rows)) as session:
+        executor = session.executor
         executor.inputs["z"][:rows].copy_(z)
         executor.host["t"][:rows, 0].copy_(t)
         executor.upload()
@@ -126,8 +105,8 @@ def encode_latents(runner: Runner, z: torch.Tensor, t: torch.Tensor) -> tuple[to
 def decode_velocity(runner: Runner, h: torch.Tensor, x: torch.Tensor, t_emb: torch.Tensor) -> torch.Tensor:
     """Velocity (R, c, L, L) of aligned hidden states h (R, h w, C), the encoder's x (R, h, w, C), t_emb (R, D)."""
     rows = len(h)
-    with runner.lease(VelocityDecoder, padded(rows, runner.buckets.rows)) as session:
-        executor: Executor = session.executor
+    with runner.lease(ProgramSession, "decode_velocity", "R", padded(rows, runner.buckets.rows)) as session:
+        executor = session.executor
         executor.inputs["h"][:rows].copy_(h)
         executor.inputs["x"][:rows].copy_(x)
         executor.inputs["t_emb"][:rows, 0].copy_(t_emb)

@@ -21,6 +21,7 @@ from flashjanus.execution.adapters import Adapter
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.likelihood import Likelihood, Likelihoods
 from flashjanus.execution.runner import Runner
+from flashjanus.execution.session import ProgramSession
 from flashjanus.sampling.tokens import Sampling
 
 IMAGES_AT_ONCE = 4
@@ -70,15 +71,9 @@ class TextPrefix:
         return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self.names), len(names)))
 
 
-class Encoder(ProcessBound):
-    """Memory of a bucket of images to encode."""
-
-    def __init__(self, runner: Runner, images: int) -> None:
-        self.executor = runner.executor("encode_images", I=images)
-
-    @property
-    def nbytes(self) -> int:
-        return self.executor.nbytes
+def images_encoder(images: int) -> tuple[str, str, int]:
+    """The arguments of a ProgramSession that encodes so many images, or the most that are encoded at once."""
+    return "encode_images", "I", min(images, IMAGES_AT_ONCE)
 
 
 def encode_images(runner: Runner, pixels: torch.Tensor, output: str = "features") -> torch.Tensor:
@@ -86,7 +81,7 @@ def encode_images(runner: Runner, pixels: torch.Tensor, output: str = "features"
     program, such as `hidden` (I, N, W), the features before the aligner."""
     features = []
     for part in torch.split(pixels, IMAGES_AT_ONCE):
-        with runner.lease(Encoder, min(padded(len(part), runner.buckets.rows), IMAGES_AT_ONCE)) as encoder:
+        with runner.lease(ProgramSession, *images_encoder(padded(len(part), runner.buckets.rows))) as encoder:
             encoder.executor.host["pixels"][: len(part)].copy_(part)
             encoder.executor.upload()
             encoder.executor.run()

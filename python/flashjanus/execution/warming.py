@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from flashjanus.execution import flow, pictures, text
 from flashjanus.execution.buckets import padded
 from flashjanus.execution.runner import Runner, Session
+from flashjanus.execution.session import ProgramSession
 from flashjanus.execution.text_rows import DecodeSession
 from flashjanus.sampling import checks, presets
 
@@ -43,7 +44,7 @@ def warm_up(
     with ExitStack() as leases:
         made: dict[Hashable, int] = {}
 
-        def make(kind: Callable[..., Session], *bucket: int) -> None:
+        def make(kind: Callable[..., Session], *bucket: Hashable) -> None:
             session = leases.enter_context(runner.lease(kind, *bucket))
             made.update({(kind, *bucket): session.nbytes})
 
@@ -60,7 +61,7 @@ def warm_up(
                 features = 1 + buckets.images(count, one) * config.num_understanding_tokens
                 make(text.TextSession, one, capacity, capacity + 1, features, 1, False)
         if talked:
-            make(text.Encoder, min(one, text.IMAGES_AT_ONCE))
+            make(ProgramSession, *text.images_encoder(one))
         if pictured and runner.vae_config is not None:
             make(pictures.Decoder, config.latent_size, config.latent_size)
         runner.reserve(made)
