@@ -154,10 +154,10 @@ def signature(schema: object) -> str:
 
 
 def kernel_files(op: Path) -> list[Path]:
-    """The sources of the kernels that an op's file calls by name."""
+    """The sources of the kernels that an op's file names."""
     folders = {"csrc/cpu": ".cpp", "csrc/cpu/amx": ".cpp", "csrc/cuda": ".cu", "triton_kernels": ".py"}
     text = op.read_text(encoding="utf-8")
-    names = re.findall(r"native\.run\w*\(\s*\"(\w+)\"", text)
+    names = re.findall(r"\"(\w+)\"", text)
     for module, several in re.findall(r"\.triton_kernels(?:\.(\w+))? import ([\w, ]+)", text):
         names += [module] if module else several.split(", ")
     paths = [Path(folder, name + suffix) for folder, suffix in folders.items() for name in dict.fromkeys(names)]

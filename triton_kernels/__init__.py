@@ -26,11 +26,14 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(device: torch.device, row: int = 0) -> str | None:
-    """Why no Triton kernel can serve on `device`, or none that holds rows of `row` channels in registers, or None."""
-    if row > MAX_ROW:
-        return f"holds a row in registers: at most {MAX_ROW} channels, not {row}"
+def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why no Triton kernel can serve on `device`, or None. Floating dtypes are converted, whatever they are."""
     return unavailable() if device.type == "cuda" else f"runs on a CUDA device, not on {device.type}"
+
+
+def too_wide(channels: int) -> str | None:
+    """Why a kernel that holds a row in registers cannot serve rows of so many channels, or None."""
+    return f"holds a row in registers: at most {MAX_ROW} channels, not {channels}" if channels > MAX_ROW else None
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from flashjanus.checkpoint import JanusFlowConfig, Layout, VaeConfig, vae_layout, weight_layout
 from flashjanus.engine.device.capabilities import no_e4m3
+from flashjanus.engine.ops import Given, get_op
+from flashjanus.engine.ops.linear import fused as has_neighbors
 from flashjanus.engine.plan import Plan
 from flashjanus.engine.runtime.cuda import Gpu, open_gpu
 from flashjanus.engine.runtime.executor import Executor
@@ -174,7 +176,7 @@ class Workload:
             self._weights[quantization] = random_weights(weight_layout(self.config), policy, self.setting.device)
 
         def apart(op: str, name: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-            apart = op == "linear" and fused(specs, attrs)
+            apart = op == "linear" and has_neighbors(Given(get_op(op), specs, attrs, CUDA))
             return "its parts are looked at" if apart else self.faults(op, name, specs, attrs)
 
         return Runner(

@@ -71,6 +71,13 @@ py::list instruction_sets(bool (*keep)(cpu::Isa)) {
     return names;
 }
 
+template <class P>
+py::list members() {
+    py::list names;
+    for (const Field<P>& field : fields<P>()) names.append(field.name);
+    return names;
+}
+
 py::dict build_info() {
     py::dict info;
     info["compiler"] = FLASHJANUS_COMPILER;
@@ -106,6 +113,12 @@ PYBIND11_MODULE(_C, module) {
 #define FLASHJANUS_BIND(kernel, Params) bind_cpu<Params>(module, #kernel, #kernel "_bound", &cpu::kernel);
     FLASHJANUS_CPU_KERNELS(FLASHJANUS_BIND)
     FLASHJANUS_AMX_KERNELS(FLASHJANUS_BIND)
+    py::dict all;
+#define FLASHJANUS_MEMBERS(kernel, Params) all[#kernel] = members<Params>();
+    FLASHJANUS_CPU_KERNELS(FLASHJANUS_MEMBERS)
+    FLASHJANUS_AMX_KERNELS(FLASHJANUS_MEMBERS)
+    FLASHJANUS_CUDA_KERNELS(FLASHJANUS_MEMBERS)
+    module.attr("members") = all;
     bind_cuda(module);
 }
 

@@ -71,6 +71,14 @@ def instruction_sets() -> list[str]:
     return list(_module().build_info()["instruction_sets"])
 
 
+def members(kernel: str) -> list[str]:
+    """The members of a kernel's struct of arguments, in order. Raises NativeError for an unknown kernel."""
+    known = _module().members
+    if kernel not in known:
+        raise NativeError(f"expected a kernel out of {', '.join(known)}, got {kernel!r}")
+    return list(known[kernel])
+
+
 @dataclass(frozen=True)
 class _Recorded:
     """A requested kernel call, and the storages that its addresses point into."""

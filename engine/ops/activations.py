@@ -5,21 +5,18 @@ The last also into 8 bits, a scale for each row (formats/rows.py): inputs of a `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ... import triton_kernels
-from ..device import native
 from ..formats import rows
-from ..specs import TensorSpec
 from . import quantize
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import rows_of
 from .refusals import WARPS
+from .schema import Bound, Schema
 
 
 def reference_silu(x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +62,7 @@ SILU_MUL = register(
 SILU_MUL_QUANTIZED = register(
     Op(
         "silu_mul_quantized",
-        Schema.parse("x: T[*, 2*C] -> q: Q[*, C], scale: f32[*]"),
+        Schema.parse("x: T[*, 2*C] -> y: Q[*, C], scale: f32[*]"),
         reference_quantized,
         lambda bound, attrs: 8 * rows_of(bound) * int(bound["C"]),
         [
@@ -79,53 +76,41 @@ SILU_MUL_QUANTIZED = register(
             dict(m=1, c=5632, to=torch.float8_e4m3fn),
         ],
         example_quantized,
-        quantized=("q",),
+        quantized=("y",),
     )
 )
 
 
+def members(call: Given) -> dict[str, Any]:
+    channels = call.y.shape[-1]
+    return dict(scale=call.get("scale"), rows=call.y.numel() // channels, channels=channels)
+
+
+SILU_MUL.kernel("native", members)
+SILU_MUL.triton("silu_mul")
+SILU_MUL_QUANTIZED.kernel("native", members, quantize.for_native(inputs=2), kernel="silu_mul")
+SILU_MUL_QUANTIZED.triton("silu_mul", quantize.for_triton(inputs=2), tunables=WARPS)
+
+
 @SILU.implementation("torch")
-def run_silu(x: torch.Tensor, y: torch.Tensor) -> None:
-    torch.ops.aten.silu.out(x, out=y)
+def run_silu(call: Given) -> None:
+    torch.ops.aten.silu.out(call.x, out=call.y)
 
 
 @GELU.implementation("torch")
-def run_gelu(x: torch.Tensor, y: torch.Tensor) -> None:
-    torch.ops.aten.gelu.out(x, out=y)
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
-
-
-@SILU_MUL_QUANTIZED.implementation("native", partial(quantize.refuses_native, inputs=2))
-@SILU_MUL.implementation("native", _refuses_native)
-def run_silu_mul_native(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor | None = None, **attrs: Any) -> None:
-    x, channels = x.contiguous(), y.shape[-1]
-    native.run("silu_mul", x=x, y=y, scale=scale, dtype=x.dtype, rows=y.numel() // channels, channels=channels)
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return triton_kernels.refuses(device)
-
-
-@SILU_MUL_QUANTIZED.implementation("triton", partial(quantize.refuses_triton, inputs=2), tunables=WARPS)
-@SILU_MUL.implementation("triton", _refuses_triton)
-def run_silu_mul_triton(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor | None = None, **attrs: Any) -> None:
-    from ...triton_kernels.silu_mul import launch
-
-    launch(x, y, scale)
+def run_gelu(call: Given) -> None:
+    torch.ops.aten.gelu.out(call.x, out=call.y)
 
 
 @SILU_MUL.implementation("torch")
-def run_silu_mul(x: torch.Tensor, y: torch.Tensor) -> None:
-    gate, up = x.chunk(2, dim=-1)
-    torch.mul(F.silu(gate), up, out=y)
+def run_silu_mul(call: Given) -> None:
+    gate, up = call.x.chunk(2, dim=-1)
+    torch.mul(F.silu(gate), up, out=call.y)
 
 
 @SILU_MUL_QUANTIZED.implementation("torch")
-def run_silu_mul_quantized(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    rows.quantize(silu_mul(x.float()), q, scale)
+def run_silu_mul_quantized(call: Given) -> None:
+    rows.quantize(silu_mul(call.x.float()), call.y, call.scale)
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ its own slot. This lets libraries serve that have no general rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from ... import triton_kernels
-from ..device import native
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, dtype_name, product, static
 from . import dims
 from .attention_cases import CASES, example, visible
-from .base import Bound, Op, Schema, Tunable, register
+from .base import Given, Op, Tunable, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def reference(
@@ -75,6 +75,7 @@ OP = register(
         cases=CASES,
         example=example,
         rounding_steps=4.0,
+        defaults={"causal": False},
     )
 )
 
@@ -83,28 +84,41 @@ MAX_HEAD = 256
 """Limit: kMaxHead of csrc/cpu/decode_attention.h."""
 
 
-def _refuses_query_by_query(specs: Sequence[TensorSpec | None]) -> str | None:
-    if len(specs) > 3 and specs[0] is not None:
-        head = static(specs[0].shape[3])
-        if specs[3] is None:
-            return "decodes: needs kv_start, kv_end and slots"
-        if head > MAX_HEAD:
-            return f"takes heads of at most {MAX_HEAD} channels, not {head}"
+def members(call: Given) -> dict[str, Any]:
+    batch, keys, kv_heads, head = call.k.shape
+    return dict(
+        k=call.k,
+        v=call.v,
+        batch=batch,
+        queries=call.q.shape[1],
+        keys=keys,
+        heads=call.q.shape[2],
+        kv_heads=kv_heads,
+        head=head,
+        batch_stride=call.k.stride(0),
+        key_stride=call.k.stride(1),
+    )
+
+
+def head_of(call: Given) -> int:
+    return static(call.q.shape[3])
+
+
+def query_by_query(call: Given) -> str | None:
+    """Why a kernel that takes one query at a time cannot serve, or None."""
+    if call.kv_start is None:
+        return "decodes: needs kv_start, kv_end and slots"
+    if head_of(call) > MAX_HEAD:
+        return f"takes heads of at most {MAX_HEAD} channels, not {head_of(call)}"
     return None
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    dtypes = [spec.dtype for spec in specs[:1] if spec is not None]
-    return _refuses_query_by_query(specs) or native.refuses(device, *dtypes)
-
-
-def _refuses_amx(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if len(specs) > 1 and specs[0] is not None and specs[1] is not None:
-        dtype, head = specs[0].dtype, static(specs[0].shape[3])
-        if dtype is not torch.bfloat16 or head % 32 or head > MAX_HEAD:
-            wanted = f"heads of a multiple of 32 channels up to {MAX_HEAD}"
-            return f"takes bfloat16 and {wanted}, not {dtype_name(dtype)} and {head}"
-    return native.refuses_amx(device)
+def in_tiles(call: Given) -> str | None:
+    dtype, head = call.q.dtype, head_of(call)
+    if dtype is not torch.bfloat16 or head % 32 or head > MAX_HEAD:
+        wanted = f"heads of a multiple of 32 channels up to {MAX_HEAD}"
+        return f"takes bfloat16 and {wanted}, not {dtype_name(dtype)} and {head}"
+    return None
 
 
 FEW_PRODUCTS = 1 << 20
@@ -112,81 +126,33 @@ FEW_PRODUCTS = 1 << 20
 longer to begin than a query at a time does. Neither the batch nor the slots decide, which a row's neighbors do."""
 
 
-def _yields_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None:
-        queries = static(specs[0].shape[1])
-        if queries > 1 and queries * static(product(specs[0].shape[1:])) > FEW_PRODUCTS:
-            return "takes a query at a time; others are faster for so many"
+def many_queries(call: Given) -> str | None:
+    queries = static(call.q.shape[1])
+    if queries > 1 and queries * static(product(call.q.shape[1:])) > FEW_PRODUCTS:
+        return "takes a query at a time; others are faster for so many"
     return None
 
 
-def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(specs[0].shape[1]) != 1:
-        return f"decodes: serves one query a row, not {specs[0].shape[1]}"
-    dtypes = [spec.dtype for spec in specs[:1] if spec is not None]
-    return _refuses_query_by_query(specs) or native.refuses_cuda(device, *dtypes)
+def one_query(call: Given) -> str | None:
+    queries = static(call.q.shape[1])
+    return query_by_query(call) if queries == 1 else f"decodes: serves one query a row, not {queries}"
 
 
-@OP.implementation("native", _refuses_native, _yields_native)
-def run_native(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
-    native.run("decode_attention", **_decode_arguments(*tensors, scale=scale))
-
-
-@OP.implementation("amx", _refuses_amx)
-def run_amx(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
-    native.run("tiled_attention", **_decode_arguments(*tensors, scale=scale))
-
-
-@OP.implementation("cuda", _refuses_cuda)
-def run_cuda(*tensors: torch.Tensor, scale: float, causal: bool = False) -> None:
-    native.run_cuda("decode_attention", tensors[0].device, **_decode_arguments(*tensors, scale=scale))
-
-
-def _decode_arguments(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    o: torch.Tensor,
-    *,
-    scale: float,
-) -> dict[str, Any]:
-    batch, keys, kv_heads, head = k.shape
-    return dict(
-        q=q.contiguous(),
-        k=k,
-        v=v,
-        kv_start=None if kv_start is None else kv_start.contiguous(),
-        kv_end=None if kv_end is None else kv_end.contiguous(),
-        slots=None if slots is None else slots.contiguous(),
-        o=o,
-        dtype=q.dtype,
-        scale=scale,
-        batch=batch,
-        queries=q.shape[1],
-        keys=keys,
-        heads=q.shape[2],
-        kv_heads=kv_heads,
-        head=head,
-        batch_stride=k.stride(0),
-        key_stride=k.stride(1),
-    )
-
+OP.kernel("native", members, query_by_query, many_queries, kernel="decode_attention")
+OP.kernel("amx", members, in_tiles, kernel="tiled_attention")
+OP.kernel("cuda", members, one_query, kernel="decode_attention")
 
 MAX_HEAD_TRITON = 128
 """A tile's keys, values and sums must fit a chip's shared memory and registers."""
 
 
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None:
-        dtype, head = specs[0].dtype, static(specs[0].shape[3])
-        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return f"takes float32, float16 or bfloat16, not {dtype_name(dtype)}"
-        if head > MAX_HEAD_TRITON:
-            return f"takes heads of at most {MAX_HEAD_TRITON} channels, not {head}"
-    return triton_kernels.refuses(device)
+def too_large_for_triton(call: Given) -> str | None:
+    dtype, head = call.q.dtype, head_of(call)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"takes float32, float16 or bfloat16, not {dtype_name(dtype)}"
+    if head > MAX_HEAD_TRITON:
+        return f"takes heads of at most {MAX_HEAD_TRITON} channels, not {head}"
+    return None
 
 
 def one(specs: Sequence[TensorSpec | None]) -> bool:
@@ -202,63 +168,49 @@ TILES = (
 )
 
 
-@OP.implementation("triton", _refuses_triton, tunables=TILES)
-def run_triton(*tensors: Any, scale: float, causal: bool = False) -> None:
+@OP.implementation("triton", triton_kernels.refuses, too_large_for_triton, tunables=TILES)
+def run_triton(call: Given) -> None:
     from ...triton_kernels import attention, decode_attention  # import triton, which may be absent
 
-    kernel = decode_attention if tensors[0].shape[1] == 1 else attention
-    kernel.launch(*tensors, scale=scale)
+    kernel = decode_attention if call.q.shape[1] == 1 else attention
+    kernel.launch(*call.tensors.values(), scale=call.scale)
 
 
-def _refuses_flash_attn(
-    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]
-) -> str | None:
-    if len(specs) > 3 and specs[0] is not None:
-        dtype, head = specs[0].dtype, static(specs[0].shape[3])
-        if dtype not in (torch.float16, torch.bfloat16):
-            return f"takes float16 or bfloat16, not {dtype_name(dtype)}"
-        if head > MAX_HEAD or head % 8:
-            return f"takes heads of at most {MAX_HEAD} channels, a multiple of 8, not {head}"
-        if specs[3] is not None and not attrs.get("causal"):
-            return "has no rule for keys that are hidden in another way than causally"
-    return _refuses_library(device, "flash_attn")
+def library(module: str) -> Callable[..., str | None]:
+    """For a library of kernels for CUDA devices, which may be absent."""
+
+    def on(device: torch.device, *dtypes: torch.dtype) -> str | None:
+        if device.type != "cuda":
+            return f"runs on a CUDA device, not on {device.type}"
+        extra = module.replace("_", "-")
+        return None if find_spec(module) else f'{module} is not installed: `pip install "flashjanus[{extra}]"`'
+
+    return on
 
 
-def _refuses_xformers(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(specs[0].shape[3]) % 8:
-        return f"takes heads of a multiple of 8 channels, not {specs[0].shape[3]}"
-    return _refuses_library(device, "xformers")
+def by_flash_attn(call: Given) -> str | None:
+    dtype, head = call.q.dtype, head_of(call)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"takes float16 or bfloat16, not {dtype_name(dtype)}"
+    if head > MAX_HEAD or head % 8:
+        return f"takes heads of at most {MAX_HEAD} channels, a multiple of 8, not {head}"
+    if call.kv_start is not None and not call.causal:
+        return "has no rule for keys that are hidden in another way than causally"
+    return None
 
 
-def _refuses_library(device: torch.device, module: str) -> str | None:
-    if device.type != "cuda":
-        return f"runs on a CUDA device, not on {device.type}"
-    extra = module.replace("_", "-")
-    return None if find_spec(module) else f'{module} is not installed: `pip install "flashjanus[{extra}]"`'
-
-
-@OP.implementation("flash_attn", _refuses_flash_attn)
-def run_flash_attn(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
+@OP.implementation("flash_attn", library("flash_attn"), by_flash_attn)
+def run_flash_attn(call: Given) -> None:
     from flash_attn import flash_attn_func, flash_attn_with_kvcache
 
+    q, k, v, kv_start, slots, o = call.q, call.k, call.v, call.kv_start, call.slots, call.o
     if kv_start is None or slots is None:
-        o.copy_(flash_attn_func(q, k, v, softmax_scale=scale))
+        o.copy_(flash_attn_func(q, k, v, softmax_scale=call.scale))
         return
     # bottom-right causal: the last query stands at the last of cache_seqlens keys
     lengths = slots[:, -1] + 1
     seen = flash_attn_with_kvcache(
-        q, k, v, cache_seqlens=lengths, cache_leftpad=kv_start.contiguous(), softmax_scale=scale, causal=True
+        q, k, v, cache_seqlens=lengths, cache_leftpad=kv_start.contiguous(), softmax_scale=call.scale, causal=True
     )
     # A query before its row's first key sees only itself, but the library gives it zeros.
     row = torch.arange(len(q), device=q.device)[:, None]
@@ -266,22 +218,17 @@ def run_flash_attn(
     torch.where((slots < kv_start[:, None])[:, :, None, None], own, seen, out=o)
 
 
-@OP.implementation("xformers", _refuses_xformers)
-def run_xformers(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
+def by_xformers(call: Given) -> str | None:
+    head = head_of(call)
+    return f"takes heads of a multiple of 8 channels, not {head}" if head % 8 else None
+
+
+@OP.implementation("xformers", library("xformers"), by_xformers)
+def run_xformers(call: Given) -> None:
     from xformers.ops import memory_efficient_attention
 
     bias = None
+    q, k, v, kv_start, kv_end, slots = call.q, call.k, call.v, call.kv_start, call.kv_end, call.slots
     batch, queries, heads, _ = q.shape
     keys = k.shape[1]
     if kv_start is not None and kv_end is not None and slots is not None:
@@ -293,22 +240,13 @@ def run_xformers(
         bias.masked_fill_(mask, 0.0)
         bias = bias[:, None].expand(batch, heads, queries, keys)
     k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) if t.shape[2] != heads else t for t in (k, v))
-    o.copy_(memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale))
+    call.o.copy_(memory_efficient_attention(q, k, v, attn_bias=bias, scale=call.scale))
 
 
 @OP.implementation("torch")
-def run_torch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    o: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-) -> None:
+def run_torch(call: Given) -> None:
+    q, k, v, o, scale = call.q, call.k, call.v, call.o, call.scale
+    kv_start, kv_end, slots = call.kv_start, call.kv_end, call.slots
     if kv_start is None or kv_end is None or slots is None:
         _attend(q, k, v, None, o, scale)
     elif dims.readable(q):  # row by row, each on its own keys, so that the keys before them cost nothing

@@ -1,158 +1,22 @@
-"""What an op is: schema, fp32 reference, cost, cases, tolerance, and its implementations by name.
-
-A schema is one line of text, e.g. `x: T[*, K], weight: T[N, K], bias?: T[N] -> y: T[*, N]`:
-`T` is a dtype variable (or a fixed one: f32, bf16, i32, ...), `K` a size shared between arguments, `*` any leading
-sizes, `?` an optional argument, `!` one that is written in place. `2*F` is divided by 2 to bind F. A dtype or a size
-that appears only in an output comes from the node's attributes (`dtype=`, or the size's name) or from the op's `derive`
-function, which receives the specs of all arguments as `given`. `derive` also checks what a pattern cannot express;
-`any[...]` leaves the whole argument to it.
-"""
+"""What an op is: schema, fp32 reference, cost, cases, tolerance, and its implementations by name."""
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
 
+from ... import triton_kernels
+from ..device import native
 from ..errors import PlanError, SchemaError
-from ..specs import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product, static
-
-Bound = dict[str, Any]
-Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Any]]
-_ARG = re.compile(r"(\w+)([?!]*): (\w+)\[([^\]]*)\]")
-
-
-@dataclass(frozen=True)
-class Arg:
-    name: str
-    dtype: str
-    shape: tuple[str, ...]
-    optional: bool = False
-    mutated: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(self.shape)}]"
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The signature of an op; `infer` checks the arguments of a call and gives the specs of its outputs."""
-
-    inputs: tuple[Arg, ...]
-    outputs: tuple[Arg, ...]
-    derive: Derive | None = None
-
-    @staticmethod
-    def parse(text: str, derive: Derive | None = None) -> Schema:
-        def args(part: str) -> tuple[Arg, ...]:
-            return tuple(
-                Arg(name, dtype, tuple(s.strip() for s in shape.split(",")), "?" in flags, "!" in flags)
-                for name, flags, dtype, shape in _ARG.findall(part)
-            )
-
-        left, _, right = text.partition("->")
-        return Schema(args(left), args(right), derive)
-
-    def bind(self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = "") -> Bound:
-        """Sizes and dtype variables of a call, by name. Raises SchemaError with op, argument, expected, got."""
-        where = f"{op} ({label})" if label and label != op else op
-        if len(specs) != len(self.inputs):
-            raise SchemaError(f"{where}: expected {len(self.inputs)} arguments, got {len(specs)}")
-        bound: Bound = {}
-        for arg, spec in zip(self.inputs, specs, strict=True):
-            if spec is None:
-                if not arg.optional:
-                    raise SchemaError(f"{where}: argument '{arg.name}' is missing, expected {arg}")
-                continue
-            known = dict(bound)  # by the arguments before this one, which is not to explain itself
-            if not (_bind_dtype(arg.dtype, spec.dtype, bound) and _bind_shape(arg.shape, spec.shape, bound)):
-                raise SchemaError(f"{where}: argument '{arg.name}' expected {_expected(arg, known)}, got {spec}")
-        if self.derive is not None:
-            try:
-                given = {arg.name: spec for arg, spec in zip(self.inputs, specs, strict=True)}
-                bound.update(self.derive({**bound, "given": given}, attrs))
-            except SchemaError as error:
-                raise SchemaError(f"{where}: {error}") from None
-        return bound
-
-    def infer(
-        self, op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], label: str = ""
-    ) -> list[TensorSpec]:
-        """Specs of a call's outputs."""
-        bound = self.bind(op, specs, attrs, label)
-        outputs = []
-        for arg in self.outputs:
-            dtype = DTYPES.get(arg.dtype) or bound.get(arg.dtype) or attrs.get("dtype")
-            if dtype is None:
-                raise SchemaError(f"{op}: output '{arg.name}' needs the attribute dtype=")
-            shape: list[Size] = []
-            for s in arg.shape:
-                shape += bound["*"] if s == "*" else [_evaluate(s, bound, attrs, op)]
-            outputs.append(TensorSpec(tuple(shape), dtype))
-        return outputs
-
-
-def _bind_dtype(name: str, dtype: torch.dtype, bound: Bound) -> bool:
-    if name in DTYPES or name == "any":
-        return DTYPES.get(name, dtype) is dtype
-    return bool(bound.setdefault(name, dtype) is dtype)
-
-
-def _bind_shape(pattern: tuple[str, ...], shape: Shape, bound: Bound) -> bool:
-    if pattern[0] == "...":
-        return True
-    if pattern[0] == "*":
-        lead = len(shape) - len(pattern) + 1
-        if lead < 0 or bound.setdefault("*", list(shape[:lead])) != list(shape[:lead]):
-            return False
-        pattern, shape = pattern[1:], shape[lead:]
-    return len(pattern) == len(shape) and all(_bind_size(p, s, bound) for p, s in zip(pattern, shape, strict=True))
-
-
-def _bind_size(pattern: str, size: Size, bound: Bound) -> bool:
-    if pattern.isdigit():
-        return size == int(pattern)
-    factor, _, name = pattern.rpartition("*")
-    if name in bound:
-        return bool(bound[name] * (int(factor) if factor else 1) == size)
-    if factor:
-        quotient = (
-            size.divided(int(factor))
-            if isinstance(size, Dim)
-            else (None if size % int(factor) else size // int(factor))
-        )
-        if quotient is None:
-            return False
-        size = quotient
-    bound[name] = size
-    return True
-
-
-def _evaluate(pattern: str, bound: Bound, attrs: Mapping[str, Any], op: str) -> Size:
-    total: Size = 0
-    for term in pattern.split("+"):
-        value: Size = 1
-        for part in term.strip().split("*"):
-            factor = int(part) if part.isdigit() else bound.get(part, attrs.get(part))
-            if factor is None:
-                raise SchemaError(f"{op}: size '{part}' of an output is not known; give it as an attribute")
-            value = value * factor
-        total = value + total
-    return total
-
-
-def _expected(arg: Arg, bound: Bound) -> str:
-    dtype = dtype_name(bound[arg.dtype]) if arg.dtype in bound else arg.dtype
-    sizes = []
-    for s in arg.shape:
-        name = s.rpartition("*")[2]
-        known = bound.get("*" if s == "*" else name)
-        sizes.append(s if known is None or s.isdigit() else f"{s} with {name or '*'}={known}")
-    return f"{dtype}[{', '.join(sizes)}]"
+from ..specs import TensorSpec, product, static
+from .schema import Bound, Schema
 
 
 @dataclass(frozen=True)
@@ -163,12 +27,46 @@ class Call:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-Refusal = Callable[[torch.device, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
+class Given:
+    """One call's arguments by the names of the op's schema (None where one is absent), and its attributes.
+
+    Arguments are tensors, outputs included, where an implementation runs; they are specs, without the outputs, where an
+    implementation is asked whether it serves on `device`.
+    """
+
+    def __init__(
+        self,
+        op: Op,
+        values: Sequence[Any],
+        attrs: Mapping[str, Any],
+        device: torch.device | None = None,
+    ) -> None:
+        self.op, self.attrs = op, attrs
+        self.tensors = dict(zip(op.names, values, strict=False))
+        self.device = device or next(t.device for t in values if t is not None)
+        vars(self).update(op.defaults, **self.tensors, **attrs)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self.op.name} has neither an argument nor an attribute '{name}'")
+
+    def get(self, name: str) -> Any:
+        """The argument or attribute, or None where the op has none of this name."""
+        return vars(self).get(name)
+
+    def floats(self) -> list[torch.dtype]:
+        """The floating dtypes of the arguments, and of the output if the attribute `dtype` names it."""
+        dtypes = [given.dtype for given in self.tensors.values() if given is not None]
+        return [dtype for dtype in (*dtypes, self.attrs.get("dtype")) if dtype is not None and dtype.is_floating_point]
+
+
+Body = Callable[[Given], None]
+Reason = Callable[[Given], str | None]
+"""Why an implementation does not serve a call, or None."""
 Avoided = Callable[[str, str, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
 """(op, implementation, specs, attributes) -> why the implementation must be skipped though it can serve, or None."""
 
 
-def _accepts_all(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def _none(*given: Any) -> str | None:
     return None
 
 
@@ -201,15 +99,29 @@ class Tunable:
 
 @dataclass(frozen=True)
 class Implementation:
-    """A function (inputs..., outputs..., **attrs) that writes its outputs, and the conditions under which it serves."""
+    """A function that computes an op's outputs, and the conditions under which it serves."""
 
     name: str
-    run: Callable[..., None]
-    refuses_call: Refusal
-    yields_call: Refusal = _accepts_all
+    op: Op = field(repr=False, compare=False)
+    body: Body
+    """Writes the outputs of a call."""
+    on: Callable[..., str | None] = _none
+    """(device, *floating dtypes) -> why it cannot serve any call there, or None."""
+    cannot: Reason = _none
+    """Why it cannot serve a call, whose arguments are specs."""
+    should_not: Reason = _none
+    """Why it serves a call, whose arguments are specs, only if it is asked for by name."""
     around: bool = False
-    """`run` does more than call its kernel once, so the executor must not bind the kernel call in its place."""
+    """`body` does more than call its kernel once, so the executor must not bind the kernel call in its place."""
     tunables: tuple[Tunable, ...] = ()
+
+    def bound(self, tensors: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> Callable[[], None]:
+        """A call on these inputs and outputs, in the schema's order."""
+        return partial(self.body, Given(self.op, tensors, attrs))
+
+    def run(self, *tensors: torch.Tensor | None, **attrs: Any) -> None:
+        """Compute the outputs, which follow the inputs in the schema's order."""
+        self.bound(tensors, attrs)()
 
     def refuses(
         self,
@@ -218,11 +130,14 @@ class Implementation:
         attrs: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Why this implementation cannot serve on `device` (with these arguments, if given), or None."""
-        return self.refuses_call(device, specs, attrs or {})
+        if not specs:
+            return self.on(device)
+        given = Given(self.op, specs, attrs or {}, device)
+        return self.cannot(given) or self.on(device, *given.floats())
 
     def yields(self, device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
         """Why another implementation is the better choice for these arguments though this one can serve, or None."""
-        return self.yields_call(device, specs, attrs)
+        return self.should_not(Given(self.op, specs, attrs, device))
 
 
 @dataclass
@@ -249,27 +164,83 @@ class Op:
     as_good: Callable[[Sequence[torch.Tensor | None], Mapping[str, torch.Tensor]], str | None] | None = None
     """(arguments before a call, what it wrote by name) -> what is wrong, or None. For ops whose outputs are choices,
     where rounding may lead to a different one that is as good."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of attributes that a call may leave out."""
     implementations: dict[str, Implementation] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Inputs and outputs in the schema's order."""
+        return tuple(arg.name for arg in (*self.schema.inputs, *self.schema.outputs))
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """The outputs, and the inputs that are written in place."""
+        mutated = (arg for arg in self.schema.inputs if arg.mutated)
+        return frozenset(arg.name for arg in (*mutated, *self.schema.outputs))
 
     def implementation(
         self,
         name: str,
-        refuses: Refusal = _accepts_all,
-        yields: Refusal = _accepts_all,
+        on: Callable[..., str | None] = _none,
+        cannot: Reason = _none,
+        should_not: Reason = _none,
         around: bool = False,
         tunables: Sequence[Tunable] = (),
-    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register the decorated function. Earlier registrations are preferred.
+    ) -> Callable[[Body], Body]:
+        """Register the decorated function, see Implementation. Earlier registrations are preferred.
 
-        `refuses` returns why it cannot serve a call, `yields` why it serves only when asked for by name. `around` says
-        that it does more than call one kernel. `tunables` are timed on a GPU against the current values.
+        `tunables` are timed on a GPU against the current values.
         """
 
-        def register(run: Callable[..., None]) -> Callable[..., None]:
-            self.implementations[name] = Implementation(name, run, refuses, yields, around, tuple(tunables))
-            return run
+        def register(body: Body) -> Body:
+            self.implementations[name] = Implementation(
+                name, self, body, on, cannot, should_not, around, tuple(tunables)
+            )
+            return body
 
         return register
+
+    def kernel(
+        self,
+        name: str,
+        members: Callable[[Given], Mapping[str, Any]],
+        cannot: Reason = _none,
+        should_not: Reason = _none,
+        kernel: str | None = None,
+    ) -> None:
+        """Register a compiled kernel, of the op's name if none is given: on CPUs, with AMX or on CUDA devices.
+
+        Its struct takes what `members` gives, and else the arguments and attributes by their names (see `filled`).
+        name: "native", "amx" or "cuda".
+        """
+        called = kernel or self.name
+        on = {"native": native.refuses, "amx": native.refuses_amx, "cuda": native.refuses_cuda}[name]
+
+        @self.implementation(name, on, cannot, should_not)
+        def run(call: Given) -> None:
+            given = filled(called, call, members(call))
+            if name == "cuda":
+                native.run_cuda(called, call.device, **given)
+            else:
+                native.run(called, **given)
+
+    def triton(
+        self,
+        module: str,
+        cannot: Reason = _none,
+        launch: str = "launch",
+        tunables: Sequence[Tunable] = (),
+    ) -> None:
+        """Register a Triton kernel: `launch` of a module of triton_kernels, which names what it takes as the op does.
+
+        An argument that the op does not have is None.
+        """
+
+        @self.implementation("triton", triton_kernels.refuses, cannot, tunables=tunables)
+        def run(call: Given) -> None:
+            launcher = getattr(import_module(f"{triton_kernels.__name__}.{module}"), launch)  # imports triton
+            launcher(**{name: call.get(name) for name in inspect.signature(launcher).parameters})
 
     def choose(
         self,
@@ -306,6 +277,29 @@ class Op:
         if self.read_bytes is not None:
             return self.read_bytes(bound, attrs)
         return sum(static(product(s.shape)) * s.dtype.itemsize for s in specs if s is not None)
+
+
+def filled(kernel: str, call: Given, members: Mapping[str, Any]) -> dict[str, Any]:
+    """All members of a compiled kernel's struct: out of `members`, else the argument or attribute of the same name.
+
+    An argument that is only read is made contiguous. `x_dtype` is the dtype of x, float32 if x is absent; `dtype` is
+    that of the first argument.
+    """
+    found = {}
+    for name in native.members(kernel):
+        of = name.removesuffix("_dtype")
+        if name in members:
+            found[name] = members[name]
+        elif name == "dtype":
+            found[name] = call.tensors[call.op.names[0]].dtype
+        elif of != name and of in call.tensors:
+            found[name] = torch.float32 if call.tensors[of] is None else call.tensors[of].dtype
+        elif name in call.tensors:
+            tensor = call.tensors[name]
+            found[name] = tensor if tensor is None or name in call.op.written else tensor.contiguous()
+        elif name in vars(call):
+            found[name] = call.get(name)
+    return found
 
 
 _REGISTRY: dict[str, Op] = {}

@@ -6,16 +6,17 @@ an extra node in a CUDA graph, after which no kernel can start early.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import SchemaError
-from ..specs import Size, TensorSpec
-from .base import Bound, Call, Op, Schema, Tunable, normal, register
+from ..specs import Size
+from .base import Call, Given, Op, Tunable, normal, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def reference(
@@ -83,48 +84,33 @@ SEARCH = False
 """Let cuDNN time its plans when it first meets a size, whatever torch.backends.cudnn.benchmark says."""
 
 
-def _refuses_cudnn(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
+def has_cudnn(device: torch.device, *dtypes: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
     return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN"  # type: ignore[no-untyped-call]
 
 
-@OP.implementation("cudnn", _refuses_cudnn, tunables=[Tunable(__name__, "SEARCH", (True,))])
-def run_cudnn(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
-    stride: int,
-    padding: int,
-) -> None:
+@OP.implementation("cudnn", has_cudnn, tunables=[Tunable(__name__, "SEARCH", (True,))])
+def run_cudnn(call: Given) -> None:
     cudnn = torch.backends.cudnn
     torch.ops.aten.cudnn_convolution.out(
-        x.permute(0, 3, 1, 2),
-        weight,
-        [padding, padding],
-        [stride, stride],
+        call.x.permute(0, 3, 1, 2),
+        call.weight,
+        [call.padding, call.padding],
+        [call.stride, call.stride],
         [1, 1],
         1,
         SEARCH or cudnn.benchmark,
         cudnn.deterministic,
         # never TF32, which means nothing in 16 bits; but it is part of torch's key of a plan, as the search is not
-        SEARCH and x.dtype.itemsize < 4,
-        out=y.permute(0, 3, 1, 2),
+        SEARCH and call.x.dtype.itemsize < 4,
+        out=call.y.permute(0, 3, 1, 2),
     )
-    if bias is not None:
-        y.add_(bias)
+    if call.bias is not None:
+        call.y.add_(call.bias)
 
 
 @OP.implementation("torch")
-def run_torch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    *,
-    stride: int,
-    padding: int,
-) -> None:
-    y.copy_(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding).permute(0, 2, 3, 1))
+def run_torch(call: Given) -> None:
+    y = F.conv2d(call.x.permute(0, 3, 1, 2), call.weight, call.bias, call.stride, call.padding)
+    call.y.copy_(y.permute(0, 2, 3, 1))

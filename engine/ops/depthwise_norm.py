@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..device import native
-from ..specs import TensorSpec, static
-from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .base import Call, Given, Op, normal, quiet, register
 from .dims import elements
-from .refusals import MAX_NORM_CHANNELS, native_for_f32
+from .refusals import MAX_NORM_CHANNELS, channels_of, rounds_once
 from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
+from .schema import Bound, Schema
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -68,61 +67,22 @@ OP = register(
 )
 
 
-def _too_many_channels(specs: Sequence[TensorSpec | None]) -> str | None:
-    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_NORM_CHANNELS:
-        return f"takes at most {MAX_NORM_CHANNELS} channels"
-    return None
+def members(call: Given) -> dict[str, Any]:
+    return dict(zip(("batch", "height", "width", "channels"), call.x.shape, strict=True))
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _too_many_channels(specs) or native_for_f32(3)(device, specs, attrs)
+def large(call: Given) -> str | None:
+    many = channels_of(call.x) > MAX_NORM_CHANNELS
+    return f"takes at most {MAX_NORM_CHANNELS} channels" if many else rounds_once(call.norm)
 
 
-def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _too_many_channels(specs) or native_for_f32(3, native.refuses_cuda)(device, specs, attrs)
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(*tensors: Any, eps: float, dtype: torch.dtype) -> None:
-    native.run("depthwise_norm", **_arguments(*tensors, eps=eps))
-
-
-@OP.implementation("cuda", _refuses_cuda)
-def run_cuda(*tensors: Any, eps: float, dtype: torch.dtype) -> None:
-    native.run_cuda("depthwise_norm", tensors[0].device, **_arguments(*tensors, eps=eps))
-
-
-def _arguments(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.Tensor, y: torch.Tensor, *, eps: float
-) -> dict[str, Any]:
-    batch, height, width, channels = x.shape
-    return dict(
-        x=x.contiguous(),
-        weight=weight,
-        bias=bias,
-        norm=norm,
-        y=y,
-        x_dtype=x.dtype,
-        weight_dtype=weight.dtype,
-        y_dtype=y.dtype,
-        eps=eps,
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
-    )
+OP.kernel("native", members, large)
+OP.kernel("cuda", members, large)
 
 
 @OP.implementation("torch")
-def run_torch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    eps: float,
-    dtype: torch.dtype,
-) -> None:
+def run_torch(call: Given) -> None:
     # In x's dtype: a float32 stream is rounded neither before the convolution nor between it and the norm.
-    y.copy_(normalize(depthwise(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), norm, eps))
+    x, bias = call.x, call.bias
+    y = depthwise(x, call.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    call.y.copy_(normalize(y, call.norm, call.eps))

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import SchemaError
 from ..specs import Size
-from .base import Bound
+from .schema import Bound
 
 
 def rows_of(bound: Bound) -> int:

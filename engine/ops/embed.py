@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def reference(
@@ -56,16 +57,9 @@ OP = register(
 
 
 @OP.implementation("torch")
-def run_torch(
-    ids: torch.Tensor,
-    table: torch.Tensor,
-    index: torch.Tensor | None,
-    features: torch.Tensor | None,
-    h: torch.Tensor,
-    *,
-    dtype: torch.dtype,
-) -> None:
-    h.copy_(table.index_select(0, ids.reshape(-1)).view(h.shape))
-    if index is not None and features is not None:
-        images = features.index_select(0, index.clamp(min=0).reshape(-1)).view(h.shape)
+def run_torch(call: Given) -> None:
+    h, index = call.h, call.index
+    h.copy_(call.table.index_select(0, call.ids.reshape(-1)).view(h.shape))
+    if index is not None:
+        images = call.features.index_select(0, index.clamp(min=0).reshape(-1)).view(h.shape)
         torch.where(index[..., None] >= 0, images.to(h.dtype), h, out=h)

@@ -9,17 +9,16 @@ after every operation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from ... import triton_kernels
-from ..device import native
 from ..errors import SchemaError
-from ..specs import Size, TensorSpec, static
-from .base import Bound, Call, Op, Schema, normal, register
+from ..specs import Size, static
+from .base import Call, Given, Op, normal, register
 from .dims import branches_of_rows, elements
+from .schema import Bound, Schema
 
 MAX_PATCH_VALUES = 4096
 """Limit: kMaxPatchValues of csrc/cpu/flow_update.h."""
@@ -150,72 +149,40 @@ OP = register(
 )
 
 
-def _refuses(specs: Sequence[TensorSpec | None]) -> str | None:
-    if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
-        return "keeps the latents in float32, not in bfloat16"
-    return None
+def in_f32(call: Given) -> str | None:
+    return None if call.z.dtype is torch.float32 else "keeps the latents in float32, not in bfloat16"
 
 
-def _refuses_kernel(specs: Sequence[TensorSpec | None]) -> str | None:
-    if specs and specs[0] is not None and specs[0].dtype not in (torch.float32, torch.bfloat16):
-        return f"reads velocities in float32 or bfloat16, not in {specs[0].dtype}"
-    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_PATCH_VALUES:
-        return f"takes at most {MAX_PATCH_VALUES} values a token, not {specs[0].shape[-1]}"
-    return _refuses(specs)
+def many_values(call: Given) -> str | None:
+    values = static(call.v.shape[-1])
+    large = f"takes at most {MAX_PATCH_VALUES} values a token, not {values}" if values > MAX_PATCH_VALUES else None
+    return large or in_f32(call)
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses(device) or _refuses_kernel(specs)
+def members(call: Given) -> dict[str, Any]:
+    (branches, height, width, _), (rows, channels) = call.v.shape, call.z.shape[:2]
+    return dict(
+        rows=rows,
+        unconditional=branches - rows,
+        evaluations=call.schedule.shape[1],
+        height=height,
+        width=width,
+        channels=channels,
+        patch=call.z.shape[2] // height,
+    )
 
 
-def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses_cuda(device) or _refuses_kernel(specs)
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return triton_kernels.refuses(device) or _refuses(specs)
-
-
-def arguments(*tensors: torch.Tensor) -> dict[str, Any]:
-    """Members of FlowUpdateParams for the op's arguments, made contiguous."""
-    v, z, _, _, schedule, _, _ = tensors
-    branches, height, width, _ = v.shape
-    rows, channels = z.shape[:2]
-    sizes = dict(rows=rows, unconditional=branches - rows, evaluations=schedule.shape[1], height=height, width=width)
-    named = dict(zip((arg.name for arg in OP.schema.inputs), tensors, strict=True))
-    return {**named, "v_dtype": v.dtype, **sizes, "channels": channels, "patch": z.shape[2] // height}
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(*tensors: torch.Tensor) -> None:
-    native.run("flow_update", **arguments(*tensors))
-
-
-@OP.implementation("cuda", _refuses_cuda)
-def run_cuda(*tensors: torch.Tensor) -> None:
-    native.run_cuda("flow_update", tensors[0].device, **arguments(*tensors))
-
-
-@OP.implementation("triton", _refuses_triton)
-def run_triton(*tensors: torch.Tensor) -> None:
-    from ...triton_kernels.flow_update import launch  # imports triton, which may be absent
-
-    launch(*tensors)
+OP.kernel("native", members, many_values)
+OP.kernel("cuda", members, many_values)
+OP.triton("flow_update", in_f32)
 
 
 @OP.implementation("torch")
-def run_torch(
-    v: torch.Tensor,
-    z: torch.Tensor,
-    history: torch.Tensor,
-    kept: torch.Tensor,
-    schedule: torch.Tensor,
-    step: torch.Tensor,
-    steps: torch.Tensor,
-) -> None:
+def run_torch(call: Given) -> None:
+    v, z, history, kept, step, steps = call.v, call.z, call.history, call.kept, call.step, call.steps
     dtype, images, guided = z.dtype, len(z), len(v) - len(z)
     rows = torch.arange(images, device=z.device)
-    now = schedule[rows, step.clamp(max=schedule.shape[1] - 1).long()][..., None, None, None]
+    now = call.schedule[rows, step.clamp(max=call.schedule.shape[1] - 1).long()][..., None, None, None]
     guidance, rescale, reuse, keep = now[:, 5:].unbind(1)
     active = (step < steps)[:, None, None, None]
     cond, uncond = v[:images], kept.clone()

@@ -6,18 +6,16 @@ An image's sums run over all its positions, so scaling cannot start before they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ... import triton_kernels
-from ..device import native
-from ..specs import TensorSpec
 from .activations import reference_gelu
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import elements
-from .refusals import native_for_f32, triton_for_f32
+from .refusals import for_f32
+from .schema import Bound, Schema
 
 
 def reference_stats(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,74 +73,31 @@ APPLY = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
+def stats_members(call: Given) -> dict[str, Any]:
+    return dict(zip(("batch", "positions", "channels"), call.x.shape, strict=True))
 
 
-@STATS.implementation("native", _refuses_native)
-def run_stats_native(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
-    batch, positions, channels = x.shape
-    native.run(
-        "gelu_grn_stats",
-        x=x.contiguous(),
-        y=y,
-        sumsq=sumsq,
-        dtype=x.dtype,
-        batch=batch,
-        positions=positions,
-        channels=channels,
-    )
+def apply_members(call: Given) -> dict[str, Any]:
+    return dict(zip(("batch", "positions", "channels"), call.y.shape, strict=True))
 
 
-@APPLY.implementation("native", native_for_f32(2))
-def run_apply_native(
-    y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor
-) -> None:
-    batch, positions, channels = y.shape
-    native.run(
-        "grn_apply",
-        y=y.contiguous(),
-        sumsq=sumsq.contiguous(),
-        weight=weight,
-        bias=bias,
-        o=o,
-        dtype=y.dtype,
-        batch=batch,
-        positions=positions,
-        channels=channels,
-    )
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return triton_kernels.refuses(device)
-
-
-@STATS.implementation("triton", _refuses_triton)
-def run_stats_triton(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
-    from ...triton_kernels.grn import launch_stats
-
-    launch_stats(x, y, sumsq)
-
-
-@APPLY.implementation("triton", triton_for_f32(2, row=True))
-def run_apply_triton(
-    y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor
-) -> None:
-    from ...triton_kernels.grn import launch_apply
-
-    launch_apply(y, sumsq, weight, bias, o)
+STATS.kernel("native", stats_members)
+STATS.triton("grn", launch="launch_stats")
+APPLY.kernel("native", apply_members, for_f32("weight"))
+APPLY.triton("grn", for_f32("weight", row="y"), launch="launch_apply")
 
 
 @STATS.implementation("torch")
-def run_stats(x: torch.Tensor, y: torch.Tensor, sumsq: torch.Tensor) -> None:
-    torch.ops.aten.gelu.out(x, out=y)
-    torch.linalg.vector_norm(y, dim=1, dtype=torch.float32, out=sumsq)
-    sumsq.square_()
+def run_stats(call: Given) -> None:
+    torch.ops.aten.gelu.out(call.x, out=call.y)
+    torch.linalg.vector_norm(call.y, dim=1, dtype=torch.float32, out=call.sumsq)
+    call.sumsq.square_()
 
 
 @APPLY.implementation("torch")
-def run_apply(y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, o: torch.Tensor) -> None:
-    g = sumsq.sqrt().to(weight.dtype)
+def run_apply(call: Given) -> None:
+    weight = call.weight
+    g = call.sumsq.sqrt().to(weight.dtype)
     n = g / (g.mean(-1, keepdim=True) + 1e-6)
     scale = (weight * n + 1)[:, None]
-    o.copy_(torch.addcmul(bias, scale, y.to(weight.dtype)))
+    call.o.copy_(torch.addcmul(call.bias, scale, call.y.to(weight.dtype)))

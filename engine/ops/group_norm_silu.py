@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..device import native
-from ..specs import TensorSpec, static
-from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .base import Call, Given, Op, normal, quiet, register
 from .dims import elements
-from .refusals import MAX_NORM_CHANNELS, native_for_f32, triton_for_f32
+from .refusals import MAX_NORM_CHANNELS, channels_of, rounds_once
+from .schema import Bound, Schema
 
 
 def reference(
@@ -69,69 +68,35 @@ MAX_GROUPS = 128
 """Limit: kMaxNormGroups of csrc/cpu/group_norm_silu.h."""
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_NORM_CHANNELS:
-        return f"takes at most {MAX_NORM_CHANNELS} channels"
-    if attrs.get("groups", 1) > MAX_GROUPS:
-        return f"takes at most {MAX_GROUPS} groups"
-    return native_for_f32(1)(device, specs, attrs)
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> None:
-    batch, height, width, channels = x.shape
-    native.run(
-        "group_norm_silu",
-        x=x.contiguous(),
-        weight=weight,
-        bias=bias,
-        y=y,
-        dtype=x.dtype,
-        eps=eps,
-        silu=silu,
-        batch=batch,
-        positions=height * width,
-        channels=channels,
-        groups=groups,
-    )
-
-
 MAX_TRITON_GROUP = 32
 """Limit: MAX_GROUP of triton_kernels/group_norm_silu.py."""
 
 
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[0] is not None and static(specs[0].shape[-1]) > MAX_TRITON_GROUP * attrs["groups"]:
+def members(call: Given) -> dict[str, Any]:
+    batch, height, width, channels = call.x.shape
+    return dict(batch=batch, positions=height * width, channels=channels)
+
+
+def large(call: Given) -> str | None:
+    if channels_of(call.x) > MAX_NORM_CHANNELS:
+        return f"takes at most {MAX_NORM_CHANNELS} channels"
+    if call.groups > MAX_GROUPS:
+        return f"takes at most {MAX_GROUPS} groups"
+    return rounds_once(call.weight)
+
+
+def large_for_triton(call: Given) -> str | None:
+    if channels_of(call.x) > MAX_TRITON_GROUP * call.groups:
         return f"takes at most {MAX_TRITON_GROUP} channels a group"
-    return triton_for_f32(1)(device, specs, attrs)
+    return rounds_once(call.weight)
 
 
-@OP.implementation("triton", _refuses_triton)
-def run_triton(*tensors: Any, **attrs: Any) -> None:
-    from ...triton_kernels.group_norm_silu import launch
-
-    launch(*tensors, **attrs)
+OP.kernel("native", members, large)
+OP.triton("group_norm_silu", large_for_triton)
 
 
 @OP.implementation("torch")
-def run_torch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> None:
-    normed = F.group_norm(x.permute(0, 3, 1, 2).to(weight.dtype), groups, weight, bias, eps).permute(0, 2, 3, 1)
-    y.copy_(F.silu(normed, inplace=True) if silu else normed)
+def run_torch(call: Given) -> None:
+    x, weight = call.x.permute(0, 3, 1, 2).to(call.weight.dtype), call.weight
+    normed = F.group_norm(x, call.groups, weight, call.bias, call.eps).permute(0, 2, 3, 1)
+    call.y.copy_(F.silu(normed, inplace=True) if call.silu else normed)

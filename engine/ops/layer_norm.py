@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..device import native
-from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .base import Call, Given, Op, normal, quiet, register
 from .dims import rows_of
-from .refusals import WARPS, native_for_f32, triton_for_f32
+from .refusals import WARPS, for_f32
+from .schema import Bound, Schema
 
 CASES = [dict(m=1, c=64), dict(m=3, c=1001), dict(m=3, c=96, eps_decides=True)]
 
@@ -26,12 +26,13 @@ def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
     return 7 * rows_of(bound) * int(bound["C"])
 
 
-def _register(adds: bool) -> None:
-    def tensors(arguments: tuple[torch.Tensor, ...]) -> tuple[Any, Any, Any, Any, Any, Any]:
-        """x, delta, weight, bias, total, y; delta and total are None for a norm without an add."""
-        x, *delta, weight, bias = arguments[: 4 if adds else 3]
-        return x, delta[0] if adds else None, weight, bias, arguments[4] if adds else None, arguments[-1]
+def members(call: Given) -> dict[str, Any]:
+    delta, channels = call.get("delta"), call.x.shape[-1]
+    alone = {} if delta is not None else dict(delta=None, delta_dtype=call.x.dtype, total=None)
+    return dict(rows=call.x.numel() // channels, channels=channels, **alone)
 
+
+def _register(adds: bool) -> None:
     def expected(*inputs: torch.Tensor, eps: float, dtype: torch.dtype) -> Any:
         x, *delta, weight, bias = inputs
         if not adds:
@@ -50,41 +51,14 @@ def _register(adds: bool) -> None:
     schema = "x: X[*, C], weight: W[C], bias: W[C] -> y: O[*, C]"
     if adds:
         schema = "x: X[*, C], delta: T[*, C], weight: W[C], bias: W[C] -> total: X[*, C], y: O[*, C]"
-    name, weight = ("add_layer_norm", 2) if adds else ("layer_norm", 1)
-    op = register(Op(name, Schema.parse(schema), expected, flops, CASES, example))
-
-    @op.implementation("native", native_for_f32(weight))
-    def run_native(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        x, delta, weight, bias, total, y = tensors(arguments)
-        x, delta = x.contiguous(), None if delta is None else delta.contiguous()
-        native.run(
-            "layer_norm",
-            x=x,
-            delta=delta,
-            weight=weight,
-            bias=bias,
-            total=total,
-            y=y,
-            x_dtype=x.dtype,
-            delta_dtype=x.dtype if delta is None else delta.dtype,
-            y_dtype=y.dtype,
-            eps=eps,
-            rows=x.numel() // x.shape[-1],
-            channels=x.shape[-1],
-        )
-
-    @op.implementation("triton", triton_for_f32(weight, row=True), tunables=WARPS)
-    def run_triton(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        from ...triton_kernels.layer_norm import launch
-
-        launch(*tensors(arguments), eps)
+    op = register(Op("add_layer_norm" if adds else "layer_norm", Schema.parse(schema), expected, flops, CASES, example))
+    op.kernel("native", members, for_f32("weight"), kernel="layer_norm")
+    op.triton("layer_norm", for_f32("weight", row="x"), tunables=WARPS)
 
     @op.implementation("torch")
-    def run_torch(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        x, delta, weight, bias, total, y = tensors(arguments)
-        if adds:
-            x = torch.add(x, delta, out=total)
-        y.copy_(F.layer_norm(x.to(weight.dtype), (x.shape[-1],), weight, bias, eps))
+    def run_torch(call: Given) -> None:
+        x, weight = torch.add(call.x, call.delta, out=call.total) if adds else call.x, call.weight
+        call.y.copy_(F.layer_norm(x.to(weight.dtype), (x.shape[-1],), weight, call.bias, call.eps))
 
 
 for _adds in (False, True):

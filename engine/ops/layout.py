@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .flow_update import unpatchify
 from .rows import no_flops
+from .schema import Schema
 
 
 def reference_to_nhwc(z: torch.Tensor, divisor: float, dtype: torch.dtype) -> torch.Tensor:
@@ -32,8 +33,9 @@ TO_NHWC = register(
 
 
 @TO_NHWC.implementation("torch")
-def run_to_nhwc(z: torch.Tensor, x: torch.Tensor, *, divisor: float, dtype: torch.dtype) -> None:
-    x.copy_((z if divisor == 1.0 else z / divisor).permute(0, 2, 3, 1))
+def run_to_nhwc(call: Given) -> None:
+    z = call.z if call.divisor == 1.0 else call.z / call.divisor
+    call.x.copy_(z.permute(0, 2, 3, 1))
 
 
 def reference_to_nchw(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -58,8 +60,8 @@ TO_NCHW = register(
 
 
 @TO_NCHW.implementation("torch")
-def run_to_nchw(x: torch.Tensor, y: torch.Tensor, *, dtype: torch.dtype) -> None:
-    y.copy_(x.permute(0, 3, 1, 2))
+def run_to_nchw(call: Given) -> None:
+    call.y.copy_(call.x.permute(0, 3, 1, 2))
 
 
 def reference_patchify(x: torch.Tensor, patch: int, dtype: torch.dtype) -> torch.Tensor:
@@ -86,10 +88,10 @@ PATCHIFY = register(
 
 
 @PATCHIFY.implementation("torch")
-def run_patchify(x: torch.Tensor, y: torch.Tensor, *, patch: int, N: int, E: int, dtype: torch.dtype) -> None:
-    b, c, h, w = x.shape
-    patches = x.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
-    y.view(b, h // patch, w // patch, c, patch, patch).copy_(patches)
+def run_patchify(call: Given) -> None:
+    (b, c, h, w), patch = call.x.shape, call.patch
+    patches = call.x.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    call.y.view(b, h // patch, w // patch, c, patch, patch).copy_(patches)
 
 
 def reference_cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -114,8 +116,8 @@ CAST = register(
 
 
 @CAST.implementation("torch")
-def run_cast(x: torch.Tensor, y: torch.Tensor, *, dtype: torch.dtype) -> None:
-    y.copy_(x)
+def run_cast(call: Given) -> None:
+    call.y.copy_(call.x)
 
 
 def reference_add(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -141,8 +143,8 @@ ADD = register(
 
 
 @ADD.implementation("torch")
-def run_add(x: torch.Tensor, y: torch.Tensor, o: torch.Tensor, *, dtype: torch.dtype) -> None:
-    torch.add(x, y, out=o)
+def run_add(call: Given) -> None:
+    torch.add(call.x, call.y, out=call.o)
 
 
 def reference_shuffle(x: torch.Tensor, H2: int, W2: int, C: int) -> torch.Tensor:
@@ -167,5 +169,5 @@ PIXEL_SHUFFLE = register(
 
 
 @PIXEL_SHUFFLE.implementation("torch")
-def run_shuffle(x: torch.Tensor, y: torch.Tensor, *, H2: int, W2: int, C: int) -> None:
-    y.copy_(unpatchify(x, C).permute(0, 2, 3, 1))
+def run_shuffle(call: Given) -> None:
+    call.y.copy_(unpatchify(call.x, call.C).permute(0, 2, 3, 1))

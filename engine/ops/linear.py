@@ -21,11 +21,12 @@ from ..errors import SchemaError
 from ..formats import FORMATS, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
-from .base import Bound, Op, Schema, Tunable, register
+from .base import Given, Op, Tunable, filled, register
 from .dims import outputs_of_row, rows_of
 from .linear_cases import CASES, example
 from .quantize import too_many_channels
-from .refusals import MAX_NORM_CHANNELS, floats
+from .refusals import MAX_NORM_CHANNELS, channels_of
+from .schema import Bound, Schema
 
 ACTIVATIONS = ("none", "gated_silu", "gelu")
 """In the order of Activation in csrc/cpu/amx/tiled_linear.h."""
@@ -36,9 +37,9 @@ FEW_TOKENS = 4
 Specs = Sequence[TensorSpec | None]
 
 
-def fused(specs: Specs, attrs: Mapping[str, Any]) -> bool:
+def fused(call: Given) -> bool:
     """True if a call has a norm, an activation or a residual in it."""
-    return any(spec is not None for spec in specs[5:]) or attrs.get("act", "none") != "none"
+    return call.norm is not None or call.residual is not None or call.act != "none"
 
 
 def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -120,6 +121,7 @@ OP = register(
         flops,
         CASES,
         example,
+        defaults={"format": "dense", "act": "none", "eps": 0.0, "split_bias": False, "dtype": None},
     )
 )
 
@@ -146,118 +148,67 @@ def few_to_decode(x: TensorSpec) -> bool:
     return static(product(x.shape[1:-1])) == 1 and too_many_rows(x) is None
 
 
-def _refuses_amx(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if specs:
-        x, _, bias, *_ = specs
-        assert x is not None
-        fmt = FORMATS[attrs.get("format", "dense")]
-        if fmt.name not in ("tiles", "int8_tiles", "int4"):
-            return f"reads weights in tiles or in 4 bits, not {fmt.name}"
-        if attrs.get("split_bias"):
-            return "adds the bias before it rounds"
-        if fmt.name == "int4" and (bias is not None or attrs.get("act") == "gelu"):
-            return "adds no bias to 4 bits, and has no GELU after them"
-        many = too_many_rows(x) if fmt.name == "int4" else None
-        wide = None if fmt.group is None else too_many_channels(static(x.shape[-1]))
-        if many or wide:
-            return many or wide
-    return native.refuses_amx(device, *floats(specs, attrs))
-
-
-def _refuses_gemv(specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    """Why a matrix-vector kernel cannot take this call, however few its rows are, or None."""
-    x, weight, bias, _, x_scale, norm, residual = specs
-    assert x is not None
-    assert weight is not None
-    fmt = attrs.get("format", "dense")
-    if fmt not in ("dense", "int8"):
-        return f"widens weights in int8, row by row, and reads dense ones, not {fmt}"
-    if x_scale is not None:
-        return "takes inputs as they are, not in 8 bits"
-    if attrs.get("split_bias"):
+def by_amx(call: Given) -> str | None:
+    fmt = FORMATS[call.format]
+    if fmt.name not in ("tiles", "int8_tiles", "int4"):
+        return f"reads weights in tiles or in 4 bits, not {fmt.name}"
+    if call.split_bias:
         return "adds the bias before it rounds"
-    if fused(specs, attrs) and (bias is not None or attrs.get("act") == "gelu"):
+    if fmt.name == "int4" and (call.bias is not None or call.act == "gelu"):
+        return "adds no bias to 4 bits, and has no GELU after them"
+    many = too_many_rows(call.x) if fmt.name == "int4" else None
+    return many or (None if fmt.group is None else too_many_channels(channels_of(call.x)))
+
+
+def by_gemv(call: Given) -> str | None:
+    """Why a matrix-vector kernel cannot take this call, however few its rows are, or None."""
+    x, weight = call.x, call.weight
+    if call.format not in ("dense", "int8"):
+        return f"widens weights in int8, row by row, and reads dense ones, not {call.format}"
+    if call.x_scale is not None:
+        return "takes inputs as they are, not in 8 bits"
+    if call.split_bias:
+        return "adds the bias before it rounds"
+    if fused(call) and (call.bias is not None or call.act == "gelu"):
         return "takes neighbors without a bias, and has no GELU"
-    if norm is not None and static(x.shape[-1]) > MAX_NORM_CHANNELS:
+    if call.norm is not None and channels_of(x) > MAX_NORM_CHANNELS:
         return f"normalizes at most {MAX_NORM_CHANNELS} channels"
-    if residual is not None and residual.dtype is not torch.float32:
-        return f"adds to a residual stream of float32, not {residual.dtype}"
-    if fmt == "dense" and x.dtype is not weight.dtype and x.dtype is not torch.float32:
+    if call.residual is not None and call.residual.dtype is not torch.float32:
+        return f"adds to a residual stream of float32, not {call.residual.dtype}"
+    if call.format == "dense" and x.dtype is not weight.dtype and x.dtype is not torch.float32:
         return f"multiplies {x.dtype} by {weight.dtype} only after a norm of float32"
     return None
 
 
-def _refuses_native(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    reason = (_refuses_gemv(specs, attrs) or many_tokens(specs[0])) if specs else None
-    return reason or native.refuses(device, *floats(specs, attrs))
-
-
-def _refuses_cuda(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    reason = (_refuses_gemv(specs, attrs) or too_many_rows(specs[0])) if specs else None
-    return reason or native.refuses_cuda(device, *floats(specs, attrs))
-
-
-def _yields_gemv(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if attrs.get("act") == "gated_silu" and specs and specs[5] is specs[6] is None:
+def gated_alone(call: Given) -> str | None:
+    if call.act == "gated_silu" and call.norm is call.residual is None:
         return "a gated SiLU alone: its dtypes do not tell whether the linear has to round before it"
     return None
 
 
-def _yields_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[4] is not None:
-        return "multiplies floats, for which inputs stay as they are"
-    if specs and fused(specs, attrs) and FORMATS[attrs.get("format", "dense")].by_rows:
-        return "no faster than the parts, which have kernels of their own"
-    return None
-
-
-def _arguments(*tensors: Any, eps: float) -> dict[str, Any]:
-    """What the structs of kernels that multiply by a weight have in common."""
-    x, weight, _, scale, _, norm, residual, y = tensors
-    x = x.reshape(-1, x.shape[-1]).contiguous()
+def members(call: Given) -> dict[str, Any]:
+    """Of any of the three kernels that multiply by a weight; int8 weights come with their scale."""
+    x = call.x.reshape(-1, call.x.shape[-1]).contiguous()
     return dict(
         x=x,
-        norm=norm,
-        w=weight,
-        scale=scale,
-        residual=None if residual is None else residual.contiguous(),
-        y=y,
-        x_dtype=x.dtype,
-        residual_dtype=torch.float32 if residual is None else residual.dtype,
-        y_dtype=y.dtype,
-        eps=eps,
+        w=call.weight,
+        dtype=x.dtype if call.scale is not None else call.weight.dtype,
+        act=ACTIVATIONS.index(call.act),
+        gated=call.act == "gated_silu",
         rows=len(x),
         columns=x.shape[1],
-        out=y.shape[-1],
+        out=call.y.shape[-1],
     )
 
 
-def gemv_arguments(*tensors: Any, eps: float = 0.0, act: str = "none", **attrs: Any) -> dict[str, Any]:
-    """Members of GemvParams in csrc/cpu/gemv.h; int8 weights come with their scale."""
-    x, weight, bias, scale, *_ = tensors
-    dtype = x.dtype if scale is not None else weight.dtype
-    return dict(bias=bias, dtype=dtype, gated=act == "gated_silu", **_arguments(*tensors, eps=eps))
+@OP.implementation("amx", native.refuses_amx, by_amx)
+def run_amx(call: Given) -> None:
+    kernel = "int4_linear" if call.format == "int4" else "tiled_linear"
+    native.run(kernel, **filled(kernel, call, members(call)))
 
 
-@OP.implementation("amx", _refuses_amx)
-def run_amx(*tensors: Any, format: str, act: str = "none", eps: float = 0.0, **attrs: Any) -> None:
-    shared, bias = _arguments(*tensors, eps=eps), tensors[2]
-    if format == "int4":
-        native.run("int4_linear", gated=act == "gated_silu", **shared)
-        return
-    bias_dtype = torch.float32 if bias is None else bias.dtype
-    native.run("tiled_linear", bias=bias, bias_dtype=bias_dtype, act=ACTIVATIONS.index(act), **shared)
-
-
-@OP.implementation("native", _refuses_native, _yields_gemv)
-def run_native(*tensors: Any, **attrs: Any) -> None:
-    native.run("gemv", **gemv_arguments(*tensors, **attrs))
-
-
-@OP.implementation("cuda", _refuses_cuda, _yields_gemv)
-def run_cuda(*tensors: Any, **attrs: Any) -> None:
-    native.run_cuda("gemv", tensors[0].device, **gemv_arguments(*tensors, **attrs))
-
+OP.kernel("native", members, lambda call: by_gemv(call) or many_tokens(call.x), gated_alone, kernel="gemv")
+OP.kernel("cuda", members, lambda call: by_gemv(call) or too_many_rows(call.x), gated_alone, kernel="gemv")
 
 CUBLAS = (
     Tunable("torch.backends.cuda", "preferred_blas_library", ("cublas", "cublaslt")),
@@ -265,45 +216,46 @@ CUBLAS = (
 )
 
 
-def _refuses_torch(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if attrs.get("split_bias") and (attrs.get("format", "dense") != "dense" or fused(specs, attrs)):
+def by_torch(call: Given) -> str | None:
+    if call.split_bias and (call.format != "dense" or fused(call)):
         return "rounds before it adds its bias for dense weights alone, without neighbors"
     return None
 
 
-@OP.implementation("torch", _refuses_torch, _yields_torch, tunables=CUBLAS)
-def run_torch(
-    *tensors: Any,
-    format: str = "dense",
-    act: str = "none",
-    eps: float = 0.0,
-    split_bias: bool = False,
-    dtype: torch.dtype | None = None,
-) -> None:
-    x, weight, bias, scale, x_scale, norm, residual, y = tensors
+def in_parts(call: Given) -> str | None:
+    if call.x_scale is not None:
+        return "multiplies floats, for which inputs stay as they are"
+    if fused(call) and FORMATS[call.format].by_rows:
+        return "no faster than the parts, which have kernels of their own"
+    return None
+
+
+@OP.implementation("torch", cannot=by_torch, should_not=in_parts, tunables=CUBLAS)
+def run_torch(call: Given) -> None:
+    weight, bias, x_scale, y = call.weight, call.bias, call.x_scale, call.y
     # contiguous: oneDNN's AMX GEMM pads K with what lies between strided rows, times zero, and 0 * NaN is NaN
-    fmt, x = FORMATS[format], x.contiguous()
-    alone = x_scale is norm is residual is None and act == "none" and fmt.by_rows
+    fmt, x = FORMATS[call.format], call.x.contiguous()
+    alone = x_scale is None and not fused(call) and fmt.by_rows
     if alone and fmt.name == "dense":
-        _multiply(x.view(-1, x.shape[-1]), weight, bias, y.view(-1, y.shape[-1]), split_bias)
+        _multiply(x.view(-1, x.shape[-1]), weight, bias, y.view(-1, y.shape[-1]), call.split_bias)
         return
-    if norm is not None:
-        x = rms_norm.normalize(x, norm, eps)
-    if scale is None:
+    if call.norm is not None:
+        x = rms_norm.normalize(x, call.norm, call.eps)
+    if call.scale is None:
         x = x.to(weight.dtype)
     if fmt.group is not None:
         q, steps = rows.quantized(_grouped(x, fmt.group))
         x = (q * steps[..., None]).view(x.shape)
     # 8 bits row by row are multiplied in x's dtype; what is unpacked in every call is for comparison, not for speed
-    matrix, factors = fmt.matrix(weight, scale, x.dtype if alone else torch.float32)
+    matrix, factors = fmt.matrix(weight, call.scale, x.dtype if alone else torch.float32)
     product = ((x if alone else x.float()) @ matrix.t()).float()
     for factor in (None if x_scale is None else x_scale[..., None], factors):
         product = product if factor is None else product * factor
     if bias is not None:
         product += bias
-    if act != "none":
-        product = activations.silu_mul(product) if act == "gated_silu" else F.gelu(product)
-    y.copy_(product if residual is None else product + residual)
+    if call.act != "none":
+        product = activations.silu_mul(product) if call.act == "gated_silu" else F.gelu(product)
+    y.copy_(product if call.residual is None else product + call.residual)
 
 
 def _multiply(

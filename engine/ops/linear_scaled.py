@@ -7,7 +7,7 @@ five rows on; what decodes up to four, a token each, is a matrix-vector kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 
 from ... import triton_kernels
 from ..device.capabilities import no_e4m3
-from ..specs import product, static
-from .base import Tunable
-from .linear import MAX_ROWS, OP, Specs, few_to_decode, fused, too_many_rows
+from ..specs import TensorSpec, product, static
+from .base import Given, Tunable
+from .linear import MAX_ROWS, OP, few_to_decode, fused, too_many_rows
 
 FAST_ACCUMULATION = False
 """Of e4m3 by torch: sums of 14 bits in Hopper's tensor cores, not taken into float32 until the end."""
@@ -62,53 +62,40 @@ def _not_by_torch(device: torch.device, rows: int, n: int, k: int, of: torch.dty
     return None
 
 
-def _rows(specs: Specs) -> int:
+def _rows(specs: Sequence[TensorSpec | None]) -> int:
     assert specs[0] is not None
     return static(product(specs[0].shape[:-1]))
 
 
-def _asked(specs: Specs, attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    q, weight, *_ = specs
-    assert q is not None
-    assert weight is not None
-    return _rows(specs), static(weight.shape[0]), static(weight.shape[1]), q.dtype, attrs["dtype"]
+def _asked(call: Given) -> tuple[Any, ...]:
+    return _rows([call.x]), static(call.weight.shape[0]), static(call.weight.shape[1]), call.x.dtype, call.dtype
 
 
-def _refuses_scaled_mm(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if specs and specs[4] is None:
+def scaled(call: Given) -> str | None:
+    if call.x_scale is None:
         return "multiplies inputs in 8 bits, a scale for each row"
-    return "takes no neighbors" if fused(specs, attrs) else None
+    return "takes no neighbors" if fused(call) else None
 
 
-def _refuses_triton(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    e4m3 = attrs.get("format") == "e4m3"
-    on_device = triton_kernels.refuses(device) or (no_e4m3(device) if e4m3 else None)
-    return on_device or _refuses_scaled_mm(device, specs, attrs)
+def by_triton(call: Given) -> str | None:
+    return (no_e4m3(call.device) if call.format == "e4m3" else None) or scaled(call)
 
 
-def _few_rows(device: torch.device, specs: Specs) -> str | None:
-    x = specs[0]
-    assert x is not None
-    few = few_to_decode(x) if device.type == "cpu" else too_many_rows(x) is None
-    if x.dtype is torch.int8 and few:
+def _few_rows(call: Given) -> str | None:
+    few = few_to_decode(call.x) if call.device.type == "cpu" else too_many_rows(call.x) is None
+    if call.x.dtype is torch.int8 and few:
         return f"up to {MAX_ROWS} rows of a token wait for the weight, which a matrix-vector kernel reads in one pass"
     return None
 
 
-def _yields_triton(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if not specs:
-        return None
-    asked = _asked(specs, attrs)
-    if asked[3] is torch.float8_e4m3fn and _not_by_torch(device, *asked) is None:
+def slower_triton(call: Given) -> str | None:
+    if call.x.dtype is torch.float8_e4m3fn and _not_by_torch(call.device, *_asked(call)) is None:
         return "torch has a product with these scales in its epilogue"
-    return _few_rows(device, specs)
+    return _few_rows(call)
 
 
-def _yields_scaled_mm(device: torch.device, specs: Specs, attrs: Mapping[str, Any]) -> str | None:
-    if not specs:
-        return None
-    asked = _asked(specs, attrs)
-    return _few_rows(device, specs) or (_not_by_torch(device, *asked) if asked[3] is torch.int8 else None)
+def slower_scaled_mm(call: Given) -> str | None:
+    return _few_rows(call) or (_not_by_torch(call.device, *_asked(call)) if call.x.dtype is torch.int8 else None)
 
 
 KERNEL = "flashjanus.triton_kernels.scaled_matmul"
@@ -124,31 +111,29 @@ TILES = (
 )
 
 
-@OP.implementation("triton", _refuses_triton, _yields_triton, tunables=TILES)
-def run_triton(*tensors: Any, **attrs: Any) -> None:
-    q, weight, bias, scale, q_scale, _, _, y = tensors
+@OP.implementation("triton", triton_kernels.refuses, by_triton, slower_triton, tunables=TILES)
+def run_triton(call: Given) -> None:
     from ...triton_kernels.scaled_matmul import launch
 
-    launch(q, q_scale, weight, scale, bias, y)
+    launch(call.x, call.x_scale, call.weight, call.scale, call.bias, call.y)
 
 
 FAST = Tunable(__name__, "FAST_ACCUMULATION", (True,))
 
 
-@OP.implementation("scaled_mm", _refuses_scaled_mm, _yields_scaled_mm, tunables=[FAST])
-def run_scaled_mm(*tensors: Any, dtype: torch.dtype, **attrs: Any) -> None:
-    q, weight, bias, scale, q_scale, _, _, y = tensors
-    q, y = q.reshape(-1, q.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
-    q_scale, weight = q_scale.reshape(-1, 1).contiguous(), weight.contiguous()
-    widened = _not_by_torch(q.device, len(q), y.shape[1], q.shape[1], q.dtype, dtype) is not None
+@OP.implementation("scaled_mm", cannot=scaled, should_not=slower_scaled_mm, tunables=[FAST])
+def run_scaled_mm(call: Given) -> None:
+    q, y = call.x.reshape(-1, call.x.shape[-1]).contiguous(), call.y.view(-1, call.y.shape[-1])
+    q_scale, weight, bias = call.x_scale.reshape(-1, 1).contiguous(), call.weight.contiguous(), call.bias
+    widened = _not_by_torch(q.device, len(q), y.shape[1], q.shape[1], q.dtype, call.dtype) is not None
     if q.dtype is torch.float8_e4m3fn and not widened:
-        scales = q_scale, scale.contiguous()[None]
-        torch._scaled_mm(q, weight.t(), *scales, out_dtype=dtype, out=y, use_fast_accum=FAST_ACCUMULATION)
+        scales = q_scale, call.scale.contiguous()[None]
+        torch._scaled_mm(q, weight.t(), *scales, out_dtype=call.dtype, out=y, use_fast_accum=FAST_ACCUMULATION)
         if bias is not None:
             y.add_(bias)
         return
     sums = q.float() @ weight.float().t() if widened else torch._int_mm(q, weight.t())
     if bias is None:
-        torch.mul(sums * q_scale, scale, out=y)
+        torch.mul(sums * q_scale, call.scale, out=y)
     else:
-        y.copy_((sums * q_scale).mul_(scale).add_(bias))
+        y.copy_((sums * q_scale).mul_(call.scale).add_(bias))

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from ... import triton_kernels
-from ..device import native
 from ..errors import SchemaError
-from ..specs import Size, TensorSpec, static
+from ..specs import Size, static
 from . import activations, rms_norm
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, Reason, normal, register
 from .dims import elements
-from .refusals import floats, rounds_once
+from .refusals import rounds_once
+from .schema import Bound, Schema
 
 MAX_RANK = 1024
 """Limit: kMaxRank of csrc/cpu/low_rank.h."""
@@ -145,112 +144,51 @@ OP = register(
 )
 
 
-def _large(specs: Sequence[TensorSpec | None], most: int) -> str | None:
-    """Why a kernel that has room for ranks of at most `most` cannot serve, or None."""
-    rank = static(specs[6].shape[1]) if specs and specs[6] is not None else 0
-    return f"has room for ranks of at most {most}, not {rank}" if rank > most else None
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    norm = rounds_once(specs[1]) if specs else None
-    return _large(specs, MAX_RANK) or norm or native.refuses(device, *floats(specs, {}))
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    norm = rounds_once(specs[1]) if specs else None
-    return _large(specs, MAX_TRITON_RANK) or norm or triton_kernels.refuses(device)
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor,
-    norm: torch.Tensor | None,
-    adapter: torch.Tensor,
-    ranks: torch.Tensor,
-    scale: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    first: int,
-    gated: bool,
-    eps: float,
-) -> None:
-    rows, tokens, outputs = y.shape
-    slots, columns, _ = a.shape
-    native.run(
-        "low_rank",
-        x=x.contiguous(),
-        norm=norm,
-        adapter=adapter,
-        ranks=ranks,
-        scale=scale,
-        a=a,
-        b=b,
-        y=y,
-        dtype=a.dtype,
-        x_dtype=x.dtype,
-        y_dtype=y.dtype,
-        eps=eps,
-        gated=gated,
+def members(call: Given) -> dict[str, Any]:
+    rows, tokens, outputs = call.y.shape
+    slots, columns, _ = call.a.shape
+    return dict(
+        dtype=call.a.dtype,
         rows=rows,
         tokens=tokens,
         columns=columns,
         outputs=outputs,
-        first=first,
-        parts=scale.shape[1],
-        rank=b.shape[1],
+        parts=call.scale.shape[1],
+        rank=call.b.shape[1],
         slots=slots,
-        y_row_stride=y.stride(0),
-        y_token_stride=y.stride(1),
+        y_row_stride=call.y.stride(0),
+        y_token_stride=call.y.stride(1),
     )
 
 
-@OP.implementation("triton", _refuses_triton)
-def run_triton(
-    x: torch.Tensor,
-    norm: torch.Tensor | None,
-    adapter: torch.Tensor,
-    ranks: torch.Tensor,
-    scale: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    first: int,
-    gated: bool,
-    eps: float,
-) -> None:
-    from ...triton_kernels.low_rank import launch
+def up_to(most: int) -> Reason:
+    """For kernels that have room for ranks of at most `most`."""
 
-    launch(x, norm, adapter, ranks, scale, a, b, y, first, gated, eps)
+    def cannot(call: Given) -> str | None:
+        rank = static(call.b.shape[1])
+        large = f"has room for ranks of at most {most}, not {rank}" if rank > most else None
+        return large or rounds_once(call.norm)
+
+    return cannot
+
+
+OP.kernel("native", members, up_to(MAX_RANK))
+OP.triton("low_rank", up_to(MAX_TRITON_RANK))
 
 
 @OP.implementation("torch")
-def run_torch(
-    x: torch.Tensor,
-    norm: torch.Tensor | None,
-    adapter: torch.Tensor,
-    ranks: torch.Tensor,
-    scale: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    first: int,
-    gated: bool,
-    eps: float,
-) -> None:
+def run_torch(call: Given) -> None:
     # All rows, with or without an adapter: the host must not read values from a device.
-    rank = static(b.shape[1])
+    x, adapter, scale, a, b, y = call.x, call.adapter, call.scale, call.a, call.b, call.y
+    rank = b.shape[1]
     has = ((adapter >= 1) & (adapter <= len(a)))[:, None, None]
     slot = (adapter - 1).clamp(0, len(a) - 1).long()
-    read = x.float() if norm is None else rms_norm.normalize(x, norm, eps).float()
-    read = activations.silu_mul(read) if gated else read
-    used = torch.arange(rank, device=x.device) < ranks[slot][..., None]  # (B, P, R)
+    read = x.float() if call.norm is None else rms_norm.normalize(x, call.norm, call.eps).float()
+    read = activations.silu_mul(read) if call.gated else read
+    used = torch.arange(rank, device=x.device) < call.ranks[slot][..., None]  # (B, P, R)
     low = (read @ a[slot].float()) * (used * scale[slot][..., None]).flatten(1)[:, None]
     begin = 0
-    for part, width in enumerate(widths(first, scale.shape[1], y.shape[-1])):
+    for part, width in enumerate(widths(call.first, scale.shape[1], y.shape[-1])):
         columns = slice(begin, begin + width)
         added = low[..., part * rank : (part + 1) * rank] @ b[slot, :, columns].float()
         y[..., columns] = torch.where(has, (y[..., columns] + added).to(y.dtype), y[..., columns])

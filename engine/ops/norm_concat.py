@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from .base import Bound, Call, Op, Schema, normal, quiet, register
+from ... import triton_kernels
+from ..device import native
+from .base import Call, Given, Op, normal, quiet, register
 from .dims import branches_of_rows, elements
-from .refusals import native_for_f32, triton_for_f32
+from .refusals import for_f32
 from .residual_modulate import branched_row
-from .rms_norm import Tensors, normalize, normalize_native
+from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
+from .schema import Bound, Schema
 
 
 def reference(
@@ -62,34 +65,45 @@ OP = register(
 )
 
 
-def copy_skip(skip: torch.Tensor, o: torch.Tensor) -> None:
+def copy_skip(call: Given) -> None:
     """Fill the right part of o."""
+    skip, o = call.skip, call.o
     images, channels = len(skip), o.shape[-1] - skip.shape[-1]
     o[:images, :, channels:].copy_(skip)
     o[images:, :, channels:].copy_(skip[: len(o) - images])
 
 
-@OP.implementation("native", native_for_f32(1), around=True)
-def run_native(
-    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
-) -> None:
-    normalize_native(Tensors(h, None, weight, None, o[..., : h.shape[-1]]), eps)
-    copy_skip(skip, o)
+@OP.implementation("native", native.refuses, for_f32("weight"), around=True)
+def run_native(call: Given) -> None:
+    rows, channels = call.h.shape[:-1].numel(), call.h.shape[-1]
+    native.run(
+        "rms_norm",
+        x=call.h.contiguous(),
+        delta=None,
+        weight=call.weight,
+        total=None,
+        y=call.o,
+        scale=None,
+        x_dtype=call.h.dtype,
+        delta_dtype=call.h.dtype,
+        y_dtype=call.o.dtype,
+        eps=call.eps,
+        rows=rows,
+        channels=channels,
+        y_stride=call.o.stride(-2),
+    )
+    copy_skip(call)
 
 
-@OP.implementation("triton", triton_for_f32(1, row=True))
-def run_triton(
-    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
-) -> None:
+@OP.implementation("triton", triton_kernels.refuses, for_f32("weight", row="h"))
+def run_triton(call: Given) -> None:
     from ...triton_kernels.rms_norm import launch
 
-    launch(h, None, weight, None, o[..., : h.shape[-1]], None, eps)
-    copy_skip(skip, o)
+    launch(call.h, None, call.weight, None, call.o[..., : call.h.shape[-1]], None, call.eps)
+    copy_skip(call)
 
 
 @OP.implementation("torch")
-def run_torch(
-    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, o: torch.Tensor, *, eps: float, dtype: torch.dtype
-) -> None:
-    o[..., : h.shape[-1]].copy_(normalize(h, weight, eps))
-    copy_skip(skip, o)
+def run_torch(call: Given) -> None:
+    call.o[..., : call.h.shape[-1]].copy_(normalize(call.h, call.weight, call.eps))
+    copy_skip(call)

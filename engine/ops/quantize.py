@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 
-from ... import triton_kernels
-from ..device import native
+from ...triton_kernels import too_wide
 from ..device.capabilities import no_e4m3
-from ..specs import TensorSpec, static
+from .base import Given, Reason
+from .refusals import channels_of
 
 MAX_CHANNELS = 8192
 """Limit: kMaxQuantizedChannels of csrc/kernel.h."""
@@ -21,26 +18,25 @@ def too_many_channels(channels: int) -> str | None:
     return f"quantizes rows of at most {MAX_CHANNELS} channels, not {channels}" if channels > MAX_CHANNELS else None
 
 
-def _channels(specs: Sequence[TensorSpec | None], inputs: int) -> int:
-    return static(specs[0].shape[-1]) // inputs if specs and specs[0] is not None else 0
+def for_native(inputs: int = 1) -> Reason:
+    """For native kernels that quantize their result for the argument x, which has `inputs` values per channel."""
+
+    def cannot(call: Given) -> str | None:
+        if call.dtype is not torch.int8:
+            return f"quantizes to int8, not to {call.dtype}"
+        return too_many_channels(channels_of(call.x) // inputs)
+
+    return cannot
 
 
-def refuses_native(
-    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
-) -> str | None:
-    """Why a native kernel cannot quantize its result for the first argument, `inputs` values per channel, or None."""
-    channels = _channels(specs, inputs)
-    if attrs.get("dtype", torch.int8) is not torch.int8:
-        return f"quantizes to int8, not to {attrs['dtype']}"
-    return too_many_channels(channels) or native.refuses(device, *(spec.dtype for spec in specs if spec is not None))
-
-
-def refuses_triton(
-    device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any], inputs: int = 1
-) -> str | None:
+def for_triton(inputs: int = 1) -> Reason:
     """The same for a Triton kernel, which holds a row of channels in registers."""
-    e4m3 = attrs.get("dtype") is torch.float8_e4m3fn
-    return triton_kernels.refuses(device, _channels(specs, inputs)) or (no_e4m3(device) if e4m3 else None)
+
+    def cannot(call: Given) -> str | None:
+        e4m3 = no_e4m3(call.device) if call.dtype is torch.float8_e4m3fn else None
+        return too_wide(channels_of(call.x) // inputs) or e4m3
+
+    return cannot
 
 
 def with_edges(x: torch.Tensor) -> torch.Tensor:

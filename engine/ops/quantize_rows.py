@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..device import native
 from ..formats import rows
 from . import quantize
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import rows_of
+from .schema import Bound, Schema
 
 
 def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,19 +55,15 @@ OP = register(
 )
 
 
-@OP.implementation("native", quantize.refuses_native)
-def run_native(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    x, channels = x.contiguous(), x.shape[-1]
-    native.run("quantize_rows", x=x, q=q, scale=scale, dtype=x.dtype, rows=x.numel() // channels, channels=channels)
+def members(call: Given) -> dict[str, Any]:
+    channels = call.x.shape[-1]
+    return dict(rows=call.x.numel() // channels, channels=channels)
 
 
-@OP.implementation("triton", quantize.refuses_triton)
-def run_triton(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    from ...triton_kernels.quantize_rows import launch
-
-    launch(x, q, scale)
+OP.kernel("native", members, quantize.for_native())
+OP.triton("quantize_rows", quantize.for_triton())
 
 
 @OP.implementation("torch")
-def run_torch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-    rows.quantize(x.to(torch.float32, copy=True), q, scale)
+def run_torch(call: Given) -> None:
+    rows.quantize(call.x.to(torch.float32, copy=True), call.q, call.scale)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..device import native
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import branches_of_rows, elements
-from .refusals import native_for_f32, triton_for_f32
+from .refusals import for_f32
+from .schema import Bound, Schema
 
 
 def branched_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
@@ -73,30 +73,14 @@ OP = register(
 )
 
 
-@OP.implementation("native", native_for_f32(2))
-def run_native(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    o: torch.Tensor,
-    *,
-    dtype: torch.dtype,
-) -> None:
-    table = table if table.stride(-1) == 1 else table.contiguous()  # one block's columns of the whole table
-    batch, positions, channels = x.shape
-    native.run(
-        "residual_modulate",
-        y=y.contiguous(),
-        x=x.contiguous(),
+def members(call: Given) -> dict[str, Any]:
+    # one block's columns of the whole table
+    table = call.table if call.table.stride(-1) == 1 else call.table.contiguous()
+    batch, positions, channels = call.x.shape
+    return dict(
         table=table,
-        step=step.contiguous(),
-        o=o,
-        y_dtype=y.dtype,
-        x_dtype=x.dtype,
-        o_dtype=o.dtype,
         batch=batch,
-        images=len(step),
+        images=len(call.step),
         positions=positions,
         channels=channels,
         steps=table.shape[1],
@@ -105,24 +89,14 @@ def run_native(
     )
 
 
-@OP.implementation("triton", triton_for_f32(2))
-def run_triton(*tensors: Any, dtype: torch.dtype) -> None:
-    from ...triton_kernels.residual_modulate import launch
-
-    launch(*tensors)
+OP.kernel("native", members, for_f32("table"))
+OP.triton("residual_modulate", for_f32("table"))
 
 
 @OP.implementation("torch")
-def run_torch(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    o: torch.Tensor,
-    *,
-    dtype: torch.dtype,
-) -> None:
+def run_torch(call: Given) -> None:
+    y, table, step = call.y, call.table, call.step
     images = branched_row(len(y), len(step), y.device)
     entry = table[images, step.clamp(max=table.shape[1] - 1)[images].long()]
     scale, shift = entry[:, None].chunk(2, dim=-1)
-    o.copy_(torch.addcmul(shift, torch.add(y, x).to(table.dtype), 1 + scale))
+    call.o.copy_(torch.addcmul(shift, torch.add(y, call.x).to(table.dtype), 1 + scale))

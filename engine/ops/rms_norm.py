@@ -9,16 +9,16 @@ rounded between the norm and q, and `dtype` is q's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ..device import native
 from ..formats import rows
 from . import quantize
-from .base import Bound, Call, Op, Schema, normal, quiet, register
+from .base import Call, Given, Op, normal, quiet, register
 from .dims import rows_of
-from .refusals import WARPS, native_for_f32, triton_for_f32
+from .refusals import WARPS, for_f32
+from .schema import Bound, Schema
 
 CASES: list[dict[str, Any]] = [dict(m=1, c=64), dict(m=5, c=1000), dict(m=2, c=7), dict(m=3, c=96, eps_decides=True)]
 E4M3 = torch.float8_e4m3fn
@@ -48,46 +48,21 @@ def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dt
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
 
 
-class Tensors(NamedTuple):
-    """Of a call of any of these ops."""
-
-    x: torch.Tensor
-    delta: torch.Tensor | None
-    weight: torch.Tensor
-    total: torch.Tensor | None
-    y: torch.Tensor
-    scale: torch.Tensor | None = None
-
-
-def normalize_native(tensors: Tensors, eps: float) -> None:
-    """RMSNorm of x, or of x + delta = total, into y, whose rows may be apart; with a scale, y is int8."""
-    x, delta, weight, total, y, scale = tensors
-    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
-    count, channels = x.numel() // x.shape[-1], x.shape[-1]
-    native.run(
-        "rms_norm",
-        x=x,
-        delta=delta,
-        weight=weight,
-        total=total,
-        y=y,
+def members(call: Given) -> dict[str, Any]:
+    delta, scale, y, channels = call.get("delta"), call.get("scale"), call.y, call.x.shape[-1]
+    count = call.x.numel() // channels
+    alone = {} if delta is not None else dict(delta=None, delta_dtype=call.x.dtype, total=None)
+    return dict(
         scale=scale,
-        x_dtype=x.dtype,
-        delta_dtype=x.dtype if delta is None else delta.dtype,
         y_dtype=y.dtype if scale is None else torch.float32,
-        eps=eps,
         rows=count,
         channels=channels,
         y_stride=y.stride(-2) if count > 1 else channels,
+        **alone,
     )
 
 
 def _register(adds: bool, quantizes: bool) -> None:
-    def tensors(arguments: tuple[torch.Tensor, ...]) -> Tensors:
-        left = iter(arguments)
-        given = (True, adds, True, adds, True, quantizes)
-        return Tensors(*(next(left) if there else None for there in given))  # type: ignore[arg-type]
-
     def expected(*inputs: torch.Tensor, eps: float, dtype: torch.dtype) -> Any:
         x, *delta, weight = inputs
         total = x.float() + delta[0].float() if adds else x
@@ -120,7 +95,7 @@ def _register(adds: bool, quantizes: bool) -> None:
         return (7 if quantizes else 4) * rows_of(bound) * int(bound["C"])
 
     reads = f"x: X[*, C],{' delta: T[*, C],' if adds else ''} weight: {'f32' if quantizes else 'W'}[C]"
-    writes = f"{'total: X[*, C], ' if adds else ''}{'q: Q[*, C], scale: f32[*]' if quantizes else 'y: O[*, C]'}"
+    writes = f"{'total: X[*, C], ' if adds else ''}{'y: Q[*, C], scale: f32[*]' if quantizes else 'y: O[*, C]'}"
     op = register(
         Op(
             f"{'add_' if adds else ''}rms_norm{'_quantized' if quantizes else ''}",
@@ -129,33 +104,20 @@ def _register(adds: bool, quantizes: bool) -> None:
             flops,
             QUANTIZED_CASES if quantizes else CASES,
             example,
-            quantized=("q",) if quantizes else (),
+            quantized=("y",) if quantizes else (),
         )
     )
-    weight = 2 if adds else 1
-
-    @op.implementation("native", quantize.refuses_native if quantizes else native_for_f32(weight))
-    def run_native(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        normalize_native(tensors(arguments), eps)
-
-    refuses_triton = quantize.refuses_triton if quantizes else triton_for_f32(weight, row=True)
-
-    @op.implementation("triton", refuses_triton, tunables=WARPS)
-    def run_triton(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        from ...triton_kernels.rms_norm import launch
-
-        launch(*tensors(arguments), eps)
+    op.kernel("native", members, quantize.for_native() if quantizes else for_f32("weight"), kernel="rms_norm")
+    op.triton("rms_norm", quantize.for_triton() if quantizes else for_f32("weight", row="x"), tunables=WARPS)
 
     @op.implementation("torch")
-    def run_torch(*arguments: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
-        x, delta, weight, total, y, scale = tensors(arguments)
-        if delta is not None and total is not None:
-            x = torch.add(x, delta, out=total)
-        if scale is None:
-            y.copy_(normalize(x, weight, eps))
-        else:
+    def run_torch(call: Given) -> None:
+        x = torch.add(call.x, call.delta, out=call.total) if adds else call.x
+        if quantizes:
             # contiguous: summed in one order whatever the strides, since a sum's last bit can turn q's rounding
-            rows.quantize(normalize(x.contiguous(), weight, eps), y, scale)
+            rows.quantize(normalize(x.contiguous(), call.weight, call.eps), call.y, call.scale)
+        else:
+            call.y.copy_(normalize(x, call.weight, call.eps))
 
 
 for _adds in (False, True):

@@ -7,17 +7,16 @@ after each operation. Keys are rotated when they are written, so a cached key ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ... import triton_kernels
-from ..device import native
 from ..errors import SchemaError
-from ..specs import Size, TensorSpec
-from .base import Bound, Call, Op, Schema, normal, register
+from ..specs import Size
+from .base import Call, Given, Op, normal, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def split(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
@@ -98,79 +97,35 @@ OP = register(
 )
 
 
-def _needs_f32_angles(specs: Sequence[TensorSpec | None]) -> str | None:
-    if len(specs) > 1 and specs[1] is not None and specs[1].dtype is not torch.float32:
-        return "takes angles in float32, not in bfloat16"
-    return None
-
-
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _needs_f32_angles(specs) or native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return _needs_f32_angles(specs) or triton_kernels.refuses(device)
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(
-    qkv: torch.Tensor,
-    table: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    q_out: torch.Tensor,
-    *,
-    heads: int,
-) -> None:
-    batch, tokens = positions.shape
-    batch_stride, slot_stride = k_cache.stride()[:2]
-    native.run(
-        "rope_kv_write",
-        qkv=qkv.contiguous(),
-        table=table,
-        positions=positions.contiguous(),
-        slots=slots.contiguous(),
-        k_cache=k_cache,
-        v_cache=v_cache,
-        q=q_out,
-        dtype=qkv.dtype,
+def members(call: Given) -> dict[str, Any]:
+    batch, tokens = call.positions.shape
+    batch_stride, slot_stride = call.k_cache.stride()[:2]
+    return dict(
         batch=batch,
         tokens=tokens,
-        heads=heads,
-        kv_heads=k_cache.shape[2],
-        half=table.shape[2],
+        kv_heads=call.k_cache.shape[2],
+        half=call.table.shape[2],
         cache_batch_stride=batch_stride,
         cache_slot_stride=slot_stride,
     )
 
 
-@OP.implementation("triton", _refuses_triton)
-def run_triton(*tensors: Any, heads: int) -> None:
-    from ...triton_kernels.rope_kv_write import launch
+def needs_f32_angles(call: Given) -> str | None:
+    return None if call.table.dtype is torch.float32 else "takes angles in float32, not in bfloat16"
 
-    launch(*tensors, heads=heads)
+
+OP.kernel("native", members, needs_f32_angles)
+OP.triton("rope_kv_write", needs_f32_angles)
 
 
 @OP.implementation("torch")
-def run_torch(
-    qkv: torch.Tensor,
-    table: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    q_out: torch.Tensor,
-    *,
-    heads: int,
-) -> None:
-    q, k, v = split(qkv, heads, k_cache.shape[2])
-    batch, n = positions.shape
-    angles = table.index_select(0, positions.reshape(-1)).view(batch, n, 1, 2, -1)
-    q_out.copy_(rotate(q, angles))
+def run_torch(call: Given) -> None:
+    k_cache, v_cache, slots = call.k_cache, call.v_cache, call.slots.long()
+    q, k, v = split(call.qkv, call.heads, k_cache.shape[2])
+    batch, n = slots.shape
+    angles = call.table.index_select(0, call.positions.reshape(-1)).view(batch, n, 1, 2, -1)
+    call.q.copy_(rotate(q, angles))
     k = rotate(k, angles).to(k_cache.dtype)
-    slots = slots.long()
     for b in range(batch):  # caches are slices of a larger state, so rows cannot be flattened into one index
         k_cache[b].index_copy_(0, slots[b], k[b])
         v_cache[b].index_copy_(0, slots[b], v[b])

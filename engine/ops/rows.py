@@ -12,9 +12,10 @@ import torch
 
 from ..errors import SchemaError
 from ..specs import Size
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import branches_of_rows, check_branches
 from .residual_modulate import branched_row
+from .schema import Bound, Schema
 
 LAST = 2**31 - 2
 """The last position if none is given."""
@@ -59,9 +60,10 @@ BRANCH_ROWS = register(
 
 
 @BRANCH_ROWS.implementation("torch")
-def run_branch(x: torch.Tensor, y: torch.Tensor, *, B: int, dtype: torch.dtype) -> None:
+def run_branch(call: Given) -> None:
+    x, y = call.x, call.y
     y[: len(x)].copy_(x)
-    y[len(x) :].copy_(x[: B - len(x)])
+    y[len(x) :].copy_(x[: len(y) - len(x)])
 
 
 def reference_load(
@@ -108,15 +110,8 @@ LOAD_SLOT = register(
 
 
 @LOAD_SLOT.implementation("torch")
-def run_load(
-    k_table: torch.Tensor,
-    v_table: torch.Tensor,
-    step: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    *,
-    slot: int,
-) -> None:
+def run_load(call: Given) -> None:
+    k_table, v_table, step, k_cache, v_cache, slot = *call.tensors.values(), call.slot
     rows = torch.arange(k_cache.shape[1], device=step.device)
     steps = step.clamp(max=k_table.shape[2] - 1).long()[branched_row(len(rows), len(step), step.device)]
     k_cache[:, :, slot].copy_(k_table[:, rows, steps])
@@ -151,7 +146,8 @@ COPY_SLOT = register(
 
 
 @COPY_SLOT.implementation("torch")
-def run_copy(k_cache: torch.Tensor, v_cache: torch.Tensor, source: torch.Tensor, *, slot: int) -> None:
+def run_copy(call: Given) -> None:
+    k_cache, v_cache, source, slot = call.k_cache, call.v_cache, call.source, call.slot
     branches = torch.arange(k_cache.shape[1] - len(source), device=source.device)
     slots = source[: len(branches)].long()
     k_cache[:, len(source) :, slot].copy_(k_cache[:, branches, slots])
@@ -193,6 +189,7 @@ ADVANCE = register(
         example_advance,
         dtypes=(torch.float32,),
         rounding_steps=0.0,
+        defaults={"last": LAST},
     )
 )
 """position += 1, slot += 1: a decoded token has been written, and every row advances.
@@ -202,16 +199,9 @@ With `live`, only those rows advance that have not met `eos` (-1: none) and are 
 
 
 @ADVANCE.implementation("torch")
-def run_advance(
-    position: torch.Tensor,
-    slot: torch.Tensor,
-    token: torch.Tensor | None,
-    eos: torch.Tensor | None,
-    live: torch.Tensor | None,
-    *,
-    last: int = LAST,
-) -> None:
-    if token is not None and eos is not None and live is not None:
-        live.mul_(token != eos).mul_(position < last)
-    position.add_(1 if live is None else live)
-    slot.add_(1 if live is None else live)
+def run_advance(call: Given) -> None:
+    live = call.live
+    if live is not None:
+        live.mul_(call.token != call.eos).mul_(call.position < call.last)
+    call.position.add_(1 if live is None else live)
+    call.slot.add_(1 if live is None else live)

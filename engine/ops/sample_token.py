@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from ..device import native
-from ..specs import TensorSpec
 from . import dims
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def reference(
@@ -131,80 +130,32 @@ OP = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses(device, *(spec.dtype for spec in specs[:1] if spec is not None))
+def members(call: Given) -> dict[str, Any]:
+    rows, vocab = call.logits.shape
+    return dict(rows=rows, vocab=vocab, steps=call.uniforms.shape[1])
 
 
-def _refuses_cuda(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses_cuda(device, *(spec.dtype for spec in specs[:1] if spec is not None))
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(logits: torch.Tensor, *settings_and_states: torch.Tensor) -> None:
-    native.run("sample_token", **_members(logits, *settings_and_states))
-
-
-@OP.implementation("cuda", _refuses_cuda)
-def run_cuda(logits: torch.Tensor, *settings_and_states: torch.Tensor) -> None:
-    native.run_cuda("sample_token", logits.device, **_members(logits, *settings_and_states))
-
-
-def _members(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    penalty: torch.Tensor,
-    uniforms: torch.Tensor,
-    seen: torch.Tensor,
-    token: torch.Tensor,
-    step: torch.Tensor,
-) -> dict[str, Any]:
-    rows, vocab = logits.shape
-    return dict(
-        logits=logits.contiguous(),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        penalty=penalty,
-        uniforms=uniforms,
-        seen=seen,
-        token=token,
-        step=step,
-        dtype=logits.dtype,
-        rows=rows,
-        vocab=vocab,
-        steps=uniforms.shape[1],
-    )
+OP.kernel("native", members)
+OP.kernel("cuda", members)
 
 
 @OP.implementation("torch")
-def run_torch(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    penalty: torch.Tensor,
-    uniforms: torch.Tensor,
-    seen: torch.Tensor,
-    token: torch.Tensor,
-    step: torch.Tensor,
-) -> None:
-    x = logits.float()
-    p = penalty[:, None]
+def run_torch(call: Given) -> None:
+    x, seen, step = call.logits.float(), call.seen, call.step
+    p, temperature = call.penalty[:, None], call.temperature
     x = torch.where(seen.bool(), torch.where(x > 0, x / p, x * p), x)
     choice = x.argmax(-1)
     if not dims.readable(x) or bool((temperature > 0).any()):  # on a CPU the sort takes long
         ranked, order = (x / temperature.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(x.shape[-1], device=x.device)
-        ranked = ranked.masked_fill((top_k[:, None] > 0) & (rank >= top_k[:, None]), -torch.inf)
+        ranked = ranked.masked_fill((call.top_k[:, None] > 0) & (rank >= call.top_k[:, None]), -torch.inf)
         probability = ranked.softmax(-1)
-        kept = torch.where(probability.cumsum(-1) - probability < top_p[:, None], probability, 0.0)
+        kept = torch.where(probability.cumsum(-1) - probability < call.top_p[:, None], probability, 0.0)
         # a row that goes on after its budget reuses the last number
-        u = uniforms.gather(1, step.clamp(max=uniforms.shape[1] - 1).long()[:, None])
+        u = call.uniforms.gather(1, step.clamp(max=call.uniforms.shape[1] - 1).long()[:, None])
         reached = kept.cumsum(-1) > u * kept.sum(-1, keepdim=True)
         sampled = order.gather(1, reached.int().argmax(-1, keepdim=True))[:, 0]
         choice = torch.where(temperature > 0, sampled, choice)
-    token.copy_(choice)
+    call.token.copy_(choice)
     seen.scatter_(1, choice[:, None], 1)
     step.add_(1)

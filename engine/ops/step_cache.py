@@ -9,17 +9,15 @@ Rows b < R are images; row R + r is the unconditional branch of image r, which h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from ... import triton_kernels
-from ..device import native
-from ..specs import TensorSpec
-from .base import Bound, Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .dims import branches_of_rows, elements
 from .residual_modulate import branched_row
+from .schema import Bound, Schema
 
 
 class CacheLine(NamedTuple):
@@ -113,61 +111,25 @@ OP = register(
 )
 
 
-def _refuses_native(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return native.refuses(device, *(spec.dtype for spec in specs[:4] if spec is not None))
-
-
-def _refuses_triton(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-    return triton_kernels.refuses(device)
-
-
-@OP.implementation("native", _refuses_native)
-def run_native(
-    x: torch.Tensor,
-    total: torch.Tensor | None,
-    slot_0: torch.Tensor,
-    slot_1: torch.Tensor,
-    lines: torch.Tensor,
-    step: torch.Tensor,
-    y: torch.Tensor,
-) -> None:
-    branches, positions, channels = y.shape
-    native.run(
-        "step_cache",
-        x=x.contiguous(),
-        total=None if total is None else total.contiguous(),
-        slot_0=slot_0,
-        slot_1=slot_1,
-        lines=lines,
-        step=step,
-        y=y,
-        x_dtype=x.dtype,
-        slot_dtype=slot_0.dtype,
+def members(call: Given) -> dict[str, Any]:
+    branches, positions, channels = call.y.shape
+    return dict(
+        slot_dtype=call.slot_0.dtype,
         batch=branches,
-        images=len(x),
+        images=len(call.x),
         positions=positions,
         channels=channels,
-        evaluations=lines.shape[1],
+        evaluations=call.lines.shape[1],
     )
 
 
-@OP.implementation("triton", _refuses_triton)
-def run_triton(*tensors: Any) -> None:
-    from ...triton_kernels.step_cache import launch
-
-    launch(*tensors)
+OP.kernel("native", members)
+OP.triton("step_cache")
 
 
 @OP.implementation("torch")
-def run_torch(
-    x: torch.Tensor,
-    total: torch.Tensor | None,
-    slot_0: torch.Tensor,
-    slot_1: torch.Tensor,
-    lines: torch.Tensor,
-    step: torch.Tensor,
-    y: torch.Tensor,
-) -> None:
+def run_torch(call: Given) -> None:
+    x, total, slot_0, slot_1, lines, step, y = call.tensors.values()
     images = branched_row(len(y), len(x), x.device)
     now = lines[images, step.clamp(max=lines.shape[1] - 1).long()[images]][:, :, None, None]
     recall, kept, *weights = now.unbind(1)

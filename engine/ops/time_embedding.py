@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .base import Bound, Call, Op, Schema, register
+from .base import Call, Given, Op, register
 from .dims import elements
+from .schema import Bound, Schema
 
 
 def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
@@ -40,5 +41,5 @@ OP = register(
 
 
 @OP.implementation("torch")
-def run_torch(t: torch.Tensor, e: torch.Tensor, *, C: int, dtype: torch.dtype) -> None:
-    e.copy_(reference(t, C, dtype))
+def run_torch(call: Given) -> None:
+    call.e.copy_(reference(call.t, call.C, call.dtype))

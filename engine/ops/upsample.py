@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .base import Call, Op, Schema, normal, register
+from .base import Call, Given, Op, normal, register
 from .rows import no_flops
+from .schema import Schema
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
@@ -30,6 +31,6 @@ OP = register(
 
 
 @OP.implementation("torch")
-def run_torch(x: torch.Tensor, y: torch.Tensor) -> None:
-    b, h, w, c = x.shape
-    y.view(b, h, 2, w, 2, c).copy_(x[:, :, None, :, None])
+def run_torch(call: Given) -> None:
+    b, h, w, c = call.x.shape
+    call.y.view(b, h, 2, w, 2, c).copy_(call.x[:, :, None, :, None])

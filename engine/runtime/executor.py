@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -209,7 +209,7 @@ class Executor(ProcessBound):
         chosen = implementation or node.implementation
         args = [None if ref is None else self.tensor(ref) for ref in node.inputs]
         args += [self.tensor(ref) for ref in node.outputs]
-        run = partial(chosen.run, *args, **node.attrs)
+        run = chosen.bound(args, node.attrs)
         if chosen.name not in ("native", "amx") or chosen.around:
             return run
         return native.bind(run, [arg for arg in args if arg is not None])

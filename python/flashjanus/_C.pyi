@@ -17,6 +17,9 @@ class BuildInfo(TypedDict):
     amx_built: bool
     amx: bool
 
+members: dict[str, list[str]]
+"""The members of each kernel's struct, by the kernel's name."""
+
 def build_info() -> BuildInfo: ...
 def pressed(threads: int) -> bool: ...
 def team_for(threads: int, count: int, nanoseconds: float) -> tuple[int, int, bool]: ...

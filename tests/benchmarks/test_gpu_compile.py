@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from flashjanus.engine.ops import all_ops
 
@@ -30,7 +32,7 @@ def test_what_is_compiled_ahead_is_found_by_a_launch(tmp_path, capsys):
 
 
 def test_parts_share_the_work_and_tell_of_failures(tmp_path, capsys, monkeypatch):
-    def broken(*of: object, **attrs: object) -> None:
+    def broken(call: object) -> None:
         raise RuntimeError("no such\ninstruction")
 
     with launched(tmp_path):
@@ -40,7 +42,7 @@ def test_parts_share_the_work_and_tell_of_failures(tmp_path, capsys, monkeypatch
         assert capsys.readouterr().out == "compiled 2\n"
         name = forms[0].op
         it = all_ops()[name].implementations["triton"]
-        monkeypatch.setitem(all_ops()[name].implementations, "triton", type(it)(it.name, broken, it.refuses_call))
+        monkeypatch.setitem(all_ops()[name].implementations, "triton", replace(it, body=broken))
         compile.part(0, 6)
         assert capsys.readouterr().out == f"failed {name}: RuntimeError: no such instruction\ncompiled 0\n"
 

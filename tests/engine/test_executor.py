@@ -10,7 +10,7 @@ import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
 from flashjanus.engine.graph import Graph
-from flashjanus.engine.ops import Implementation, all_ops
+from flashjanus.engine.ops import Given, Implementation, all_ops, get_op
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import lower
 from flashjanus.engine.runtime.executor import Executor, allocate_states
@@ -78,7 +78,7 @@ def test_a_walk_asks_who_serves_when_a_node_s_inputs_are_there() -> None:
         if node.op != "silu":
             return None
         finite = executor.tensor(node.inputs[0]).isfinite().all()
-        return Implementation("seven", lambda x, y: y.fill_(7.0 if finite else torch.nan), lambda *of: None)
+        return Implementation("seven", get_op("silu"), lambda call: call.y.fill_(7.0 if finite else torch.nan))
 
     executor.outputs["gelu"].fill_(torch.nan)
     executor.walk(choose)
@@ -282,11 +282,11 @@ def test_the_walk_itself_calls_no_operator_of_torch(
     """With implementations that do nothing, nothing is dispatched: what a real run allocates, torch allocates."""
     calls: list[tuple[int, ...]] = []
 
-    def nothing(*args: object, **_: object) -> None:
-        calls.append(tuple(map(id, args)))
+    def nothing(call: Given) -> None:
+        calls.append(tuple(map(id, call.tensors.values())))
 
     for op in all_ops().values():
-        monkeypatch.setattr(op, "implementations", {"none": Implementation("none", nothing, lambda *_: None)})
+        monkeypatch.setattr(op, "implementations", {"none": Implementation("none", op, nothing)})
     plan = lower(programs(F32)[name], dict(I=1, B=2, N=3, S=5, F=1, K=2, R=2, U=1, P=3))
     executor = Executor(plan, draws(plan.weights))
     with Allocations(storages(executor, {})) as mode:

@@ -9,6 +9,7 @@ import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import PlanError
 from flashjanus.engine.graph import Graph, Value
+from flashjanus.engine.ops import Given, get_op
 from flashjanus.engine.ops.linear import fused
 from flashjanus.engine.plan import Plan, PlannedNode, lower
 from flashjanus.engine.runtime.executor import Executor
@@ -55,7 +56,11 @@ def ops(plan: Plan) -> list[str]:
 
 def kind(node: PlannedNode) -> str:
     specs = [None if ref is None else ref.spec for ref in node.inputs]
-    return "fused" if node.op == "linear" and fused(specs, node.attrs) else node.op
+    return (
+        "fused"
+        if node.op == "linear" and fused(Given(get_op("linear"), specs, node.attrs, torch.device("cpu")))
+        else node.op
+    )
 
 
 def weights() -> dict[str, torch.Tensor]:

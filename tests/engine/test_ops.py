@@ -9,8 +9,8 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, Op, all_ops, get_op
-from flashjanus.engine.ops.base import Arg
 from flashjanus.engine.ops.flow_update import Evaluation
+from flashjanus.engine.ops.schema import Arg
 from op_check import GUARD, Guarded, check, error, largest, make_call, reference, run, serving, specs_of
 from torch.overrides import TorchFunctionMode
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from flashjanus.engine.errors import GraphError, PlanError, SchemaError
 from flashjanus.engine.graph import Graph
-from flashjanus.engine.ops import Implementation, get_op
+from flashjanus.engine.ops import Given, Implementation, get_op
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.plan import Plan, lower
 from flashjanus.engine.specs import Dim, TensorSpec
@@ -41,7 +41,7 @@ def euler(z_dtype: torch.dtype = F32, v_dtype: torch.dtype = F32, channels: int 
 
 
 def picky(name: str, reason: str | None) -> Implementation:
-    return Implementation(name, lambda *_, **__: None, lambda device, specs, attrs: reason)
+    return Implementation(name, get_op("silu"), lambda call: None, cannot=lambda call: reason)
 
 
 @pytest.fixture
@@ -125,11 +125,11 @@ def test_unknown_names_are_errors() -> None:
 def test_a_refusal_sees_device_specs_and_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def note(device: torch.device, specs: object, attrs: object) -> None:
-        seen.append((device, specs, attrs))
+    def note(call: Given) -> None:
+        seen.append((call.device, [call.x, call.y], call.attrs))
 
     op = get_op("add")
-    monkeypatch.setattr(op, "implementations", {"torch": Implementation("torch", lambda *_: None, note)})
+    monkeypatch.setattr(op, "implementations", {"torch": Implementation("torch", op, print, cannot=note)})
     lower(mlp(), {"R": 3})
     assert seen == [(torch.device("cpu"), [TensorSpec((3, 8), F32)] * 2, {"dtype": F32})]
 

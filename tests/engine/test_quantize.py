@@ -10,7 +10,7 @@ import torch
 from flashjanus.engine.formats import rows
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.ops.activations import reference_silu_mul
-from flashjanus.engine.ops.base import Implementation
+from flashjanus.engine.ops.base import Given, Implementation
 from op_check import CPU, check, make_call, specs_of
 
 Fault = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
@@ -46,14 +46,14 @@ def flushes_subnormals(y: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) ->
 
 
 FAULTS: dict[str, tuple[Fault, bool, str, tuple[torch.dtype, ...]]] = {
-    "truncates": (truncates, False, "q", (torch.int8, E4M3)),
-    "rounds to bfloat16 first": (rounds_to_bfloat16_first, False, "q", (torch.int8, E4M3)),
-    "is one off": (is_one_off, False, "q", (torch.int8, E4M3)),
-    "flushes subnormals": (flushes_subnormals, False, "q", (E4M3,)),
+    "truncates": (truncates, False, "y", (torch.int8, E4M3)),
+    "rounds to bfloat16 first": (rounds_to_bfloat16_first, False, "y", (torch.int8, E4M3)),
+    "is one off": (is_one_off, False, "y", (torch.int8, E4M3)),
+    "flushes subnormals": (flushes_subnormals, False, "y", (E4M3,)),
     "divides by another row's scale": (
         lambda y, q, scale: q.copy_(rounded(y / scale.roll(1)[..., None], q)),
         False,
-        "q",
+        "y",
         (torch.int8, E4M3),
     ),
     "gives another row's scale": (lambda y, q, scale: scale.copy_(scale.roll(1)), False, "scale", (torch.int8, E4M3)),
@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[Fault, bool, str, tuple[torch.dtype, ...]]] = {
     "spreads a NaN into q": (
         lambda y, q, scale: q.copy_(torch.where(scale.isnan()[..., None], -128, q.float())),
         True,
-        "q",
+        "y",
         (torch.int8, E4M3),
     ),
 }
@@ -73,13 +73,12 @@ def test_a_wrong_quantizer_is_caught(name: str, dtype: torch.dtype) -> None:
     op = get_op("silu_mul_quantized")
     call = make_call(op, dict(m=3, c=131, edges=edges, to=dtype), torch.float32, False)
 
-    def run(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> None:
-        y = reference_silu_mul(x)
-        rows.quantize(y.clone(), q, scale)
-        fault(y, q, scale)
+    def run(call: Given) -> None:
+        y = reference_silu_mul(call.x)
+        rows.quantize(y.clone(), call.y, call.scale)
+        fault(y, call.y, call.scale)
 
-    torchs = op.implementations["torch"]
-    op = replace(op, implementations={"torch": torchs, "wrong": Implementation("wrong", run, torchs.refuses_call)})
+    op = replace(op, implementations={**op.implementations, "wrong": Implementation("wrong", op, run)})
     with pytest.raises(AssertionError, match=rf"silu_mul_quantized\.{output} by wrong: "):
         check(op, call, ["wrong"])
 

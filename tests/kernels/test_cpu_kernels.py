@@ -10,8 +10,9 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import NativeError, PlanError
-from flashjanus.engine.ops import all_ops, get_op
-from flashjanus.engine.ops.linear import gemv_arguments
+from flashjanus.engine.ops import Given, all_ops, get_op
+from flashjanus.engine.ops.base import filled
+from flashjanus.engine.ops.linear import members
 from flashjanus.engine.specs import TensorSpec
 from op_check import make_call, serving, specs_of
 
@@ -161,7 +162,8 @@ def test_threads_share_the_work_without_changing_it(threads: int) -> None:
     outputs = []
     for count in (1, threads):
         y = torch.full((2, 37), torch.nan)
-        native.run("gemv", **gemv_arguments(x, w, *5 * [None], y), threads=count)
+        call = Given(get_op("linear"), [x, w, *5 * [None], y], {})
+        native.run("gemv", **filled("gemv", call, members(call) | {"threads": count}))
         outputs.append(y)
     assert torch.equal(*outputs)
     torch.testing.assert_close(outputs[0], x @ w.T)
@@ -174,7 +176,7 @@ def specs(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list
 def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
     silu = get_op("silu")
     op = replace(silu, implementations={})
-    op.implementation("mine", yields=lambda device, specs, attrs: "no faster")(print)
+    op.implementation("mine", should_not=lambda call: "no faster")(print)
     op.implementations |= silu.implementations
     one = specs((1, 8))
     chosen, reasons = op.choose(CPU, one, {})

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +24,8 @@ from unittest.mock import patch
 
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.ops import Implementation, Op, all_ops
+from flashjanus.engine.ops import Given, Implementation, Op, all_ops
 from flashjanus.engine.plan import Plan
-from flashjanus.engine.specs import TensorSpec
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import ImageTokens
@@ -48,16 +47,16 @@ def once_a_form(op: Op) -> Implementation:
     on_gpu = op.implementations["triton"]
     served: list[tuple[object, ...]] = []
 
-    def refuses(device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-        form = (specs, attrs)
-        if form in served:
+    def cannot(call: Given) -> str | None:
+        specs, attrs = list(call.tensors.values()), call.attrs
+        if (specs, attrs) in served:
             return "has served a node of this form"
         reason = on_gpu.refuses(CUDA, specs, attrs)
         if reason is None:
-            served.append(form)
+            served.append((specs, attrs))
         return reason
 
-    return replace(on_gpu, refuses_call=refuses)
+    return replace(on_gpu, on=lambda *of: None, cannot=cannot)
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.ops import Implementation, get_op
+from flashjanus.engine.ops import Given, Implementation, get_op
 from flashjanus.engine.ops.attention_cases import visible
 from small_model import LATENT, normal, prompt, small_config, small_state
 
@@ -21,19 +20,17 @@ def promised() -> Iterator[list[bool]]:
     """What every call of an implementation named "checked" promised; a false promise fails."""
     seen: list[bool] = []
 
-    def run(
-        q: Any, k: Any, v: Any, kv_start: Any, kv_end: Any, slots: Any, o: Any, *, scale: float, causal: bool = False
-    ) -> None:
-        if kv_start is not None:
-            seen.append(causal)
-        if causal:
-            assert bool((slots.diff(dim=1) == 1).all())
-            keys = torch.arange(k.shape[1])
-            by_rule = visible(kv_start, kv_end, slots, keys)
-            assert torch.equal(by_rule, visible(kv_start, slots + 1, slots, keys))
-        OP.implementations["torch"].run(q, k, v, kv_start, kv_end, slots, o, scale=scale, causal=causal)
+    def run(call: Given) -> None:
+        if call.kv_start is not None:
+            seen.append(call.causal)
+        if call.causal:
+            assert bool((call.slots.diff(dim=1) == 1).all())
+            keys = torch.arange(call.k.shape[1])
+            by_rule = visible(call.kv_start, call.kv_end, call.slots, keys)
+            assert torch.equal(by_rule, visible(call.kv_start, call.slots + 1, call.slots, keys))
+        OP.implementations["torch"].body(call)
 
-    with patch.dict(OP.implementations, checked=Implementation("checked", run, lambda *_: None)):
+    with patch.dict(OP.implementations, checked=Implementation("checked", OP, run)):
         yield seen
 
 
