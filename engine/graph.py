@@ -192,13 +192,15 @@ def verify(graph: Graph) -> None:
             if value is None:
                 continue
             if graph.values.get(value.root.name) is not value.root:
-                raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}', which is of another graph")
+                raise GraphError(
+                    f"{graph.name}: node '{node.label}' reads '{value.name}', which belongs to another graph"
+                )
             if value.root.name not in known:
                 raise GraphError(f"{graph.name}: node '{node.label}' reads '{value.name}' before any node writes it")
             if arg.mutated and value.kind not in ("state", "node"):
                 raise GraphError(
                     f"{graph.name}: node '{node.label}' would overwrite '{value.name}' ({value.kind}); only a state "
-                    "or what a node wrote may be written in place"
+                    "or the output of a node may be written in place"
                 )
         for value in node.outputs:
             if value.name in known:

@@ -16,12 +16,12 @@ E4M3_CAPABILITY = (8, 9)
 def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
     """The device for "auto", "cpu", "cuda" or a torch device, and the reason. Raises DeviceError if it is unusable."""
     if str(device) == "auto":
-        return torch.device("cpu"), "auto: the CPU; a GPU is used where it is asked for, 'cuda'"
+        return torch.device("cpu"), "auto: the CPU; ask for 'cuda' to use a GPU"
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise DeviceError(
-            f"device '{device}': expected 'auto', 'cpu' or 'cuda', got something torch does not know"
+            f"device '{device}': expected 'auto', 'cpu' or 'cuda', got a name that torch does not know"
         ) from error
     if resolved.type == "cpu":
         return torch.device("cpu"), "asked for"
@@ -29,7 +29,7 @@ def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
         raise DeviceError(f"device '{device}': there is no {resolved.type} runtime; use 'cpu', 'cuda' or 'auto'")
     reason = unusable(resolved)
     if reason is not None:
-        raise DeviceError(f"device '{device}': {reason}; 'cpu' runs everywhere")
+        raise DeviceError(f"device '{device}': {reason}; device='cpu' works everywhere")
     return torch.device("cuda", resolved.index or 0), "asked for"
 
 
@@ -64,9 +64,9 @@ def no_e4m3(device: torch.device) -> str | None:
     """Why `device` does not multiply float8_e4m3fn, or None. A GPU that torch cannot query is assumed to do so."""
     need = ".".join(map(str, E4M3_CAPABILITY))
     if device.type != "cuda":
-        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), not for the {device.type.upper()}"
+        return f"fp8 needs a GPU of compute capability {need} or later (Ada, Hopper), got the {device.type.upper()}"
     found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else E4M3_CAPABILITY
     if found < E4M3_CAPABILITY:
         got, name = ".".join(map(str, found)), torch.cuda.get_device_name(device)
-        return f"fp8 is for GPUs of compute capability {need} or later (Ada, Hopper), got {got}: {name}"
+        return f"fp8 needs a GPU of compute capability {need} or later (Ada, Hopper), got {got}: {name}"
     return None

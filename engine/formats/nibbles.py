@@ -33,7 +33,7 @@ class Nibbles(Format):
         return INT8
 
     def refuses(self, n: int, k: int, dtype: torch.dtype) -> str | None:
-        return f"4 bits hold multiples of {PANEL} x {GROUP}, not {n} x {k}" if n % PANEL or k % GROUP else None
+        return f"4-bit weights need multiples of {PANEL} x {GROUP}, got {n} x {k}" if n % PANEL or k % GROUP else None
 
     def specs(self, n: int, k: int, dtype: torch.dtype) -> tuple[TensorSpec, TensorSpec | None]:
         panels, groups = n // PANEL, k // GROUP

@@ -32,7 +32,7 @@ class Tiles(Format):
         if held not in (torch.bfloat16, torch.int8):
             return f"tiles hold bfloat16 or int8, not {held}"
         columns = BYTES // held.itemsize
-        return f"tiles hold multiples of {ROWS} x {columns}, not {n} x {k}" if n % ROWS or k % columns else None
+        return f"tiles need multiples of {ROWS} x {columns}, got {n} x {k}" if n % ROWS or k % columns else None
 
     def specs(self, n: int, k: int, dtype: torch.dtype) -> tuple[TensorSpec, TensorSpec | None]:
         return self.of.specs(n, k, dtype)

@@ -111,8 +111,8 @@ def check_formats(graph: Graph) -> None:
             assert value is not None
             if (node.op, i) != ("linear", 1) or value.base is not None:
                 raise PlanError(
-                    f"{node.label} ({node.op}): expected weights row by row, got '{weight.name}' in "
-                    f"{weight.formats[0].name}, which linears alone read"
+                    f"{node.label} ({node.op}): expected a weight stored row by row, got '{weight.name}' in "
+                    f"{weight.formats[0].name}, which only linears read"
                 )
 
 

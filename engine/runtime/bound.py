@@ -12,9 +12,9 @@ class ProcessBound:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise CopyError(
-            f"{type(self).__name__}: expected to be used in the process that loaded it, got a copy or a pickle of it, "
-            "which would be bound to memory and threads of this one. Load the model in the child, or fork after "
-            "loading; threads of one process may share it"
+            f"{type(self).__name__}: cannot be copied or pickled, because it is bound to the memory and the threads "
+            "of the process that loaded it. Load the model in the child process, or fork after loading; threads of "
+            "one process may share it"
         )
 
     def __deepcopy__(self, memo: object) -> NoReturn:

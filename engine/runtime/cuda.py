@@ -212,7 +212,7 @@ class Gpu(ProcessBound):
             raise self.out_of_memory(name, {"temporaries of its kernels": None}) from error
         except RuntimeError as error:
             raise DeviceError(
-                f"{name}: expected to capture it as a CUDA graph, but: {error}; cuda_graphs=False runs without graphs"
+                f"{name}: could not be captured as a CUDA graph: {error}; cuda_graphs=False runs without graphs"
             ) from error
 
         def replay() -> None:
@@ -226,8 +226,9 @@ class Gpu(ProcessBound):
         free, total = self.driver.free_memory()
         needed = ", ".join(name if size is None else f"{size / 2**30:.2f} GiB {name}" for name, size in parts.items())
         return OutOfMemoryError(
-            f"{what}: expected memory on {self.device} for {needed}; got {free / 2**30:.2f} of {total / 2**30:.2f} GiB "
-            "free. Fewer images, conversations or new tokens at once, shorter prompts, or smaller buckets= take less"
+            f"{what}: not enough memory on {self.device} for {needed}; {free / 2**30:.2f} of {total / 2**30:.2f} GiB "
+            "are free. Ask for fewer images, conversations or new tokens at once, shorten prompts, or give smaller "
+            "buckets="
         )
 
 

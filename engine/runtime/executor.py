@@ -199,7 +199,7 @@ class Executor(ProcessBound):
             return root  # keeps the memory format of a weight, e.g. channels last
         if not root.is_contiguous():
             raise PlanError(
-                f"{self.plan.name}: {ref.kind} '{ref.root}' is read through views, expected it contiguous, "
+                f"{self.plan.name}: {ref.kind} '{ref.root}' is read through views and must be contiguous, "
                 f"got strides {root.stride()}; call .contiguous()"
             )
         return root.as_strided(shape, ref.strides, root.storage_offset() + ref.offset)

@@ -113,8 +113,8 @@ def hold_team(scope: ExitStack) -> None:
         scope.callback(found.set_num_threads, threads)
     if team > 1 and _left_behind(found):
         raise DeviceError(
-            f"expected to run on {team} threads, but this process was forked without Python's fork hooks, or its "
-            "OpenMP runtime cannot end its threads before a fork, and they do not exist here. Call "
+            f"expected {team} threads, got a forked process in which they do not exist: it was forked without Python's "
+            "fork hooks, or its OpenMP runtime cannot end its threads before a fork. Call "
             "torch.set_num_threads(1) in the child, start it by 'spawn', or make the call in a new thread"
         )
 

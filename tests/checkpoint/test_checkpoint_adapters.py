@@ -102,7 +102,7 @@ def test_scales(folder: Path, settings: dict[str, object], scale: float) -> None
         (dict(alpha_pattern={"[": 3}), "alpha_pattern: .*a plain regular expression"),
         (
             dict(r=8),
-            r"q_proj.lora_A.weight: expected \[8, 64\] \(rank 8 by adapter_config.json, and 64 features\), got",
+            r"q_proj.lora_A.weight: expected \[8, 64\] \(rank 8 from adapter_config.json, and 64 features\), got",
         ),
         (dict(rank_pattern={"down_proj": 2}), r"down_proj.lora_B.weight: expected \[64, 2\]"),
     ],
@@ -126,10 +126,13 @@ def moved(name: str, to: str) -> Callable[[dict[str, torch.Tensor]], object]:
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [
-        (lambda t: t.pop(f"{Q}.lora_B.weight"), "q_proj.lora_A.weight: expected lora_A and lora_B, got one of them"),
-        (lambda t: t.clear(), "expected lora_A and lora_B of some projection, got no tensor"),
+        (
+            lambda t: t.pop(f"{Q}.lora_B.weight"),
+            "q_proj.lora_A.weight: expected both lora_A and lora_B, got one of them",
+        ),
+        (lambda t: t.clear(), "expected lora_A and lora_B of at least one projection, got no tensor"),
         (lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.ones(64)}), "the magnitudes of DoRA"),
-        (lambda t: t.update({f"{Q}.lora_B.bias": torch.ones(64)}), "a bias; expected lora_A and lora_B alone"),
+        (lambda t: t.update({f"{Q}.lora_B.bias": torch.ones(64)}), "a bias; expected only lora_A and lora_B"),
         (
             lambda t: t.update(
                 {"base_model.model.language_model.model.embed_tokens.lora_embedding_A": torch.ones(2, 2)}
@@ -188,7 +191,7 @@ def test_folders_that_hold_none(folder: Path, tmp_path: Path) -> None:
         AdapterFiles.read("", LANGUAGE)
     weights = folder / "adapter_model.safetensors"
     weights.rename(folder / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match=r"adapter_model.bin is a pickle: save the adapter anew"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin is a pickle: save the adapter again with PEFT"):
         read(folder)
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match="a Git LFS pointer"):

@@ -187,7 +187,7 @@ def test_a_link_that_leads_nowhere(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../../blobs/4d7a2146")
     message = refused(folder)
-    assert message.startswith(f"{folder / name}: a link to ../../blobs/4d7a2146, where nothing is")
+    assert message.startswith(f"{folder / name}: a link to ../../blobs/4d7a2146, which does not exist")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -216,7 +216,7 @@ def test_a_file_with_something_after_it_is_not_cut_short(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"more")
     message = refused(folder)
-    assert "not a whole safetensors file (" in message
+    assert "not a complete safetensors file (" in message
     assert "cut short" not in message
 
 
@@ -240,8 +240,7 @@ def test_an_interrupted_download_is_named(folder: Path, state: State, tmp_path: 
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half")
     assert refused(folder) == (
-        f"{folder / INDEX}: 1 of 2 files are absent (of an interrupted download, {part} is left), "
-        f"fetch them: {path.name}"
+        f"{folder / INDEX}: 1 of 2 files are absent (an interrupted download left {part}), fetch them: {path.name}"
     )
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
@@ -249,13 +248,11 @@ def test_an_interrupted_download_is_named(folder: Path, state: State, tmp_path: 
     blob = tmp_path / "models--a--b" / "blobs" / "4d7a.incomplete"
     blob.parent.mkdir()
     blob.write_bytes(b"half")
-    assert refused(snapshot).endswith(
-        f" (of an interrupted download, {snapshot.parent.parent / 'blobs' / blob.name} is left)"
-    )
+    assert refused(snapshot).endswith(f" (an interrupted download left {snapshot.parent.parent / 'blobs' / blob.name})")
     browser = tmp_path / "browser"
     browser.mkdir()
     (browser / "model.safetensors.crdownload").write_bytes(b"half")
-    assert "config.json: no such file (of an interrupted download" in refused(browser, ConfigError)
+    assert "config.json: no such file (an interrupted download left" in refused(browser, ConfigError)
 
 
 def test_what_macos_leaves_is_passed_over(folder: Path, state: State) -> None:
@@ -287,7 +284,7 @@ def test_a_training_checkpoint_whose_config_is_above_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "words"),
     [
-        ("adapter_config.json", "holds a PEFT adapter alone: load its base model, and this by load_adapter"),
+        ("adapter_config.json", "holds only a PEFT adapter: load its base model, and this folder by load_adapter"),
         ("model.gguf", "or pytorch_model.bin; got model.gguf"),
         ("zero_to_fp32.py", "run zero_to_fp32.py, which DeepSpeed left there"),
     ],

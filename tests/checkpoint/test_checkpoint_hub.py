@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written(code: int, words: str, monkeypatch: pyte
     ("name", "words"),
     [
         ("RepositoryNotFoundError", "no such repository, or it is private; check the name and HF_TOKEN"),
-        ("GatedRepoError", "conditions are to be accepted on the hub first; do so and set HF_TOKEN"),
+        ("GatedRepoError", "conditions must be accepted on the hub first; accept them there and set HF_TOKEN"),
         ("RevisionNotFoundError", "no such revision"),
         ("LocalEntryNotFoundError", "check the name, the network"),
     ],

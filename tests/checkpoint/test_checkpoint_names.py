@@ -109,7 +109,9 @@ def test_a_prefix_that_some_names_lack_is_the_cause(config: JanusFlowConfig, sta
     mixed = prefixed(state, "module.") | {"step": torch.zeros(1)}
     message = refused(weight_layout(config), mixed)
     assert f'{len(state)} of {len(state) + 1} names begin with "module.", and others, such as step, do not' in message
-    assert message.endswith("expected official names: take it off, and leave out what is not of the model")
+    assert message.endswith(
+        "expected official names: remove the prefix, and leave out tensors that do not belong to the model"
+    )
     few = state | {"extra.decoder.conv_in.weight": torch.zeros(1)}
     assert "left over: extra.decoder.conv_in.weight [1]" in refused(weight_layout(config), few)
     mixed = prefixed(state, "ema.") | state
@@ -149,8 +151,8 @@ def test_an_adapter_that_is_not_merged(config: JanusFlowConfig, folder: Path, st
         "base_layer alone": {name.replace("q_proj", "q_proj.base_layer"): tensor for name, tensor in state.items()},
     }[kind]
     message = refused(weight_layout(config), tensors)
-    assert "tensors are of a PEFT adapter that is not merged (" in message
-    assert "call merge_and_unload() on the PEFT model and save what that returns" in message
+    assert "tensors belong to a PEFT adapter that is not merged (" in message
+    assert "call merge_and_unload() on the PEFT model and save the model that it returns" in message
     assert "\n" not in message
     save_file(tensors, folder / "model.safetensors")
     found = Checkpoint.open(folder)

@@ -226,7 +226,7 @@ def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, to: str) -
 def test_a_quantized_checkpoint_is_not_quantized_again(folder: Path, tmp_path: Path, method: str) -> None:
     written = quantized(folder, tmp_path / "out", method=method)
     for again in (quantization_errors, lambda found: quantize_checkpoint(found, tmp_path / "again")):
-        with pytest.raises(InputError, match=f"expected a checkpoint of floats, got one in {method}"):
+        with pytest.raises(InputError, match=f"expected a checkpoint with float weights, got one in {method}"):
             again(written)
     assert not (tmp_path / "again").exists()
 

@@ -68,7 +68,7 @@ def test_ask_takes_what_others_call_greedy_and_all_tokens(cli, model, images: li
 
 def test_an_empty_stop_is_refused_before_the_model_loads(cli, model, images: list[str]) -> None:
     result = cli("ask", images[0], "q", "--stop", "x", "--stop", "")
-    assert (result.code, "--stop is empty" in result.err) == (2, True)
+    assert (result.code, "--stop: expected text" in result.err) == (2, True)
     assert model.calls == []
 
 

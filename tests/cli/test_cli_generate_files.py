@@ -32,7 +32,7 @@ class TestRunsThatEndBeforeTheirTime:
         model.fail, model.batches = failure, 1
         first = [f"a-{5 + i}.png" for i in range(ROWS_AT_ONCE)]
         words = (
-            f"{ROWS_AT_ONCE} of {2 * ROWS_AT_ONCE} images were saved in {tmp_path}; to go on, give the same command "
+            f"{ROWS_AT_ONCE} of {2 * ROWS_AT_ONCE} images were saved in {tmp_path}; to continue, repeat the command "
             f"with --seed 5 --skip {ROWS_AT_ONCE}\n"
         )
         if code is None:
@@ -97,7 +97,7 @@ class TestRunsThatEndBeforeTheirTime:
         model.fail, model.batches = KeyboardInterrupt(), 1
         command = ["generate", *"abcdef", "--num-images", "3", "--seed", "5", "--out", tmp_path, *options]
         assert cli(*command).err.endswith(
-            f"8 of 18 images were saved in {tmp_path}; to go on, give the same command with --seed 5 --skip 6\n"
+            f"8 of 18 images were saved in {tmp_path}; to continue, repeat the command with --seed 5 --skip 6\n"
         )
         model.fail = None
         assert cli(*command, "--skip", "6").code == 0

@@ -36,7 +36,7 @@ def test_quantize_by_other_methods(cli, tmp_path: Path, method: str, dtype: str)
     assert described["dtypes"] == {"bfloat16": 129, dtype: 43, "float32": 43}
     again = cli("quantize", folder, tmp_path / "again")
     assert again.code == 2
-    assert f"expected a checkpoint of floats, got one in {method}" in again.err
+    assert f"expected a checkpoint with float weights, got one in {method}" in again.err
 
 
 def test_quantize_offers_what_a_checkpoint_may_be_stored_in() -> None:

@@ -39,10 +39,10 @@ def test_one_number_of_runs_as_json(cli, prompts: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--steps", "5", "--runs", "5"], "--runs: expected 2 to 4, as there are 5 evaluations, got 5"),
+        (["--steps", "5", "--runs", "5"], "--runs: expected 2 to 4 for 5 evaluations, got 5"),
         (["--steps", "5", "--runs", "1"], "--runs: expected 2 to 4"),
         (["--steps", "2"], "num_inference_steps: expected at least 3, got 2"),
-        (["--prompts", "none.txt"], "one prompt a line"),
+        (["--prompts", "none.txt"], "one prompt per line"),
         (["--seed", "-1"], "seed: expected"),
         (["--step-cache", "often"], "--step-cache"),
     ],

@@ -97,7 +97,7 @@ def test_an_interrupted_run_leaves_whole_files_and_says_how_to_go_on(
     paths = (first + rest).decode().split()
     assert process.returncode == 128 + number
     assert re.fullmatch(
-        rf"flashjanus: interrupted; (\d+) of 600 images were saved in {tmp_path}; to go on, give the same command "
+        rf"flashjanus: interrupted; (\d+) of 600 images were saved in {tmp_path}; to continue, repeat the command "
         rf"with --seed 3 --skip \1\n",
         err.decode(),
     ).group(1) == str(len(paths))

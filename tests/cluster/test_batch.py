@@ -69,7 +69,7 @@ def test_items_are_what_the_model_gives_for_each_row_alone(file: Path, tmp_path:
     content = [{"type": "image", "image": str(tmp_path / "it.png")}, {"type": "text", "text": "What shape is it?"}]
     assert by_id["seen"]["answer"] == model.chat([{"role": "user", "content": content}], max_new_tokens=6)
     assert by_id["000001"]["seeds"] == [derived_seed(0, "000001")]
-    assert Image.open(out / by_id["A/b"]["files"][0]["file"]).text["prompt"] == "a green triangle"  # type: ignore[attr-defined]
+    assert Image.open(out / by_id["A/b"]["files"][0]["file"]).text["prompt"] == ("a green triangle")  # type: ignore[attr-defined]
     assert verify(out) == dict(verified=5, files=9, damaged=[], unlisted=[], failed=0, left=0)
 
 
@@ -98,7 +98,7 @@ def test_what_has_changed_is_refused_and_done_again_when_asked(file: Path, tmp_p
     capsys.readouterr()
     assert batch(file, "--out", out) == 2
     error = capsys.readouterr().err
-    assert "2 items" in error
+    assert "2 of 5 rows have changed" in error
     assert "000001, two" in error
     assert contents(out) == whole
     assert batch(file, "--out", out, "--redo", "--json") == 0
@@ -109,7 +109,7 @@ def test_what_has_changed_is_refused_and_done_again_when_asked(file: Path, tmp_p
     assert "dtype was 'float32' and is 'bfloat16'" in capsys.readouterr().err
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "it.png")
     assert batch(file, "--out", out) == 2
-    assert "1 items" in capsys.readouterr().err
+    assert "1 of 5 rows have changed" in capsys.readouterr().err
 
 
 def test_default_options_written_out_are_no_change(file: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_run_that_is_ended_goes_on(number: int, tmp_path: Path, spawn: Callabl
     assert 0 < len(records) < 8
     assert all(json.loads(one.read_text())["digest"] for one in records)
     if number != signal.SIGKILL:
-        assert f"{len(records)} done, 0 failed, {8 - len(records)} left; the same command goes on" in error.decode()
+        assert f"{len(records)} done, 0 failed, {8 - len(records)} left; the same command continues" in error.decode()
         assert verify(out)["damaged"] == []
     assert main([str(one) for one in arguments]) == 0
     assert len(manifest(out)) == 8

@@ -154,12 +154,12 @@ def test_the_whole_input_on_top_of_its_cached_prefix_is_named(model):
     past.crop(4)
     with warned(CacheMisuseWarning) as texts:
         out = language(inputs_embeds=embeds, attention_mask=torch.ones(2, 7), past_key_values=past, use_cache=True)
-    assert "7 embeddings are read on top of 4 cached tokens" in texts[0]
-    assert "The cache is left aside" in texts[0]
+    assert "7 embeddings follow 4 cached tokens" in texts[0]
+    assert "The cache is ignored" in texts[0]
     assert relative_error(out.last_hidden_state, whole(model)) <= NEAR
     with warned(CacheMisuseWarning) as texts:
         language(inputs_embeds=embeds, attention_mask=torch.ones(2, 11), past_key_values=past, use_cache=True)
-    assert "as it was asked for" in texts[0]
+    assert "The call is computed as it stands" in texts[0]
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_a_cache_that_is_iterated_is_named(model):
     [
         (
             dict(attention_mask=torch.ones(2, 5)),
-            r"attention_mask: expected \(2, 7\), past and new tokens, got \[2, 5\]",
+            r"attention_mask: expected \(2, 7\) over past and new tokens, got \[2, 5\]",
         ),
         (dict(position_ids=torch.arange(5)[None]), r"position_ids: expected \(2, 7\) or \(1, 7\), got \[1, 5\]"),
         (dict(past_key_values=3), "past_key_values: expected None, a cache"),

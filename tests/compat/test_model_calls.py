@@ -81,7 +81,7 @@ def test_torch_draws_the_same(model):
         got = official_loop(on_torch(model), ids, noise, 3, 2.0)
     assert relative_error(got, official_loop(model, ids, noise, 3, 2.0)) <= NEAR
     assert texts
-    assert all("has hooks, which would not be called" in text for text in texts)
+    assert all("has hooks, and the engine would not call them" in text for text in texts)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -139,7 +139,7 @@ def test_hidden_states_and_attentions_come_from_torch(model):
     with torch.no_grad(), warned(ReferencePathWarning) as texts:
         other = small_official()
         out = other.language_model.model(ids, output_hidden_states=True, output_attentions=True)
-    assert texts == ["LlamaModel runs on torch, not on the engine: the hidden states of every layer are asked for."]
+    assert texts == ["LlamaModel runs on torch, not on the engine: the hidden states of every layer are requested."]
     assert [h.shape for h in out.hidden_states] == [(1, 5, 64)] * 3
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
     assert torch.allclose(out.attentions[0].sum(-1), torch.ones(1, 4, 5))
@@ -176,7 +176,7 @@ def test_a_part_without_its_model_runs_on_torch():
     part = small_official().language_model
     with torch.no_grad(), warned(ReferencePathWarning) as texts:
         part(torch.tensor([[0, 4, 9]]))
-    assert "the model that it is a part of is gone" in texts[0]
+    assert "the model that it belongs to was deleted" in texts[0]
 
 
 def test_a_warning_points_at_the_callers_line():
@@ -192,7 +192,7 @@ def test_other_latent_sizes_run_on_torch(model):
         hs, _, tokens = evaluated(other, normal(1, 1, 4, 12, 10), 100.0)
     assert tokens.shape == (1, 30, 64)
     assert hs[0].shape == (1, 16, 6, 5)
-    assert "laid out for 8 x 8, and got 12 x 10" in texts[0]
+    assert "the engine takes 8 x 8, got 12 x 10" in texts[0]
 
 
 def test_a_decoder_wants_the_skip_of_its_own_step(model):
@@ -201,7 +201,7 @@ def test_a_decoder_wants_the_skip_of_its_own_step(model):
     first = model.vision_gen_dec_model(h, list(hs), t_emb)
     assert torch.equal(model.vision_gen_dec_model(h, hs, t_emb), first)
     assert hs == []
-    with pytest.raises(InputError, match="takes it out of the list"):
+    with pytest.raises(InputError, match="removes it from the list"):
         model.vision_gen_dec_model(h, hs, t_emb)
 
 

@@ -120,17 +120,17 @@ def test_it_ends_where_the_context_does(either):
     with warned(UserWarning) as texts:
         ids = either.language_model.generate(IDS, max_new_tokens=500, use_cache=False)
     assert ids.shape[1] == 129
-    assert any("context of 128 tokens has room for 124" in text for text in texts)
+    assert any("context of 128 tokens has room for only 124" in text for text in texts)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(num_beams=4), "num_beams: expected it left out, got 4"),
+        (dict(num_beams=4), "num_beams: not supported, got 4"),
         (dict(max_new_tokens=0), "max_new_tokens: expected an integer of at least 1"),
         (dict(do_sample=True, temperature=0), "do_sample=False is greedy"),
         (dict(top_p=1.5), "top_p: expected 0 to 1"),
-        (dict(max_new_token=3), "max_new_token: generate takes"),
+        (dict(max_new_token=3), "max_new_token: unknown option, generate takes"),
         (dict(attention_mask=torch.ones(1, 4)), r"attention_mask: expected \[1, 5\], got \[1, 4\]"),
         (dict(attention_mask=torch.zeros(1, 5)), "a row of zeros"),
     ],

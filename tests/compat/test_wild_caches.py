@@ -145,8 +145,8 @@ def test_full_inputs_on_a_cached_prefix_are_told(model, expected):
         drawn = loop(model, read)
     assert len(set(texts)) == 1
     length = len(IDS) - 1
-    assert f"on top of {length} cached tokens" in texts[0]
-    assert "the prompt would be seen twice" in texts[0]
+    assert f"follow {length} cached tokens" in texts[0]
+    assert "would see the prompt twice" in texts[0]
     assert "[t, z]" in texts[0]
     assert relative_error(drawn, expected) <= SAME
 
@@ -168,8 +168,8 @@ def test_full_inputs_whose_mask_was_stretched_are_told(model, expected):
     with warned(CacheMisuseWarning) as texts:
         drawn = loop(model, read)
     assert len(set(texts)) == 1
-    assert "the prompt would be seen twice" in texts[0]
-    assert "computed as it was asked for" in texts[0]
+    assert "would see the prompt twice" in texts[0]
+    assert "computed as it stands" in texts[0]
     assert relative_error(drawn, expected) > 1e-3
 
 
@@ -190,5 +190,5 @@ def test_a_cache_that_is_iterated_as_a_tuple_is_told(model, expected):
     with warned(CacheMisuseWarning) as texts:
         drawn = loop(model, read)
     assert ["iterated as if it were a tuple" in text for text in dict.fromkeys(texts)] == [True, False]
-    assert "the prompt would be seen twice" in list(dict.fromkeys(texts))[1]
+    assert "would see the prompt twice" in list(dict.fromkeys(texts))[1]
     assert relative_error(drawn, expected) <= SAME

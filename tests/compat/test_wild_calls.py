@@ -102,7 +102,7 @@ def test_without_a_cache_and_beyond_the_context(vl_gpt, processor):
     with torch.inference_mode():
         embeds = vl_gpt.prepare_inputs_embeds(**inputs)
     ask = dict(inputs_embeds=embeds, attention_mask=inputs.attention_mask, eos_token_id=None, pad_token_id=0)
-    with pytest.warns(UserWarning, match=rf"context of {limit} tokens has room for {room}"):
+    with pytest.warns(UserWarning, match=rf"context of {limit} tokens has room for only {room}"):
         ids = vl_gpt.language_model.generate(**ask, use_cache=False, max_new_tokens=10 * limit)
     assert ids.shape == (1, room)
     short = vl_gpt.language_model.generate(**ask, use_cache=True, max_new_tokens=NEW)
@@ -154,8 +154,8 @@ def test_latents_of_another_size_are_drawn_on_torch():
     assert v.shape == z.shape
     assert bool(v.isfinite().all())
     assert [text.split(":")[1] for text in texts] == [
-        " the engine is laid out for 8 x 8, and got 12 x 16.",
-        " the engine is laid out for 4 x 4, and got 6 x 8.",
+        " the engine takes 8 x 8, got 12 x 16.",
+        " the engine takes 4 x 4, got 6 x 8.",
     ]
 
 

@@ -179,7 +179,7 @@ def test_views_of_a_tensor_with_gaps_are_refused_and_the_whole_is_served() -> No
     x = torch.arange(32.0).view(4, 8)[:, :4]
     g = Graph("g")
     g.output("y", g.add("cast", g.narrow(g.input("x", (4, 4), F32), 0, 1, 2), dtype=F32))
-    with pytest.raises(PlanError, match=r"input 'x' is read through views, expected it contiguous, got strides \(8, 1"):
+    with pytest.raises(PlanError, match=r"input 'x' is read through views and must be contiguous, got strides \(8, 1"):
         bound(g, x)
     whole = Graph("g")
     whole.output("y", whole.add("cast", whole.input("x", (4, 4), F32), dtype=F32))

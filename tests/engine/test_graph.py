@@ -199,7 +199,7 @@ def test_verify_refuses_values_of_another_graph() -> None:
     g.add("silu", x)
     foreign = other.add("silu", other.input("x", (2, 4), F32))
     g.add("gelu", foreign)
-    refuses(g, "node 'gelu' reads 'silu', which is of another graph")
+    refuses(g, "node 'gelu' reads 'silu', which belongs to another graph")
     g.nodes.pop()
     g.output("y", foreign)  # has the name of a value of g
     refuses(g, "output 'y' is never written by this graph")

@@ -52,7 +52,10 @@ def test_the_value_of_largest_magnitude_is_kept_and_the_others_are_within_half_a
 
 @pytest.mark.parametrize(
     ("columns", "panels", "residual", "reason"),
-    [(64, 3, None, "4 bits hold multiples of 16 x 32, not 24 x 64"), (64, 2, 32, "a residual of 16 columns, got 32")],
+    [
+        (64, 3, None, "4-bit weights need multiples of 16 x 32, got 24 x 64"),
+        (64, 2, 32, "a residual of 16 columns, got 32"),
+    ],
 )
 def test_what_does_not_fit_says_why(columns: int, panels: int, residual: int | None, reason: str) -> None:
     weight, scale = INT4.specs(16 * panels, columns, BF16)

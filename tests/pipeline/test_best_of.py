@@ -236,12 +236,18 @@ class TestErrors:
         [
             ({"best_of": 0}, "best_of: expected an integer from 1"),
             ({"best_of": 2, "num_images_per_prompt": 3}, "at least num_images_per_prompt = 3 candidates, got 2"),
-            ({"best_of": None, "accept_above": 0.5}, "which accept_above needs beside it"),
+            ({"best_of": None, "accept_above": 0.5}, "which accept_above requires"),
             ({"accept_above": 1.5}, "accept_above: expected a finite number from 0 to 1"),
             ({"accept_above": float("nan")}, "accept_above"),
             ({"output_type": "latent"}, "best_of judges pictures"),
-            ({"seed": None, "generator": torch.Generator()}, "generator: expected a seed with best_of"),
-            ({"seed": None, "latents": torch.zeros(1, 4, 8, 8)}, "latents: expected a seed with best_of"),
+            (
+                {"seed": None, "generator": torch.Generator()},
+                "generator: best_of draws the chosen image again from its seed",
+            ),
+            (
+                {"seed": None, "latents": torch.zeros(1, 4, 8, 8)},
+                "latents: best_of draws the chosen image again from its seed",
+            ),
             ({"seed": [1, 2, 3]}, "seed: expected one, or 4, one per image, got 3"),
             ({"judge": "Is it good?"}, "judge: expected a question with {prompt} in it"),
             ({"judge": 3}, "judge: expected a question or a function"),
@@ -278,7 +284,7 @@ class TestErrors:
 
     def test_official_numerics(self, untrained_folder):
         model = JanusFlow.from_pretrained(untrained_folder, device="cpu", dtype="float32", numerics="official")
-        with pytest.raises(InputError, match="cannot be drawn again"):
+        with pytest.raises(InputError, match="cannot draw the chosen one again"):
             best(model)
 
     def test_a_model_without_vae_or_tokenizer(self, untrained, monkeypatch):

@@ -123,8 +123,8 @@ class TestStarts:
             (dict(latents=torch.full((2, 4, 8, 8), torch.nan)), "latents: expected finite values"),
             (dict(latents=torch.zeros((2, 4, 8, 8), dtype=torch.int64)), "latents: expected torch.float32"),
             (dict(latents=np.zeros((2, 4, 8, 8))), "latents: expected a torch.Tensor"),
-            (dict(seed=1, generator=torch.Generator()), "seed, generator: each says what the images start from"),
-            (dict(seed=1, latents=noise(1, 2)), "seed, latents: each says"),
+            (dict(seed=1, generator=torch.Generator()), "seed, generator: expected only one of them"),
+            (dict(seed=1, latents=noise(1, 2)), "seed, latents: expected only one of them"),
         ],
     )
     def test_what_is_refused(self, untrained, options, words):

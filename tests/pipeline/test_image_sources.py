@@ -55,7 +55,7 @@ class TestUrls:
         ("url", "words"),
         [
             ("file://elsewhere/a.png", "not fetched from the network"),
-            ("file:a.png", "the whole path"),
+            ("file:a.png", "an absolute path"),
             ("file:///nowhere/a.png", "cannot read the image '/nowhere/a.png': No such file"),
             ("HTTPS://example.com/a.png", "not fetched from the network; download HTTPS://example.com/a.png"),
             ("s3://bucket/a.png", "not fetched from the network"),
@@ -101,7 +101,7 @@ class TestOpenFiles:
                 with pytest.raises(InputError, match=r"cannot read the image in the open file .*a\.png"):
                     load_image(source)
             for source in (text, io.StringIO("a")):
-                with pytest.raises(InputError, match="gives str; expected one opened in binary, mode 'rb'"):
+                with pytest.raises(InputError, match="expected a file opened in binary mode, 'rb', got str"):
                     load_image(source)
 
 

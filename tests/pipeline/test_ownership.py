@@ -131,7 +131,7 @@ def test_a_session_outlives_its_model_but_for_images() -> None:
     del model
     assert torch.equal(session.start([TextRequest(tuple(prompt(1, 5)))], None), expected)
     pixels = normal(1, 1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    with pytest.raises(InputError, match="expected the model of this session to be there"):
+    with pytest.raises(InputError, match="expected a session whose model still exists"):
         session.start([TextRequest((0, START, *[IMAGE] * features), pixels)], ImageTokens(START, IMAGE))
 
 

@@ -142,11 +142,11 @@ def test_int4_reads_on_as_the_exact_model_does(dtype: str) -> None:
 
 def test_int4_needs_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: None)
-    with pytest.raises(InputError, match=r"implementations of linear are asked for.*'int8' runs everywhere"):
+    with pytest.raises(InputError, match=r"the requested implementations of linear.*'int8' works everywhere"):
         of(quantization="int4", implementations={"linear": "torch"})
     monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
     with pytest.raises(
-        InputError, match="'int4' keeps weights for AMX alone: this CPU has no AMX; 'int8' runs everywhere"
+        InputError, match="'int4' needs weights in AMX tiles: this CPU has no AMX; 'int8' works everywhere"
     ):
         of(quantization="int4")
 
@@ -199,7 +199,7 @@ def test_int4_is_stored_in_int8_and_each_serves_for_the_other(
 def test_a_checkpoint_in_int4_says_what_serves_without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = written(tmp_path, "int4")
     monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
-    with pytest.raises(InputError, match="this CPU has no AMX; 'int8' runs everywhere"):
+    with pytest.raises(InputError, match="this CPU has no AMX; 'int8' works everywhere"):
         of(folder)
     assert of(folder, quantization="int8").quantization == "int8"
 
@@ -207,21 +207,20 @@ def test_a_checkpoint_in_int4_says_what_serves_without_amx(tmp_path: Path, monke
 def test_fp8_needs_a_gpu_that_multiplies_it(tmp_path: Path) -> None:
     stored, elsewhere = written(tmp_path, "fp8"), "load the checkpoint that it was made from"
     for source, asked, instead in (
-        ("shapes", "fp8", "'int8' runs everywhere"),
+        ("shapes", "fp8", "'int8' works everywhere"),
         (stored, "fp8", f"the checkpoint is stored in fp8: {elsewhere}"),
         (stored, None, f"the checkpoint is stored in fp8: {elsewhere}"),
     ):
         with pytest.raises(InputError) as error:
             of(source, quantization=asked)
         assert str(error.value) == (
-            "quantization: fp8 is for GPUs of compute capability 8.9 or later (Ada, Hopper), not for the CPU; "
-            f"{instead}"
+            f"quantization: fp8 needs a GPU of compute capability 8.9 or later (Ada, Hopper), got the CPU; {instead}"
         )
     for asked in ("int8", "int4"):
         with pytest.raises(InputError) as error:
             of(stored, quantization=asked)
         assert str(error.value) == (
-            f"quantization: expected None or 'fp8', as the checkpoint is stored in fp8, got '{asked}'; {elsewhere}"
+            f"quantization: expected None or 'fp8' because the checkpoint is stored in fp8, got '{asked}'; {elsewhere}"
         )
 
 

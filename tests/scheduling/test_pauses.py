@@ -120,7 +120,7 @@ def test_rows_that_keep_nothing_have_nothing_to_show(model: JanusFlow) -> None:
     scheduler = model.scheduler()
     handle = scheduler.submit(drawn(1, pauses=True))
     events_of(scheduler)
-    with pytest.raises(InputError, match="expected a job all of whose rows have a step_cache"):
+    with pytest.raises(InputError, match="expected a job whose rows all use a step cache"):
         scheduler.added(handle)
     scheduler.cancel(handle)
     assert kinds(scheduler.step()) == ["Cancelled"]
@@ -131,11 +131,11 @@ def test_a_job_that_is_not_paused_is_not_resumed(model: JanusFlow, ask: str) -> 
     scheduler = model.scheduler()
     handle = scheduler.submit(drawn(1))
     method = getattr(scheduler, ask)
-    with pytest.raises(InputError, match="expected a job that paused, got one that has ended, or waits"):
+    with pytest.raises(InputError, match="expected a paused job, got one that has ended or waits"):
         method(handle)
     scheduler.step(), scheduler.step()
-    with pytest.raises(InputError, match="expected a job that paused, got one that runs"):
+    with pytest.raises(InputError, match="expected a paused job, got one that is running"):
         method(handle)
     finished(scheduler)
-    with pytest.raises(InputError, match="expected a job that paused, got one that has ended, or waits"):
+    with pytest.raises(InputError, match="expected a paused job, got one that has ended or waits"):
         method(handle)

@@ -94,7 +94,7 @@ def test_a_fault_between_the_jobs_of_a_request_ends_it_alone(
         error = Asked(backend, SHORT).error()
     assert type(error) is DeviceError
     assert "ZeroDivisionError" in str(error)
-    assert "could not go on" in caplog.text
+    assert "could not continue" in caplog.text
     assert isinstance(other.all()[-1], Images)
 
 

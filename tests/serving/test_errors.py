@@ -42,7 +42,7 @@ def ask(backend: Told, path: str, body: Any, **settings: Any) -> Any:
 FAILURES = [
     (InputError, "guidance_scale: expected more", 400, "invalid_value", "invalid_request_error"),
     (BusyError, "expected at most 1 request to wait", 429, "queue_full", "rate_limit_error"),
-    (DeadlineError, "expected to end by its deadline", 504, "deadline_exceeded", "timeout_error"),
+    (DeadlineError, "not finished by its deadline", 504, "deadline_exceeded", "timeout_error"),
     (UnavailableError, "the engine is shutting down", 503, "unavailable", "server_error"),
     (OutOfMemoryError, "secret", 503, "out_of_memory", "server_error"),
     (NonFiniteError, "a row has left its range", 500, "non_finite", "server_error"),

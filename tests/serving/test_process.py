@@ -183,7 +183,7 @@ def test_a_worker_that_is_killed_is_started_again(mortal: ProcessBackend) -> Non
     for one in asked:
         error = one.error()
         assert type(error) is UnavailableError
-        assert "in the midst of the request: it was killed by SIGKILL" in str(error)
+        assert "during the request: it was killed by SIGKILL" in str(error)
         assert "send it again" in str(error)
     assert not mortal.ready
     assert "in a moment" in str(Asked(mortal, SHORT).error())

@@ -54,7 +54,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 @pytest.mark.parametrize("sent", ["b'x' * 99", "b''.join(frame('no message'))"])
 def test_a_worker_that_sends_no_message_is_ended(monkeypatch: pytest.MonkeyPatch, sent: str) -> None:
     acting(monkeypatch, f"wire._socket.sendall({sent}); time.sleep(60)")
-    with pytest.raises(UnavailableError, match=r"sent what is no message: expected a .* and was killed"):
+    with pytest.raises(UnavailableError, match=r"sent a malformed message: expected a .* and was killed"):
         ProcessBackend()
 
 
@@ -66,7 +66,7 @@ def test_what_runs_when_it_closes_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     one.close()
     for error in (request.error() for request in asked):
         assert type(error) is UnavailableError
-        assert "was closed in the midst of the request" in str(error)
+        assert "was closed during the request" in str(error)
     assert one.drain(0.0)
 
 
@@ -83,7 +83,7 @@ def test_it_gives_up_where_no_worker_can_load_the_model_any_more(
     with closing(ProcessBackend(restarts=2, backoff=0.01)) as one:
         Asked(one, SHORT).error()
         until(lambda: one.lost is not None)
-        with pytest.raises(UnavailableError, match="is not started any more: a file is missing"):
+        with pytest.raises(UnavailableError, match="is not restarted any more: a file is missing"):
             one.wait_ready()
         assert "a file is missing" in str(Asked(one, SHORT).error())
         assert one.facts.name == "acted"
@@ -125,7 +125,7 @@ def test_a_worker_whose_engine_is_stuck_is_replaced(monkeypatch: pytest.MonkeyPa
     )
     with closing(ProcessBackend(patience=Patience(turn=1.0), backoff=0.01)) as one:
         error = Asked(one, SHORT).error()
-        assert "was in one turn of work for 1 s, and was killed" in str(error)
+        assert "spent 1 s in one turn of work, and was killed" in str(error)
         until(lambda: one.stats().restarts > 0)
 
 
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_young_is_started_ever_later(
     with closing(ProcessBackend(backoff=0.01, wait=False)) as one:
         until(lambda: one.stats().restarts >= 3)
     assert "exited with status 7" in caplog.text
-    assert [f"again, {delay} s" in caplog.text for delay in ("0.0", "0.1")] == [True, False]
+    assert [f"process, {delay} s" in caplog.text for delay in ("0.0", "0.1")] == [True, False]
     assert one.lost is not None
 
 

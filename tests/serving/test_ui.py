@@ -217,7 +217,7 @@ def test_an_image_that_is_gone_is_asked_for_again(tmp_path: Path) -> None:
             said: str = last[one.asking.view]["value"]
             return said
 
-    assert "no longer there" in run(asked())
+    assert "no longer exists" in run(asked())
 
 
 def test_stop_keeps_what_was_answered() -> None:

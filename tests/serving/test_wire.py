@@ -117,8 +117,8 @@ def nested(depth: int) -> Any:
     [
         ({"latents": torch.zeros(1)}, "options.latents: .* got Tensor"),
         ({"seed": [1, {2}]}, r"options.seed\[1\]: .* got set"),
-        ({"seed": {1: 2}}, "options.seed: expected names that are text, got 1"),
-        ({"seed": nested(100)}, "lists and objects within each other"),
+        ({"seed": {1: 2}}, "options.seed: expected names that are strings, got 1"),
+        ({"seed": nested(100)}, "nested lists and objects"),
         ({"seed": 10**5000}, "cannot be sent"),
         ({"seed": np.array(["a"])}, "got ndarray"),
     ],

@@ -68,7 +68,7 @@ class Choice:
         images, candidates = request.num_images_per_prompt, request.best_of
         if candidates is None:
             raise InputError(
-                "best_of: expected the most candidates to draw, which accept_above needs beside it; got None"
+                "best_of: expected the maximum number of candidates, which accept_above requires, got None"
             )
         if candidates < images:
             raise InputError(
@@ -76,8 +76,8 @@ class Choice:
             )
         if model.numerics == "official":
             raise InputError(
-                "best_of: numerics='official' draws all images of a prompt from one seed, from which a chosen one "
-                "cannot be drawn again; expected a model with numerics='exact'"
+                "best_of: expected a model with numerics='exact', got 'official', which draws all images of a prompt "
+                "from one seed and cannot draw the chosen one again"
             )
         asked = [checks_of(prompt, model.name, request.judge) for prompt in prompts]
         for question, answer, others in dict.fromkeys(

@@ -62,11 +62,11 @@ def job(
 ) -> ImageJob:
     """All images of a prompt as one job. Raises InputError, also for options that jobs do not support."""
     if not isinstance(prompt, str):
-        raise InputError(f"prompt: expected a string, as a job has one prompt, got {prompt!r:.80}")
+        raise InputError(f"prompt: expected one string, because a job has one prompt, got {prompt!r:.80}")
     request = request.checked()
     for name in ("callback_on_step_end", "best_of", "accept_above", "judge"):
         if getattr(request, name) is not None:
-            raise InputError(f"{name}: expected it left out of a job; generate_image has it, and a job has events")
+            raise InputError(f"{name}: not an option of a job, which reports events instead; use generate_image for it")
     every = checks.integer("preview_every", preview_every, 0, checks.MAX_STEPS)
     ids, sampler = tuple(encode_generation_prompt(prompt, tokenizer, room)[:-1]), sampler_of(request)
     noise = _noise(model, 1, request)
@@ -128,10 +128,10 @@ def _chosen(
     if request.adapter is not None and not isinstance(request.adapter, str):
         raise InputError(f"adapter: expected one name for all prompts with best_of, got {request.adapter!r:.80}")
     if request.output_type == "latent":
-        raise InputError("output_type: expected 'pil', 'np' or 'pt', as best_of judges pictures, got 'latent'")
+        raise InputError("output_type: expected 'pil', 'np' or 'pt', because best_of judges pictures, got 'latent'")
     for name in ("generator", "latents"):
         if getattr(request, name) is not None:
-            raise InputError(f"{name}: expected a seed with best_of, which draws the chosen image again; leave it out")
+            raise InputError(f"{name}: best_of draws the chosen image again from its seed; pass seed instead of {name}")
     plain = replace(request, output_type="latent", best_of=None, accept_above=None, judge=None)
 
     def draw(prompts: Sequence[str], images: int, seeds: Sequence[int]) -> Iterator[ImageOutput]:

@@ -299,8 +299,8 @@ class JanusFlow(TensorModel):
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
-                f"{self.name} has no tokenizer.json, which text needs: add it to the checkpoint's folder, or use "
-                "sample_latents and generate_ids, which take token ids"
+                f"{self.name} has no tokenizer.json, without which it cannot read text: add it to the checkpoint's "
+                "folder, or use sample_latents and generate_ids, which take token ids"
             )
         return self.tokenizer
 

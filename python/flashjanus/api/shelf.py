@@ -43,7 +43,7 @@ class Shelf:
         except OSError as error:
             raise OutputError(
                 f"the candidates' images cannot be kept in {tempfile.gettempdir()}: {error.strerror or error}; make "
-                "room there, set TMPDIR to another folder, or ask for fewer images of a prompt"
+                "room there, set TMPDIR to another folder, or ask for fewer images per prompt"
             ) from error
         return place
 

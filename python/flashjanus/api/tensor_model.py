@@ -130,9 +130,7 @@ class TensorModel(AdaptableModel):
         buckets = Buckets.of(choices.buckets, EXACT if device.type == "cpu" else PADDED)
         checks.choice("numerics", numerics, ("exact", "official"))
         if numerics == "official" and dtype is torch.float16:
-            raise InputError(
-                "numerics: 'official' reproduces bfloat16 or float32 runs; expected such a dtype, got float16"
-            )
+            raise InputError("numerics: expected dtype bfloat16 or float32 with 'official', got float16")
         if vae is not None:
             vae[0].check_fits(config)
             if vae_dtype is torch.float16:
@@ -368,7 +366,7 @@ class TensorModel(AdaptableModel):
             pixels = checks.tensor("pixel_values", pixel_values, (len(ids), None, 3, size, size), checks.FLOATS)
             if tokens is None:
                 raise InputError(
-                    "image_tokens: expected the ids of image blocks, as this model has no tokenizer; got None"
+                    "image_tokens: expected the ids of image blocks, because this model has no tokenizer, got None"
                 )
         requests, of_rows = [], self._adapters(adapter, len(ids))
         for row, kept in enumerate(mask):
@@ -377,11 +375,14 @@ class TensorModel(AdaptableModel):
             images = 0 if tokens is None else values.count(tokens.start)
             have = 0 if pixels is None else pixels.shape[1]
             if images > have:
-                raise InputError(f"pixel_values: expected {images} images for row {row}, as its ids say, got {have}")
+                raise InputError(
+                    f"pixel_values: expected {images} images for row {row}, whose ids have that many image blocks, "
+                    f"got {have}"
+                )
             own = None if pixels is None or not images else pixels[row, :images]
             requests.append(text.TextRequest(values, own, sampling[row % len(sampling)], of_rows[row]))
         if pixels is not None and all(r.pixels is None for r in requests):
-            raise InputError("pixel_values: expected an image block in input_ids for an image to be seen, got none")
+            raise InputError("pixel_values: expected image blocks in input_ids for these images, got none")
         return requests
 
     def _image_tokens(self, given: text.ImageTokens | None) -> text.ImageTokens | None:
@@ -394,7 +395,7 @@ class TensorModel(AdaptableModel):
     def _need_vae(self) -> VaeConfig:
         if self.runner.vae_config is None:
             raise InputError(
-                f"{self.name} has no VAE, which images need: pass vae= (a folder or hub id in diffusers' layout), or "
-                "ask for output_type='latent'"
+                f"{self.name} has no VAE, which decodes images: pass vae= (a folder or hub id in diffusers' layout), "
+                "or ask for output_type='latent'"
             )
         return self.runner.vae_config

@@ -145,7 +145,7 @@ class _Settings:
         for key, what in (
             ("modules_to_save", "whole modules cannot be switched by request; save them into the checkpoint"),
             ("trainable_token_indices", "the token embeddings are shared by all requests"),
-            ("target_parameters", "adapters are of projections alone"),
+            ("target_parameters", "adapters change projections only"),
             ("alora_invocation_tokens", "an adapter is on for a whole request"),
             ("megatron_config", "the projections are torch's linears"),
             ("layer_replication", "the model has the layers of its checkpoint"),
@@ -156,7 +156,7 @@ class _Settings:
         if isinstance(begins, str) and begins.startswith(_ALTERED):
             fields.bad(
                 "init_lora_weights",
-                "true, false or gaussian (this adapter is of altered weights; save it anew with "
+                "true, false or gaussian (this adapter belongs to altered weights; save it again with "
                 "path_initial_model_for_weight_conversion)",
             )
         patterns = {}
@@ -218,7 +218,7 @@ def _folder(source: str | os.PathLike[str], revision: str | None) -> Path:
         inner = [n for n in names_in(path) if os.path.isfile(path / n / CONFIG)]
         hint = f"; there is an adapter in {', '.join(inner[:3])}: give that folder" if inner else unfinished(path)
         if is_file(path / "adapter_model.bin"):
-            hint = "; adapter_model.bin is a pickle: save the adapter anew, as PEFT does with safe_serialization=True"
+            hint = "; adapter_model.bin is a pickle: save the adapter again with PEFT and safe_serialization=True"
         raise CheckpointError(f"{path / file}: no such file{hint}")
     return path
 
@@ -237,7 +237,7 @@ def _factors(weights: FileSource, settings: _Settings, config: LanguageConfig) -
         rows, columns = shapes[match[2]]
         expected = (rank, columns) if match[3] == "A" else (rows, rank)
         if info.shape != expected:
-            said = f"rank {rank} by {CONFIG}, and {columns if match[3] == 'A' else rows} features"
+            said = f"rank {rank} from {CONFIG}, and {columns if match[3] == 'A' else rows} features"
             problems.append(f"{name}: expected {list(expected)} ({said}), got {list(info.shape)}")
         elif info.dtype not in FLOAT_DTYPES:
             problems.append(f"{name}: expected floats, got {info.dtype}")
@@ -245,9 +245,9 @@ def _factors(weights: FileSource, settings: _Settings, config: LanguageConfig) -
     for pair in found.values():
         (one, *others) = pair.values()
         if not others:
-            problems.append(f"{one}: expected lora_A and lora_B, got one of them")
+            problems.append(f"{one}: expected both lora_A and lora_B, got one of them")
     if not found and not problems:
-        problems.append("expected lora_A and lora_B of some projection, got no tensor")
+        problems.append("expected lora_A and lora_B of at least one projection, got no tensor")
     if problems:
         more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
         raise CheckpointError(
@@ -263,7 +263,7 @@ def _module(name: str) -> str:
 def _why_not(name: str, match: re.Match[str] | None, config: LanguageConfig) -> str:
     other = next((words for part, words in _OTHER_METHODS.items() if part in name), None)
     if other is not None:
-        return f"{other}; expected lora_A and lora_B alone"
+        return f"{other}; expected only lora_A and lora_B"
     if match is not None and int(match[1]) >= config.num_hidden_layers:
         return f"expected a layer below {config.num_hidden_layers}, got {match[1]}"
     targets = ", ".join(projection for one in linears(config).values() for projection in one.rows)

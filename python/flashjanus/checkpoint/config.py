@@ -307,7 +307,7 @@ class JanusFlowConfig:
         if "gen_vision_config" in data and "vision_gen_enc_config" not in data:
             raise ConfigError(
                 "vision_gen_enc_config: expected a JanusFlow model, got the sections of Janus or Janus-Pro, "
-                "which draw by autoregression and are not supported"
+                "which draw autoregressively and are not supported"
             )
         problems: list[str] = []
         top = Fields(data, "", problems)
@@ -339,7 +339,7 @@ def _quantization(top: Fields) -> str | None:
     section = top.section("quantization_config")
     method = section.choice("method", "", list(QUANTIZATIONS))
     if method:
-        section.refuse_unless("bits", [QUANTIZATIONS[method].bits], f"{method} has no other")
+        section.refuse_unless("bits", [QUANTIZATIONS[method].bits], f"{method} has no other width")
     return method or None
 
 

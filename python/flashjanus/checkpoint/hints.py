@@ -14,7 +14,9 @@ _OTHER_FORMATS = (".gguf", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", "
 def no_config(folder: Path, names: Sequence[str]) -> str:
     """Hint for a folder without config.json."""
     if "adapter_config.json" in names:
-        return "; the folder holds a PEFT adapter alone: load its base model, and this by load_adapter or --adapter"
+        return (
+            "; the folder holds only a PEFT adapter: load its base model, and this folder by load_adapter or --adapter"
+        )
     if os.path.isdir(folder / "snapshots"):
         return "; this is a repository in the hub's cache: give one of the folders in its snapshots, or the hub id"
     inner = [name for name in names if name != "vae" and os.path.isfile(folder / name / "config.json")]
@@ -29,7 +31,7 @@ def no_config(folder: Path, names: Sequence[str]) -> str:
 def no_weights(folder: Path, names: Sequence[str]) -> str:
     """Hint for a folder without weights."""
     if "zero_to_fp32.py" in names:
-        return "; run zero_to_fp32.py, which DeepSpeed left there, to make one of its parts"
+        return "; run zero_to_fp32.py, which DeepSpeed left there, to merge its parts"
     inner = [name for name in names if name.startswith("checkpoint-") and os.path.isdir(folder / name)]
     if inner:
         return f"; give one of the folders in it: {', '.join(inner[:3])}"

@@ -41,8 +41,8 @@ def fetch_repository(
     cache = str(_setting("HF_HUB_CACHE") or "")
     if cache.startswith("~"):
         raise CheckpointError(
-            f"{tried}: there is no folder to keep it in, as HOME is not set and this user has no home; set HF_HOME to "
-            "a folder that this user may write to, or pass a local folder"
+            f"{tried}: there is no folder to keep it in, because HOME is not set and this user has no home; set "
+            "HF_HOME to a folder that this user may write to, or pass a local folder"
         )
     more = dict(options or {})
     try:
@@ -66,7 +66,7 @@ def _cause(error: Exception, cache: str) -> str:
             "this user may write to"
         )
     known = {
-        "GatedRepoError": "its conditions are to be accepted on the hub first; do so and set HF_TOKEN",
+        "GatedRepoError": "its conditions must be accepted on the hub first; accept them there and set HF_TOKEN",
         "RepositoryNotFoundError": "there is no such repository, or it is private; check the name and HF_TOKEN",
         "RevisionNotFoundError": "it has no such revision; check the name of the branch, tag or commit",
     }

@@ -25,7 +25,7 @@ _ADAPTERS = ("lora_", "base_layer", "modules_to_save", "hada_", "lokr_", "ia3_",
 """Beginnings of PEFT's words, which no name in a merged model contains."""
 _ENTRIES = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which trainers save a model's state dict."""
-MERGE = "call merge_and_unload() on the PEFT model and save what that returns"
+MERGE = "call merge_and_unload() on the PEFT model and save the model that it returns"
 HEAD = "language_model.lm_head.weight"
 
 
@@ -50,14 +50,15 @@ def foreign_names(names: Iterable[str]) -> str | None:
     adapted = [name for name in names if any(word.startswith(_ADAPTERS) for word in name.split("."))]
     if adapted:
         return (
-            f"{len(adapted)} of {len(names)} tensors are of a PEFT adapter that is not merged ({adapted[0]}); {MERGE}"
+            f"{len(adapted)} of {len(names)} tensors belong to a PEFT adapter that is not merged ({adapted[0]}); "
+            f"{MERGE}"
         )
     for prefix, count in _prefixes(names).items():
         if prefix and len(names) <= 2 * count < 2 * len(names):
             other = next(name for name in names if not name.startswith(prefix))
             return (
                 f'{count} of {len(names)} names begin with "{prefix}", and others, such as {other}, do not; expected '
-                "official names: take it off, and leave out what is not of the model"
+                "official names: remove the prefix, and leave out tensors that do not belong to the model"
             )
     return None
 

@@ -39,8 +39,8 @@ def quantizable(checkpoint: Checkpoint) -> dict[str, Target]:
     """Name -> target of each tensor to quantize. Raises CheckpointError, InputError if the checkpoint cannot be."""
     if checkpoint.config.quantization is not None:
         raise InputError(
-            f"{checkpoint.source}: expected a checkpoint of floats, got one in {checkpoint.config.quantization}; "
-            "use the one that it was made from"
+            f"{checkpoint.source}: expected a checkpoint with float weights, got one in "
+            f"{checkpoint.config.quantization}; use the checkpoint that it was made from"
         )
     layout, stored = weight_layout(checkpoint.config), checkpoint.weights.names()
     problem = mismatch(layout, checkpoint.weights)

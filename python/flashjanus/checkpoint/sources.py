@@ -156,7 +156,7 @@ class _SafetensorsFile(_MappedFile):
             return safe_open(self.path, framework="pt", device="cpu")
         except SafetensorError as error:
             raise CheckpointError(
-                f"{self.path}: not a whole safetensors file ({_amiss(self.path) or error}); fetch it again"
+                f"{self.path}: not a complete safetensors file ({_amiss(self.path) or error}); fetch it again"
             ) from None
         except OSError as error:
             raise cannot_read(self.path, error) from None
@@ -206,13 +206,13 @@ class _TorchFile(_MappedFile):
             data = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:  # torch's own message would suggest loading it unsafely
             raise CheckpointError(
-                f"{self.path}: refused, it is damaged or its pickle asks for more than tensors; nothing in it was run. "
+                f"{self.path}: refused: it is damaged, or its pickle holds more than tensors; no code in it was run. "
                 "Use a safetensors file"
             ) from None
         except _DAMAGED_PICKLE as error:
             raise CheckpointError(
                 f"{self.path}: not a file that torch.save wrote in its zip format ({_first_line(error)}); "
-                "fetch it again, or save it anew as safetensors"
+                "fetch it again, or save it as safetensors"
             ) from None
         return state_dict_in(data, str(self.path))
 

@@ -21,16 +21,14 @@ def config_of(infos: Mapping[str, TensorInfo], label: str) -> dict[str, Any]:
     blocks = [match for match in found if match is not None]
     if not blocks:
         first = ", ".join(list(infos)[:3])
-        raise CheckpointError(
-            f"{label}: expected the tensors of an AutoencoderKL, decoder.up... among them; got {first}"
-        )
+        raise CheckpointError(f"{label}: expected the tensors of an AutoencoderKL, such as decoder.up..., got {first}")
     count = 1 + max(int(match[2]) for match in blocks)
     trained = blocks[0][1] == "up"
 
     def shape(name: str) -> tuple[int, ...]:
         stored = compvis_name(name, count) if trained else name
         if stored not in infos or not infos[stored].shape:
-            raise CheckpointError(f"{label}: expected {stored} among its tensors, which a VAE has; got none")
+            raise CheckpointError(f"{label}: expected the tensor {stored}, which every VAE has, got none")
         return infos[stored].shape
 
     widths = [shape(f"decoder.up_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(count)][::-1]

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not args.question.strip():
         raise InputError("QUESTION must not be empty, got only white space")
     if "" in (args.stop or []):
-        raise InputError("--stop is empty: expected a text before which the answer is to end")
+        raise InputError("--stop: expected text before which the answer ends, got an empty string")
     names, adapter = [args.image, *args.more], next(iter(adapters_of(args, 1)), None)
     images = [load_image(name) for name in names]
     model = load_model(args, console)

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         finally:
             counts = batch.close()
             words = ", ".join(f"{counts[name]} {name}" for name in ("done", "failed", "left"))
-            console.so_far = f"; {words}; the same command goes on", counts
+            console.so_far = f"; {words}; the same command continues", counts
     console.so_far = None
     console.text(f"{counts['rows']} rows: {words} ({counts['written']} now), in {folder.path}")
     if counts["failed"]:
@@ -182,7 +182,7 @@ def _results(args: argparse.Namespace, batch: Batch, console: Console) -> Iterat
 
 def _verify(args: argparse.Namespace, console: Console) -> int:
     if args.file is not None or args.out is not None:
-        raise InputError("--verify: expected the folder alone, without FILE and --out")
+        raise InputError("--verify: expected only a folder, without FILE and --out")
     from flashjanus.cluster.folder import verify
 
     found = verify(Path(args.verify))

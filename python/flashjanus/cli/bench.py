@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
     if args.random_weights and (args.model != "shapes" or args.vae):
-        raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
+        raise InputError("--random-weights: cannot be combined with --model or --vae, which it replaces")
     _check_peers(args)
     check_files(args)
     stages = _stages(args, console)
@@ -46,7 +46,7 @@ def _check_peers(args: argparse.Namespace) -> None:
     for peer in getattr(args, "peer", ()):
         for option in ("official_repo", "official_script"):
             if peer.startswith("official") and getattr(args, option) is None:
-                raise InputError(f"--peer {peer}: expected --{option.replace('_', '-')} PATH beside it")
+                raise InputError(f"--peer {peer}: requires --{option.replace('_', '-')} PATH")
 
 
 def _stages(args: argparse.Namespace, console: Console) -> Stages:
@@ -76,7 +76,7 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
         names = list(all_stages.LATENCY if args.suite == "latency" else all_stages.THROUGHPUT)
         absent = set(all_stages.FROM_DISK if stages.source is None else ())
         if model.runner.vae_config is None:
-            console.note(f"{model.name} has no VAE: VAE and whole images are left out")
+            console.note(f"{model.name} has no VAE: the stages that decode images are left out")
             absent |= set(all_stages.NEED_VAE)
         names = [name for name in names if name not in absent]
     else:
@@ -84,7 +84,7 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
         for name in names:
             if name not in all_stages.STAGES or (name in all_stages.FROM_DISK and stages.source is None):
                 known, of = ", ".join(all_stages.STAGES), ", ".join(all_stages.FROM_DISK)
-                raise InputError(f"--stages: expected some of {known} ({of}: of a checkpoint), got {name!r}")
+                raise InputError(f"--stages: expected some of {known} ({of}: only for a checkpoint), got {name!r}")
     cases = all_stages.cases(names, _swept(args, stages))
     all_stages.check(cases, model, args.repeats)
     engines = [stages, *(_peer(name, args, stages) for name in dict.fromkeys(args.peer))]
@@ -97,7 +97,7 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
     for engine in engines:
         own = [record for record in records if record.engine == engine.name]
         if not own:
-            console.note(f"{engine.name} times none of these stages at these sizes")
+            console.note(f"{engine.name} cannot time these stages at these sizes")
         elif isinstance(engine, Diffusers):
             own[0].facts.update(engine.facts)
             console.note(f"{engine.name}: {engine}")
@@ -179,7 +179,7 @@ def _run_compare(args: argparse.Namespace, console: Console) -> int:
     console.text(f"\n{beyond} of {len(found)} differences exceed the noise and {args.margin:g} %")
     for name in ("machine", "versions", "threads", "model"):
         if _settled(before.head.get(name)) != _settled(after.head.get(name)):
-            console.note(f"the two differ in {name}: not only the code is compared")
+            console.note(f"the two reports differ in {name}: the comparison is not of the code alone")
     console.result({"margin": args.margin, "differences": [it.to_json() for it in found]})
     return 0
 
@@ -187,7 +187,7 @@ def _run_compare(args: argparse.Namespace, console: Console) -> int:
 def _run_show(args: argparse.Namespace, console: Console) -> int:
     check_plot(args.plot)
     if args.goal and not args.markdown:
-        raise InputError("--goal: expected --markdown beside it")
+        raise InputError("--goal: requires --markdown")
     from flashjanus.measure.bench.bench_report import Report
     from flashjanus.measure.bench.chart import svg
     from flashjanus.measure.bench.document import Goal, markdown

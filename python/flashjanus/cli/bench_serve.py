@@ -153,7 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         seconds = args.duration if args.duration or args.requests else SECONDS
         due = [*arrivals(args.rate, args.seed, seconds=seconds, count=args.requests)]
         if not due:
-            raise InputError(f"--rate {args.rate:g}: no request comes within {seconds:g} s; prolong --duration")
+            raise InputError(f"--rate {args.rate:g}: no request would be sent within {seconds:g} s; raise --duration")
     first = [call for kind in mix for call in calls({kind: 1.0}, prompts, args.seed - 1, [None] * args.warmup)]
     target, samples = _measured(args, console, calls(mix, prompts, args.seed, due), first)
     deadlines = {"image": args.deadline_image, "token": args.deadline_token}
@@ -260,7 +260,7 @@ def _base_url(text: str) -> str:
 def _api_key(given: str | None) -> str | None:
     key = os.environ.get("OPENAI_API_KEY") if given is None else given
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise InputError("--api-key: expected printable ASCII characters without spaces, as a header holds them")
+        raise InputError("--api-key: expected printable ASCII characters without spaces, because a header holds it")
     return key or None
 
 

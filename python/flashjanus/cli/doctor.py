@@ -109,7 +109,7 @@ def _examine_engine(report: dict[str, Any], device: str) -> None:
     missing = native.available()
     report["native"] = {"missing": missing} if missing else native.build_info()
     if missing:
-        problems.append(_problem(missing, "until then the torch implementations serve, slower", fatal=False))
+        problems.append(_problem(missing, "until then the slower torch implementations serve", fatal=False))
     try:
         chosen, why = resolve_device(device)
     except DeviceError as error:

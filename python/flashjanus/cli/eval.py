@@ -125,7 +125,7 @@ def _run_geneval(args: argparse.Namespace, console: Console) -> int:
 
     begun = time.perf_counter()
     if args.images is not None and args.out is not None:
-        raise InputError("--out is for pictures that are drawn, and --images draws none; leave one of them out")
+        raise InputError("--out is for drawn pictures, and --images draws none; leave one of them out")
     if args.detector is None and (args.out is None or args.sheet is not None):
         raise no_detector()
     _check_sheet(args.sheet)
@@ -226,5 +226,5 @@ def _check_sheet(sheet: str | None) -> None:
 def _new_folder(out: str) -> Path:
     folder = Destination(f"{out}/", 1, overwrite=True).folder
     if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"--out {out}: the folder is not empty; expected a new one, since old pictures would count")
+        raise OutputError(f"--out {out}: expected a new or empty folder, because old pictures would be scored too")
     return folder

@@ -148,7 +148,8 @@ class Work:
         skipped = checks.integer("--skip", args.skip, 0, total - 1)
         if skipped % unit:
             raise InputError(
-                f"--skip: expected a multiple of {unit}, as the images of a prompt belong together here, got {skipped}"
+                f"--skip: expected a multiple of {unit}, because the images of a prompt belong together here, got "
+                f"{skipped}"
             )
         each = max(args.best_of or 1, 1)
         first = checks.first_seed(args.seed, total * each)
@@ -207,7 +208,7 @@ class Saved:
         if not count:
             return ("; no image was saved" if wanted > 1 else ""), {}
         skip = (work.skipped + count) // work.unit * work.unit
-        words = f"; {count} of {wanted} images were saved in {self.destination.folder}; to go on, give the same command"
+        words = f"; {count} of {wanted} images were saved in {self.destination.folder}; to continue, repeat the command"
         return f"{words} with --seed {work.first} --skip {skip}", facts
 
 

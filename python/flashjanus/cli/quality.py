@@ -94,11 +94,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace, console: Console) -> int:
     console.json = args.json == STDOUT
     if args.random_weights and (args.model != "shapes" or args.vae):
-        raise InputError("--random-weights: expected no --model and no --vae beside it, as it stands for both")
+        raise InputError("--random-weights: cannot be combined with --model or --vae, which it replaces")
     if args.random_weights and args.score:
         raise InputError("--score: expected a trained model of the shapes world, got random weights")
     if args.bound is not None and not args.converged_steps:
-        raise InputError("--bound: expected --converged-steps above 0, as it bounds the distance to that solution")
+        raise InputError("--bound: requires --converged-steps above 0, because it bounds the distance to that solution")
     from flashjanus.measure.quality.asked import choose_prompts
     from flashjanus.measure.quality.distance import ENOUGH_PROMPTS
     from flashjanus.measure.quality.modes import modes
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     prompts = choose_prompts(exact, None if args.prompts is None else Path(args.prompts))
     if args.bound is not None and len(prompts) < ENOUGH_PROMPTS:
         raise InputError(
-            f"--bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing, got {len(prompts)}"
+            f"--bound: expected at least {ENOUGH_PROMPTS} prompts, because fewer are not conclusive, got {len(prompts)}"
         )
     from flashjanus.builtin import NAMES
     from flashjanus.measure.quality.plot import svg

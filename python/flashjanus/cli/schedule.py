@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     sampler = sampler_of(args)
     most = len(sampler.schedule) - 1
     if args.runs is not None and not 2 <= args.runs <= most:
-        raise InputError(f"--runs: expected 2 to {most}, as there are {most + 1} evaluations, got {args.runs}")
+        raise InputError(f"--runs: expected 2 to {most} for {most + 1} evaluations, got {args.runs}")
     checks.integer("seed", args.seed, 0, 2**31)
     model = load_model(args, console)
     prompts = choose_prompts(model, None if args.prompts is None else Path(args.prompts))

@@ -265,11 +265,11 @@ async def serve_until_stopped(
 
     def tell() -> None:
         facts = engine.facts
-        console.note(f"{facts.name} is served at {url}/v1, and described at {url}/docs")
+        console.note(f"{facts.name} is served at {url}/v1 and described at {url}/docs")
         if ui:
             console.note(f"the playground is at {url}/ui")
         if not settings.keys and not is_local(listening):
-            console.note(f"there are no API keys, so whoever reaches it may use it; see --api-keys and ${KEYS}")
+            console.note(f"no API keys are set, and whoever reaches the server may use it; see --api-keys and ${KEYS}")
         about = {name: getattr(facts, name) for name in ("device", "dtype", "quantization")}
         console.result({"url": url, "model": facts.name, **about})
 

@@ -44,9 +44,9 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
     from flashjanus.cluster.arguments import GRANTED, Arguments
 
     if args.ui:
-        raise InputError("--ui: expected without --ray, whose replicas serve no pages")
+        raise InputError("--ui: cannot be combined with --ray, whose replicas serve no pages")
     if args.port == 0:
-        raise InputError("--port: expected the number of a port with --ray, got 0")
+        raise InputError("--port: expected a fixed port with --ray, got 0")
     try:
         arguments = Arguments(
             model=args.model,
@@ -70,7 +70,7 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
 
     def begun() -> None:
         url = f"http://{args.host}:{args.port}"
-        console.note(f"{args.model} is served at {url}/v1, and described at {url}/docs")
+        console.note(f"{args.model} is served at {url}/v1 and described at {url}/docs")
         console.result({"url": url, "model": args.model})
 
     console.status(f"starting {args.min_replicas} replicas of {args.model}")

@@ -50,7 +50,9 @@ class Server:
         if not busy or stats.turns != self._turns:
             self._turns, self._at = dict(stats.turns), now
         if now - self._at > STILL:
-            raise UnavailableError(f"the engine has done nothing for {now - self._at:.0f} s, and has {busy} rows to do")
+            raise UnavailableError(
+                f"the engine has made no progress for {now - self._at:.0f} s, with {busy} rows to do"
+            )
 
     async def __del__(self) -> None:
         """Close the replica. Serve calls this after it has waited for the replica's requests, or as long as it was

@@ -58,9 +58,9 @@ class Batch:
                 changed.append(row)
         if changed and not redo:
             raise InputError(
-                f"{self.folder.path} holds {len(changed)} items that were made of other rows, options or models than "
-                f"they would be now ({_some([row.id for row in changed])}){self._model_changed()}; to make them "
-                "again, give --redo, else choose another --out"
+                f"{len(changed)} of {len(self.rows)} rows have changed in text, options, images or model since their "
+                f"results were written to {self.folder.path} ({_some([row.id for row in changed])})"
+                f"{self._model_changed()}; give --redo to make these again, or choose another --out"
             )
         for row in changed:
             self.folder.remove(row)

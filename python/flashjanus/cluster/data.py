@@ -34,7 +34,7 @@ CALLS = 64
 ATTEMPTS = 5
 """The most attempts at a row, counting those that a death cut short: a row that kills every replica has to be given
 up."""
-DIED = f"expected a result, but each of {ATTEMPTS} replicas that had this row or one beside it died; see Ray's logs"
+DIED = f"no result: {ATTEMPTS} replicas died one after another with this row in flight; see Ray's logs"
 SCHEMA = pa.schema(
     [
         ("line", pa.int64()),

@@ -47,7 +47,9 @@ class Folder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"another run writes into {self.path}; let it end, or choose another --out") from error
+                raise InputError(
+                    f"another run is writing to {self.path}; wait for its end, or choose another --out"
+                ) from error
             for left in self.path.rglob(".*.tmp"):  # left by a run that was killed
                 left.unlink(missing_ok=True)
             yield
@@ -163,7 +165,7 @@ def _differs(folder: Path, one: Mapping[str, Any]) -> str | None:
             same = summed(file.read()) == {name: one[name] for name in ("bytes", "sha256")}
     except OSError as error:
         return f"{one['file']}: {error.strerror}"
-    return None if same else f"{one['file']}: its contents are not those that were written"
+    return None if same else f"{one['file']}: its contents differ from what was written"
 
 
 def _changed(path: Path, sums: Mapping[str, Any], written: float) -> bool:

@@ -78,7 +78,7 @@ def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
             row = _row(line, given, usual)
             if row.id in seen:
                 raise InputError(
-                    f"id: expected one that no other line has, got {show(row.id)}, as in line {seen[row.id]}"
+                    f"id: expected one that no other line has, got {show(row.id)}, the id of line {seen[row.id]}"
                 )
         except InputError as error:
             name = given.get("id")
@@ -87,7 +87,7 @@ def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
             seen[row.id] = line
             yield row
     if not line:
-        raise InputError(f"{path}: expected one JSON object a line, got an empty file")
+        raise InputError(f"{path}: expected one JSON object per line, got an empty file")
 
 
 def request(row: Row, folder: Path) -> Request:
@@ -150,7 +150,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
-        raise InputError(f"expected at most {LONGEST_LINE} bytes a line")
+        raise InputError(f"expected at most {LONGEST_LINE} bytes per line, got more")
     return parse_object(line, constant=refused)
 
 
@@ -189,7 +189,7 @@ def _id(value: Any, line: int) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or any("\ud800" <= c <= "\udfff" for c in value):
-        raise InputError(f"{name}: expected a text that is not empty, got {show(value)}")
+        raise InputError(f"{name}: expected a string that is not empty, got {show(value)}")
     return value
 
 
@@ -199,5 +199,5 @@ def _images(given: Mapping[str, Any]) -> tuple[str, ...]:
     value = given.get("images", given.get("image", []))
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
-        raise InputError(f"images: expected the path of an image, or a list of such, got {show(value)}")
+        raise InputError(f"images: expected the path of an image, or a list of paths, got {show(value)}")
     return tuple(found)

@@ -31,7 +31,7 @@ def run(address: str, host: str, port: int, arguments: Replicas, begun: Callable
             try:
                 serve.run(build(arguments), name=NAME)
             except RuntimeError as error:
-                raise UnavailableError(f"the application did not begin: {error}") from error
+                raise UnavailableError(f"the application did not start: {error}") from error
             with redirect_stdout(out):
                 begun()
             while (status := serve.status().applications[NAME]).status not in ("DEPLOY_FAILED", "NOT_STARTED"):

@@ -48,7 +48,7 @@ def accelerate(
     """
     unknown = sorted(set(options) - {"numerics", "cuda_graphs", "buckets"})
     if unknown:
-        raise InputError(f"{unknown[0]}: expected one of numerics, cuda_graphs, buckets, got this")
+        raise InputError(f"{unknown[0]}: unknown option, expected numerics, cuda_graphs or buckets")
     if not isinstance(vl_gpt, nn.Module) or not hasattr(vl_gpt, "config"):
         raise InputError(
             f"vl_gpt: expected a torch module with the official model's config, got {type(vl_gpt).__name__}"
@@ -94,8 +94,7 @@ def tokenizer_of(processor: Any) -> Tokenizer:
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"processor: expected one whose tokenizer is of the `tokenizers` library (a fast one), got "
-            f"{type(theirs).__name__}"
+            f"processor: expected a fast tokenizer, one of the `tokenizers` library, got {type(theirs).__name__}"
         )
     names = [name for name in ProcessorConfig.__dataclass_fields__ if hasattr(processor, name)]
     settings = ProcessorConfig.from_dict({name: getattr(processor, name) for name in names}, "processor")

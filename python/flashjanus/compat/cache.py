@@ -140,9 +140,9 @@ class Cache:
 
     def __iter__(self) -> Iterator[Pair]:
         warn(
-            "A cache of keys and values is iterated as if it were a tuple of (key, value). Slices of them that are fed "
-            "back must be followed by the new tokens alone, [t, z], with position_ids that go on after the prefix; "
-            "cache.crop(length) and the cache itself say the same without copies.",
+            "A cache of keys and values is iterated as if it were a tuple of (key, value). If you feed slices of "
+            "them back, feed only the new tokens after them, [t, z], with position_ids that continue after the "
+            "prefix; cache.crop(length) and passing the cache itself do the same without copies.",
             CacheMisuseWarning,
         )
         return iter(list(self.pairs))

@@ -65,17 +65,17 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
     known = {"torch_dtype", "dtype", "config", "device_map", "revision"}
     unknown = sorted(set(options) - known - TAKEN)
     if unknown:
-        raise InputError(f"{unknown[0]}: from_pretrained takes {', '.join(sorted(known))}, got this")
+        raise InputError(f"{unknown[0]}: unknown option, from_pretrained takes {', '.join(sorted(known))}")
     if options.get("quantization_config") is not None:
         raise InputError(
-            "quantization_config: expected it left out: torch modules hold whole weights; "
-            "JanusFlow.from_pretrained(..., quantization='int8') runs on 8 bits"
+            "quantization_config: not supported, because torch modules hold unquantized weights; leave it out: "
+            "JanusFlow.from_pretrained(..., quantization='int8') runs in 8 bits"
         )
     folder = builtin_folder(str(source)) if source in NAMES else source
     checkpoint = Checkpoint.open(folder, revision=options.get("revision"))
     if checkpoint.config.quantization is not None:
         raise InputError(
-            f"{source}: stored in {checkpoint.config.quantization}, which torch modules do not hold: load the "
+            f"{source}: stored in {checkpoint.config.quantization}, which torch modules cannot hold: load the "
             "checkpoint that it was made from, or use JanusFlow.from_pretrained"
         )
     given = options.get("config")
@@ -103,7 +103,7 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
         head.weight = embedding.weight
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent:
-        raise CheckpointError(f"{source}: expected {absent[0]} among its tensors, got none ({len(absent)} are missing)")
+        raise CheckpointError(f"{source}: expected the tensor {absent[0]}, got none ({len(absent)} are missing)")
     weights.close()
     return model.eval()
 

@@ -116,7 +116,10 @@ class EngineOf(Generic[C, E]):
             return None
         root = self._root()
         if root is None:
-            reason: str | None = "the model that it is a part of is gone; keep it, as the engine has all of it"
+            reason: str | None = (
+                "the model that it belongs to was deleted, and the engine runs whole models; keep a reference to "
+                "the model"
+            )
         else:
             reason = refusal or self._reason(module, root[0])
         if reason is None:
@@ -135,19 +138,19 @@ class EngineOf(Generic[C, E]):
     def _reason(self, module: nn.Module, root: nn.Module) -> str | None:
         """What is against the engine, in words."""
         if module.training:
-            return "the model is in training mode; call .eval() where it is not trained"
+            return "the model is in training mode; call .eval() unless you train it"
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            return "autocast is on, which chooses dtypes operation by operation; .to(dtype) says which"
+            return "autocast is on, which chooses a dtype for each operation; set the dtype by .to(dtype) instead"
         if any(getattr(all_modules, name, None) for name in _GLOBAL_HOOKS):
-            return "hooks are registered on all modules, which would not be called"
+            return "hooks are registered for all modules, and the engine would not call them"
         for one in module.modules():
             own = one.__dict__
             if one is not module and (own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]]):
-                return f"{_name(one, root)} has hooks, which would not be called"
+                return f"{_name(one, root)} has hooks, and the engine would not call them"
             if type(one) not in KNOWN:
-                return f"{_name(one, root)} is a {type(one).__name__}, whose forward may be another"
+                return f"{_name(one, root)} is a {type(one).__name__}, whose forward may differ"
             if "forward" in own:
-                return f"{_name(one, root)} has another forward than its class"
+                return f"the forward of {_name(one, root)} was replaced"
         return None
 
     def _current(self, root: nn.Module, config: C) -> E:

@@ -65,9 +65,7 @@ class GenerationMixin:
                 raise InputError(f"attention_mask: expected {list(mask.shape)}, got {list(attention_mask.shape)}")
             mask = attention_mask.to(mask.device).bool()
             if not bool(mask.any(1).all()):
-                raise InputError(
-                    "attention_mask: expected at least one token of each row to be seen, got a row of zeros"
-                )
+                raise InputError("attention_mask: expected at least one 1 in each row, got a row of zeros")
         if ids is None:
             ids = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
         copies = chosen.num_return_sequences or 1
@@ -87,8 +85,8 @@ class GenerationMixin:
             raise InputError(f"inputs: expected at most {limit} tokens, the model's context, got {length}")
         if options.max_new_tokens > room:
             warn(
-                f"max_new_tokens is {options.max_new_tokens}, and the model's context of {limit} tokens has room for "
-                f"{room} after {length}: it ends there.",
+                f"max_new_tokens is {options.max_new_tokens}, but the model's context of {limit} tokens has room for "
+                f"only {room} after {length}: the answer ends there.",
                 UserWarning,
             )
             options.max_new_tokens = room
@@ -99,7 +97,7 @@ class GenerationMixin:
         assert isinstance(self, nn.Module)
         refusal = None
         if embeds.dtype is not next(self.parameters()).dtype:
-            refusal = f"inputs_embeds are {embeds.dtype}, and the weights {next(self.parameters()).dtype}"
+            refusal = f"inputs_embeds are {embeds.dtype}, but the weights are {next(self.parameters()).dtype}"
         engine = self.core.eligible(self, refusal)
         if engine is not None:
             return EngineDecoder(engine, self.lm_head, embeds, mask, positions, new)

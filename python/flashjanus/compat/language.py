@@ -135,11 +135,11 @@ class LlamaModel(nn.Module):
     ) -> str | None:
         """What this call asks for that the engine does not compute."""
         if hidden_states or attentions:
-            return f"the {'hidden states' if hidden_states else 'attentions'} of every layer are asked for"
+            return f"the {'hidden states' if hidden_states else 'attentions'} of every layer are requested"
         if attention_mask is not None and attention_mask.dim() != 2:
-            return "an attention mask of four dimensions is given; one of (B, tokens) says which are hidden"
+            return "the attention mask has four dimensions; the engine takes one of (B, tokens) that hides tokens"
         if embeds.dtype is not self.norm.weight.dtype:
-            return f"inputs_embeds are {embeds.dtype}, and the weights {self.norm.weight.dtype}"
+            return f"inputs_embeds are {embeds.dtype}, but the weights are {self.norm.weight.dtype}"
         limit = self.language.max_position_embeddings
         if int(positions.max()) >= limit:
             return f"position {int(positions.max())} is beyond the context of {limit} tokens"
@@ -259,7 +259,7 @@ def _past(given: Any) -> tuple[Cache | None, Any]:
         return given if given.get_seq_length() else None, None if given.get_seq_length() else given
     if not hasattr(given, "get_seq_length") or not hasattr(given, "update"):
         raise InputError(
-            "past_key_values: expected None, a cache with get_seq_length and update, or (key, value) of each layer, "
+            "past_key_values: expected None, a cache with get_seq_length and update, or (key, value) for each layer, "
             f"got {type(given).__name__}"
         )
     return (Cache(foreign_pairs(given)), given) if given.get_seq_length() else (None, given)
@@ -270,17 +270,17 @@ def _checked(past: Cache | None, mask: torch.Tensor, embeds: torch.Tensor) -> Ca
     assert past is not None
     length, new = past.get_seq_length(), embeds.shape[1]
     twice = (
-        f"{new} embeddings are read on top of {length} cached tokens, and they seem to be the whole sequence "
-        "once more: the prompt would be seen twice, at the wrong positions. After a cached prefix feed the new tokens "
-        "alone, [t, z], with an attention_mask over prefix and new tokens and position_ids that go on after the "
-        "prefix; or pass past_key_values=None, and the engine finds the prefix by itself."
+        f"{new} embeddings follow {length} cached tokens, and they seem to be the whole sequence again: the model "
+        "would see the prompt twice, at the wrong positions. After a cached prefix feed the new tokens "
+        "alone, [t, z], with an attention_mask over prefix and new tokens and position_ids that continue after the "
+        "prefix; or pass past_key_values=None, and the engine recognizes the prefix by itself."
     )
     if mask.shape[1] == new:
-        warn(f"{twice} The cache is left aside.", CacheMisuseWarning)
+        warn(f"{twice} The cache is ignored.", CacheMisuseWarning)
         return None
     known = getattr(past.held, "embeds", None)
     if known is not None and new > length and torch.equal(known[:, :length].to(embeds.dtype), embeds[:, :length]):
-        warn(f"{twice} It is computed as it was asked for.", CacheMisuseWarning)
+        warn(f"{twice} The call is computed as it stands.", CacheMisuseWarning)
     return past
 
 
@@ -291,7 +291,9 @@ def _mask(given: torch.Tensor | None, rows: int, total: int) -> torch.Tensor | N
     if given.dim() == 4:
         return given if given.dtype is torch.bool else given == 0
     if given.shape != (rows, total):
-        raise InputError(f"attention_mask: expected ({rows}, {total}), past and new tokens, got {list(given.shape)}")
+        raise InputError(
+            f"attention_mask: expected ({rows}, {total}) over past and new tokens, got {list(given.shape)}"
+        )
     mask = given.bool()
     return None if bool(mask.all()) else mask
 

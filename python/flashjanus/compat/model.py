@@ -129,8 +129,8 @@ class MultiModalityCausalLM(nn.Module):
         places, used = images_seq_mask.bool(), images_emb_mask.bool().flatten(1)
         if int(places.sum()) != int(used.sum()):
             raise InputError(
-                f"images_seq_mask, images_emb_mask: expected as many places as embeddings, got {int(places.sum())} and "
-                f"{int(used.sum())}"
+                f"images_seq_mask, images_emb_mask: expected as many places as embeddings, got {int(places.sum())} "
+                f"places and {int(used.sum())} embeddings"
             )
         embeds: torch.Tensor = self.language_model.get_input_embeddings()(input_ids.clamp(min=0))
         if not len(images) or not bool(used.any()):

@@ -71,7 +71,7 @@ def _register(name: str) -> None:
     numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
     if numbers < OLDEST:
         warnings.warn(
-            f"transformers {version}: its Auto classes do not know JanusFlow; that takes {OLDEST[0]}.{OLDEST[1]} or "
+            f"transformers {version}: its Auto classes cannot load JanusFlow, which needs {OLDEST[0]}.{OLDEST[1]} or "
             "later. The classes of flashjanus.compat work without it",
             stacklevel=2,
         )

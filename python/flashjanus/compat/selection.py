@@ -72,13 +72,13 @@ class Options:
         known = {one.name for one in fields(cls)}
         for name in given:
             if name not in known and name not in NEUTRAL and name not in IGNORED:
-                raise InputError(f"{name}: generate takes {', '.join(sorted(known))}, got this")
+                raise InputError(f"{name}: unknown option, generate takes {', '.join(sorted(known))}")
         both = {**{k: v for k, v in configured.items() if v is not None}, **given}
         for name, value in both.items():
             if name in NEUTRAL and value not in NEUTRAL[name] and value not in ([], ()):
                 raise InputError(
-                    f"{name}: expected it left out, got {value!r:.80}; it is not computed, but logits_processor and "
-                    "stopping_criteria take functions that say the same"
+                    f"{name}: not supported, got {value!r:.80}; leave it out, and pass functions that do the same as "
+                    "logits_processor or stopping_criteria"
                 )
         if both.get("max_new_tokens") is None and both.get("max_length") is not None and "max_length" in given:
             both["max_new_tokens"] = both["max_length"]

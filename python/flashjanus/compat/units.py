@@ -68,8 +68,8 @@ class ShallowUViTDecoder(uvit.VelocityDecoder):
     ) -> torch.Tensor:
         if len(hs) != 1:
             raise InputError(
-                f"hs: expected the one tensor that vision_gen_enc_model left there, got {len(hs)}; the decoder takes "
-                "it out of the list, so that each call needs the hs of its own step, or list(hs)"
+                f"hs: expected the one tensor that vision_gen_enc_model put there, got {len(hs)}; the decoder removes "
+                "it from the list, so pass the hs of each step to one call, or pass list(hs)"
             )
         skip = hs.pop() if isinstance(hs, list) else hs[0]
         reference = super().forward
@@ -87,4 +87,4 @@ class ShallowUViTDecoder(uvit.VelocityDecoder):
 def _other_size(x: torch.Tensor, size: int) -> str | None:
     sides = tuple(x.shape[2:])
     got = " x ".join(map(str, sides))
-    return None if sides == (size, size) else f"the engine is laid out for {size} x {size}, and got {got}"
+    return None if sides == (size, size) else f"the engine takes {size} x {size}, got {got}"

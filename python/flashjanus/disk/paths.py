@@ -73,7 +73,7 @@ def why_unreadable(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         if not path.is_symlink():
             return f"{path}: no such file"
-        return f"{path}: a link to {os.readlink(path)}, where nothing is{unfinished(path.parent)}; fetch it again"
+        return f"{path}: a link to {os.readlink(path)}, which does not exist{unfinished(path.parent)}; fetch it again"
     if isinstance(error, PermissionError):
         return f"{path}: cannot be read: {error.strerror}; give this user access to it and its folders"
     return f"{path}: cannot be read: {error.strerror or error}"
@@ -88,7 +88,7 @@ def unfinished(folder: Path) -> str:
         except OSError:  # what is looked for is a hint alone
             continue
         if left:
-            return f" (of an interrupted download, {place / left[0]} is left)"
+            return f" (an interrupted download left {place / left[0]})"
     return ""
 
 

@@ -23,7 +23,7 @@ def read_text(path: Path, error: Raises = InputError) -> str:
         if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
             raise error(f"{path}: expected a regular file")
         if found.st_size > MAX_BYTES:
-            raise error(f"{path}: {found.st_size} bytes; a file of this kind has at most {MAX_BYTES}")
+            raise error(f"{path}: {found.st_size} bytes, expected at most {MAX_BYTES} for a file of this kind")
         content = path.read_bytes()
         cause = stand_in(content[:HEAD_BYTES])
         if cause is not None:
@@ -34,9 +34,9 @@ def read_text(path: Path, error: Raises = InputError) -> str:
     except OSError as caught:
         raise error(why_unreadable(path, caught)) from None
     except UnicodeDecodeError as caught:
-        raise error(f"{path}: expected UTF-8, got a byte that is not at {caught.start}") from None
+        raise error(f"{path}: expected UTF-8, got an invalid byte at {caught.start}") from None
     except ValueError as caught:  # a NUL, which no name has
-        raise error(f"{str(path)!a}: is not a path ({caught})") from None
+        raise error(f"{str(path)!a}: expected a path ({caught})") from None
 
 
 def read_json(path: Path, error: Raises = InputError) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def parse(
     except RecursionError:
         raise error(f"{expected}, got JSON nested too deeply to parse") from None
     except ValueError as caught:  # UnicodeDecodeError too
-        raise error(f"{expected}, got something that is not JSON ({caught})") from None
+        raise error(f"{expected}, got text that is not JSON ({caught})") from None
 
 
 def parse_object(
@@ -82,7 +82,7 @@ def parse_object(
 
 def refused(constant: str) -> float:
     """For `parse`, where the value is written again."""
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def show(value: object) -> str:

@@ -25,7 +25,9 @@ def check_writable(path: str) -> None:
     with _told(path):
         target = Path(os.path.realpath(path))
         if not path or not os.access(target.parent, os.W_OK) or (target.exists() and not target.is_file()):
-            raise OutputError(f"cannot write {path!r}: expected the name of a file in an existing folder to write to")
+            raise OutputError(
+                f"cannot write {path!r}: expected the name of a file in an existing folder that you may write to"
+            )
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Adapters(ProcessBound):
     def check(self, adapter: Adapter) -> None:
         """Raises InputError unless requests may name this adapter."""
         if self.loaded.get(adapter.name) is not adapter:
-            raise InputError(f"adapter: expected one that is loaded, got {adapter.name!r}, which was unloaded")
+            raise InputError(f"adapter: expected a loaded adapter, got {adapter.name!r}, which was unloaded")
         if self.merged is adapter:
             raise InputError(
                 f"adapter: {adapter.name!r} is merged into the weights, and every request has it; leave adapter out, "
@@ -128,7 +128,7 @@ class Adapters(ProcessBound):
         with _LOCK:
             live = len(self._live())
             if live:
-                raise InputError(f"expected no request to be under way, got {live}: {what}")
+                raise InputError(f"expected no request in progress, got {live}: {what}")
             yield
 
     def _live(self) -> list[Use]:
@@ -143,7 +143,7 @@ class Adapters(ProcessBound):
         largest = max((adapter.files.rank for adapter in self.loaded.values()), default=1)
         if slots < len(self.loaded) or rank < largest:
             raise InputError(
-                f"expected room for the {len(self.loaded)} adapters that are loaded, of ranks up to {largest}, got "
+                f"expected room for the {len(self.loaded)} loaded adapters, which have ranks up to {largest}, got "
                 f"{slots} slots of rank {rank}; unload some first"
             )
         device = self._weights["llm.rope"].device
@@ -162,7 +162,9 @@ class Adapters(ProcessBound):
         """Write an adapter into a free slot. Raises InputError."""
         with _LOCK:
             if name in self.loaded:
-                raise InputError(f"name: expected one that no loaded adapter has, got {name!r}; unload that first")
+                raise InputError(
+                    f"name: expected one that no loaded adapter has, got {name!r}; unload that adapter first"
+                )
             if files.rank > self.rank:
                 raise InputError(
                     f"{files.source}: expected an adapter of rank at most {self.rank}, for which there is room, got "
@@ -172,9 +174,9 @@ class Adapters(ProcessBound):
             waiting = {adapter.slot for use in self._live() for adapter in use.adapters} - named
             free = [slot for slot in range(self.slots) if slot not in named | waiting]
             if not free:
-                unloaded = f", and {len(waiting)} unloaded ones that requests under way still use" if waiting else ""
+                unloaded = f", and {len(waiting)} unloaded ones that running requests still use" if waiting else ""
                 raise InputError(
-                    f"expected one of {self.slots} slots to be free, got adapters in all: "
+                    f"expected a free one of {self.slots} slots, got none; loaded: "
                     f"{', '.join(self.loaded) or 'none'}{unloaded}; unload one, or call "
                     f"reserve_adapters(slots={self.slots + 1}, rank={self.rank}) first"
                 )
@@ -200,12 +202,15 @@ class Adapters(ProcessBound):
         adapter = self.one(name, "name")
         assert adapter is not None
         if self.merged is not None:
-            raise InputError(f"expected weights without an adapter, got them with {self.merged.name!r} merged in")
+            raise InputError(
+                f"expected weights without a merged adapter, got {self.merged.name!r} merged; call unmerge_adapter() "
+                "first"
+            )
         if self._policy.quantization is not None:
             raise InputError(
-                f"expected weights in floats, got them in {self._policy.quantization}, where a merged adapter would be "
+                f"expected float weights, got {self._policy.quantization}, in which a merged adapter would be "
                 "rounded away: name it in requests (adapter=), which works on quantized weights, or merge it into the "
-                "checkpoint before that is quantized"
+                "checkpoint before you quantize it"
             )
         try:
             for linear_name, linear in self._all():
@@ -220,7 +225,7 @@ class Adapters(ProcessBound):
     def unmerge(self) -> None:
         """Restore the original weights, bit for bit. Call this within `alone`. Raises InputError."""
         if self.merged is None:
-            raise InputError("expected weights with an adapter merged in, got them as they were loaded")
+            raise InputError("expected weights with a merged adapter, got the weights as they were loaded")
         self._restore()
         self.merged = None
 

@@ -39,7 +39,9 @@ def policy(
     quantization, loadable = stored if asked is None else asked, _loadable(stored)
     if quantization is not None and quantization not in loadable:
         choices = " or ".join(map(repr, (None, *loadable)))
-        since, instead = ("", "") if stored is None else (f", as the checkpoint is stored in {stored}", f"; {RELOAD}")
+        since, instead = "", ""
+        if stored is not None:
+            since, instead = f" because the checkpoint is stored in {stored}", f"; {RELOAD}"
         raise InputError(f"quantization: expected {choices}{since}, got {quantization!r}{instead}")
     if quantization is not None and numerics == "official":
         raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
@@ -50,13 +52,13 @@ def policy(
     multiplied = dtype is torch.bfloat16 or quantization is not None
     no_fp8 = no_e4m3(device) if quantization == "fp8" else None
     if no_fp8 is not None:
-        instead = "'int8' runs everywhere" if "int8" in loadable else f"the checkpoint is stored in {stored}: {RELOAD}"
+        instead = "'int8' works everywhere" if "int8" in loadable else f"the checkpoint is stored in {stored}: {RELOAD}"
         raise InputError(f"quantization: {no_fp8}; {instead}")
     no_amx = native.refuses_amx(device)
     tiled = no_amx is None and multiplied and numerics == "exact" and not plain
     if quantization == "int4" and not tiled:
-        reason = no_amx or "implementations of linear are asked for, which do not read them"
-        raise InputError(f"quantization: 'int4' keeps weights for AMX alone: {reason}; 'int8' runs everywhere")
+        reason = no_amx or "the requested implementations of linear do not read tiles"
+        raise InputError(f"quantization: 'int4' needs weights in AMX tiles: {reason}; 'int8' works everywhere")
     return Policy.of(dtype, numerics, tiled, quantization)
 
 

@@ -32,8 +32,8 @@ def decode(runner: Runner, latents: torch.Tensor) -> torch.Tensor:
     decoded = torch.cat(images)
     if not bool(decoded.isfinite().all()):
         raise NonFiniteError(
-            "a picture left the range of its dtype while its latents were decoded: expected finite pixels, got NaN or "
-            "inf. dtype='bfloat16' or 'float32' keeps them in it"
+            "expected finite pixels, got NaN or inf: decoding the latents overflowed the dtype of the VAE. "
+            "dtype='bfloat16' or 'float32' avoids that"
         )
     return decoded
 

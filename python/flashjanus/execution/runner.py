@@ -213,10 +213,10 @@ class Runner(ProcessBound):
 
     def reserve_adapters(self, slots: int, rank: int) -> None:
         """Make slots for adapters; plans and their sessions are made anew. Raises InputError, OutOfMemoryError."""
-        what = "room for adapters is part of every plan; make it before requests come, or when they have ended"
+        what = "room for adapters is part of every plan; reserve it before requests start, or after they have ended"
         with self.adapters.alone(what), self._writing():
             if self._leased:
-                raise InputError(f"expected no memory of rows to be in use, got {self._leased}: {what}")
+                raise InputError(f"expected no row's memory to be in use, got {self._leased}: {what}")
             try:
                 self.adapters.make_room(slots, rank)
             except torch.OutOfMemoryError as error:
@@ -321,12 +321,14 @@ def _known(implementations: Mapping[str, str | Sequence[str]]) -> dict[str, tupl
     chosen: dict[str, tuple[str, ...]] = {}
     for op, names in implementations.items():
         if op not in ops:
-            raise PlanError(f"implementations: no op {op!r}; there are: {', '.join(ops)}")
+            raise PlanError(f"implementations: expected the name of an op, got {op!r}; there are: {', '.join(ops)}")
         chosen[op] = (names,) if isinstance(names, str) else tuple(names)
         if not chosen[op]:
             raise PlanError(f"implementations: expected at least one name for {op}, got none; leave {op} out")
         for name in chosen[op]:
             if name not in ops[op].implementations:
                 known = ", ".join(ops[op].implementations)
-                raise PlanError(f"implementations: no implementation {name!r} of {op}; there are: {known}")
+                raise PlanError(
+                    f"implementations: expected an implementation of {op}, got {name!r}; there are: {known}"
+                )
     return chosen

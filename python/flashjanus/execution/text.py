@@ -196,7 +196,7 @@ class TextSession(ProcessBound):
         """
         begin, end = span
         if begin and end - begin != self.prompt:
-            raise InputError(f"span: expected {self.prompt} tokens after others, got {end - begin}")
+            raise InputError(f"span: expected {self.prompt} tokens, because others come before them, got {end - begin}")
         self._write_features(features)
         adapters.write(self.prefill, range(self.rows), None)
         self._write_row(0, request, index, block_end, begin, end)
@@ -241,7 +241,9 @@ class TextSession(ProcessBound):
     def _model(self) -> Runner:
         runner = self._runner()
         if runner is None:
-            raise InputError("pixels: expected the model of this session to be there, which encodes images; it is gone")
+            raise InputError(
+                "pixels: expected a session whose model still exists and can encode images; it was deleted"
+            )
         return runner
 
     def _clear(self) -> None:

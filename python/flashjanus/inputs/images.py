@@ -55,8 +55,7 @@ def load_image(source: ImageSource) -> Image.Image:
     if hasattr(source, "read"):
         return from_file(source)
     raise InputError(
-        "expected an image as path, URL, bytes, file open in binary, PIL image, array or tensor, got "
-        f"{type(source).__name__}"
+        f"expected an image as a path, URL, bytes, binary file, PIL image, array or tensor, got {type(source).__name__}"
     )
 
 

@@ -231,7 +231,7 @@ def _image_source(part: Mapping[str, Any], place: str) -> Any:
     given = [key for key in IMAGE_KEYS if part.get(key) is not None]
     if len(given) != 1:
         raise InputError(
-            f"{place}: the part needs the key 'image', or one of {', '.join(map(repr, IMAGE_KEYS[1:]))} instead; got "
+            f"{place}: expected one of the keys {', '.join(map(repr, IMAGE_KEYS))}, got "
             f"{' and '.join(map(repr, given)) or 'none of them'}"
         )
     source = part[given[0]]

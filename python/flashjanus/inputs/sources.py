@@ -73,7 +73,7 @@ def from_file(file: Readable) -> Image.Image:
             f"cannot read the image in the open file {shown}: {getattr(error, 'strerror', None) or error}"
         ) from error
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise InputError(f"the open file {shown} gives {type(data).__name__}; expected one opened in binary, mode 'rb'")
+        raise InputError(f"expected a file opened in binary mode, 'rb', got {type(data).__name__} from {shown}")
     return decode(io.BytesIO(data), f"the image in the open file {shown}")
 
 
@@ -108,11 +108,11 @@ def _path_of(url: str) -> str:
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
             raise InputError(
-                f"images are not fetched from the network; expected file:///path of this machine, got {url:.80}"
+                f"images are not fetched from the network; expected file:///path on this machine, got {url:.80}"
             )
         rest = slash + path
     if not rest.startswith("/"):
-        raise InputError(f"expected file:///path with the whole path, got {url:.80}")
+        raise InputError(f"expected file:///path with an absolute path, got {url:.80}")
     return url2pathname(rest)
 
 

@@ -53,7 +53,7 @@ def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name}: expected a torch.Tensor of shape {expected}, got {type(value).__name__}")
     if value.is_meta:
-        raise InputError(f"{name}: expected a tensor with values, got one on meta; make it on the CPU")
+        raise InputError(f"{name}: expected a tensor with values, got one on the meta device; create it on the CPU")
     fits = value.dim() == len(shape) and all(s in (None, v) and v > 0 for s, v in zip(shape, value.shape, strict=False))
     if not fits:
         raise InputError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")

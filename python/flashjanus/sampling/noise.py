@@ -49,7 +49,7 @@ class Start:
             if value is not None
         ]
         if len(given) > 1:
-            raise InputError(f"{', '.join(given)}: each says what the images start from; expected one of them alone")
+            raise InputError(f"{', '.join(given)}: expected only one of them, because each gives the starting noise")
         if latents is not None:
             tensor = checks.tensor("latents", latents, (total, *self.shape), checks.FLOATS).float()
             return Noise(lambda start, end: tensor[start:end], None)

@@ -82,7 +82,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     """One or several non-empty strings, as a tuple."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not all(isinstance(one, str) and one for one in found):
-        raise InputError(f"{name}: expected a string that is not empty, or a list of such, got {value!r:.80}")
+        raise InputError(f"{name}: expected a string that is not empty, or a list of them, got {value!r:.80}")
     return tuple(found)
 
 
@@ -90,7 +90,7 @@ def adapters(name: str, value: Any) -> str | tuple[str | None, ...]:
     """One adapter name, or several names, some of which may be None. The model checks later that they are loaded."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not all(one is None or (isinstance(one, str) and one) for one in found):
-        raise InputError(f"{name}: expected the name of a loaded adapter, or a list of such, got {value!r:.80}")
+        raise InputError(f"{name}: expected the name of a loaded adapter, or a list of names, got {value!r:.80}")
     return value if isinstance(value, str) else tuple(found)
 
 
@@ -100,7 +100,7 @@ _TEXTS: dict[str, Any] = dict(
     kind=str,
     several=True,
     rule=texts,
-    allowed="a string that is not empty, or a list of such",
+    allowed="a string that is not empty, or a list of them",
     schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
     group="request",
 )
@@ -108,7 +108,7 @@ _ADAPTER: dict[str, Any] = dict(
     kind=str,
     several=True,
     rule=adapters,
-    allowed="the name of a loaded adapter, or a list of such",
+    allowed="the name of a loaded adapter, or a list of names",
     schema={"minLength": 1, "items": {"type": "string", "minLength": 1}},
     flag=None,
     group="request",

@@ -109,7 +109,7 @@ def cut_short(error: BaseException) -> FlashJanusError:
     """The error for jobs that were in a step or a piece that `error` ended; their rows are lost."""
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError)
     told = (OutOfMemoryError if no_memory else DeviceError)(
-        f"expected the work on this job to end, but {type(error).__name__} cut it short; submit it again"
+        f"{type(error).__name__} interrupted the work on this job; submit it again"
     )
     told.__cause__ = error
     return told

@@ -28,7 +28,7 @@ def check(job: Any, runner: Runner) -> None:
 def _check_images(job: ImageJob, runner: Runner) -> None:
     config = runner.config
     if job.decode and runner.vae_config is None:
-        raise InputError("job: expected decode=False, as this model has no VAE, got decode=True")
+        raise InputError("job: expected decode=False, because this model has no VAE, got decode=True")
     checks.integer("job.preview_every", job.preview_every, 0, checks.MAX_STEPS)
     shape = config.gen_encoder.input_channels, config.latent_size, config.latent_size
     most = config.language.max_position_embeddings - 1 - config.num_image_tokens

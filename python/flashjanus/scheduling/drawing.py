@@ -165,7 +165,7 @@ class Drawing:
     def added(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = self._paused(handle)
         if not all(row.request.schedule.caches for row in drawn.rows):
-            raise InputError("handle: expected a job all of whose rows have a step_cache, got one with step_cache=1")
+            raise InputError("handle: expected a job whose rows all use a step cache, got one with step_cache=1")
         conditional, unconditional = zip(*map(drawn.among.added, drawn.rows), strict=True)
         return torch.stack(conditional), torch.stack(unconditional)
 
@@ -178,8 +178,8 @@ class Drawing:
             z = drawn.latents[row] = drawn.among.z(row)
             if not bool(z.isfinite().all()):
                 error = NonFiniteError(
-                    f"an image of {len(row.request.prompt)} prompt tokens left the range of its dtype: expected finite "
-                    "latents, got NaN or inf. A smaller guidance_scale keeps them in it, or dtype='float32'"
+                    f"expected finite latents, got NaN or inf in an image of {len(row.request.prompt)} prompt "
+                    "tokens, whose values overflowed; lower guidance_scale, or use dtype='float32'"
                 )
                 self._book.end(handle, Failed(handle, error))
                 return
@@ -232,8 +232,8 @@ class Drawing:
     def _paused(self, handle: Handle) -> Drawn:
         drawn = self._jobs.get(handle)
         if drawn is None or not drawn.paused:
-            state = "has ended, or waits" if drawn is None else "runs"
-            raise InputError(f"handle: expected a job that paused, got one that {state}")
+            state = "has ended or waits" if drawn is None else "is running"
+            raise InputError(f"handle: expected a paused job, got one that {state}")
         return drawn
 
     def _lose(self, group: FlowRows, error: BaseException) -> None:

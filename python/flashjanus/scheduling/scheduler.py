@@ -57,7 +57,7 @@ class Scheduler(ProcessBound):
             checks.number("deadline", deadline, 0.0, MOST)
         limit = self.limits.queued
         if limit is not None and self.queued >= limit:
-            raise BusyError(f"expected at most {limit} jobs to wait, and {self.queued} do; try again later")
+            raise BusyError(f"expected at most {limit} waiting jobs, got {self.queued}; try again later")
         handle = Handle(job, priority, None if deadline is None else self._clock() + deadline)
         self.runner.adapters.use(handle)
         self._book.wait(handle)
@@ -146,7 +146,7 @@ class Scheduler(ProcessBound):
         now = self._clock()
         for handle in [*self._book.queue, *self._book.works]:
             if handle.deadline is not None and now > handle.deadline:
-                late = f"expected to end by its deadline, which was {now - handle.deadline:.1f} s ago"
+                late = f"not finished by its deadline, which was {now - handle.deadline:.1f} s ago"
                 self._book.end(handle, Failed(handle, DeadlineError(late)))
 
     def _admissible(self) -> Handle | None:

@@ -119,7 +119,7 @@ class SharedScheduler(ProcessBound):
                         return
                     if not self.scheduler.busy:
                         raise DeviceError(
-                            "expected the job to be served, but its process was forked in the midst of it: make the "
+                            "the process was forked while it served this job, and the child cannot finish it: make the "
                             "call again in the child"
                         )
                     driving = True

@@ -118,9 +118,7 @@ class ThreadBackend:
             if self._refused is not None:
                 return UnavailableError(self._refused)
             if limits.queued is not None and self._unread >= limits.queued + limits.images + limits.answers:
-                return BusyError(
-                    f"expected fewer requests at once, and {self._unread} are not read yet; try again later"
-                )
+                return BusyError(f"too many requests at once: {self._unread} have not been read yet; try again later")
             self._readers.submit(self._read, request, running)
             self._unread += 1
             self._running.add(running)
@@ -185,7 +183,7 @@ class ThreadBackend:
         try:
             running.tell(event)
         except Exception:
-            LOG.exception("a listener raised an error, and hears no more of its request")
+            LOG.exception("a listener raised an error and gets no further events of its request")
             self.cancel(running)
         if isinstance(event, LAST):  # only after telling it, because drain waits for that
             self._forget(running)
@@ -205,7 +203,7 @@ class ThreadBackend:
         except BaseException as error:
             self._lose(unexpected(error))
             raise
-        self._lose(UnavailableError("the engine was closed in the midst of the request"))
+        self._lose(UnavailableError("the engine was closed during the request"))
 
     def _work(self) -> bool:
         """Take in new work, then run one turn. Returns False once the engine is closed."""

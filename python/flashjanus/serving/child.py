@@ -65,7 +65,7 @@ class Pulse:
         if self._silent > self._patience.heartbeat:
             raise UnavailableError(f"did not answer for {self._patience.heartbeat:g} s")
         if self._stuck > self._patience.turn:
-            raise UnavailableError(f"was in one turn of work for {self._patience.turn:g} s")
+            raise UnavailableError(f"spent {self._patience.turn:g} s in one turn of work")
         return True
 
 
@@ -148,7 +148,7 @@ def ending(code: int) -> str:
     if code >= 0:
         return f"exited with status {code}"
     known = {one.value: one.name for one in signal.Signals}
-    hint = " (as the system does where memory runs out)" if -code == signal.SIGKILL else ""
+    hint = " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
     return f"was killed by {known.get(-code, f'signal {-code}')}{hint}"
 
 
@@ -157,6 +157,6 @@ def fate(child: Child, told: FlashJanusError | None, error: FlashJanusError | No
     server met."""
     how = child.end(killed=error is not None)
     if error is not None:
-        broken = "sent what is no message: " if isinstance(error, WireError) else ""
+        broken = "sent a malformed message: " if isinstance(error, WireError) else ""
         return f"{broken}{error}, and was killed"
     return how if told is None else f"{how}: {told}"

@@ -83,7 +83,7 @@ class Desk:
         ticket = Ticket(order, tell, None if deadline is None else since + deadline)
         waiting = self._scheduler.queued
         if self._queued is not None and waiting >= self._queued:
-            busy = f"expected at most {self._queued} requests to wait, and {waiting} do; try again later"
+            busy = f"expected at most {self._queued} waiting requests, got {waiting}; try again later"
             tell(Failure(BusyError(busy)))
         else:
             self._go_on(ticket, None)
@@ -106,7 +106,7 @@ class Desk:
         except Exception as error:
             if not is_told(self._scheduler, error):
                 raise
-            LOG.exception("work on some requests was cut short")
+            LOG.exception("an error interrupted the work on some requests")
             return
         for event in events:
             ticket = self._tickets.get(event.handle)
@@ -180,7 +180,7 @@ class Desk:
             ticket.results = {}
             left = None if ticket.ends is None else ticket.ends - self._clock()
             if left is not None and left < 0:
-                raise DeadlineError(f"expected to end by its deadline, which was {-left:.1f} s ago")
+                raise DeadlineError(f"not finished by its deadline, which was {-left:.1f} s ago")
             for number, job in enumerate(jobs):
                 handle = self._scheduler.submit(job, priority=request.priority, deadline=left)
                 self._tickets[handle], ticket.waits[handle] = ticket, number
@@ -192,7 +192,7 @@ class Desk:
             self.cancel(ticket)
             ticket.tell(Failure(error))
         except Exception as error:  # a fault of ours that concerns this request alone; the scheduler is intact
-            LOG.exception("a request could not go on")
+            LOG.exception("a request could not continue")
             self.cancel(ticket)
             ticket.tell(Failure(messages.unexpected(error)))
 

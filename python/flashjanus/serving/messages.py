@@ -184,6 +184,6 @@ class Stats:
 
 def unexpected(error: BaseException) -> FlashJanusError:
     """The error that a client gets for a fault of ours: it names the kind of the fault and nothing of the request."""
-    told = DeviceError(f"expected the request to be served, but the engine met a {type(error).__name__}; send it again")
+    told = DeviceError(f"the engine met a {type(error).__name__} while it served the request; send it again")
     told.__cause__ = error
     return told

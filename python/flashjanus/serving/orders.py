@@ -61,9 +61,7 @@ def _images(model: JanusFlow, request: ImageRequest) -> Order:
     checks.integer("previews", request.previews, 0, checks.MAX_STEPS)
     chosen = options.best_of is not None or options.accept_above is not None
     if chosen and request.previews:
-        raise InputError(
-            f"previews: expected 0 with best_of, which shows no candidate before it is chosen, got {request.previews}"
-        )
+        raise InputError(f"previews: expected 0 with best_of, which shows no candidates, got {request.previews}")
     job = model.image_job(request.prompt, **_plain(options))
     steps = max(len(row.schedule) for row in job.rows)
     if request.previews:

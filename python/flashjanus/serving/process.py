@@ -127,7 +127,7 @@ class ProcessBackend:
             if not self._ready or self._child is None:
                 return UnavailableError(self._why)
             if not self._child.outbox.put({"submit": running.number, "request": request}, 1):
-                return BusyError("the engine has more requests to read than it can hold; try again later")
+                return BusyError("too many requests wait to be read by the engine; try again later")
             self._running[running.number] = running
             return None
 
@@ -159,7 +159,7 @@ class ProcessBackend:
             if self._child is not None:
                 self._child.end(killed=True)
             self._child, self._ready = None, False
-            self._lose("was lost sight of")
+            self._lose("is no longer supervised")
             self._give_up(unexpected(error))
             raise
         self._give_up(over)
@@ -177,18 +177,18 @@ class ProcessBackend:
             if not loaded_once:
                 return error
             if unloaded >= self._restarts:
-                return UnavailableError(f"the engine is not started any more: {error}")
+                return UnavailableError(f"the engine is not restarted any more: {error}")
             delay = min(self._backoff * 2 ** (young - 1), SLOWEST)
             with self._change:
                 if self._change.wait_for(lambda: self._closed, delay):
                     return UnavailableError("the engine was closed")
-                LOG.warning("the engine's process is started again, %.1f s after it ended", delay)
+                LOG.warning("restarting the engine's process, %.1f s after it ended", delay)
                 self._before = replace(self._before, restarts=self._before.restarts + 1)
 
     def _give_up(self, error: FlashJanusError) -> None:
         with self._change:
             self._over = error
-            self._why = str(error) if isinstance(error, UnavailableError) else f"there is no engine: {error}"
+            self._why = str(error) if isinstance(error, UnavailableError) else f"the engine is not available: {error}"
             self._change.notify_all()
 
     def _serve(self) -> tuple[bool, FlashJanusError]:
@@ -213,7 +213,7 @@ class ProcessBackend:
         served = self._ready
         with self._change:
             self._child, self._ready = None, False
-            self._why = "the engine has ended and is started again; try again in a moment"
+            self._why = "the engine has ended and is being restarted; try again in a moment"
         how = fate(child, told, fault)
         self._lose(how)
         return served, UnavailableError(f"the engine's process {how}") if served or told is None else told
@@ -228,7 +228,7 @@ class ProcessBackend:
             closed = self._closed
         if not closed:
             LOG.error("the engine's process %s, with %d requests in progress", how, len(lost))
-        words = "was closed in the midst of the request" if closed else f"ended in the midst of the request: it {how}"
+        words = "was closed during the request" if closed else f"ended during the request: it {how}"
         for number in lost:
             self._told(number, Failure(UnavailableError(f"the engine {words}; send it again")))
 
@@ -261,7 +261,7 @@ class ProcessBackend:
         try:
             running.tell(event)
         except Exception:
-            LOG.exception("a listener raised an error, and hears no more of its request")
+            LOG.exception("a listener raised an error and gets no further events of its request")
             self.cancel(running)
 
     def _unsent(self, body: Mapping[str, Any], error: FlashJanusError) -> None:

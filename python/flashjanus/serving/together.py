@@ -26,7 +26,7 @@ def together() -> Iterator[None]:
             try:
                 call()
             except Exception:
-                LOG.exception("what was to follow could not be done")
+                LOG.exception("a deferred call raised an error")
 
 
 def afterward(call: Callable[[], None]) -> None:

@@ -79,14 +79,14 @@ def _pack(value: Any, place: Place, buffers: Parts, depth: int) -> Any:
     if kind in PLAIN:
         return value
     if depth > DEEPEST:
-        raise InputError(f"{_words(place):.200}: expected at most {DEEPEST} lists and objects within each other")
+        raise InputError(f"{_words(place):.200}: expected at most {DEEPEST} nested lists and objects")
     if kind in FIELDS:
         own = {name: _pack(getattr(value, name), (place, f".{name}"), buffers, depth + 1) for name in FIELDS[kind]}
         return {"t": [kind.__name__, own]}
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise InputError(f"{_words(place)}: expected names that are text, got {name!r:.80}")
+                raise InputError(f"{_words(place)}: expected names that are strings, got {name!r:.80}")
         return {"d": {name: _pack(one, (place, f".{name}"), buffers, depth + 1) for name, one in value.items()}}
     if isinstance(value, str | bool | int | float):
         return value
@@ -104,7 +104,7 @@ def _pack(value: Any, place: Place, buffers: Parts, depth: int) -> Any:
         items = [_pack(one, (place, f"[{n}]"), buffers, depth + 1) for n, one in enumerate(value)]
         return {"u": items} if isinstance(value, tuple) else items
     raise InputError(
-        f"{_words(place)}: expected what can be sent to the engine's process (text, numbers, lists, images), "
+        f"{_words(place)}: expected a value that can be sent to the engine's process (text, numbers, lists, images), "
         f"got {kind.__name__}"
     )
 

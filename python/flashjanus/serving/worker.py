@@ -79,7 +79,7 @@ class Worker:
         except (EOFError, OSError):
             os._exit(0)
         except BaseException as error:
-            LOG.exception("what the server sent could not be read")
+            LOG.exception("a message of the server could not be read")
             self._end(error if isinstance(error, WireError) else WireError(f"{type(error).__name__}: {error}"))
 
     def _receive(self, body: Mapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Worker:
         elif "cancel" in body:
             self._cancel(body["cancel"])
         else:
-            raise WireError(f"expected a ping, a request or its end, got {', '.join(body)}")
+            raise WireError(f"expected a ping, a request or a cancellation, got {', '.join(body)}")
 
     def _submit(self, number: int, request: Request) -> None:
         with self._lock:
@@ -124,7 +124,9 @@ class Worker:
             with self._lock:
                 self._tickets.pop(number, None)
         elif not (sent or previews):
-            self._fail(number, UnavailableError("the server has not read the results that wait for it; send it again"))
+            self._fail(
+                number, UnavailableError("the server does not keep up with the results of this request; send it again")
+            )
 
     def _fail(self, number: int, error: FlashJanusError) -> None:
         self._cancel(number)
@@ -152,7 +154,7 @@ def loaded(spec: Mapping[str, Any]) -> Any:
         inspect.signature(JanusFlow.from_pretrained).bind(spec["source"], **spec["options"])
         limits = None if spec["limits"] is None else Limits(**spec["limits"])
     except TypeError as error:
-        raise InputError(f"expected options of JanusFlow.from_pretrained, and limits of Limits: {error}") from error
+        raise InputError(f"expected options of JanusFlow.from_pretrained and fields of Limits: {error}") from error
     return ThreadBackend(JanusFlow.from_pretrained(spec["source"], **spec["options"]), limits)
 
 

@@ -46,7 +46,7 @@ def test_adapters_are_loaded_set_and_unloaded(untrained_folder: Path, adapters: 
     assert torch.equal(latents(), first)
     pipe.set_adapters("other")
     pipe.model.unload_adapter("other")  # as another pipeline of the model might
-    with pytest.raises(InputError, match="adapter: 'other' is set and no longer loaded"):
+    with pytest.raises(InputError, match="adapter: 'other' is active but no longer loaded"):
         latents()
     pipe.unload_lora_weights()
     assert (pipe.get_list_adapters(), pipe.model.adapters) == ({}, {})
@@ -71,13 +71,13 @@ def test_what_adapters_refuse(pipe: JanusFlowPipeline, adapters: dict[str, Path]
     path = adapters["first"]
     for wrong, message in (
         (lambda: pipe.load_lora_weights(path, weight_name="pytorch_lora_weights.safetensors"), "weight_name: expected"),
-        (lambda: pipe.load_lora_weights({"weight": torch.zeros(1)}), "expected a folder or a hub id.*got dict"),
-        (lambda: pipe.set_adapters(["a", "b"]), "adapter_names: expected one, as one adapter draws an image"),
-        (lambda: pipe.set_adapters("a"), r"adapter_names: expected one that is loaded \(none\), got 'a'"),
+        (lambda: pipe.load_lora_weights({"weight": torch.zeros(1)}), "expected the folder or the hub id.*got dict"),
+        (lambda: pipe.set_adapters(["a", "b"]), "adapter_names: expected one name, because one adapter draws an image"),
+        (lambda: pipe.set_adapters("a"), r"adapter_names: expected the name of a loaded adapter \(none\), got 'a'"),
         (lambda: pipe.set_adapters("a", 0.5), "adapter_weights: expected 1"),
-        (lambda: pipe.fuse_lora(), "fuse_lora: expected an adapter to be loaded"),
+        (lambda: pipe.fuse_lora(), "fuse_lora: expected a loaded and active adapter"),
         (lambda: pipe.fuse_lora(lora_scale=0.7), "lora_scale: expected 1"),
-        (lambda: pipe.delete_adapters(["a"]), "adapter_names: expected one that is loaded"),
+        (lambda: pipe.delete_adapters(["a"]), "adapter_names: expected the name of a loaded adapter"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()

@@ -48,7 +48,7 @@ def test_a_part_that_is_not_there(pipe: JanusFlowPipeline, name: str) -> None:
 
 
 def test_a_part_is_not_put_in(pipe: JanusFlowPipeline) -> None:
-    with pytest.raises(InputError, match="scheduler: expected it left as it is, got SimpleNamespace; the solver is"):
+    with pytest.raises(InputError, match="scheduler: cannot be replaced, got SimpleNamespace; the solver is"):
         pipe.scheduler = SimpleNamespace()
 
 
@@ -93,5 +93,7 @@ def test_the_vae_is_a_decoder_alone(pipe: JanusFlowPipeline, untrained_folder: P
             absent_one()
     with pytest.raises(InputError, match="z: expected shape"):
         pipe.vae.decode(torch.zeros(4, 8, 8))
-    with pytest.raises(InputError, match="vae: expected it left as it is, got PipelineVae; from_pretrained"):
+    with pytest.raises(
+        InputError, match="vae: cannot be replaced, got PipelineVae; pass another one to from_pretrained"
+    ):
         pipe.vae = pipe.vae

@@ -60,7 +60,7 @@ def test_another_conversation_than_the_script_s_is_left_out(tmp_path: Path, monk
     [
         ("raise SystemExit('no torch here')", "exit code 1 .*no torch here"),
         ("print('done')", "expected JSON in the last line, got done"),
-        ("", "exit code 0 .*it said: nothing"),
+        ("", "exit code 0 .*; its stderr ends with: nothing"),
     ],
 )
 def test_a_failing_script(tmp_path: Path, script: str, words: str) -> None:
@@ -77,7 +77,7 @@ def test_what_the_official_code_needs(small: JanusFlow, tmp_path: Path, monkeypa
         Official.of(small, script, "none", python, False)
     with pytest.raises(InputError, match=r"--official-python .*: expected an existing file"):
         Official.of(small, script, repo, repo, False)
-    with pytest.raises(InputError, match="state_dict is neither"):
+    with pytest.raises(InputError, match="got state_dict; use --random-weights"):
         Official.of(small, script, repo, python, False)
     monkeypatch.setattr(small, "config", JanusFlowConfig.from_dict(configs("thin")[0]))
     made = Official.of(small, script, repo, python, True)

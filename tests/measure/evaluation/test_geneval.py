@@ -243,7 +243,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"00002.*'prompt'.*line 3.*another"):
         find_pictures(prompts, tmp_path / "images")
     (tmp_path / "images" / "00001" / "samples" / "0000.png").unlink()
-    with pytest.raises(InputError, match=r"00001.samples: no pictures.*line 2"):
+    with pytest.raises(InputError, match=r"00001.samples: expected pictures.*line 2"):
         find_pictures(prompts, tmp_path / "images")
     with pytest.raises(InputError, match="folder"):
         find_pictures(prompts, tmp_path / "none")

@@ -79,9 +79,9 @@ def test_what_is_no_mode(text: str, words: str) -> None:
 
 
 def test_names_that_are_unknown_or_taken() -> None:
-    with pytest.raises(InputError, match="got 'euler-7'; write others out"):
+    with pytest.raises(InputError, match="got 'euler-7'; define others"):
         modes("euler-7", [])
-    with pytest.raises(InputError, match="a name of its own"):
+    with pytest.raises(InputError, match="a unique name"):
         modes("euler-10", ["euler-10: best_of=2"])
-    with pytest.raises(InputError, match="a name of its own"):
+    with pytest.raises(InputError, match="a unique name"):
         modes(None, ["exact: best_of=2"])

@@ -170,7 +170,7 @@ class TestPrompts:
             read_prompts(tmp_path)
 
     def test_a_file_that_is_not_there(self, tmp_path: Path):
-        with pytest.raises(InputError, match="one prompt a line"):
+        with pytest.raises(InputError, match="one prompt per line"):
             read_prompts(tmp_path / "none.txt")
 
     def test_of_models(self, small: JanusFlow, monkeypatch: pytest.MonkeyPatch):

@@ -19,8 +19,8 @@ ARGUMENTS = _table(
     ("prompt_2 prompt_3", "there is one text encoder, the language model; put all words into prompt"),
     (
         "negative_prompt negative_prompt_2 negative_prompt_3",
-        "the unconditional branch of JanusFlow sees no prompt at all, and was trained so; describe in prompt what "
-        "is to be drawn, or change guidance_scale",
+        "the unconditional branch of JanusFlow sees no prompt, and was trained that way; describe in prompt what "
+        "to draw, or change guidance_scale",
     ),
     (
         "prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds prompt_attention_mask "
@@ -37,14 +37,14 @@ ARGUMENTS = _table(
     ),
     ("timesteps sigmas", "the times follow from num_inference_steps and timestep_shift"),
     ("mu", "timestep_shift moves the times"),
-    ("true_cfg_scale", "guidance_scale is the scale of classifier-free guidance"),
-    ("eta", "the flow is integrated without noise, which is eta 0"),
+    ("true_cfg_scale", "guidance_scale sets the scale of classifier-free guidance"),
+    ("eta", "the flow is integrated without noise, as with eta=0"),
     ("clip_skip", "there is no CLIP; the language model's last layer is used"),
     ("cross_attention_kwargs joint_attention_kwargs attention_kwargs", "attention takes no options"),
     (
         "skip_guidance_layers skip_layer_guidance_scale skip_layer_guidance_start skip_layer_guidance_stop "
         "pag_scale pag_adaptive_scale",
-        "guidance is classifier-free guidance alone; see guidance_scale, guidance_interval and guidance_rescale",
+        "classifier-free guidance is the only kind here; see guidance_scale, guidance_interval and guidance_rescale",
     ),
     ("callback callback_steps", "callback_on_step_end is called after every step"),
     ("seed", "pass generator=torch.Generator().manual_seed(seed), or one generator for each image"),
@@ -61,13 +61,13 @@ ARGUMENTS = _table(
 """Of a call."""
 
 LOADING = _table(
-    ("quantization_config", "quantization='int8', 'fp8' or 'int4' says how the weights are kept"),
-    ("variant", "a checkpoint has one set of weights; torch_dtype says in which dtype they are loaded"),
-    ("use_auth_token", "it is called token since"),
+    ("quantization_config", "pass quantization='int8', 'fp8' or 'int4'"),
+    ("variant", "a checkpoint has one set of weights; torch_dtype sets the dtype in which they are loaded"),
+    ("use_auth_token", "the argument is now called token"),
     ("resume_download proxies mirror", "download with `hf download`, and pass the folder"),
     ("scheduler", "the solver is an option of each call: solver, num_inference_steps, timestep_shift"),
     ("custom_pipeline custom_revision load_connected_pipeline", "this pipeline runs JanusFlow alone"),
-    ("max_memory offload_folder offload_state_dict", "the weights lie on one device, all of them"),
+    ("max_memory offload_folder offload_state_dict", "all weights are on one device"),
     ("use_onnx provider sess_options provider_options use_flashpack dduf_file", "weights are read from safetensors"),
     (
         "text_encoder text_encoder_2 text_encoder_3 transformer unet tokenizer tokenizer_2 tokenizer_3 image_encoder "
@@ -88,32 +88,32 @@ PARTS = _table(
      "latents are one plan, not modules; pipe.model is the model, and flashjanus.compat.janusflow has it as modules"),
     ("tokenizer_2 tokenizer_3", "there is one tokenizer, pipe.tokenizer"),
     ("scheduler", "the solver is an option of each call: solver, num_inference_steps, timestep_shift"),
-    ("feature_extractor image_encoder", "output_type says what images are returned as"),
+    ("feature_extractor image_encoder", "output_type sets the type of the returned images"),
     ("safety_checker watermark", "images are returned as they were drawn"),
-    ("config", "pipe.model.config is the model's"),
+    ("config", "pipe.model.config is the model's config"),
     ("save_pretrained push_to_hub", "weights are packed for this machine when they are loaded: copy the checkpoint's "
      "folder; `flashjanus quantize` writes a quantized one"),
     ("cuda cpu half float bfloat16", "pipe.to(device) and pipe.to(dtype) move it"),
-    ("eval train requires_grad_ parameters named_parameters modules state_dict", "a pipeline only infers"),
-    ("upcast_vae", "from_pretrained(vae_dtype='float32') says in which dtype the VAE is"),
-    ("numpy_to_pil", "output_type='pil' returns pictures, and pipe.image_processor.postprocess makes them"),
+    ("eval train requires_grad_ parameters named_parameters modules state_dict", "a pipeline only runs inference"),
+    ("upcast_vae", "from_pretrained(vae_dtype='float32') sets the dtype of the VAE"),
+    ("numpy_to_pil", "output_type='pil' returns PIL images, and pipe.image_processor.postprocess makes them"),
     ("encode_prompt prepare_latents check_inputs", "a call does this itself"),
     ("load_ip_adapter unload_ip_adapter set_ip_adapter_scale", "JanusFlow has no IP-Adapter"),
-    ("load_textual_inversion unload_textual_inversion", "there are no embeddings that could be added"),
+    ("load_textual_inversion unload_textual_inversion", "JanusFlow takes no added embeddings"),
     ("enable_freeu disable_freeu", "FreeU is for the skip connections of Stable Diffusion's U-Net"),
 )  # fmt: skip
 """Of a pipeline: attributes and methods."""
 
 FIXED = _table(
-    ("vae", "from_pretrained(vae=...) takes another one"),
-    ("image_processor", "output_type says what images are returned as"),
-    ("tokenizer", "the checkpoint's own is the one that the model was trained with"),
+    ("vae", "pass another one to from_pretrained(vae=...)"),
+    ("image_processor", "output_type sets the type of the returned images"),
+    ("tokenizer", "the model was trained with the checkpoint's own tokenizer"),
     ("model components", "JanusFlowPipeline(model) makes a pipeline of another model"),
 )
 """Of a pipeline: what is there, and not to be replaced."""
 
 _OFFLOAD = "nothing is offloaded: all weights stay on {device}, where the pipeline runs; pipe.to() moves them"
-_ATTENTION = "attention is a fused kernel that keeps no table of scores"
+_ATTENTION = "attention is a fused kernel that stores no scores"
 ONE_BY_ONE = "the VAE decodes one image at a time already"
 NO_OPS = _table(
     (
@@ -139,13 +139,13 @@ def refuse(given: Mapping[str, Any], reasons: Mapping[str, str], function: Calla
     for name, value in given.items():
         if name in reasons:
             if not _asks_nothing(name, value):
-                raise InputError(f"{name}: expected it left out, got {value!r:.60}; {reasons[name]}")
+                raise InputError(f"{name}: not supported, got {value!r:.60}; {reasons[name]}")
             continue
         parameters = inspect.signature(function).parameters.values()
         accepted = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         close = get_close_matches(name, accepted, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{name}: there is no such argument, expected one of {', '.join(accepted)}{meant}")
+        raise InputError(f"{name}: unknown argument, expected one of {', '.join(accepted)}{meant}")
 
 
 def _asks_nothing(name: str, value: Any) -> bool:

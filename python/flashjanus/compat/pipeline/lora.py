@@ -36,11 +36,13 @@ class LoraPipeline:
         source = pretrained_model_name_or_path_or_dict
         if weight_name not in (None, "adapter_model.safetensors"):
             raise InputError(
-                "weight_name: expected adapter_model.safetensors, beside adapter_config.json as PEFT saves them, got "
+                "weight_name: expected adapter_model.safetensors beside adapter_config.json, as PEFT saves them, got "
                 f"{weight_name!r:.80}"
             )
         if not isinstance(source, str | os.PathLike):
-            raise InputError(f"expected a folder or a hub id, as PEFT saves an adapter, got {type(source).__name__}")
+            raise InputError(
+                f"expected the folder or the hub id of an adapter that PEFT saved, got {type(source).__name__}"
+            )
         before = set(self._model.adapters)
         self._model.load_adapter(source, adapter_name, revision=revision)
         (name,) = set(self._model.adapters) - before
@@ -51,10 +53,12 @@ class LoraPipeline:
         """Draw with this adapter from now on. Raises InputError for several, and for weights other than 1."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if len(names) != 1:
-            raise InputError(f"adapter_names: expected one, as one adapter draws an image, got {names!r:.80}")
+            raise InputError(f"adapter_names: expected one name, because one adapter draws an image, got {names!r:.80}")
         weights = adapter_weights if isinstance(adapter_weights, list | tuple) else [adapter_weights]
         if any(weight not in (None, 1) for weight in weights):
-            raise InputError(f"adapter_weights: expected 1, an adapter's own scale, got {adapter_weights!r:.80}")
+            raise InputError(
+                f"adapter_weights: expected 1, which keeps an adapter's own scale, got {adapter_weights!r:.80}"
+            )
         self._check(names[0])
         self._active, self._disabled = names[0], False
 
@@ -94,11 +98,11 @@ class LoraPipeline:
     def fuse_lora(self, components: Any = None, lora_scale: float = 1.0, adapter_names: Any = None) -> None:
         """Add the adapter that is set, or the one that is named, to the weights; see `JanusFlow.merge_adapter`."""
         if lora_scale != 1:
-            raise InputError(f"lora_scale: expected 1, an adapter's own scale, got {lora_scale!r}")
+            raise InputError(f"lora_scale: expected 1, which keeps an adapter's own scale, got {lora_scale!r}")
         if adapter_names is not None:
             self.set_adapters(adapter_names)
         if self._active is None:
-            raise InputError("fuse_lora: expected an adapter to be loaded and set, got none; see load_lora_weights")
+            raise InputError("fuse_lora: expected a loaded and active adapter, got none; see load_lora_weights")
         self._model.merge_adapter(self._active)
 
     def unfuse_lora(self, components: Any = None) -> None:
@@ -112,7 +116,7 @@ class LoraPipeline:
         if self._disabled or name is None:
             return None
         if name not in loaded:
-            raise InputError(f"adapter: {name!r} is set and no longer loaded; set another, or call disable_lora()")
+            raise InputError(f"adapter: {name!r} is active but no longer loaded; set another, or call disable_lora()")
         return None if loaded[name].merged else name
 
     def _reload_adapters(self, model: JanusFlow) -> None:
@@ -126,4 +130,4 @@ class LoraPipeline:
     def _check(self, name: str) -> None:
         if name not in self._model.adapters:
             loaded = ", ".join(self._model.adapters) or "none"
-            raise InputError(f"adapter_names: expected one that is loaded ({loaded}), got {name!r:.80}")
+            raise InputError(f"adapter_names: expected the name of a loaded adapter ({loaded}), got {name!r:.80}")

@@ -45,7 +45,9 @@ class PipelineVae:
     def __getattr__(self, name: str) -> Any:
         if f"{name.partition('_')[0]}_vae_{name.partition('_')[2]}" in absent.NO_OPS:  # enable_tiling, ...
             return self._no_op(name)
-        return _absent("vae", name, "it is the decoder of the model, no module, and encodes nothing; pipe.to moves all")
+        return _absent(
+            "vae", name, "it decodes latents on the engine, is no torch module, and cannot encode; pipe.to moves it"
+        )
 
 
 class PipelineImageProcessor:
@@ -58,7 +60,7 @@ class PipelineImageProcessor:
         return image if output_type == "latent" else of_type(image.detach().float(), output_type)
 
     def __getattr__(self, name: str) -> NoReturn:
-        _absent("image_processor", name, "it makes pictures of decoded images alone; JanusFlow edits none")
+        _absent("image_processor", name, "it only postprocesses decoded images, because JanusFlow edits none")
 
 
 def chat_tokenizer(tokenizer: Tokenizer, config: JanusFlowConfig) -> ChatTokenizer:

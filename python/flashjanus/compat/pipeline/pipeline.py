@@ -100,7 +100,9 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         asked = {name: value for name, value in others.items() if name not in absent.PROMISED}
         absent.refuse(asked, absent.LOADING, cls.from_pretrained)
         if None not in (torch_dtype, dtype) and torch_dtype != dtype:
-            raise InputError(f"torch_dtype, dtype: two names of one argument, got {torch_dtype} and {dtype}")
+            raise InputError(
+                f"torch_dtype, dtype: expected one of these two names for one argument, got {torch_dtype} and {dtype}"
+            )
         choices = Choices(
             one_device(device_map),
             dtype if torch_dtype is None else torch_dtype,
@@ -239,7 +241,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
                 if tokens > room:
                     raise InputError(
                         f"max_sequence_length: expected prompts of at most {room} tokens, got {tokens} in {one!r:.40}; "
-                        "prompts are not cut here: shorten it, or leave max_sequence_length out"
+                        "prompts are not truncated here: shorten it, or leave max_sequence_length out"
                     )
         return prompts
 
@@ -248,8 +250,8 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         for name, value in (("height", height), ("width", width)):
             if value not in (None, side):
                 raise InputError(
-                    f"{name}: expected {side}, or left out, as this model draws {side}x{side} alone, got {value!r}; "
-                    "resize the images"
+                    f"{name}: expected {side} or None, because this model draws only {side}x{side}, got {value!r}; "
+                    "resize the images afterward"
                 )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -263,8 +265,8 @@ class JanusFlowPipeline(LoraPipeline, Steps):
             return self
         if self._source is None:
             raise InputError(
-                f"to: expected {self.device} and {self.dtype}, in which the model of this pipeline was loaded, got "
-                f"{device or dtype}; load it with JanusFlowPipeline.from_pretrained, which knows from where"
+                f"to: expected {self.device} and {self.dtype}, where the model of this pipeline was loaded, got "
+                f"{device or dtype}; only a pipeline from JanusFlowPipeline.from_pretrained can load it again"
             )
         choices = self._source.choices
         choices = replace(choices, device=device or self.device, dtype=dtype or choices.dtype)
@@ -343,7 +345,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
     def __setattr__(self, name: str, value: Any) -> None:
         reason = absent.PARTS.get(name) or absent.FIXED.get(name)
         if reason and value is not None:
-            raise InputError(f"{name}: expected it left as it is, got {type(value).__name__}; {reason}")
+            raise InputError(f"{name}: cannot be replaced, got {type(value).__name__}; {reason}")
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:

@@ -70,7 +70,7 @@ class Source:
 def one_device(device_map: Any) -> Any:
     """Of the names of diffusers, those of one device."""
     if device_map in ("balanced", "balanced_low_0", "sequential") or isinstance(device_map, Mapping):
-        raise InputError(f"device_map: expected one device, as 'cpu' or 'cuda', got {device_map!r:.80}")
+        raise InputError(f"device_map: expected one device, such as 'cpu' or 'cuda', got {device_map!r:.80}")
     return "auto" if device_map is None else device_map
 
 

@@ -44,8 +44,8 @@ class Steps:
     @_guidance_scale.setter
     def _guidance_scale(self, value: object) -> None:
         raise InputError(
-            f"_guidance_scale: expected it to stay {self._guidance:g}, got {value!r:.80}; guidance_interval=(0.0, t) "
-            "of the call ends guidance at t"
+            f"_guidance_scale: cannot be set, stays {self._guidance:g}, got {value!r:.80}; to end guidance at t, "
+            "pass guidance_interval=(0.0, t) to the call"
         )
 
     @property
@@ -70,7 +70,7 @@ class Steps:
     def _interrupt(self, value: bool) -> None:
         if value and not self._between:
             raise InputError(
-                "_interrupt: expected a call with callback_on_step_end, which could end between its steps, got one "
+                "_interrupt: expected a call with callback_on_step_end, which can end between its steps, got one "
                 "without"
             )
         self._interrupted = bool(value)
@@ -105,6 +105,6 @@ def tensors_of(callback: Any, names: Sequence[str] | None) -> Sequence[str]:
     if isinstance(names, str) or others:
         raise InputError(
             f"callback_on_step_end_tensor_inputs: expected a list of {', '.join(map(repr, TENSORS))}, got {names!r:.80}"
-            "; prompts are no tensors here, and guidance_interval=(0.0, t) of the call ends guidance at t"
+            "; prompts are not tensors here, and guidance_interval=(0.0, t) of the call ends guidance at t"
         )
     return names or ()

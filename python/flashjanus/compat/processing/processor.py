@@ -187,7 +187,7 @@ class VLChatProcessor:
         Images are what `load_pil_images` gives, or anything that it takes. Raises `InputError`.
         """
         if ignored:
-            warnings.warn(f"VLChatProcessor: ignored, as by the official code: {', '.join(ignored)}", stacklevel=3)
+            warnings.warn(f"VLChatProcessor: ignored, as in the official code: {', '.join(ignored)}", stacklevel=3)
         if (prompt is None) == (conversations is None):
             given = "neither" if prompt is None else "both"
             raise InputError(f"prompt, conversations: expected one of them, got {given}")
@@ -198,11 +198,11 @@ class VLChatProcessor:
         pixels = self.image_processor(list(images or ()), return_tensors="pt").pixel_values
         if len(features) != len(pixels):
             message = (
-                f"images: the prompt has {len(features)} times {self.image_tag}, but {len(pixels)} images are given"
+                f"images: expected one for each {self.image_tag} of the prompt ({len(features)}), got {len(pixels)}"
             )
             if len(features):
                 raise InputError(message)
-            warnings.warn(f"{message}; nothing of them is seen", stacklevel=3)
+            warnings.warn(f"{message}; the model sees none of them", stacklevel=3)
         return VLChatProcessorOutput(text, ids, pixels, features)
 
     def __call__(

@@ -55,7 +55,7 @@ def state_of(module: nn.Module, source: TensorSource, resolutions: int) -> dict[
     if not any(name.startswith("encoder.") for name in state):
         absent = [name for name in absent if not name.startswith(("encoder.", "quant_conv."))]
     if absent:
-        raise CheckpointError(f"{source.label}: {len(absent)} tensors of the VAE are absent: {', '.join(absent[:3])}")
+        raise CheckpointError(f"{source.label}: {len(absent)} tensors of the VAE are missing: {', '.join(absent[:3])}")
     return state
 
 

@@ -61,8 +61,8 @@ class Official:
         sizes = [s for s in ("full", "thin") if JanusFlowConfig.from_dict(configs(s)[0]) == model.config]
         if not sizes:
             raise InputError(
-                f"--peer official: it has a model of the published sizes and a thin one, {model.name} is neither; use "
-                "--random-weights full, --random-weights thin or the published checkpoint"
+                f"--peer official: expected a model of the published sizes or the thin one, got {model.name}; use "
+                "--random-weights full, --random-weights thin, or the published checkpoint"
             )
         dtype = str(model.dtype).removeprefix("torch.")
         device = "cpu" if model.device.type == "cpu" else "cuda"

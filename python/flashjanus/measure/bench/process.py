@@ -30,7 +30,7 @@ def answer(who: str, command: Sequence[str]) -> Any:
     lines = ran.stdout.strip().splitlines()
     if ran.returncode or not lines:
         said = ran.stderr.strip()[-LAST_WORDS:] or "nothing"
-        raise PeerError(f"{who}: exit code {ran.returncode} of {' '.join(command)}; it said: {said}")
+        raise PeerError(f"{who}: exit code {ran.returncode} of {' '.join(command)}; its stderr ends with: {said}")
     try:
         return json.loads(lines[-1])
     except ValueError:

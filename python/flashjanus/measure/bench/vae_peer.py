@@ -34,11 +34,13 @@ class Diffusers:
         """Raises InputError if there is no VAE, PeerError if `python` has no diffusers."""
         self.stages, self.python = stages, check_python(python)
         if stages.model.runner.vae_config is None:
-            raise InputError(f"--peer diffusers: it decodes latents, and {stages.model.name} has no VAE; pass --vae")
+            raise InputError(
+                f"--peer diffusers: expected a model with a VAE, got {stages.model.name}, which has no VAE; pass --vae"
+            )
         self.config: VaeConfig = stages.model.runner.vae_config
         if not answer(self.name, [python, "-c", HAS_DIFFUSERS]):
             raise PeerError(
-                f"diffusers: not installed for {python}; {python} -m pip install diffusers, or name another Python "
+                f"diffusers: not installed for {python}; run {python} -m pip install diffusers, or name another Python "
                 "with --official-python"
             )
         self.facts = {"largest_difference": 0.0, "relative_difference": 0.0}
@@ -69,8 +71,8 @@ class Diffusers:
         largest, relative = float((theirs - ours).abs().max()), float((theirs - ours).norm() / ours.norm())
         if not relative <= most:
             raise PeerError(
-                f"diffusers: its image and ours of the same weights and latents differ by {relative:.3g} of the norm, "
-                f"expected at most {most:g}; look at config.json and at the versions of torch and diffusers"
+                f"diffusers: from the same weights and latents, its image and ours differ by {relative:.3g} of the "
+                f"norm, expected at most {most:g}; check config.json and the versions of torch and diffusers"
             )
         found = {"largest_difference": largest, "relative_difference": relative}
         self.facts = {name: max(value, self.facts[name]) for name, value in found.items()}

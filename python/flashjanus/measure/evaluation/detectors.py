@@ -63,7 +63,9 @@ def load_detector(name: str) -> Detector:
     if isinstance(found, type):
         found = found()
     if not callable(found):
-        raise InputError(f"detector {name}: expected a callable or a class of such, got {found!r:.80}")
+        raise InputError(
+            f"detector {name}: expected a callable, or a class whose instances are callable, got {found!r:.80}"
+        )
     detector: Detector = found
     return detector
 

@@ -44,8 +44,8 @@ def find_pictures(prompts: Sequence[GenevalPrompt], folder: Path) -> list[tuple[
         samples = sorted(path for path in (home / "samples").glob("*.png") if path.stem.isdigit() and path.is_file())
         if not samples:
             raise InputError(
-                f"{home / 'samples'}: no pictures NNNN.png of {prompt.record.where}; expected GenEval's layout, or "
-                "an 'image' in every line of the prompts' file"
+                f"{home / 'samples'}: expected pictures NNNN.png for {prompt.record.where}, got none; use GenEval's "
+                "layout, or give every line of the prompts' file an 'image'"
             )
         _check_belongs(home / "metadata.jsonl", prompt)
         found += [(number, path) for path in samples]

@@ -30,7 +30,7 @@ class Record:
     def text(self, key: str) -> str:
         value = self.data.get(key)
         if not isinstance(value, str) or not value.strip() or any("\ud800" <= c <= "\udfff" for c in value):
-            raise self.error(key, "a text that is not empty")
+            raise self.error(key, "a string that is not empty")
         return value
 
     def integer(self, key: str, low: int, high: int) -> int:

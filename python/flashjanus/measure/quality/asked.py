@@ -33,7 +33,7 @@ def choose_prompts(model: JanusFlow, path: Path | None) -> list[str]:
     if model.tokenizer is None:
         if path is not None:
             raise InputError(
-                f"prompts: {model.name} has no tokenizer to read {path}; leave them out for made-up tokens"
+                f"prompts: {model.name} has no tokenizer to read {path}; leave prompts out to use made-up tokens"
             )
         return [f"{IDS} made-up tokens, seed {k}" for k in range(len(GENERAL))]
     if path is not None:
@@ -51,14 +51,14 @@ def read_prompts(path: Path) -> list[str]:
     for file in files:
         try:
             if not file.is_file() or file.stat().st_size > MAX_BYTES:
-                raise InputError(f"{file}: expected a text file of at most {MAX_BYTES} bytes, one prompt a line")
+                raise InputError(f"{file}: expected a text file of at most {MAX_BYTES} bytes, one prompt per line")
             found += [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{file}: expected UTF-8 text, one prompt a line ({error})") from None
+            raise InputError(f"{file}: expected UTF-8 text, one prompt per line ({error})") from None
     if not found:
         raise InputError(f"{path}: expected at least one prompt, on a line of its own in a text file (*.txt)")
     return found

@@ -26,14 +26,16 @@ def distances(latents: torch.Tensor, converged: torch.Tensor) -> list[float]:
 def relative(found: Sequence[float], exact: Sequence[float]) -> Ratio:
     """Median over prompts of a mode's distance divided by the exact mode's. Raises InputError if the latter is 0."""
     if not all(exact):
-        raise InputError("converged_steps: expected more steps than the exact mode takes, or its distance is 0")
+        raise InputError(
+            "converged_steps: expected more steps than the exact mode takes, because its distance would be 0 otherwise"
+        )
     return paired(exact, found)
 
 
 def is_farther(found: Ratio, bound: float) -> bool:
     """Whether the distance certainly exceeds `bound` times the exact mode's. Raises InputError if prompts are few."""
     if found.confidence < ENOUGH:
-        raise InputError(f"bound: expected at least {ENOUGH_PROMPTS} prompts, as fewer decide nothing")
+        raise InputError(f"bound: expected at least {ENOUGH_PROMPTS} prompts, because fewer are not conclusive")
     return found.low > bound
 
 

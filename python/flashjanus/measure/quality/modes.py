@@ -82,12 +82,12 @@ def modes(names: str | None, written: Sequence[str]) -> list[Mode]:
     found = {EXACT: Mode(EXACT)}
     for name in names.split(",") if names else ():
         if name not in REGISTRY:
-            raise InputError(f"modes: expected some of {', '.join(REGISTRY)}, got {name!r}; write others out as a mode")
+            raise InputError(f"modes: expected some of {', '.join(REGISTRY)}, got {name!r}; define others with --mode")
         found[name] = Mode.of(name, REGISTRY[name])
     for text in written:
         mode = parse_mode(text)
         if mode.name in found:
-            raise InputError(f"mode {mode.name}: expected a name of its own, got one that is taken")
+            raise InputError(f"mode {mode.name}: expected a unique name, got one that is taken")
         found[mode.name] = mode
     return list(found.values())
 

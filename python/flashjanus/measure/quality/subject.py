@@ -44,7 +44,9 @@ class Subject:
                 raise InputError(f"mode {mode.name}: expected options that sample_latents knows, got {option!r}")
         chosen = sorted(mode.sampling.keys() - mode.flowing.keys())
         if chosen and (model.tokenizer is None or model.runner.vae_config is None):
-            raise InputError(f"mode {mode.name}: {chosen[0]} needs a tokenizer and a VAE, which {model.name} has not")
+            raise InputError(
+                f"mode {mode.name}: {chosen[0]} needs a tokenizer and a VAE, which {model.name} does not have"
+            )
 
     @property
     def name(self) -> str:

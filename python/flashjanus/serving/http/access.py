@@ -41,7 +41,7 @@ class Access:
             await self.app(scope, limited, send)
             return
         if self._open[who] >= most:
-            words = f"expected at most {most} requests at once of one key or address; wait until one of them has ended"
+            words = f"expected at most {most} open requests per key or address; wait until one of them has ended"
             refused = ApiError(429, words, "concurrency_limit", headers={"retry-after": "1"})
             await reply(refused, scope, receive, send)
             return
@@ -57,7 +57,10 @@ class Access:
         """A name for the key, from which the key cannot be recovered, or the client's address. Raises ApiError."""
         hosts, host = self.settings.hosts, host_of(headers.get("host", ""))
         if hosts and host not in hosts:
-            words = f"expected the host {' or '.join(hosts)}, got {host!r:.80}; the server can be started to allow it"
+            words = (
+                f"expected the host {' or '.join(hosts)}, got {host!r:.80}; start the server with --allow-host to "
+                "allow it"
+            )
             raise ApiError(403, words, "host_not_allowed")
         if not self.settings.keys or scope["path"].startswith(scope["app"].state.open):
             client: tuple[str, int] | None = scope.get("client")
@@ -66,7 +69,7 @@ class Access:
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         if not is_known(given, self.settings):
             words = (
-                "expected an API key of this server, and the one given is none; check it"
+                "expected an API key of this server, got an unknown one; check it"
                 if given
                 else "expected an API key in the header 'Authorization: Bearer KEY'"
             )

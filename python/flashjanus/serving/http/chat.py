@@ -49,7 +49,7 @@ async def conversation(
     longest = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
     asked = {name: tokens for name, tokens in longest.items() if tokens is not None}
     if len({*asked.values()}) > 1:
-        raise InputError(f"max_tokens: expected one of it and max_completion_tokens, got {asked}")
+        raise InputError(f"max_tokens: expected either max_tokens or max_completion_tokens, got {asked}")
     for name, tokens in asked.items():
         if settings.max_tokens is not None and tokens > settings.max_tokens:
             raise InputError(f"{name}: expected at most {settings.max_tokens} on this server, got {tokens}")
@@ -57,7 +57,7 @@ async def conversation(
     temperature = 1.0 if temperature is None else temperature
     stops = [] if stop is None else [stop] if isinstance(stop, str) else [*stop]
     if len(stops) > MOST_STOPS:
-        raise InputError(f"stop: expected at most {MOST_STOPS} texts, got {len(stops)}")
+        raise InputError(f"stop: expected at most {MOST_STOPS} strings, got {len(stops)}")
     options |= {"max_new_tokens": min(most, MAX_COUNT), "do_sample": temperature > 0, "temperature": temperature}
     if top_p is not None:
         options["top_p"] = top_p

@@ -46,5 +46,5 @@ async def end_stuck(connections: Collection[Any], stall: float, idle: float) -> 
             left = one.transport.get_write_buffer_size()
             busy = one.cycle is not None and not one.cycle.response_complete
             if before.stuck(now, left, busy, stall, idle):
-                LOG.info("a connection is stuck", extra={"fields": {"unsent": left, "client": one.client}})
+                LOG.info("closing a stuck connection", extra={"fields": {"unsent": left, "client": one.client}})
                 one.transport.abort()

@@ -27,7 +27,7 @@ class Description:
         schema = model.model_json_schema(ref_template=SCHEMAS)
         for name, one in {**schema.pop("$defs", {}), model.__name__: schema}.items():
             if self._schemas.setdefault(name, one) != one:
-                raise ValueError(f"{name}: expected one kind of values of this name, and there are two")
+                raise ValueError(f"{name}: expected one kind of values with this name, got two")
         content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=model.__name__)}}}
         return {"requestBody": {"required": True, "content": content}}
 

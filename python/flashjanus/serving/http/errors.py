@@ -107,7 +107,7 @@ def told(error: FlashJanusError, param: str | None = None) -> ApiError:
     if isinstance(error, OutOfMemoryError):
         return ApiError(
             503,
-            "expected memory for the request, and there is too little; ask for less, or later",
+            "not enough free memory for the request; ask for less, or try again later",
             "out_of_memory",
             headers={"retry-after": "5"},
         )
@@ -120,8 +120,7 @@ def unexpected() -> ApiError:
     """A fault of ours. The client learns no details; the log has them, under the request's id."""
     return ApiError(
         500,
-        "expected the request to be served, but the server met an error of its own; the server's log "
-        "has it under this reply's x-request-id",
+        "the server met an internal error; its log has the details under this reply's x-request-id",
         "internal_error",
     )
 
@@ -158,7 +157,7 @@ def invalid(faults: list[ErrorDetails]) -> ApiError:
         return renamed(said, {said.param or "": param})
     if kind == "extra_forbidden":
         return ApiError(
-            400, f"{param}: there is no such field, and none is ignored; leave it out", "unknown_parameter", param
+            400, f"{param}: unknown field; leave it out, because no field is ignored", "unknown_parameter", param
         )
     if kind == "missing":
         return ApiError(400, f"{param}: this field is required", "missing_required_parameter", param)

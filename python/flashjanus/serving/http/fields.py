@@ -42,13 +42,13 @@ class Only:
         if value is None or any(type(value) is type(one) and value == one for one in self.neutral):
             return value
         expected = " or ".join(json.dumps(one) for one in self.neutral) or "no value"
-        raise Unsupported(f"expected {expected}, as {self.why}; got {value!r:.80}")
+        raise Unsupported(f"expected {expected}, because {self.why}; got {value!r:.80}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"enum": [None, *self.neutral], "description": f"nothing else, as {self.why}"}
+        return {"enum": [None, *self.neutral], "description": f"nothing else, because {self.why}"}
 
 
 def only(*neutral: Any, why: str) -> Only:

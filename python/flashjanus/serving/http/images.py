@@ -57,12 +57,12 @@ def drawing(
     settings = state.settings
     format = output_format or "png"
     if format == "png" and output_compression not in (None, 100):
-        raise InputError(f"output_compression: expected 100 with png, which loses nothing, got {output_compression}")
+        raise InputError(f"output_compression: expected 100 with png, which is lossless, got {output_compression}")
     wanted = size_of("auto" if size is None else size, settings.max_side)
     native = state.facts.image_size
     if native is None:
         raise ApiError(
-            400, f"model: expected one that draws, and {state.facts.name} has no VAE", "invalid_value", "model"
+            400, f"model: expected a model that draws, and {state.facts.name} has no VAE", "invalid_value", "model"
         )
     asked = PRESETS.get(quality or "auto", settings.preset)
     preset = options.setdefault("preset", asked)
@@ -71,7 +71,7 @@ def drawing(
     _check(settings.max_steps, "num_inference_steps", options)
     _check(settings.max_candidates, "best_of", options)
     if partial_images and ("best_of" in options or "accept_above" in options):
-        raise InputError("partial_images: expected 0 with best_of, which shows no candidate before it is chosen")
+        raise InputError(f"partial_images: expected 0 with best_of, which shows no candidates, got {partial_images}")
     if len(prompt) > settings.prompt_chars:
         raise InputError(f"prompt: expected at most {settings.prompt_chars} characters, got {len(prompt)}")
     shown = "x".join(map(str, native[::-1]))

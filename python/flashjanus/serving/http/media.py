@@ -45,7 +45,7 @@ async def conversation(
                 made.append({"type": "text", "text": part["text"]})
                 continue
             if role != "user":
-                words = f"{where}: expected images in messages of the user alone, this one is of the {role}"
+                words = f"{where}: expected images only in user messages, got one in a message of the {role}"
                 raise ApiError(400, words, "invalid_value", where)
             images += 1
             if images > settings.images:
@@ -71,7 +71,7 @@ async def image(url: str, where: str, settings: Settings) -> bytes:
         elif head.startswith(("https://", "http://")):
             data = await remote.fetch(url, settings)
         else:
-            raise InputError(f"expected a data: URL, as data:image/png;base64,..., got {url:.40}")
+            raise InputError(f"expected a data: URL such as data:image/png;base64,..., got {url:.40}")
         await asyncio.to_thread(_measure, data, settings)
     except InputError as error:
         raise ApiError(400, f"{where}: {error}", "invalid_image", where) from error

@@ -51,8 +51,8 @@ async def ready(request: Request) -> Response:
     """Report that the server can serve a request now; 503 if it cannot."""
     state = state_of(request)
     if not state.ready:
-        words = "the server is shutting down" if state.draining else "the engine does not serve"
-        raise ApiError(503, f"expected to be ready, but {words}", "unavailable", headers={"retry-after": "2"})
+        words = "the server is shutting down" if state.draining else "the engine is not available"
+        raise ApiError(503, f"not ready: {words}", "unavailable", headers={"retry-after": "2"})
     return JSONResponse({"status": "ready"})
 
 

@@ -38,7 +38,9 @@ async def fetch(url: str, settings: Settings) -> bytes:
     try:
         return await asyncio.wait_for(_followed(url, settings), settings.remote_seconds)
     except asyncio.TimeoutError as error:
-        raise InputError(f"expected {url:.80} to answer within {settings.remote_seconds:g} s") from error
+        raise InputError(
+            f"{url:.80} did not answer within {settings.remote_seconds:g} s; send the image as a data: URL"
+        ) from error
 
 
 async def _followed(url: str, settings: Settings) -> bytes:
@@ -47,7 +49,7 @@ async def _followed(url: str, settings: Settings) -> bytes:
         if isinstance(found, bytes):
             return found
         url = urljoin(url, found)
-    raise InputError(f"expected an image after at most {REDIRECTS} redirects, the last to {url:.80}")
+    raise InputError(f"expected an image after at most {REDIRECTS} redirects, got another to {url:.80}")
 
 
 def place_of(url: str, settings: Settings) -> Place:
@@ -69,7 +71,7 @@ def place_of(url: str, settings: Settings) -> Place:
         raise InputError(f"this server fetches no images from {named:.80}; expected {_list(settings.remote_hosts)}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not target.isascii() or not target.isprintable() or " " in target:
-        raise InputError(f"expected a URL that is percent-encoded, got {url:.80}")
+        raise InputError(f"expected a percent-encoded URL, got {url:.80}")
     return Place(scheme, host, port or PORTS[scheme], target)
 
 
@@ -146,7 +148,7 @@ async def _asked(
             if event.status_code in (301, 302, 303, 307, 308) and target is not None:
                 return target.decode("latin-1")
             if event.status_code != 200:
-                raise InputError(f"expected an image of {place.host:.80}, got the status {event.status_code}")
+                raise InputError(f"expected an image from {place.host:.80}, got the status {event.status_code}")
         elif isinstance(event, h11.Data):
             data += event.data
             if len(data) > settings.image_bytes:
@@ -154,4 +156,4 @@ async def _asked(
         elif isinstance(event, h11.EndOfMessage):
             return bytes(data)
         elif isinstance(event, h11.ConnectionClosed):
-            raise InputError(f"expected an image of {place.host:.80}, which closed the connection")
+            raise InputError(f"expected an image from {place.host:.80}, got a closed connection")

@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
         ends = time.monotonic() + self._state.settings.drain
         done = await self._state.engine.drain(self._state.settings.drain)
         if not done:
-            LOG.warning("requests still run after the time to drain; they fail")
+            LOG.warning("requests still run after the time to drain, and now fail")
             await self._state.engine.aclose()
         while self._state.meters.open and time.monotonic() < ends:  # clients have yet to read what has been drawn
             await asyncio.sleep(TICK)

@@ -80,7 +80,8 @@ def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
     found = [key.strip() for key in (environment or "").split(",")]
     if environment is not None and not any(found):
         raise InputError(
-            "expected API keys in the environment, between commas, and there is none; unset it for no keys"
+            "expected API keys in the environment, separated by commas, got none; unset the variable to run without "
+            "keys"
         )
     if file is not None:
         try:
@@ -89,7 +90,7 @@ def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
             raise InputError(f"cannot read the API keys in {file}: {error}") from error
         listed = [line for line in lines if line and not line.startswith("#")]
         if not listed:
-            raise InputError(f"expected API keys in {file}, one a line, and there is none")
+            raise InputError(f"expected API keys in {file}, one per line, got none")
         found += listed
     keys = tuple(dict.fromkeys(key for key in found if key))
     for number, key in enumerate(keys, 1):

@@ -21,7 +21,7 @@ TAB = "ask"
 SAMPLED = ("temperature", "top_p", "seed")
 """Options that matter only if tokens are sampled."""
 EMPTY: dict[str, Any] = {"text": "", "files": []}
-PLACEHOLDER = "Add an image and ask about it.\n\nAn image that you have drawn comes here by its button."
+PLACEHOLDER = "Add an image and ask about it.\n\nThe button under a drawn image brings it here."
 
 
 @dataclass
@@ -157,7 +157,7 @@ def _ended(reason: str | None, options: Mapping[str, Any]) -> str:
     if reason is None:
         return views.note("Stopped.")
     if reason == "length":
-        return views.note("The answer ended where its room did: raise Max new tokens, or clear the conversation.")
+        return views.note("The answer ran out of room: raise Max new tokens, or clear the conversation.")
     return ""
 
 
@@ -176,4 +176,6 @@ def _image(path: str) -> dict[str, Any]:
     try:
         return {"type": "image", "image": Path(path).read_bytes()}
     except FileNotFoundError:
-        raise InputError("an image of this conversation is no longer there; clear it and add the image again") from None
+        raise InputError(
+            "an image of this conversation no longer exists; clear the conversation and add the image again"
+        ) from None

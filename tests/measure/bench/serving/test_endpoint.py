@@ -130,7 +130,7 @@ def test_the_first_model_that_is_listed(stub: Stub) -> None:
     stub.models = ("one", "two")
     assert run(stub, first_model) == "one"
     stub.models = ()
-    with pytest.raises(PeerError, match="lists none"):
+    with pytest.raises(PeerError, match="got none; name one with --model"):
         run(stub, first_model)
     with pytest.raises(PeerError, match="expected an endpoint"):
         run(Stub("http://127.0.0.1:1"), first_model)
@@ -140,7 +140,7 @@ def test_the_first_model_that_is_listed(stub: Stub) -> None:
 
 def test_a_first_request_that_fails_ends_the_run(stub: Stub) -> None:
     stub.refuse["image"] = [404]
-    with pytest.raises(PeerError, match="kind image to succeed, got 404 queue_full: the queue is full"):
+    with pytest.raises(PeerError, match="kind image failed: 404 queue_full: the queue is full"):
         run(stub, lambda client: warm_up(client, [*CALLS.values()]))
 
 
@@ -198,7 +198,7 @@ def test_the_command_says_where_nothing_succeeds(stub: Stub, capsys: pytest.Capt
         (["--base-url", "http://127.0.0.1:1/v1"], "expected an endpoint"),
         (["--rate", "1", "--concurrency", "2"], "not allowed with"),
         (["--rate", "0"], "--rate"),
-        (["--rate", "0.001", "--duration", "1"], "no request comes within"),
+        (["--rate", "0.001", "--duration", "1"], "no request would be sent within"),
         (["--rate", "1000", "--duration", "1e5"], "at most 100000 requests"),
         (["--requests", "200000"], "at most 100000 requests"),
         (["--mix", "audio"], "--mix"),

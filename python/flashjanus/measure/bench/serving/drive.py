@@ -30,7 +30,7 @@ async def first_model(client: Client) -> str:
         said = str(error) or type(error).__name__
         raise PeerError(f"{url}: expected an endpoint of OpenAI's interface, got: {said}") from None
     if not names:
-        raise PeerError(f"{url}: expected a model, and it lists none; name one with --model")
+        raise PeerError(f"{url}: expected at least one model in the list, got none; name one with --model")
     return names[0]
 
 
@@ -40,8 +40,8 @@ async def warm_up(client: Client, calls: Sequence[Call]) -> None:
         sample = await client.send(call)
         if sample.error is not None:
             raise PeerError(
-                f"{client.target.base_url}: expected a first request of kind {call.kind} to succeed, got "
-                f"{sample.error}: {sample.message} (--mix leaves a kind out, --warmup 0 goes on all the same)"
+                f"{client.target.base_url}: the first request of kind {call.kind} failed: "
+                f"{sample.error}: {sample.message} (--mix can leave a kind out, and --warmup 0 continues nevertheless)"
             )
 
 

@@ -27,20 +27,20 @@ def turns_of(body: Any) -> list[Turn]:
             _check(turns, role, parts, where)
         _add(turns, role, parts)
     if not turns or turns[-1]["role"] != "user":
-        raise _refused("input", "expected a message of the user at the end")
+        raise _refused("input", "expected a user message at the end")
     return turns
 
 
 def _check(turns: list[Turn], role: str, parts: list[Part], where: str) -> None:
     """Check that a message may follow these turns."""
     if role == "system" and any(turn["role"] != "system" for turn in turns):
-        raise _refused(where, "expected messages of the system and the developer before all others")
+        raise _refused(where, "expected system and developer messages before all others")
     if role == "assistant" and not any(turn["role"] == "user" for turn in turns):
-        raise _refused(where, "expected a message of the user before those of the assistant")
+        raise _refused(where, "expected a user message before those of the assistant")
     for part in _images([{"role": role, "content": parts}] if role != "user" else []):
-        raise _refused(part["where"], f"expected images in messages of the user alone, this one is of the {role}")
+        raise _refused(part["where"], f"expected images only in user messages, got one in a message of the {role}")
     if not any("text" not in part or part["text"].strip() for part in parts):
-        raise _refused(where, f"expected text or an image, and this message of the {role} is empty")
+        raise _refused(where, f"expected text or an image, got an empty message of the {role}")
 
 
 def conversation_of(turns: list[Turn]) -> list[Turn]:
@@ -102,14 +102,16 @@ def tool_of(body: Any, turns: list[Turn]) -> Any:
     """The ImageTool that has to draw, or None if the conversation is to be answered. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
     if len(tools) > 1:
-        raise _refused("tools[1]", "expected the tool image_generation once")
+        raise _refused("tools[1]", "expected one tool, image_generation, got more")
     mode = "required" if isinstance(choice, ToolChoice) else choice.mode if isinstance(choice, AllowedTools) else choice
     if mode == "required" and not tools:
-        raise _refused("tools", 'expected [{"type": "image_generation"}], as tool_choice requires it')
+        raise _refused("tools", 'expected [{"type": "image_generation"}], because tool_choice requires it')
     if not tools or mode == "none" or (mode != "required" and any(_images(turns))):
         return None
     for part in _images(turns[-1:]):
-        raise _refused(part["where"], "expected no image in the message that is drawn, as the model draws from text")
+        raise _refused(
+            part["where"], "expected no image in the message that is drawn, because the model draws from text"
+        )
     return tools[0]
 
 
