@@ -29,7 +29,7 @@ SOURCE_ROOTS = {
 
 
 def version() -> str:
-    """Read, not imported: the package needs torch, its build does not."""
+    """The version, read and not imported: importing the package needs torch, and building it does not."""
     text = (ROOT / "python/flashjanus/__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:

@@ -58,7 +58,7 @@ def structs(header: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Nothing is compiled again for what has not changed."""
+    """Write a file only if its contents change, so that nothing is compiled again without need."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
 

@@ -10,7 +10,7 @@ namespace flashjanus {
 
 enum class Dtype : int32_t { f32 = 0, bf16 = 1 };
 
-// Null where all is well, else what was expected, in words: a string literal.
+// Null if all is well, else a string literal that says what was expected.
 using Refusal = const char*;
 
 // The most rows that the matrix-vector kernels of a GPU and of weights in 4 bits take.
@@ -19,7 +19,7 @@ inline constexpr int32_t kMaxGemvRows = 4;
 // The most channels of a normalization that keeps some of its work on the stack.
 inline constexpr int32_t kMaxNormChannels = 2048;
 
-// The most channels of a row that is quantized: it waits on the stack, in float32, for its largest value.
+// The most channels of a row that is quantized: it waits on the stack, in float32, until its largest value is known.
 inline constexpr int32_t kMaxQuantizedChannels = 8192;
 
 // What several kernels expect.

@@ -157,7 +157,7 @@ def launch(
 
 
 def variants(capability: int) -> list[Variant]:
-    """The released model's linears, whose x is the residual stream before its norm, what attention gives, or a gated
+    """The released model's linears, whose x is the residual stream before its norm, the output of attention, or a gated
     pair: for prompts and images, and for decoding."""
 
     def variant(name: str, x: str, y: str, parts: int, norm: bool, gated: bool, tokens: int, rank: int) -> Variant:

@@ -1,4 +1,4 @@
-"""Rows into 8 bits, in Triton: a kernel, and the function that other kernels end in."""
+"""Quantizes rows to 8 bits, in Triton: a kernel, and a function with which other kernels end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import Variant, options, rows_of
 def quantized(y, DTYPE: tl.constexpr):
     """A row in DTYPE, y / scale rounded to even, and scale = max |y| / 127 or 448: see engine/formats/rows.py."""
     largest_q: tl.constexpr = 127.0 if tl.int8 == DTYPE else 448.0
-    sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, which NaN wins
+    sizes = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # |y| as integers, of which NaN is the largest
     largest = tl.max(sizes).to(tl.float32, bitcast=True)
     usable = (largest >= 1e-30) & (largest < float("inf"))
     steps = tl.where(usable, y * tl.div_rn(largest_q, largest), 0.0)
@@ -21,7 +21,7 @@ def quantized(y, DTYPE: tl.constexpr):
         bits = (steps + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 * 2^23: rounds to an integer in the low bits
         q = bits.to(tl.int8)
     else:
-        # Rounded here, so that the conversion is exact: Triton's interpreter does not round to even. 1.5 * 2^20 times
+        # This rounds, so that the conversion is exact: Triton's interpreter does not round to even. 1.5 * 2^20 times
         # the power of two of `steps`, or the smallest normal one, 2^-6, leaves three bits of fraction.
         power = tl.maximum((steps.to(tl.int32, bitcast=True) >> 23) & 0xFF, 127 - 6)
         magic = (((power + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)
@@ -60,7 +60,7 @@ def launch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
 
 
 def eight_bits(capability: int) -> tuple[str, ...]:
-    """Triton's types for rows in 8 bits on GPUs of that compute capability."""
+    """Triton's types of 8-bit rows on GPUs of that compute capability."""
     return ("i8",) if capability < 89 else ("i8", "fp8e4nv")
 
 

@@ -1,4 +1,4 @@
-"""Residual add, then scale and shift from the row's place in its table, in Triton."""
+"""Residual add, then scale and shift from the row's entry in its table, in Triton."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def launch(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, step: torch.Te
 
 
 def variants(capability: int) -> list[Variant]:
-    """Of one image, or several."""
+    """The forms for one image and for several."""
     constants = {"POSITIONS": POSITIONS, "BLOCK": BLOCK}
     return [
         Variant(

@@ -1,6 +1,5 @@
-// Attention of each query for itself over its row's cached keys, with an online softmax over blocks of keys: for one
-// query a row, and for few. See flow_update.cpp for
-// what a file compiled per instruction set must not do.
+// Attention of the queries of a row, one or a few, over the row's cached keys: each query by itself, with an online
+// softmax over blocks of keys. See flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/decode_attention.h"
 #include "cpu/intrinsics.h"
 
@@ -76,8 +75,8 @@ INLINE void add(Running& state, const float* weights, const T* v, int64_t stride
     }
 }
 
-// Takes in keys and values first .. last - 1, at most kBlock of them, while the next block up to `end` is fetched: a
-// head's part of each key is too short for the hardware's own prefetch.
+// Adds keys and values first .. last - 1, at most kBlock of them, and fetches the next block up to `end`: a head's part
+// of each key is too short for the hardware's own prefetch.
 template <int32_t kPairs, class T>
 INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32_t first, int32_t last, int32_t end,
                    int32_t head, float scale) {
@@ -90,7 +89,7 @@ INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32
         }
         const float s = scale * score<kPairs>(state, k + j * stride, head);
         scores[j - first] = s;
-        if (!(s <= largest)) largest = s;  // NaN wins, as it does in a softmax
+        if (!(s <= largest)) largest = s;  // NaN wins, as in a softmax
     }
     for (int32_t j = last - first; j < kBlock; ++j) scores[j] = -__builtin_inff();
     const bool first_block = state.largest == -__builtin_inff();
@@ -107,7 +106,7 @@ INLINE void attend(Running& state, const T* k, const T* v, int64_t stride, int32
     add<kPairs>(state, scores, v + first * stride, stride, last - first, head);
 }
 
-// Heads first to last - 1 of a query, block of keys by block: what they read of a key lies side by side.
+// Heads first .. last - 1 of a query, one block of keys after another: the heads' parts of a key are contiguous.
 template <int32_t kPairs, class T>
 INLINE void some_heads(const DecodeAttentionParams& p, int32_t query, int32_t first, int32_t last) {
     const int32_t b = query / p.queries, group = p.heads / p.kv_heads;

@@ -12,7 +12,7 @@ struct DecodeAttentionParams {
     const void* q;  // [batch, queries, heads, head]
     const void* k;  // [batch, keys, kv_heads, head]
     const void* v;
-    const int32_t* kv_start;  // [batch]; null with kv_end and slots: every query sees every key; on a CPU
+    const int32_t* kv_start;  // on a CPU null, with kv_end and slots: every query sees every key
     const int32_t* kv_end;    // [batch, queries]
     const int32_t* slots;     // [batch, queries]
     void* o;                  // [batch, queries, heads, head]

@@ -13,20 +13,20 @@ namespace {
 constexpr int32_t kTaps = 7;
 constexpr int32_t kPadding = 3;
 
-// Outputs that are made at once: as many rows and columns as the registers hold vectors of.
+// Outputs that are computed at once: as many rows and columns of vectors as fit into the registers.
 #if defined(__AVX512F__)
 constexpr int32_t kTall = 2, kWide = 8;
 #else
 constexpr int32_t kTall = 1, kWide = 8;
 #endif
 
-// A tile's outputs before the norm. Trap: rows a power of two apart would share their places in the first cache.
+// A tile's outputs before the norm. Trap: rows a power of two apart would compete for the same places of the L1 cache.
 struct Tile {
     float values[kTall][kWide][kMaxNormChannels + kLanes];
     F32 squares[kTall][kWide];
 };
 
-// Not inline: it would be inlined fifty times over.
+// Not inline, because it would be inlined fifty times.
 template <class T>
 __attribute__((noinline)) F32 fetch_part(const T* from, int32_t count) {
     return load(from, count);

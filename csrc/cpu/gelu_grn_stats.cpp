@@ -11,7 +11,7 @@ namespace {
 
 #include "cpu/parallel.h"
 
-constexpr int32_t kRun = 32;  // positions that are summed by themselves, so that no small term meets a large sum
+constexpr int32_t kRun = 32;  // positions that are summed separately, so that small terms are not added to a large sum
 
 // Channels first .. first + count - 1 of one image.
 template <class T>

@@ -1,7 +1,7 @@
-// y = act(norm(x) w^T * scale + bias) + residual for few rows, as in decoding. Bound by the reading of w: up to four
-// rows of x are used while a piece of w is in registers, and more, in groups of four, while it is in the cache. A row's
-// sums have the same order in any group, so its bits do not depend on how many rows there are. See flow_update.cpp for
-// what a file compiled per instruction set must not do.
+// y = act(norm(x) w^T * scale + bias) + residual for few rows, as in decoding. Reading w is the bottleneck: a piece of
+// w serves up to four rows of x while it is in registers, and further groups of four while it is in the cache. A row's
+// sums have the same order in any group, so its bits do not depend on the number of rows. See flow_update.cpp for what
+// a file compiled per instruction set must not do.
 #include "cpu/gemv.h"
 #include "cpu/intrinsics.h"
 
@@ -13,14 +13,14 @@ namespace {
 #include "cpu/norm.h"
 #include "cpu/parallel.h"
 
-// Fetched so many bytes before it is needed, across the ends of rows: a row is often a page, at whose end the
-// hardware's own prefetch stops. Several rows at once, fetched that far ahead, keep more of the memory busy than one.
+// w is fetched this many bytes ahead, across the ends of rows: a row is often a page, at whose end the hardware's own
+// prefetch stops. Fetching several rows at once, each this far ahead, keeps more of the memory busy than fetching one.
 constexpr int32_t kAhead = 16384;
 constexpr int32_t kGroup = 4;            // rows of x that share a reading of w from the cache
 constexpr int32_t kNormed = 4 * kGroup;  // rows whose norms a thread keeps on its stack
 constexpr int32_t kBlock = 8;            // rows of w that stay in the cache from group to group
 
-// Two registers of w and the same places of x, in the order that is cheaper for w.
+// Two registers of w, or the same places of x, in the order in which w is cheaper to load.
 template <class W, class T>
 INLINE void load_two(const T* from, F32& first, F32& second) {
     if constexpr (sizeof(W) == 1) {
@@ -31,11 +31,11 @@ INLINE void load_two(const T* from, F32& first, F32& second) {
     }
 }
 
-// totals[r][o] = x[r] . w[o], while what lies `ahead` bytes after it is fetched.
+// totals[r][o] = x[r] . w[o]. Meanwhile the data `ahead` bytes after w[o] is fetched.
 template <int kRows, int kOut, class T, class W>
 INLINE void multiply(const T* x, const W* const (&w)[kOut], int32_t columns, int64_t ahead,
                      float (&totals)[kRows][kOut]) {
-    F32 sums[kRows][kOut] = {}, more[kRows][kOut] = {};  // two, so that no sum waits for itself
+    F32 sums[kRows][kOut] = {}, more[kRows][kOut] = {};  // two, so that an addition need not wait for the last one
     int32_t k = 0;
     for (; k + 2 * kLanes <= columns; k += 2 * kLanes) {
         F32 even[kRows], odd[kRows];
@@ -59,7 +59,7 @@ INLINE void multiply(const T* x, const W* const (&w)[kOut], int32_t columns, int
     }
 }
 
-// What follows the product of output o of row r.
+// Finishes output o of row r after its product.
 INLINE void finish(const GemvParams& p, int32_t r, int32_t o, float total) {
     const int64_t at = int64_t{r} * p.out + o;
     if (p.residual)
@@ -102,13 +102,13 @@ INLINE void gated_outputs(const GemvParams& p, const T* x, int32_t row, int32_t 
     }
 }
 
-// Rows of w at once: as many as leave sums in registers.
+// Rows of w at once: as many as leave registers for their sums.
 constexpr int32_t together(int32_t rows) {
     return rows <= 2 ? 4 : 2;
 }
 
-// Outputs first .. last - 1 of kRows rows from row `row` on, which are at x. Of each step of outputs, `ahead(step)`
-// bytes after its rows of w are fetched.
+// Outputs first .. last - 1 of kRows rows from row `row` on, which are at x. For each step of outputs, the data
+// `ahead(step)` bytes after its rows of w is fetched.
 template <int kRows, class T, class W, class Ahead>
 INLINE void some_outputs(const GemvParams& p, const T* x, int32_t row, int32_t first, int32_t last,
                          const Ahead& ahead) {
@@ -124,8 +124,8 @@ INLINE void some_outputs(const GemvParams& p, const T* x, int32_t row, int32_t f
     }
 }
 
-// norm(x) of `rows` rows from row `row` on in `normed`, or x itself where there is no norm. By every thread for itself:
-// cheaper than to wait for another.
+// norm(x) of `rows` rows from row `row` on, in `normed`, or x itself if there is no norm. Every thread computes it for
+// itself, which is cheaper than waiting for another thread.
 template <class T>
 INLINE const T* normed_rows(const GemvParams& p, int32_t row, int32_t rows, T* normed) {
     if (!p.norm) return static_cast<const T*>(p.x) + int64_t{row} * p.columns;
@@ -139,7 +139,7 @@ INLINE const T* normed_rows(const GemvParams& p, int32_t row, int32_t rows, T* n
     return normed;
 }
 
-// Of a loop over all outputs: the reading of w.
+// Nanoseconds that a loop over all outputs takes to read w.
 INLINE double reading(const GemvParams& p) {
     return 0.1 * (p.gated ? 2 : 1) * p.out * p.columns;
 }
@@ -157,7 +157,8 @@ void rows(const GemvParams& p) {
     });
 }
 
-// A block of outputs for all rows, group by group, while the next block's rows of w are fetched, a part after each.
+// A block of outputs for all rows, group by group. The next block's rows of w are fetched meanwhile, a part after each
+// group.
 template <class T, class W>
 INLINE void block(const GemvParams& p, const T* x, int32_t row, int32_t rows, int32_t first, int32_t last) {
     const int64_t bytes = int64_t{last - first} * p.columns * sizeof(W);

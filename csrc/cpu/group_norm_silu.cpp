@@ -10,7 +10,8 @@ namespace {
 
 #include "cpu/parallel.h"
 
-// Positions are cut into as many parts whatever the number of threads, so the statistics always have the same bits.
+// Positions are cut into the same number of parts whatever the number of threads, so the statistics always have the
+// same bits.
 constexpr int32_t kParts = 32;
 constexpr int32_t kSamples = 16;
 
@@ -20,8 +21,8 @@ struct Sums {
     double square;
 };
 
-// Each group's mean over a few positions, for all its channels: sums of distances to it do not cancel as sums of values
-// do where the mean is large.
+// The pivot of each group for all its channels: its mean over a few positions. Sums of distances to it do not cancel,
+// unlike sums of values with a large mean.
 template <class T>
 void pivots_of(const GroupNormSiluParams& p, const T* x, float* pivots) {
     const int32_t width = p.channels / p.groups;

@@ -1,6 +1,6 @@
-// What low-rank adapters add to the rows that have one, some tokens of a row at a time: those read a piece of a and b
-// while it is in registers. A token's sums have the same order among any others. See flow_update.cpp for what a file
-// compiled per instruction set must not do.
+// Adds what low-rank adapters contribute to the rows that have one, several tokens of a row at a time: they share a
+// piece of a and b while it is in registers. The order of a token's sums does not depend on the other tokens. See
+// flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/low_rank.h"
 
 #include "cpu/intrinsics.h"
@@ -17,7 +17,7 @@ constexpr int32_t kTokens = 8;
 constexpr int32_t kVectors = kLanes == 16 ? 2 : 1;  // kTokens * kVectors sums stay in registers
 constexpr int32_t kChunk = 512;                     // columns of p(x) at once, which stay in the L1
 
-// Where a row's adapter lies.
+// The memory of a row's adapter.
 struct Slot {
     const int32_t* ranks;
     const float* scale;
@@ -25,7 +25,7 @@ struct Slot {
     const void* b;
 };
 
-// p(x) of some columns of a token, in float32. inverse: of the root mean square.
+// p(x) of some columns of a token, in float32. inverse: 1 / root mean square.
 template <class X>
 INLINE void prologue(const LowRankParams& p, const X* x, float inverse, int32_t from, int32_t count, float* to) {
     for (int32_t c = 0; c < count; c += kLanes) {
@@ -37,8 +37,8 @@ INLINE void prologue(const LowRankParams& p, const X* x, float inverse, int32_t 
     }
 }
 
-// sums[t][v] += sum over `depth` of x[t][d] * w[d][v]: x rows x_stride apart, w rows w_stride apart, the last of whose
-// kWide registers has as much as is left of `left` columns.
+// sums[t][v] += sum over `depth` of x[t][d] * w[d][v]. Rows of x are x_stride apart, rows of w w_stride. Only `left`
+// columns of the kWide registers are loaded, and the others are zeros.
 template <int kRows, int kWide, class W>
 INLINE void multiply(const float* x, int32_t x_stride, const W* w, int64_t w_stride, int32_t depth, int32_t left,
                      F32 (&sums)[kRows][kWide]) {
@@ -51,7 +51,7 @@ INLINE void multiply(const float* x, int32_t x_stride, const W* w, int64_t w_str
     }
 }
 
-// low[t][q] += for kWide registers of columns q, of which `left` count.
+// Adds to low[t][q] for kWide registers of columns q, of which `left` count.
 template <int kRows, int kWide, class T>
 INLINE void down_some(const float* x, const T* a, int32_t width, int32_t count, int32_t left, float* low) {
     F32 sums[kRows][kWide];
@@ -64,7 +64,7 @@ INLINE void down_some(const float* x, const T* a, int32_t width, int32_t count, 
     }
 }
 
-// low[t][q] += of a chunk of columns of p(x), for the columns q of a that a part uses.
+// Adds to low[t][q] the part of a chunk of columns of p(x), for the columns q of a that a part uses.
 template <int kRows, class T>
 INLINE void down(const LowRankParams& p, const Slot& slot, const float* x, int32_t from, int32_t count, float* low) {
     const int32_t width = p.parts * p.rank;
@@ -79,7 +79,7 @@ INLINE void down(const LowRankParams& p, const Slot& slot, const float* x, int32
     }
 }
 
-// y += scale * low b for kWide registers of outputs, of which `left` count, of `tokens` tokens.
+// y += scale * low b for kWide registers of outputs, of which `left` count, and for `tokens` tokens.
 template <int kRows, int kWide, class T, class Y>
 INLINE void up_some(const LowRankParams& p, const float* low, const T* b, int32_t rank, float scale, int32_t left, Y* y,
                     int32_t tokens) {

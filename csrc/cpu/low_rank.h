@@ -7,14 +7,14 @@ namespace flashjanus {
 inline constexpr int32_t kMaxRank = 1024;
 inline constexpr int32_t kMaxParts = 3;
 
-// y[r] += scale[s] * (p(x[r]) a[s]) b[s] with s = adapter[r] - 1, in float32; rows whose s is no slot are left alone. p
-// is RMSNorm, silu(gate) * up where gated, or nothing. Each of `parts` reads `rank` columns of a, and writes `first`
-// outputs or an equal share of the others.
+// y[r] += scale[s] * (p(x[r]) a[s]) b[s] with s = adapter[r] - 1, in float32; rows whose s is not a slot are left
+// unchanged. p is RMSNorm, silu(gate) * up if gated, or nothing. Each of `parts` reads `rank` columns of a, and writes
+// `first` outputs or an equal share of the others.
 struct LowRankParams {
     const void* x;           // [rows, tokens, columns], gated: [rows, tokens, 2 * columns], gates first
     const float* norm;       // [columns], or null; not with gated
     const int32_t* adapter;  // [rows]
-    const int32_t* ranks;    // [slots, parts], what of `rank` is used
+    const int32_t* ranks;    // [slots, parts], how much of `rank` is used
     const float* scale;      // [slots, parts]
     const void* a;           // [slots, columns, parts * rank]
     const void* b;           // [slots, rank, outputs]

@@ -1,5 +1,5 @@
-// RMSNorm of a row in two passes, for what normalizes before it goes on. Included inside an anonymous namespace, after
-// vector.h.
+// RMSNorm of a row in two passes, for kernels that normalize their input first. Included inside an anonymous namespace,
+// after vector.h.
 
 template <class X>
 INLINE float sum_of_squares(const X* x, int32_t channels) {
@@ -21,7 +21,7 @@ INLINE void scale_by_rms(const X* x, float squares, const float* weight, float e
     }
 }
 
-// y = norm(x) in float32, or x itself where there is no weight.
+// y = norm(x) in float32, or x itself if there is no weight.
 template <class X>
 INLINE void norm_or_copy(const X* x, const float* weight, float eps, int32_t channels, float* y) {
     if (weight) return scale_by_rms(x, sum_of_squares(x, channels), weight, eps, channels, y);

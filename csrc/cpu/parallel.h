@@ -1,14 +1,14 @@
-// Loops over independent items: the bits of what they write do not depend on the threads. Included inside an anonymous
-// namespace, after vector.h.
+// Loops over independent items: the bits that they write do not depend on the number of threads. Included inside an
+// anonymous namespace, after vector.h.
 
-// Not inline: a kernel's loop exists once, whoever runs it.
+// Not inline, so that a kernel's loop exists only once.
 template <class F>
 __attribute__((noinline)) void run_part(const F& f, int64_t count, int64_t part, int64_t parts) {
     f(count * part / parts, count * (part + 1) / parts);
 }
 
-// f(first, last) for parts of 0 .. count - 1, on as many of `threads` as the work is worth: `nanoseconds` is what all
-// of it takes on one thread, roughly.
+// f(first, last) for parts of 0 .. count - 1, on as many of `threads` as the work is worth. `nanoseconds` is roughly
+// the time of all of it on one thread.
 template <class F>
 INLINE void parallel_parts(int32_t threads, int64_t count, double nanoseconds, const F& f) {
     const Team team = team_for(threads, count, nanoseconds);

@@ -1,9 +1,9 @@
-// A row y in int8, q = y / scale rounded to even, scale = max |y| / 127. q = 0 where max |y| is below 1e-30 (a row of
-// zeros, scale 0) or not finite: then so is scale, and q * scale is NaN. Included inside an anonymous namespace, after
-// vector.h.
+// A row y in int8: q = y / scale rounded to even, scale = max |y| / 127. If max |y| is below 1e-30, as in a row of
+// zeros, q = 0. If it is not finite, q = 0 too, scale is not finite either, and q * scale is NaN. Included inside an
+// anonymous namespace, after vector.h.
 
 INLINE void quantize(const float* y, int32_t channels, int8_t* q, float* scale) {
-    I32 sizes{};  // |y| as integers, which NaN wins
+    I32 sizes{};  // |y| as integers, of which NaN is the largest
     for (int32_t c = 0; c < channels; c += kLanes) {
         const I32 size = (I32)load(y + c, channels - c) & 0x7fffffff;
         sizes = size > sizes ? size : sizes;
@@ -22,7 +22,7 @@ INLINE void quantize(const float* y, int32_t channels, int8_t* q, float* scale) 
     for (int32_t c = 0; c < channels; c += kLanes) store(q + c, load(y + c, channels - c) * steps, channels - c);
 }
 
-// fill(y) of row r, or where y is int8, fill(a row of float32) and that quantized.
+// Calls fill(y) for row r. If y is int8, calls fill with a row of float32 instead and quantizes that into y.
 template <class P, class Y, class Fill>
 INLINE void write(const P&, int32_t, Y* y, const Fill& fill) {
     fill(y);

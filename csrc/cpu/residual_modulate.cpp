@@ -1,4 +1,4 @@
-// Residual add, then scale and shift from the row's place in its table. See flow_update.cpp for what a file compiled
+// Residual add, then scale and shift from the row's entry in its table. See flow_update.cpp for what a file compiled
 // per instruction set must not do.
 #include "cpu/residual_modulate.h"
 #include "cpu/intrinsics.h"

@@ -1,6 +1,6 @@
-// A token of each row's distribution, without sorting it: the sums that top-k, top-p and the draw compare with their
-// goals are found digit by digit, as on a GPU (cuda/sample_token.cu). See flow_update.cpp for what a file compiled per
-// instruction set must not do.
+// Draws a token from each row's distribution without sorting it: the sums that top-k, top-p and the draw compare with
+// their goals are found digit by digit, as on a GPU (cuda/sample_token.cu). See flow_update.cpp for what a file
+// compiled per instruction set must not do.
 #include "cpu/sample_token.h"
 #include "cpu/intrinsics.h"
 
@@ -30,7 +30,7 @@ INLINE float value_at(uint32_t place) {
     return value;
 }
 
-// What the tokens of a row are drawn by: their logits after penalty and temperature.
+// The values from which a row's token is drawn: logits after penalty and temperature.
 template <class T>
 struct Row {
     const T* logits;
@@ -47,7 +47,7 @@ struct Row {
           penalty(p.penalty[b]) {
     }
 
-    // Those of kBlock tokens from `first` on, -infinity after the last; how many there are.
+    // Writes the values of kBlock tokens from `first` on, -infinity after the last, and returns how many there are.
     INLINE int32_t scaled(int32_t first, float* x) const {
         const int32_t count = vocab - first < kBlock ? vocab - first : kBlock;
         for (int32_t i = 0; i < count; i += kLanes) {
@@ -67,7 +67,7 @@ struct Row {
     }
 };
 
-// A token's probability but for a factor, in whole units: their sum is the same in any order, and below 2^63.
+// A token's unnormalized probability as an integer, so that their sum is the same in any order; the sum is below 2^63.
 struct Mass {
     float largest;
     float unit;
@@ -79,7 +79,7 @@ struct Mass {
     }
 };
 
-// The place at which a sum over the tokens reaches its goal, and the sum of those before.
+// The place at which a sum over the tokens reaches its goal, and the sum before that place.
 struct Found {
     uint32_t place;
     int64_t before;
@@ -115,7 +115,7 @@ int32_t first_of(const Row<T>& row, float& largest) {
     return choice;
 }
 
-// visit(place, mass, count) of all tokens, some at a time. mass: null where it is not needed.
+// Calls visit(place, mass, count) for all tokens, some at a time. mass is null if it is not needed.
 template <bool kMass, class T, class Visit>
 INLINE void each(const Row<T>& row, const Mass& mass, const Visit& visit) {
     float x[kBlock], m[kBlock];
@@ -132,8 +132,8 @@ INLINE void each(const Row<T>& row, const Mass& mass, const Visit& visit) {
     }
 }
 
-// Where the masses of the tokens (or their number), from the first place on, reach the goal: digit by digit, from those
-// that share all higher ones.
+// Finds where the masses of the tokens (or their number), summed from the first place on, reach the goal: digit by
+// digit, each time among the tokens that share all higher digits.
 template <bool kMass, class T>
 Found search(const Row<T>& row, const Mass& mass, int64_t goal) {
     Found found{0, 0};
@@ -152,7 +152,7 @@ Found search(const Row<T>& row, const Mass& mass, int64_t goal) {
     return found;
 }
 
-// The least whole sum that is not below (or, where kAbove, is above) share * total; 1 to total whatever the share.
+// The least integer that is not below (if kAbove, that is above) share * total, between 1 and total.
 template <bool kAbove>
 INLINE int64_t goal_of(float share, int64_t total) {
     const double exact = static_cast<double>(share) * static_cast<double>(total);
@@ -162,7 +162,7 @@ INLINE int64_t goal_of(float share, int64_t total) {
     return whole + (kAbove || static_cast<double>(whole) < exact);
 }
 
-// The token at `place` after `ties - 1` others there.
+// The `ties`-th token at `place`.
 template <class T>
 int32_t token_at(const Row<T>& row, uint32_t place, int64_t ties) {
     float x[kBlock];
@@ -181,15 +181,15 @@ int32_t token_at(const Row<T>& row, uint32_t place, int64_t ties) {
 }
 
 // Top-k and top-p keep the first tokens of one order, from the most probable down, and the uniform number picks one of
-// those: each stands where a sum of counts or of masses reaches a goal. That gives a place, and a division says how
-// many of the tokens there the sum needs.
+// those. Each of these limits is where a sum of counts or of masses reaches a goal. The search gives a place, and a
+// division gives how many of the tokens at that place the sum needs.
 template <class T>
 int32_t draw(const SampleTokenParams& p, int64_t b, const Row<T>& row, float largest) {
     const int bits = 32 - __builtin_clz(static_cast<uint32_t>(p.vocab));
     const Mass mass{largest, static_cast<float>(int64_t{1} << (62 - bits))};
     const int32_t top_k = p.top_k[b], number = p.step[b] < p.steps ? p.step[b] : p.steps - 1;
     Found last{kNowhere, 0};
-    int64_t ties = 0;  // of the tokens at that place, the first so many
+    int64_t ties = 0;  // how many of the tokens at that place are kept
     if (top_k > 0 && top_k < p.vocab) {
         last = search<false>(row, mass, top_k);
         ties = top_k - last.before;

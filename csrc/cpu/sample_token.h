@@ -5,7 +5,7 @@
 namespace flashjanus {
 
 // token = a draw from softmax(logits / temperature) after repetition penalty, top-k and top-p, or the argmax at
-// temperature 0; seen[token] = 1, step += 1. Every row for itself, by its uniform number of this step, or its last one.
+// temperature 0; seen[token] = 1, step += 1. Each row uses its uniform number of this step, or its last one.
 struct SampleTokenParams {
     const void* logits;        // [rows, vocab]
     const float* temperature;  // [rows]

@@ -9,7 +9,7 @@ struct Slices {
     int32_t per_image;
     int32_t count;
 
-    // As wide as they may be with equal work for all threads; on whole cache lines.
+    // As wide as possible with equal work for all threads, in whole cache lines.
     Slices(int32_t batch, int32_t channels, int32_t threads) : channels(channels) {
         const int64_t rounds = 1 + (int64_t{batch} * channels - 1) / (int64_t{threads} * kSlice);
         const int64_t wanted = (rounds * threads + batch - 1) / batch;

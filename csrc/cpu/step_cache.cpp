@@ -1,4 +1,4 @@
-// What layers add, kept or recalled. See flow_update.cpp for what a file compiled per instruction set must not do.
+// Keeps or recalls what layers add. See flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/step_cache.h"
 #include "cpu/intrinsics.h"
 

@@ -8,7 +8,7 @@ namespace flashjanus {
 struct StepCacheLine {
     float recall;  // not 0: y is recalled
     float slot;    // 0 or 1: keeps total - x; below 0: neither does
-    float w_0;     // where it is 0, slot_0 is not read
+    float w_0;     // if it is 0, slot_0 is not read
     float w_1;
 };
 

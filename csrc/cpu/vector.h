@@ -66,8 +66,8 @@ INLINE F32 load(const int8_t* from) {
 #endif
 }
 
-// Two registers of neighbors as those at even and those at odd places: cheaper than in order where the order does not
-// matter.
+// Two registers of neighboring values: those at even places, and those at odd places. This is cheaper than loading them
+// in order, for code that does not need the order.
 INLINE void load_pairs(const bf16* from, F32& even, F32& odd) {
     U32 pairs;
     __builtin_memcpy(&pairs, from, sizeof pairs);
@@ -80,8 +80,8 @@ INLINE void load_pairs(const float* from, F32& first, F32& second) {
     second = load(from + kLanes);
 }
 
-// `from`, or where fewer than N values are left there, `lanes` with those and zeros after them; nothing beyond is
-// read.
+// `from`, or if fewer than N values are left there, `lanes` with those values and zeros after them. Nothing beyond them
+// is read.
 template <int32_t N, class T>
 INLINE const T* padded(const T* from, int32_t count, T (&lanes)[N]) {
     if (count >= N) return from;
@@ -90,7 +90,7 @@ INLINE const T* padded(const T* from, int32_t count, T (&lanes)[N]) {
     return lanes;
 }
 
-// The first `count` lanes, zeros after them. All of them where count is larger.
+// The first `count` lanes, zeros after them; all lanes if count is larger.
 template <class T>
 INLINE F32 load(const T* from, int32_t count) {
     T lanes[kLanes];
@@ -226,7 +226,7 @@ INLINE F32 silu(F32 x) {
 
 // x Phi(x), the exact GELU, off by less than x 2^-23 (relatively by 1e-5 at most down to x = -6). Phi, the normal
 // distribution function, has tails exp(-x^2 / 2 + s(|x|)) / 2 with s(t) = log(erfcx(t / sqrt 2)), here a minimax
-// polynomial weighted by the tail, up to 6: so nothing cancels, as it does in 1 + erf(x / sqrt 2) for negative x.
+// polynomial weighted by the tail, up to 6. Nothing cancels, unlike in 1 + erf(x / sqrt 2) for negative x.
 INLINE F32 gelu(F32 x) {
     const F32 size = (F32)((U32)x & 0x7fffffffu);
     const F32 t = size < 6.0f ? size : splat(6.0f);

@@ -7,12 +7,12 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kUnroll = 4;      // keys that a lane has under way at once
-constexpr int kMaxCluster = 8;  // the most that every chip with clusters takes
-constexpr int kExtra = 2;       // after a part's values: its largest score, and its total
+constexpr int kUnroll = 4;      // keys that a lane loads at once
+constexpr int kMaxCluster = 8;  // the largest size that every chip with clusters supports
+constexpr int kExtra = 2;       // after a part's values come its largest score and its total
 static_assert(kMaxHead <= kThreads, "a thread combines one channel");
 
-// Keys first, first + 1, ... end - 1 and, where it is not among them, the query's own.
+// Keys first, first + 1, ... end - 1 and, if it is not among them, the query's own.
 struct Visible {
     int first;
     int listed;
@@ -46,7 +46,7 @@ struct Part {
         largest = larger;
     }
 
-    // Takes in the part of the lane that is `lanes` away, as that one does with this.
+    // Merges the part of the lane that is `lanes` away; that lane merges this one.
     __device__ void merge(int lanes) {
         rescale(fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes)));
         total += __shfl_xor_sync(kAllLanes, total, lanes);
@@ -64,7 +64,7 @@ __device__ inline void load_packs(Pack<T> (&packs)[kPacks], const T* from, int c
     }
 }
 
-// What lies in shared memory: a part of each warp, and after them the block's.
+// Shared memory: the part of each warp, and after them the block's.
 __device__ inline float* part_of(int i, int head) {
     return reinterpret_cast<float*>(dynamic_shared) + i * (head + kExtra);
 }
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
 
     Part<kPacks * kSize> part;
     const int stride = blocks * kWarps * kKeys;
-    // the same number of rounds for every lane of a warp: they shuffle
+    // the same number of rounds for every lane of a warp, because they shuffle
     for (int base = (rank * kWarps + warp) * kKeys; base < visible.count; base += kUnroll * stride) {
         Pack<T> keys[kUnroll][kPacks], values[kUnroll][kPacks];
         bool valid[kUnroll];
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
         const float value = combined(blocks, p.head, d, [&](int i) { return in_block(i, of_block); }, largest, total);
         store(static_cast<T*>(p.o) + int64_t{row} * p.head + d, value / total);
     }
-    cluster_sync();  // no block's memory may go before it is read
+    cluster_sync();  // no block's memory may be released before it is read
 }
 
 template <class T, int kLanes, int kPacks, bool kAligned>
@@ -203,7 +203,7 @@ Refusal any_head(const DecodeAttentionParams& p, void* stream) {
 Refusal decode_attention(const DecodeAttentionParams& params, void* stream) {
     if (const Refusal refusal = check(params)) return refusal;
     if (params.queries != 1) return "expected one query a row";
-    if (!params.kv_start) return expected::tensors;  // only a CPU's kernels serve without the rule
+    if (!params.kv_start) return expected::tensors;  // only CPU kernels work without the rule
     if (params.dtype == Dtype::f32) return any_head<float>(params, stream);
     return any_head<bf16>(params, stream);
 }

@@ -9,14 +9,14 @@ namespace {
 
 constexpr int kTaps = 7;
 constexpr int kPadding = 3;
-constexpr int kSlice = 96;  // channels that a block convolves at once, a thread each
+constexpr int kSlice = 96;  // channels that a block convolves at once, one thread each
 constexpr int kStrips = 2;  // of a tile, one below the other
 constexpr int kThreads = kSlice * kStrips;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kMaxCluster = 8;  // the most that every chip with clusters takes
+constexpr int kMaxCluster = 8;  // the largest size that every chip with clusters supports
 static_assert(kSlice % kWarp == 0, "a warp belongs to one strip");
 
-// Positions that a block makes: kStrips of kTall x kWide, the outputs of one channel that a thread holds at once.
+// Positions that a block computes: kStrips of kTall x kWide, the outputs of one channel that a thread holds at once.
 template <int kTall_, int kWide_>
 struct Tile {
     static constexpr int kTall = kTall_, kWide = kWide_;
@@ -103,8 +103,9 @@ __device__ inline void write(const DepthwiseNormParams& p, const float* values, 
     }
 }
 
-// A cluster of blocks takes a tile: each convolves its share of the slices of channels and keeps them, the sums of
-// squares cross over, and each norms what it kept. The weights, constants, are under way before x is there.
+// A cluster of blocks takes a tile. Each block convolves its share of the slices of channels and keeps them, the blocks
+// exchange sums of squares, and each normalizes what it kept. The weights are constants, so their loads start before x
+// is ready.
 template <class T, class X, class W>
 __global__ void __launch_bounds__(kThreads, 2) depthwise_norm_kernel(const __grid_constant__ DepthwiseNormParams p) {
     const int rank = static_cast<int>(cluster_rank()), blocks = static_cast<int>(cluster_size());
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 2) depthwise_norm_kernel(const __gri
             write<T>(p, values, scale, slices, static_cast<bf16*>(p.y) + at);
         }
     }
-    cluster_sync();  // no block's memory may go before it is read
+    cluster_sync();  // no block's memory may be released before it is read
 }
 
 // Large tiles read x less often, but their outputs fit one block's memory only if clusters share the channels.

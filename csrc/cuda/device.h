@@ -61,8 +61,8 @@ __device__ inline uint32_t raw(int8_t x) {
     return static_cast<uint8_t>(x);
 }
 
-// The first `count` elements at `from`, zeros after them; nothing beyond is read. kAligned: `from` is on 16 bytes and
-// `count` is 0 or less, or at least a pack. Streamed: read once, it leaves the caches first.
+// The first `count` elements at `from`, zeros after them; nothing beyond is read. kAligned: `from` is aligned to 16
+// bytes, and `count` is at most 0 or at least a pack. kStreamed: the data is read once and leaves the caches first.
 template <bool kAligned, bool kStreamed = false, class T>
 __device__ inline Pack<T> load_pack(const T* from, int count) {
     Pack<T> pack{};
@@ -83,7 +83,7 @@ __device__ inline Pack<T> load_pack(const T* from, int count) {
     return pack;
 }
 
-// Over 2 * kHalf neighboring lanes, of which every one gets the sum.
+// The sum over 2 * kHalf neighboring lanes, in every one of them.
 template <int kHalf = kWarp / 2>
 __device__ inline float sum_lanes(float x) {
 #pragma unroll

@@ -24,7 +24,8 @@ __device__ inline float guided(float cond, float uncond, float guidance) {
     return guidance * cond - (guidance - 1.0f) * uncond;
 }
 
-// A row's tensors, and what it does now. Null: uncond without guidance, keep and history where they are not written.
+// A row's tensors, and what it does now. uncond is null without guidance, and keep and history are null if they are not
+// written.
 template <class T>
 struct Row {
     FlowEvaluation now;

@@ -6,8 +6,8 @@ namespace flashjanus::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kOut = 2;    // rows of w of a warp, which share its reading of x
-constexpr int kDepth = 4;  // packs of a row of w that a lane has under way at once
+constexpr int kOut = 2;    // rows of w per warp, which share its loads of x
+constexpr int kDepth = 4;  // packs of a row of w that a lane loads at once
 
 // A piece of w: lane by lane, depth by depth, for both rows.
 template <class W>
@@ -23,7 +23,8 @@ __device__ inline void load_tile(Tile<W>& tile, const W* const (&rows)[kOut], in
     }
 }
 
-// sums[r][o] += a pack of w times x, from `column` on. Summed for itself first: short sums round less.
+// sums[r][o] += a pack of w times x, from `column` on. The pack is summed separately first, because short sums round
+// less.
 template <bool kAligned, int kRows, class X, class W>
 __device__ inline void add_pack(float (&sums)[kRows][kOut], const Pack<W> (&w)[kOut], const X* x, int rows, int column,
                                 int columns) {
@@ -45,8 +46,8 @@ __device__ inline void add_pack(float (&sums)[kRows][kOut], const Pack<W> (&w)[k
     }
 }
 
-// x / sqrt(mean(x^2) + eps) * norm, into shared memory. Every warp sums all squares: cheaper than to wait for
-// another's.
+// x / sqrt(mean(x^2) + eps) * norm, into shared memory. Every warp sums all squares, which is cheaper than waiting for
+// the sums of others.
 template <class X>
 __device__ inline const X* normalized(const GemvParams& p) {
     X* normed = reinterpret_cast<X*>(dynamic_shared);
@@ -69,7 +70,7 @@ __device__ inline float element(const void* from, Dtype dtype, int64_t i) {
     return widen(static_cast<const bf16*>(from)[i]);
 }
 
-// What follows the product of output o of row r.
+// Finishes output o of row r after its product.
 __device__ inline void finish(const GemvParams& p, int r, int o, float total) {
     const int64_t at = int64_t{r} * p.out + o;
     if (p.residual) total += element(p.residual, p.residual_dtype, at);
@@ -77,8 +78,8 @@ __device__ inline void finish(const GemvParams& p, int r, int o, float total) {
     store(static_cast<bf16*>(p.y) + at, total);
 }
 
-// A warp makes kOut neighboring outputs of all rows, or a gated one. The first tile of w, a constant, is under way
-// before x is there.
+// A warp computes kOut neighboring outputs of all rows, or a gated one. The first tile of w is a constant, so its load
+// starts before x is ready.
 template <class X, class W, int kRows, bool kAligned>
 __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(const __grid_constant__ GemvParams p) {
     constexpr int kStep = kDepth * kWarp * Pack<W>::kSize;

@@ -1,4 +1,4 @@
-// Launching a kernel that takes one struct, and keeping what the runtime says when it refuses.
+// Launches a kernel that takes one struct, and keeps the runtime's error if that fails.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,7 @@
 
 namespace flashjanus::cuda {
 
-// Of this thread: what the runtime said of it.
+// The result of this thread's last launch.
 inline thread_local cudaError_t last_launch = cudaSuccess;
 
 struct Shape {
@@ -46,7 +46,7 @@ Refusal launch(void (*kernel)(Params), const Shape& shape, const Params& params,
         early.val.programmaticStreamSerializationAllowed = 1;
     }
     last_launch = cudaSuccess;
-    if (shape.shared > 48 * 1024) {  // beyond, a kernel has to ask
+    if (shape.shared > 48 * 1024) {  // a kernel has to ask for more than this
         last_launch = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared);
     }
     if (last_launch == cudaSuccess) last_launch = cudaLaunchKernelEx(&config, kernel, params);

@@ -5,10 +5,10 @@
 namespace flashjanus::cuda {
 namespace {
 
-constexpr int kWarps = kWarp;  // a lane reads what each of them leaves behind
+constexpr int kWarps = kWarp;  // one lane reads the result of each
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kUnroll = 4;           // tokens that a thread has under way at once
-constexpr unsigned kMaxCluster = 8;  // the most that every chip with clusters takes
+constexpr int kUnroll = 4;           // tokens that a thread loads at once
+constexpr unsigned kMaxCluster = 8;  // the largest size that every chip with clusters supports
 constexpr int kDigit = 11;           // bits of a place that a pass over the row decides
 constexpr int kBins = 1 << kDigit;
 constexpr int kGroups = kBins / kWarp;
@@ -28,13 +28,13 @@ struct Bin {
     }
 };
 
-// The place at which a sum over the tokens reaches its goal, and the sum of those before.
+// The place at which a sum over the tokens reaches its goal, and the sum before that place.
 struct Found {
     uint32_t place;
     uint64_t before;
 };
 
-// What a block shows the others of its cluster, between one cluster_sync() and the next.
+// What a block shares with the others of its cluster, between one cluster_sync() and the next.
 struct Exchange {
     Bin bins[kBins];
     Bin groups[kGroups];
@@ -66,7 +66,7 @@ __device__ inline float value_at(uint32_t place) {
     return __uint_as_float(place >> 31 ? place : place ^ 0x7fffffffu);
 }
 
-// What the tokens of a row are drawn by: their logits after penalty and temperature.
+// The values from which a row's token is drawn: logits after penalty and temperature.
 template <class T>
 struct Row {
     const T* logits;
@@ -89,7 +89,7 @@ struct Row {
         return temperature == 0.0f ? x : x / temperature;
     }
 
-    // visit(i, x) for every token that is this thread's, one of the cluster's.
+    // Calls visit(i, x) for every token of this thread, which is one of the cluster's.
     template <class Visit>
     __device__ void each(const Visit& visit) const {
         const uint32_t stride = cluster_size() * kThreads;
@@ -105,7 +105,7 @@ struct Row {
     }
 };
 
-// A token's probability but for a factor, in whole units: their sum is the same in any order, and below 2^63.
+// A token's unnormalized probability as an integer, so that their sum is the same in any order; the sum is below 2^63.
 struct Mass {
     float largest;
     float unit;
@@ -122,7 +122,7 @@ __device__ inline uint64_t over_lanes(uint64_t x, const Combine& combine) {
     return x;
 }
 
-// Over the threads of the cluster, of which every one gets the result.
+// Reduces over the threads of the cluster; every one of them gets the result.
 template <class Combine>
 __device__ inline uint64_t over_cluster(uint64_t x, int& turn, const Combine& combine) {
     const int lane = threadIdx.x % kWarp;
@@ -136,7 +136,7 @@ __device__ inline uint64_t over_cluster(uint64_t x, int& turn, const Combine& co
 }
 
 // By one warp: the first i below `count`, a multiple of kWarp, for which before + at(0) + ... + at(i) reaches the goal,
-// else the last. at(0) + ... + at(i - 1) is added to `before`.
+// or else the last. at(0) + ... + at(i - 1) is added to `before`.
 template <class At>
 __device__ inline int reaches(uint64_t goal, uint64_t& before, int count, const At& at) {
     const int lane = threadIdx.x % kWarp;
@@ -156,8 +156,8 @@ __device__ inline int reaches(uint64_t goal, uint64_t& before, int count, const 
     return count - 1;
 }
 
-// Where the weights of the tokens, in the order of their places of `bits` bits, reach the goal: digit by digit, from
-// the weights of those that share all higher ones. Every thread of the cluster gets it.
+// Finds where the weights of the tokens, in the order of their places of `bits` bits, reach the goal: digit by digit,
+// each time among the tokens that share all higher digits. Every thread of the cluster gets the result.
 template <class T, class Place, class Weight>
 __device__ inline Found search(const Row<T>& row, int& turn, int bits, uint64_t goal, const Place& place,
                                const Weight& weight) {
@@ -202,7 +202,7 @@ __device__ inline Found search(const Row<T>& row, int& turn, int bits, uint64_t 
     return found;
 }
 
-// The least whole sum that is not below (or, where kAbove, is above) share * total; 1 to total whatever the share.
+// The least integer that is not below (if kAbove, that is above) share * total, between 1 and total.
 template <bool kAbove>
 __device__ inline uint64_t goal_of(float share, uint64_t total) {
     const double exact = static_cast<double>(share) * static_cast<double>(total);
@@ -212,8 +212,9 @@ __device__ inline uint64_t goal_of(float share, uint64_t total) {
 }
 
 // Top-k and top-p keep the first tokens of one order, from the most probable down, and the uniform number picks one of
-// those: each stands where a sum of counts or of masses reaches a goal. That gives a value; a division says how many of
-// the tokens that share it the sum needs, and a search by index the last one of these.
+// those. Each of these limits is where a sum of counts or of masses reaches a goal. The search gives a value, a
+// division gives how many of the tokens with that value the sum needs, and a search by index finds the last one of
+// these.
 enum Stage { kTopK, kTopP, kDraw, kTie };
 
 template <class T>
@@ -223,7 +224,7 @@ __device__ inline uint32_t draw(const SampleTokenParams& p, int b, const Row<T>&
     const int top_k = p.top_k[b];
     const float top_p = p.top_p[b], uniform = p.uniforms[int64_t{b} * p.steps + min(p.step[b], p.steps - 1)];
     Found last{0xffffffffu, 0};  // after every value
-    uint64_t ties = 0;           // of the tokens at that place, the first so many
+    uint64_t ties = 0;           // how many of the tokens at that place are kept
     uint64_t kept = 0;           // the mass up to and with them
 #pragma unroll 1
     for (int stage = top_k > 0 && top_k < p.vocab ? kTopK : kTopP; stage <= kTie; ++stage) {

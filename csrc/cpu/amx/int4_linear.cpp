@@ -1,6 +1,6 @@
-// y = act(norm(x) w^T) + residual for up to four rows, w in 4 bits. Bound by the reading of w: every row of x is used
-// while a piece of w is in registers. VNNI multiplies signed bytes by unsigned ones: those of w are q + 8, so each
-// group of columns takes 8 times its sum of x off again.
+// y = act(norm(x) w^T) + residual for up to four rows, with w in 4 bits. Reading w is the bottleneck, so every row of x
+// uses a piece of w while it is in registers. VNNI multiplies signed by unsigned bytes. The unsigned bytes are w as q +
+// 8, so 8 times the sum of x is subtracted again for each group of columns.
 #include "cpu/amx/int4_linear.h"
 #include "cpu/intrinsics.h"
 
@@ -16,7 +16,7 @@ constexpr int32_t kPanel = 16;                            // outputs
 constexpr int32_t kGroupBytes = kPanel * kInt4Group / 2;  // of w
 constexpr int32_t kMaxGroups = kMaxQuantizedChannels / kInt4Group;
 constexpr int32_t kPanels = 4;    // panels side by side: more streams keep more of the memory busy
-constexpr int32_t kAhead = 1024;  // bytes of w that are fetched before they are needed, across the ends of panels
+constexpr int32_t kAhead = 1024;  // bytes of w that are fetched ahead, across the ends of panels
 
 // A row of norm(x), quantized by groups.
 struct Row {
@@ -95,11 +95,11 @@ INLINE void finish(const Int4LinearParams& p, int32_t r, int32_t column, F32 v) 
     with_type(p.y_dtype, [&](auto type) { store(static_cast<decltype(type)*>(p.y) + at, v); });
 }
 
-// The outputs of an item: of kPanels panels, or gated, of half as many and their ups.
+// The outputs of an item: those of kPanels panels or, if gated, of half as many panels and their ups.
 template <int kRows>
 INLINE void outputs(const Int4LinearParams& p, const Row* x, int32_t item) {
     const int32_t count = p.out / kPanel, wide = p.gated ? kPanels / 2 : kPanels, left = item * wide;
-    int32_t panels[kPanels];  // the last one again where there are no more
+    int32_t panels[kPanels];  // filled up with the last one
     for (int32_t j = 0; j < kPanels; ++j) {
         const int32_t at = left + j % wide;
         panels[j] = (at < count ? at : count - 1) + (j < wide ? 0 : count);
@@ -117,7 +117,7 @@ template <int kRows>
 void rows(const Int4LinearParams& p) {
     const int32_t wide = kPanel * (p.gated ? kPanels / 2 : kPanels), items = (p.out + wide - 1) / wide;
     Row x[kRows];
-    const double work = 0.04 * (p.gated ? 2 : 1) * p.out * p.columns;  // for the reading of w
+    const double work = 0.04 * (p.gated ? 2 : 1) * p.out * p.columns;  // for reading w
     const Team team = team_for(p.threads, items, work);
 #pragma omp parallel num_threads(team.threads)
     {

@@ -1,6 +1,6 @@
 // Attention of many queries by AMX: blocks of 32 queries pass over blocks of keys with an online softmax. Keys and
-// values of a head are put into tiles once and serve all of its queries; blocks of keys that none of a block's queries
-// sees are left out, which for causal rows is half of them.
+// values of a head are put into tiles once and serve all of its queries. A block of keys is skipped if no query of the
+// block sees any of them, which for causal rows is half of the blocks.
 #include <cstdlib>
 
 #include "cpu/amx/tiled_attention.h"
@@ -18,7 +18,7 @@ constexpr int32_t kKeys = 192;        // keys of a block: its scores stay in the
 constexpr int32_t kPair = 2 * kTile;  // keys or channels of a tile's row in bf16
 constexpr float kLog2E = 1.44269504f;
 
-// What a thread needs for one head of one row.
+// The memory of a thread for one head of one row.
 struct Buffers {
     char* k;        // [keys / 16][head / 32] tiles, channels in pairs
     char* v;        // [head / 16][keys / 32] tiles, keys in pairs
@@ -68,7 +68,7 @@ INLINE void transpose(__m512i (&r)[16]) {
     }
 }
 
-// 2^x for x <= 0, off by 3e-6 of it, and 2^-120 below that; NaN stays NaN.
+// 2^x for x <= 0, with a relative error of 3e-6; 2^-120 for smaller x than -120; NaN stays NaN.
 INLINE F32 exp2(F32 x) {
     const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-120.0f), (__m512)x);
     const __m512 n = _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -123,7 +123,7 @@ class Head {
     }
 
  private:
-    // The rule: start .. stop - 1 and the own slot; everything without a rule.
+    // Under the rule, a query sees keys start .. stop - 1 and the one in its own slot; without a rule it sees all keys.
     int32_t start() const {
         return p_.kv_start && p_.kv_start[b_] > 0 ? p_.kv_start[b_] : 0;
     }
@@ -134,7 +134,7 @@ class Head {
     int32_t own(int32_t i) const {
         return p_.slots ? p_.slots[int64_t{b_} * p_.queries + i] : start();
     }
-    // All that query i sees lies here.
+    // All keys that query i sees are in begin .. end - 1.
     int32_t begin(int32_t i) const {
         return own(i) < start() || start() >= stop(i) ? own(i) : start();
     }
@@ -149,7 +149,8 @@ class Head {
         for (int32_t i = first_; i < last_; ++i) at.seen[own(i) - low_] = 1;
     }
 
-    // 32 channels of key or value low_ + j; zeros where nobody looks: what lies there may be NaN, and 0 * NaN is NaN.
+    // 32 channels of key or value low_ + j. For keys that no query sees they are zeros: those keys may be NaN, and 0 *
+    // NaN is NaN.
     INLINE __m512i row(const void* of, const Buffers& at, int32_t j, int32_t d) const {
         if (!at.seen[j]) return __m512i{};
         const int64_t from = b_ * p_.batch_stride + (low_ + j) * p_.key_stride + int64_t{g_} * p_.head + d;
@@ -227,7 +228,7 @@ class Head {
         }
     }
 
-    // Takes in keys low_ + j .. low_ + j + width - 1.
+    // Adds keys low_ + j .. low_ + j + width - 1.
     void keys(const Buffers& at, int32_t i, int32_t count, int32_t j, int32_t width, float* largest,
               float* total) const {
         const int32_t steps = p_.head / kPair;
@@ -266,7 +267,8 @@ class Head {
         tiles_meet_memory();
     }
 
-    // The weights of query i + r on these keys relative to its largest score so far; what it has summed follows suit.
+    // The weights of query i + r on these keys, relative to its largest score so far; its sums so far are rescaled to
+    // match.
     INLINE void softmax(const Buffers& at, int32_t i, int32_t r, int32_t j, int32_t width, float& largest,
                         float& total) const {
         float* scores = at.scores + r * kKeys;
@@ -286,7 +288,7 @@ class Head {
         F32 most = load(scores);
         for (int32_t c = kLanes; c < width; c += kLanes) {
             const F32 s = load(scores + c);
-            most = s <= most ? most : s;  // NaN wins, as it does in a softmax
+            most = s <= most ? most : s;  // NaN wins, as in a softmax
         }
         const float scale = p_.scale * kLog2E;
         float now = _mm512_reduce_max_ps((__m512)most) * scale;
@@ -306,7 +308,7 @@ class Head {
         largest = now;
     }
 
-    // A hidden key weighs nothing.
+    // A hidden key has weight 0.
     INLINE F32 weight(F32 score, float scale, float shift) const {
         const F32 x = score * scale - shift;
         const __mmask16 there = _mm512_cmp_ps_mask((__m512)score, _mm512_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ);
@@ -321,7 +323,7 @@ class Head {
 
     const TiledAttentionParams& p_;
     const int32_t b_, g_, first_, last_;
-    int32_t low_, high_;  // the keys that any of the queries sees lie between
+    int32_t low_, high_;  // all keys that any of the queries sees are in low_ .. high_ - 1
     int32_t padded_;
 };
 
@@ -330,7 +332,7 @@ class Head {
 Refusal tiled_attention(const TiledAttentionParams& p) {
     if (p.dtype != Dtype::bf16) return "expected dtype 1 (bfloat16)";
     if (p.head % kPair) return "expected heads of a multiple of 32 channels";
-    // as many chunks of queries as keep all threads at work, though each puts the keys into tiles for itself
+    // enough chunks of queries to keep all threads busy, although each chunk puts the keys into tiles again
     const int64_t heads = int64_t{p.batch} * p.kv_heads, blocks = (p.queries + kRows - 1) / kRows;
     const int64_t wanted = heads >= 4 * p.threads ? 1 : (4 * p.threads + heads - 1) / heads;
     const int64_t chunks = wanted < (blocks + 3) / 4 ? wanted : (blocks + 3) / 4;

@@ -4,7 +4,7 @@
 
 namespace flashjanus {
 
-// As decode_attention, for many queries a row: in bfloat16, heads of a multiple of 32 channels.
+// Like decode_attention, for many queries per row: in bfloat16, with heads of a multiple of 32 channels.
 using TiledAttentionParams = DecodeAttentionParams;
 
 }  // namespace flashjanus

@@ -1,7 +1,7 @@
 // y = act(norm(x) w^T * scale + bias) + residual by AMX, which multiplies 16x16x32 values of bf16, or 16x16x64 of int8,
-// in 16 cycles. What it waits for is its operands, so they lie as it reads them: w since it was loaded, x from the
-// start of a call, block by block in the second-level cache, and the products run while the next piece of w is
-// fetched.
+// in 16 cycles. AMX waits for its operands, so these are stored in the order in which it reads them: w when it is
+// loaded, and x at the start of a call, block by block in the second-level cache. The products run while the next piece
+// of w is fetched.
 #include <cstdlib>
 
 #include "cpu/amx/tiled_linear.h"
@@ -17,12 +17,12 @@ namespace {
 
 #include "cpu/norm.h"
 
-constexpr int64_t kBlockBytes = 3 << 18;   // of x in tiles, in a second-level cache of 2 MB beside pieces of w
-constexpr int32_t kBlockPairs = 4;         // of tiles of rows that share a piece of w, where x has as many
-constexpr int64_t kStreamBytes = 1 << 20;  // of y per thread, from which it bypasses the caches
-constexpr int32_t kAhead = 2;              // tiles of w fetched before they are needed where few rows share them
+constexpr int64_t kBlockBytes = 3 << 18;   // of x in tiles; a second-level cache of 2 MB also holds pieces of w
+constexpr int32_t kBlockPairs = 4;         // pairs of tiles of rows that share a piece of w, if x has that many
+constexpr int64_t kStreamBytes = 1 << 20;  // bytes of y per thread, above which stores to y bypass the caches
+constexpr int32_t kAhead = 2;              // tiles of w that are fetched ahead if few rows share them
 
-// Rows of norm(x) in tiles, in int8 their scales, and sums that wait for the next part of the columns.
+// Rows of norm(x) in tiles, their scales if they are int8, and sums that wait for the next part of the columns.
 struct Operands {
     char* tiles;
     float* scales;
@@ -97,7 +97,7 @@ INLINE void store_sums(Sums& sums) {
     tiles_meet_memory();
 }
 
-// Adds a[i] b[j] to the tiles of sums 2 i + j, two tiles of rows by two panels of w. meanwhile(k) runs among the
+// Adds a[i] b[j] to the tiles of sums 2 i + j: two tiles of rows by two panels of w. meanwhile(k) is called between the
 // products.
 template <class T, class Meanwhile>
 INLINE void multiply_2x2(const char* const (&a)[2], const char* const (&b)[2], int32_t steps,
@@ -116,7 +116,7 @@ INLINE void multiply_2x2(const char* const (&a)[2], const char* const (&b)[2], i
     }
 }
 
-// Adds a b[j] to the tiles of sums j, one tile of rows by four panels of w, whose next tiles are fetched: next[j] is
+// Adds a b[j] to the tiles of sums j: one tile of rows by four panels of w. It also fetches next[j], the tiles that are
 // read after b[j].
 template <class T>
 INLINE void multiply_1x4(const char* a, const char* const (&b)[4], const char* const (&next)[4], int32_t steps) {
@@ -140,9 +140,9 @@ INLINE void multiply_1x4(const char* a, const char* const (&b)[4], const char* c
     }
 }
 
-// How a call is cut into items: a block of rows, whose tiles stay in the cache, by two panels of w (gated: a panel of
-// gates and its panel of ups), or where there are few rows, all of them by four panels. Where the columns are so many
-// that only a small block would stay in the cache, it passes over w in parts of the columns.
+// How a call is cut into items. An item is a block of rows, whose tiles stay in the cache, by two panels of w (if
+// gated, a panel of gates and its panel of ups). If there are few rows, an item is all rows by four panels. If there
+// are so many columns that only a small block would stay in the cache, the call passes over w in parts of the columns.
 struct Cut {
     int32_t steps;   // tiles along the columns of x
     int32_t panels;  // of 16 columns of y
@@ -201,7 +201,7 @@ class Worker {
             const auto count = static_cast<int32_t>((end < last ? end : last) - first);
             for (int32_t part = 0; part < cut_.parts; ++part) {
                 for (int32_t i = 0; i < count; ++i) {
-                    // while the one after it is fetched, at the end that of the next part
+                    // meanwhile the next item is fetched: after the last item, the first one of the next part
                     const int32_t next = i + 1 < count ? i + 1 : 0, then = next ? part : (part + 1) % cut_.parts;
                     cut_.few ? few(from + i, from + next) : many(block, part, from, i, next, then);
                 }
@@ -248,7 +248,7 @@ class Worker {
         return static_cast<int32_t>(int64_t{cut_.steps} * part / cut_.parts);
     }
 
-    // Item from + i in a part of the columns; from + next in part `then` is fetched.
+    // Computes item from + i in a part of the columns, and fetches item from + next in part `then`.
     void many(int32_t block, int32_t part, int32_t from, int32_t i, int32_t next, int32_t then) {
         const int32_t left = (from + i) * cut_.wide, next_left = (from + next) * cut_.wide, right = gated() ? 0 : 1;
         const int64_t at = int64_t{begin(part)} * kTileBytes, next_at = int64_t{begin(then)} * kTileBytes;
@@ -258,9 +258,9 @@ class Worker {
         const bool ends = part + 1 == cut_.parts;
         const int32_t first = block * cut_.block;
         const int32_t last = first + cut_.block < cut_.pairs ? first + cut_.block : cut_.pairs;
-        const int32_t lines =
-            last > first ? (kTile + last - first - 1) / (last - first) : 0;  // of the next piece, in each step
-        const int32_t rows = (2 * kTile + steps - 1) / steps;                // likewise, of the sums before
+        // In each step: lines of the next piece that are fetched, and rows of the previous sums that are finished.
+        const int32_t lines = last > first ? (kTile + last - first - 1) / (last - first) : 0;
+        const int32_t rows = (2 * kTile + steps - 1) / steps;
         for (int32_t pair = first; pair < last; ++pair) {
             const char* a0 = operands_.tiles + int64_t{pair} * 2 * cut_.steps * kTileBytes + at;
             const char* a[2] = {a0, a0 + int64_t{cut_.steps} * kTileBytes};
@@ -293,7 +293,7 @@ class Worker {
         }
     }
 
-    // What finish_row() will need of row r.
+    // Fetches what finish_row() will need of row r.
     INLINE void fetch_row(int32_t r, int32_t panel) const {
         const int64_t at = int64_t{r} * p_.out + panel * kTile;
         if (p_.residual) {
@@ -308,7 +308,7 @@ class Worker {
         }
     }
 
-    // Row r of the sums that wait.
+    // Finishes row r of the sums that wait.
     INLINE void finish_row(int32_t r) const {
         const int32_t i = r / kTile * 2, at = r % kTile;
         const Sums& sums = *done_;
@@ -374,7 +374,7 @@ Refusal multiply(const TiledLinearParams& p) {
     if (!memory) return kNoMemory;
     char* scales = memory + tile_bytes;
     const Operands operands{memory, reinterpret_cast<float*>(scales), scales + scale_bytes};
-    const double each = 0.05 + 0.002 * p.rows;  // of a weight: its reading and its products
+    const double each = 0.05 + 0.002 * p.rows;  // nanoseconds per weight, for reading it and for its products
     const double work = each * (p.act == Activation::gated_silu ? 2 : 1) * p.out * p.columns;
     const Team team = team_for(p.threads, cut.items(), work);
 #pragma omp parallel num_threads(team.threads)

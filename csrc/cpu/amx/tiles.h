@@ -8,15 +8,15 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// This thread's eight tile registers, all of the full size. Trap: GCC 12's _tile_loadconfig tells the compiler of the
-// first 8 bytes alone.
+// This thread's eight tile registers, all of full size. Trap: GCC 12's _tile_loadconfig tells the compiler only about
+// the first 8 bytes.
 INLINE void configure_tiles() {
     const TileConfig config;
     asm volatile("ldtilecfg %0" ::"m"(config));
 }
 
-// Trap: the compiler does not know that tile instructions read and write memory. It stands between them and other code
-// on the same memory.
+// Trap: the compiler does not know that tile instructions read and write memory. This barrier stands between them and
+// other code on the same memory.
 INLINE void tiles_meet_memory() {
     asm volatile("" ::: "memory");
 }
@@ -31,13 +31,13 @@ INLINE __m512i to_bf16(F32 first, F32 second) {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
 
-// Memory that a thread keeps from call to call: new memory costs more than the filling of it.
+// Memory that a thread keeps from call to call, because allocating it costs more than filling it.
 class Scratch {
  public:
     ~Scratch() {
         std::free(memory_);
     }
-    // So many bytes on a cache line's boundary, null where there are none. What it held before is lost.
+    // `bytes` bytes that begin on a cache line, or null if memory is short. If the memory grows, its contents are lost.
     char* fit(int64_t bytes) {
         if (bytes <= bytes_) return memory_;
         std::free(memory_);
