@@ -32,6 +32,15 @@ def test_a_server_loads_several() -> None:
     assert "adapters" not in choices(build_parser().parse_args(["serve"]))
 
 
+@pytest.mark.parametrize("flags", [[], ["--served-name", "mine"], ["--ray", "local"]])
+def test_a_server_refuses_an_adapter_of_the_models_own_name(cli, flags: list[str]) -> None:
+    name = "mine" if "mine" in flags else "shapes"
+    result = cli("serve", "--adapter", f"styles/{name}", *flags)
+    assert result.code == 2
+    assert "--adapter: expected a name other than the model's, by which requests ask for it" in result.err
+    assert f"got {name!r}; give NAME=PATH" in result.err
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

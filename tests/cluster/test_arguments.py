@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flashjanus import JanusFlow
 from flashjanus.cluster.arguments import GRANTED, Arguments
 from flashjanus.errors import InputError
 from flashjanus.serving.http.settings import Settings
 from pydantic import ValidationError
+
+
+def test_every_choice_of_a_model_is_an_argument() -> None:
+    """What the command line of `flashjanus serve` may set, and not revision, which it does not have."""
+    options = set(signature(JanusFlow.from_pretrained).parameters) - {"source", "revision"}
+    assert set(Arguments().choices()) == options
+    assert Arguments(adapters={"ink": "styles/ink"}).choices()["adapters"] == {"ink": "styles/ink"}
 
 
 def test_all_that_a_server_grants_is_an_argument_but_its_keys() -> None:

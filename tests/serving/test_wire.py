@@ -50,7 +50,7 @@ EVENTS = [
     messages.Step(1, 30),
     messages.Piece("é", messages.Logprob(5, b"\xc3", -0.5), [messages.Logprob(6, b"", float("-inf"))]),
     messages.Answered("\ud800 of a surrogate", "stop", Usage(1, 0, 1)),
-    messages.Facts("shapes", (64, 64), 16, 16, 512, "float32", "cpu", None, "0"),
+    messages.Facts("shapes", (64, 64), 16, 16, 512, "float32", "cpu", None, "0", {"ink": "styles/ink"}),
     messages.Stats(turns={"piece": (1, 0.25)}, prefixes={"images": (1, 2)}),
     ImageRequest(prompt="x", options={"seed": [1, 2], "guidance_interval": (0.1, 0.9), "d": {"u": []}}, deadline=1.5),
     ChatRequest(messages=[{"role": "user", "content": [{"type": "image", "image": b"\0\xff"}]}], logprobs=2),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flashjanus.cli.bench_options import count
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import (
+    adapters_of,
     add_adapter_option,
     add_model_options,
     add_output_options,
@@ -79,7 +80,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run the model in the server's process instead of a worker process that is restarted if it dies",
     )
     add_ray_options(parser.add_argument_group("on a cluster"))
-    add_adapter_option(parser, "LoRA adapter that requests may name in their field `adapter`; repeatable")
+    add_adapter_option(
+        parser, "LoRA adapter that requests may name as their model or in their field `adapter`; repeatable"
+    )
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -190,6 +193,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 0 <= args.port <= MOST_PORTS:
         raise InputError(f"--port: expected 0 to {MOST_PORTS}, got {args.port}")
     settings = settings_of(args)
+    _check_adapters(args)
     if args.ray is not None:
         return run_on_ray(args, settings, console)
     with bound(args.host, args.port) as listening:
@@ -203,6 +207,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         set_up(args.log_level)
         asyncio.run(serve_until_stopped(engine, wait, settings, listening, console, args.ui))
     return 0
+
+
+def _check_adapters(args: argparse.Namespace) -> None:
+    """Raises InputError for an adapter by whose name requests ask for the model itself."""
+    for name in adapters_of(args):
+        if name in (args.model, *(args.names or ())):
+            raise InputError(
+                f"--adapter: expected a name other than the model's, by which requests ask for it without an adapter, "
+                f"got {name!r}; give NAME=PATH"
+            )
 
 
 def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wait | None]:

@@ -18,7 +18,7 @@ def add_ray_options(group: argparse._ArgumentGroup) -> None:
         "--ray",
         metavar="ADDRESS",
         help="address of a Ray cluster, auto for the cluster that this machine belongs to, or local; every node needs "
-        "FlashJanus, and the model under the same path",
+        "FlashJanus, and the model and its adapters under the same paths",
     )
     group.add_argument(
         "--min-replicas", type=int, default=1, metavar="N", help="minimum number of replicas (default: 1)"

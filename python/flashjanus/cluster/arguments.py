@@ -22,6 +22,7 @@ CHOICES = (
     "implementations",
     "cuda_graphs",
     "buckets",
+    "adapters",
 )
 LEAVE = 10.0
 """Seconds that a replica has beyond `drain` to close its connections and its engine."""
@@ -54,6 +55,7 @@ class Replicas(BaseModel):
     implementations: dict[str, list[str]] | None = None
     cuda_graphs: bool = True
     buckets: dict[str, list[int]] | None = None
+    adapters: dict[str, str] | None = None
     threads: int | None = Field(None, ge=1)
 
     min_replicas: int = Field(1, ge=1)

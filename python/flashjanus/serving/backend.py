@@ -74,7 +74,7 @@ class ThreadBackend:
     def __init__(self, model: JanusFlow, limits: Limits | None = None) -> None:
         self._model, self._limits = model, limits or Limits()
         self._desk = Desk(model, self._limits)  # only the engine's thread uses it from now on
-        self._facts, self._stats = facts(model), Stats()
+        self._stats = Stats()
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._running: set[Running] = set()
@@ -93,7 +93,7 @@ class ThreadBackend:
 
     @property
     def facts(self) -> Facts:
-        return self._facts
+        return facts(self._model)  # anew each time, because adapters come and go
 
     def stats(self) -> Stats:
         return self._stats

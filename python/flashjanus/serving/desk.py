@@ -227,4 +227,5 @@ def facts(model: JanusFlow) -> Facts:
         str(model.device),
         model.quantization,
         __version__,
+        {name: one.source for name, one in model.adapters.items() if not one.merged},
     )

@@ -149,7 +149,7 @@ LAST = Images | Answered | Failure
 class Facts:
     """Facts about the served model. image_size: height and width of its pictures, None without a VAE;
     picture_tokens: tokens that a drawn picture takes; seen_tokens: tokens that an input picture takes; context: the
-    most tokens of a conversation."""
+    most tokens of a conversation. adapters: where each adapter that requests may name was loaded from, by name."""
 
     name: str
     image_size: tuple[int, int] | None
@@ -160,6 +160,7 @@ class Facts:
     device: str
     quantization: str | None
     version: str
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

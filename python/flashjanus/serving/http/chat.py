@@ -101,7 +101,7 @@ async def completions(request: Request) -> Response:
         "system_fingerprint": f"flashjanus-{state.facts.version}",
     }
     try:
-        asked = await conversation(state.settings, messages, logprobs=likeliest, **fields)
+        asked = await conversation(state.settings, messages, logprobs=likeliest, **state.adapted(body.model, fields))
         streams = await submitted(state, repeated(asked, body.n or 1))
     except FlashJanusError as error:
         raise told(error, "messages") from error

@@ -108,7 +108,7 @@ async def generations(request: Request) -> Response:
         raise ApiError(400, "partial_images: expected 0 without stream", "invalid_value", "partial_images")
     fields = ("n", "size", "quality", "output_format", "output_compression", "partial_images", *IMAGE_EXTRAS)
     try:
-        asked = drawing(state, body.prompt, **given(body, fields))
+        asked = drawing(state, body.prompt, **state.adapted(body.model, given(body, fields)))
         note(request.scope, kind="image", prompt=body.prompt if state.settings.log_prompts else None)
         stream = await state.engine.submit(asked.request)
     except FlashJanusError as error:

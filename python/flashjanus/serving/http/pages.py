@@ -13,14 +13,15 @@ from flashjanus.serving.http.state import State, state_of
 
 
 def _model(state: State, name: str) -> dict[str, Any]:
-    facts = state.facts
+    facts, source = state.facts, state.adapters.get(name)
     size = None if facts.image_size is None else "x".join(map(str, facts.image_size[::-1]))
     return {
         "id": name,
         "object": "model",
         "created": state.created,
         "owned_by": "flashjanus",
-        "root": facts.name,
+        "root": facts.name if source is None else source,
+        "parent": None if source is None else state.names[0],
         "max_model_len": facts.context,
         "image_size": size,
         "dtype": facts.dtype,
@@ -31,13 +32,13 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def models(request: Request) -> Response:
-    """List the names by which requests may call the model."""
+    """List the names by which requests may call the model, and its adapters as models whose parent it is."""
     state = state_of(request)
-    return JSONResponse({"object": "list", "data": [_model(state, name) for name in state.names]})
+    return JSONResponse({"object": "list", "data": [_model(state, name) for name in (*state.names, *state.adapters)]})
 
 
 async def model(request: Request) -> Response:
-    """Describe one of the model's names."""
+    """Describe one of the model's names, or an adapter."""
     state = state_of(request)
     return JSONResponse(_model(state, state.name(request.path_params["model"])))
 

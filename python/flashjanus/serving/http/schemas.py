@@ -45,7 +45,7 @@ class _ImageFields(Body):
     """Draws images of a prompt."""
 
     prompt: str = Field(description="what to draw", min_length=1)
-    model: str | None = Field(None, description="the served model's name")
+    model: str | None = Field(None, description="the name of the served model, or of one of its adapters")
     n: Images | None = Field(None, description="the number of images (default: 1)")
     size: Size | None = Field(
         None,
@@ -175,7 +175,7 @@ class _ChatFields(Body):
     """Answers a conversation."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
-    model: str | None = Field(None, description="the served model's name")
+    model: str | None = Field(None, description="the name of the served model, or of one of its adapters")
     n: Answers | None = Field(None, description="the number of answers (default: 1)")
     max_tokens: Tokens | None = Field(None, description="the older name of max_completion_tokens")
     max_completion_tokens: Tokens | None = Field(None, description="the most tokens of the answer")

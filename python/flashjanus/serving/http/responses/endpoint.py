@@ -45,7 +45,7 @@ async def create(request: Request) -> Response:
         asked = await _question(state, body, turns) if tool is None else _drawing(state, body, tool, turns)
         stream = await state.engine.submit(asked.request if isinstance(asked, Drawing) else asked)
     except FlashJanusError as error:
-        raise renamed(told(error, "input"), TEXT_NAMES if tool is None else TOOL_NAMES) from error
+        raise renamed(told(error, "input"), TEXT_NAMES if tool is None else _tool_names(tool)) from error
     reply, events = Reply(name, _echo(body)), watched(stream, state, request.scope)
     made = reply.image(events, asked) if isinstance(asked, Drawing) else reply.text(events)
     if body.stream:
@@ -63,12 +63,12 @@ async def _question(state: State, body: Any, turns: list[Turn]) -> ChatRequest:
         max_tokens=body.max_output_tokens,
         logprobs=(body.top_logprobs or 0) if told_tokens else None,
         origin="input",
-        **fields,
+        **state.adapted(body.model, fields),
     )
 
 
 def _drawing(state: State, body: Any, tool: Any, turns: list[Turn]) -> Drawing:
-    """Make a Drawing of the request. The response's seed applies if the tool gives none."""
+    """Make a Drawing of the request. The response's seed and adapter apply if the tool gives none."""
     if tool.partial_images and not body.stream:
         where = "tools[0].partial_images"
         raise ApiError(400, f"{where}: expected 0 without stream", "invalid_value", where)
@@ -77,7 +77,18 @@ def _drawing(state: State, body: Any, tool: Any, turns: list[Turn]) -> Drawing:
     except ApiError as error:
         raise renamed(error, {"model": "tools[0].model"}) from error
     options = ("size", "quality", "output_format", "output_compression", "partial_images", *IMAGE_EXTRAS)
-    return images.drawing(state, prompt_of(turns), **{**given(body, ("seed",)), **given(tool, options)})
+    chooser = tool if _chooses(tool) else body
+    adapter = state.adapted(chooser.model, given(chooser, ("adapter",)))
+    return images.drawing(state, prompt_of(turns), **{**given(body, ("seed",)), **given(tool, options), **adapter})
+
+
+def _chooses(tool: Any) -> bool:
+    """Whether the tool, and not the response, says which adapter draws."""
+    return tool.model is not None or tool.adapter is not None
+
+
+def _tool_names(tool: Any) -> dict[str, str]:
+    return TOOL_NAMES if _chooses(tool) else {**TOOL_NAMES, "adapter": "adapter"}
 
 
 def _echo(body: Any) -> dict[str, Any]:
