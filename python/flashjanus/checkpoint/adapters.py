@@ -6,6 +6,7 @@ the language model's projections, and factors must come in pairs with the shapes
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from flashjanus.checkpoint.fields import Fields, raise_problems
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
 from flashjanus.checkpoint.layout import FLOAT_DTYPES
 from flashjanus.checkpoint.sources import FileSource
-from flashjanus.disk.paths import is_file, is_folder, names_in, unfinished
+from flashjanus.disk.paths import cannot_read, is_file, is_folder, names_in, unfinished
 from flashjanus.disk.reading import read_json
 from flashjanus.errors import CheckpointError, ConfigError
 
@@ -200,6 +201,18 @@ def _is_pattern(text: str) -> bool:
         return not repeated and bool(re.compile(text))
     except re.error:
         return False
+
+
+def fingerprint(source: str | os.PathLike[str]) -> str:
+    """A hash of an adapter's files, in a folder or at a hub id. Raises CheckpointError if they cannot be read."""
+    folder, found = _folder(source, None), hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise cannot_read(folder / name, error) from error
+        found.update(hashlib.sha256(data).digest())
+    return found.hexdigest()
 
 
 def _folder(source: str | os.PathLike[str], revision: str | None) -> Path:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import (
+    adapters_of,
+    add_adapter_option,
     add_model_options,
     add_option,
     add_output_options,
@@ -79,12 +81,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--ray",
         metavar="ADDRESS",
         help="address of a Ray cluster, auto for the cluster that this machine belongs to, or local; every node needs "
-        "FlashJanus, and the model and the images of questions under the same paths; results are written on this "
-        "machine",
+        "FlashJanus, and the model, the adapters and the images of questions under the same paths; results are "
+        "written on this machine",
     )
     group.add_argument("--replicas", type=int, metavar="N", help="number of model replicas (default: as many as fit)")
     group.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="CPUs per replica (default: 1)")
     group.add_argument("--replica-gpus", type=float, default=0, metavar="N", help="GPUs per replica (default: 0)")
+    add_adapter_option(
+        parser,
+        "LoRA adapter, a folder that PEFT wrote or a hub id; repeatable. Lines name one in their field adapter, with "
+        "null for none. If only one is given, it also applies to lines without that field",
+    )
     add_model_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -98,15 +105,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     integer("--seed", args.seed, 0, MAX_SEED)
     for flag, value in (("--live-images", args.live_images), ("--live-answers", args.live_answers)):
         integer(flag, value, 1, 10_000)
+    from flashjanus.checkpoint.adapters import fingerprint
     from flashjanus.cluster.batch import Batch
     from flashjanus.cluster.folder import Folder
     from flashjanus.cluster.rows import Usual
 
-    options = {"image": _usual(args, ImageOptions), "answer": _usual(args, TokenOptions)}
+    adapters = adapters_of(args)
+    for_all = {"adapter": next(iter(adapters))} if len(adapters) == 1 else {}
+    options = {"image": {**for_all, **_usual(args, ImageOptions)}, "answer": {**for_all, **_usual(args, TokenOptions)}}
     model = {"name": args.model, "vae": args.vae, **{name: choices(args)[name] for name in SAME}}
     folder = Folder(Path(args.out))
     console.status(f"reading {args.file}")
-    batch = Batch.read(Path(args.file), Usual(options, args.seed, model), folder, args.strict)
+    prints = {name: fingerprint(source) for name, source in adapters.items()}
+    batch = Batch.read(Path(args.file), Usual(options, args.seed, model, prints), folder, args.strict)
     with folder.writing():
         batch.resume(args.redo)
         try:
@@ -120,7 +131,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.text(f"{counts['rows']} rows: {words} ({counts['written']} now), in {folder.path}")
     if counts["failed"]:
         console.note(f"{counts['failed']} rows have no result: {folder.path / 'failures.jsonl'} says why")
-    console.result({**counts, "folder": str(folder.path), "model": model})
+    console.result({**counts, "folder": str(folder.path), "model": model, "adapters": adapters})
     return EXIT_INCOMPLETE if counts["failed"] else 0
 
 

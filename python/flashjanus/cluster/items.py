@@ -68,6 +68,7 @@ def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Ite
         "files": [{"file": name, **summed(data)} for name, data in files.items()],
         "usage": {name: count for name, count in asdict(result.usage).items() if name != "cached_tokens"},  # by chance
         "model": {name: getattr(facts, name) for name in ("name", "dtype", "device", "quantization")},
+        **_adapter(row, facts),
         "version": facts.version,
         "digest": row.digest,
     }
@@ -79,11 +80,18 @@ def summed(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def _adapter(row: Row, facts: Facts) -> dict[str, str]:
+    """Where the row's adapter was loaded from, if it has one."""
+    name = row.options.get("adapter")
+    return {} if name is None else {"adapter": facts.adapters[name]}
+
+
 def _encoded(picture: Any, row: Row, seed: Any, facts: Facts) -> bytes:
     text = {
         "prompt": row.text,
         "seed": str(seed),
         **{name: str(value) for name, value in row.options.items() if name != "seed"},
+        **_adapter(row, facts),
         "model": facts.name,
         "Software": f"flashjanus {facts.version}",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,14 @@ class Fault:
 class Usual:
     """Defaults for rows: options by kind, and the seed from which a row's own seed is derived together with its id.
 
-    model: what the results depend on besides the row, as plain data.
+    model: what the results depend on besides the row, as plain data. adapters: what tells each adapter that rows may
+    name from others, by name.
     """
 
     options: Mapping[str, Mapping[str, Any]]
     seed: int
     model: Mapping[str, Any]
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(path: Path, usual: Usual) -> Iterator[Row | Fault]:
@@ -165,9 +167,20 @@ def _row(line: int, given: Mapping[str, Any], usual: Usual) -> Row:
     options = {**usual.options[kind], **{name: value for name, value in given.items() if name not in own}}
     options = _other_than_default(kind, options, text)
     options.setdefault("seed", derived_seed(usual.seed, id))
-    whole = dict(kind=kind, text=text, images=images, options=options, model=usual.model)
+    whole = dict(kind=kind, text=text, images=images, options=options, model=usual.model, **_adapter(options, usual))
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return Row(line, id, kind, text, images, options, digest)
+
+
+def _adapter(options: Mapping[str, Any], usual: Usual) -> dict[str, str]:
+    """What the result of a row with an adapter depends on; empty without one."""
+    name = options.get("adapter")
+    if name is None:
+        return {}
+    if name not in usual.adapters:
+        known = ", ".join(map(repr, usual.adapters)) or "none"
+        raise InputError(f"adapter: expected one that --adapter loads ({known}), got {show(name)}")
+    return {"adapter": usual.adapters[name]}
 
 
 def _other_than_default(kind: str, given: Mapping[str, Any], text: str) -> dict[str, Any]:
