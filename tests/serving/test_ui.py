@@ -11,14 +11,17 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from flashjanus import JanusFlow
 from flashjanus.sampling import presets
 from flashjanus.sampling.fields import options_of
 from flashjanus.sampling.options import PRESETS, ImageOptions, TokenOptions
-from flashjanus.serving.ui import controls
+from flashjanus.serving import AsyncEngine
+from flashjanus.serving.ui import blocks, controls
 from flashjanus.serving.ui.ask_tab import AskTab
 from flashjanus.serving.ui.draw_tab import DrawTab
 from PIL import Image
-from ui_page import ME, SOMEBODY, model, page, run, seen, values
+from small_adapter import write_adapter
+from ui_page import ME, SOMEBODY, Page, model, page, run, seen, values
 
 
 def test_a_drawing_shows_its_steps_its_previews_and_the_pictures_of_the_model() -> None:
@@ -68,6 +71,34 @@ def test_a_new_seed_is_shown_and_draws_the_same_picture_again() -> None:
     seed, first, again, other = run(drawn())
     assert seed.isdecimal()
     assert first == again != other
+
+
+def test_the_adapter_that_is_chosen_draws_and_answers(tmp_path: Path) -> None:
+    """It is a choice only where the engine has adapters, and stays with the picture as one of its options."""
+    adapted = JanusFlow.from_pretrained("shapes", dtype="float32")
+    given = dict(seed=5, num_inference_steps=2)
+
+    async def done() -> tuple[Any, ...]:
+        async with AsyncEngine(adapted) as engine:
+            [load] = [one for one in blocks(engine).fns.values() if one.name == "facts"]
+            before = load.fn()
+            write_adapter(tmp_path / "ink", adapted.config.language, rank=2)
+            adapted.load_adapter(tmp_path / "ink")
+            one = Page(engine)
+            [*_, drawn] = await seen(one.draw("a red circle", adapter="ink", **given))
+            [*_, told] = await seen(one.ask("What?", adapter="ink", max_new_tokens=6))
+            return before, load.fn(), drawn[one.drawing.pictures][0][0], told[one.asking.conversation][-1]
+
+    before, after, path, answer = run(done())
+    for shown, choices in ((before, [("none", "")]), (after, [("none", ""), ("ink", "ink")])):
+        chooser = {"choices": choices, "visible": len(choices) > 1, "__type__": "update"}
+        assert [change for change in shown if isinstance(change, dict)] == [chooser] * 2
+    alone = adapted.generate_image("a red circle", adapter="ink", **given).images[0]  # type: ignore[arg-type]
+    with Image.open(path) as saved:
+        assert max(high for _, high in _difference(saved, alone).getextrema()) <= 1  # type: ignore[misc]
+        assert json.loads(saved.info["options"])["adapter"] == "ink"
+    question = [{"role": "user", "content": "What?"}]
+    assert answer["content"] == adapted.chat(question, max_new_tokens=6, adapter="ink")
 
 
 def test_the_best_candidates_come_with_their_scores() -> None:
@@ -250,11 +281,11 @@ def test_controls_say_what_the_options_say(kind: Any, tab: str) -> None:
         option: Any = options_of(kind)[name]
         held = option.usual if option.default is None else option.default
         text = "" if held is None else str(held)
-        assert one.value == (text if isinstance(one, gr.Textbox) else held), name  # type: ignore[attr-defined]
+        assert one.value == (text if isinstance(one, gr.Textbox | gr.Dropdown) else held), name  # type: ignore[attr-defined]
         if isinstance(one, gr.Slider):
             assert one.minimum == option.low
             assert one.maximum <= most.get(name, option.high)
-        if name != "preset":
+        if name not in ("preset", "adapter"):
             assert option.meaning.lower() in one.info.lower()  # type: ignore[attr-defined]
     read = found.read(values(found, {}))
     kept = {name: kind.__dataclass_fields__[name].default for name in read}

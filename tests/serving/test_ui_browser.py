@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import threading
@@ -23,6 +24,7 @@ from flashjanus.serving import AsyncEngine
 from flashjanus.serving.ui import mount
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from small_adapter import write_adapter
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -38,6 +40,7 @@ WIDE, NARROW = dict(width=1280, height=860), dict(width=400, height=840)
 
 @dataclass
 class Served:
+    model: JanusFlow
     engine: AsyncEngine
     url: str
 
@@ -62,7 +65,7 @@ def served() -> Iterator[Served]:
             while not server.started and not task.done():
                 await asyncio.sleep(0.02)
             port = server.servers[0].sockets[0].getsockname()[1]
-            found.append(Served(engine, f"http://127.0.0.1:{port}/ui/"))
+            found.append(Served(model, engine, f"http://127.0.0.1:{port}/ui/"))
             ready.set()
             while not ended.is_set():
                 await asyncio.sleep(0.05)
@@ -160,6 +163,27 @@ def test_it_draws_with_progress_and_previews(browser: Browser, served: Served, t
         with Image.open(tmp_path / "drawn.png") as image:
             assert image.size == (64, 64)
             assert image.info["prompt"] == PROMPT
+
+
+def test_an_adapter_is_chosen_where_there_is_one(browser: Browser, served: Served, tmp_path: Path) -> None:
+    with opened(browser, served) as page:
+        expect(page.locator("#fj-adapter").first).to_be_hidden()
+    write_adapter(tmp_path / "ink", served.model.config.language, rank=2)
+    served.model.load_adapter(tmp_path / "ink")
+    try:
+        with opened(browser, served) as page:
+            page.locator("#fj-adapter input").first.click()
+            page.get_by_role("option", name="ink").click()
+            begin(page, steps=4)
+            expect(pictures(page)).to_have_count(1, timeout=PATIENCE)
+            pictures(page).first.click()
+            with page.expect_download() as download:
+                page.locator("#fj-gallery button[aria-label=Download], #fj-gallery a[download]").first.click()
+            download.value.save_as(tmp_path / "drawn.png")
+            with Image.open(tmp_path / "drawn.png") as image:
+                assert json.loads(image.info["options"])["adapter"] == "ink"
+    finally:
+        served.model.unload_adapter("ink")
 
 
 def test_a_drawn_image_is_asked_about(browser: Browser, served: Served) -> None:

@@ -112,6 +112,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for() -> None:
     engine: Any = Starting()
     assert views.footer(engine) == '<div class="fj-footer">the model is &lt;loading&gt;</div>'
     assert not views.known(engine)
+    assert views.adapters(engine) == []
     assert isinstance(blocks(engine), gr.Blocks)
 
 

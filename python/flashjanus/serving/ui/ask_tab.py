@@ -73,7 +73,7 @@ class AskTab:
         )
         self.clear = gr.Button("Clear the conversation", size="sm", elem_id="fj-clear")
         with gr.Accordion("More", open=False, elem_id="fj-ask-more"):
-            self.controls.add("max_new_tokens", "do_sample", *SAMPLED)
+            self.controls.add("adapter", "max_new_tokens", "do_sample", *SAMPLED)
             for name in SAMPLED:
                 self.controls[name].interactive = False
         self.conversation = gr.State([])

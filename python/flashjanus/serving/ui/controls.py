@@ -22,6 +22,7 @@ REACH: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1024, 1),
 }
 """Options that have a slider, with its highest value and its step. The API takes values beyond that."""
+ADAPTER, NO_ADAPTER = "adapter", ("none", "")
 LABELS = {"num_images_per_prompt": "Images", "do_sample": "Sample", "top_p": "Top-p", "best_of": "Best of"}
 
 
@@ -84,7 +85,10 @@ answers = partial(Controls, TokenOptions)
 
 
 def control(name: str, option: Option) -> gr.components.Component:
-    """A slider if the option is listed in REACH, otherwise the control for the option's type."""
+    """A slider if the option is listed in REACH, otherwise the control for the option's type. That of an adapter is
+    hidden until `adapters` fills it."""
+    if name == ADAPTER:
+        return gr.Dropdown([NO_ADAPTER], value="", label="Adapter", visible=False, elem_id=f"fj-{name}")
     value = option.usual if option.default is None else option.default
     about: dict[str, Any] = dict(label=label(name, option), info=sentence(option.meaning), elem_id=f"fj-{name}")
     if name in REACH and option.low is not None and option.high is not None:
@@ -101,6 +105,11 @@ def control(name: str, option: Option) -> gr.components.Component:
         text = "" if value is None else str(value)
         return gr.Textbox(text, max_lines=1, placeholder=option.shown or "none", **about)
     return gr.Number(value, precision=0 if option.kind is int else None, **about)
+
+
+def adapters(names: Sequence[str]) -> Any:
+    """The update that lets the page choose among these adapters."""
+    return gr.update(choices=[NO_ADAPTER, *((name, name) for name in names)], visible=bool(names))
 
 
 def label(name: str, option: Option) -> str:

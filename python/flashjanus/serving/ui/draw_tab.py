@@ -82,7 +82,7 @@ class DrawTab:
         self.chosen = gr.State(0)
 
     def _settings(self) -> None:
-        self.controls.add("num_images_per_prompt", "preset", "num_inference_steps", "guidance_scale")
+        self.controls.add("num_images_per_prompt", "adapter", "preset", "num_inference_steps", "guidance_scale")
         preset = self.controls["preset"]
         assert isinstance(preset, gr.Radio)
         preset.info = controls.preset_meaning(next(iter(PRESETS)))

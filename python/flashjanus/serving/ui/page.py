@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from flashjanus.errors import InputError
 from flashjanus.serving.async_engine import AsyncEngine
-from flashjanus.serving.ui import views
+from flashjanus.serving.ui import controls, views
 from flashjanus.serving.ui.ask_tab import AskTab
 from flashjanus.serving.ui.draw_tab import QUIET, DrawTab
 from flashjanus.serving.ui.local import LocalBlocks
@@ -85,7 +85,8 @@ def _page(engine: AsyncEngine, running: Running, most: Mapping[str, float], dead
         timer = gr.Timer(WAIT, active=False)
 
         def facts() -> tuple[Any, ...]:
-            return views.footer(engine), draw.samples(), gr.Timer(active=not views.known(engine))
+            names = controls.adapters(views.adapters(engine))
+            return views.footer(engine), draw.samples(), names, names, gr.Timer(active=not views.known(engine))
 
         def show(pictures: list[tuple[str, str]], chosen: int) -> tuple[Any, ...]:
             """Send a picture to the other tab."""
@@ -97,7 +98,8 @@ def _page(engine: AsyncEngine, running: Running, most: Mapping[str, float], dead
         draw.wire()
         ask.wire()
         draw.ask.click(show, [draw.pictures, draw.chosen], [tabs, ask.question], **QUIET)
-        gr.on([page.load, timer.tick], facts, None, [footer, draw.examples, timer], **QUIET)
+        chosen = [tab.controls["adapter"] for tab in (draw, ask)]
+        gr.on([page.load, timer.tick], facts, None, [footer, draw.examples, *chosen, timer], **QUIET)
         page.unload(left)
     page.queue(default_concurrency_limit=None, api_open=False)
     blocks: gr.Blocks = page

@@ -78,6 +78,14 @@ def footer(engine: AsyncEngine) -> str:
     return f'<div class="fj-footer">{escape(words)}</div>'
 
 
+def adapters(engine: AsyncEngine) -> list[str]:
+    """The adapters that requests may name; none while no model is loaded."""
+    try:
+        return [*engine.facts.adapters]
+    except UnavailableError:
+        return []
+
+
 def known(engine: AsyncEngine) -> bool:
     """Whether the model is loaded."""
     try:
