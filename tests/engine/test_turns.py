@@ -81,9 +81,13 @@ def test_a_wait_that_is_interrupted_is_forgotten() -> None:
 
     holder = started(hold)
     held.wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores SIGINT
     interrupter = started(interrupt)
-    with pytest.raises(KeyboardInterrupt), turns.turn(1, lambda: None):
-        pass
+    try:
+        with pytest.raises(KeyboardInterrupt), turns.turn(1, lambda: None):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not turns._waiting
     done.set()
     holder.join()
