@@ -54,9 +54,12 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
 
     The median is taken on torch's threads, with a weight stored as [out, in], as linears have it. float8_e4m3fn is
     multiplied into bfloat16: on a GPU with one scale per operand, since only some GPUs take scales by row, and on a CPU
-    with scales by row, since torch is fast only with those (torch 2.11 does not take them there).
+    with scales by row, since torch is fast only with those (torch 2.11 does not take them there). A torch that does not
+    multiply it on a CPU at all (2.6) widens it, so its rate there is that of float32.
     """
     device = torch.device(device)
+    if dtype == torch.float8_e4m3fn and not _multiplies_e4m3(device):
+        return gemm_rate(device, torch.float32)
     n = GEMM_SIZE[device.type]
     a, weight = (_operand(n, device, dtype) for _ in range(2))
     if dtype == torch.int8:
@@ -70,6 +73,10 @@ def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
         product = torch.empty((n, n), dtype=dtype, device=device)
         seconds = _seconds(lambda: torch.mm(a, weight.t(), out=product), device)
     return 2 * n**3 / seconds
+
+
+def _multiplies_e4m3(device: torch.device) -> bool:
+    return device.type != "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm", "CPU")
 
 
 def _operand(n: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

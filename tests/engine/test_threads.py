@@ -11,6 +11,7 @@ import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.ops import Call, Op, all_ops
+from flashjanus.engine.runtime import openmp
 from op_check import make_call, run, serving
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
@@ -125,4 +126,7 @@ for _ in range(20):
 @pytest.mark.parametrize("script", [[ON_ONE_CORE], [FORKED, "0"], [FORKED, "1"]], ids=["one core", "fork", "pressed"])
 def test_in_a_process_of_its_own(script: list[str]) -> None:
     """Two threads on one core press on each other, which is noticed; a forked child starts with nobody watched."""
+    found = openmp.runtime()
+    if script[0] is FORKED and not (found and (found.survives_forks or found.end_team())):
+        pytest.skip("the OpenMP runtime of this torch cannot end its threads before a fork")
     subprocess.run([sys.executable, "-c", *script], check=True, timeout=120)
