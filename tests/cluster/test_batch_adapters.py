@@ -111,9 +111,7 @@ def test_a_row_depends_on_its_own_adapter_alone(place: Path, tmp_path: Path, cap
     write_adapter(tmp_path / "two", language, rank=2, seed=1)
     capsys.readouterr()
     assert batch(place, tmp_path / "out", rows, f"one={tmp_path / 'moved'}", adapters[1]) == 2
-    assert "1 items that were made of other rows, options, adapters or models than they would be now (000003)" in (
-        capsys.readouterr().err
-    )
+    assert "1 of 3 rows have changed in text, options, images, adapters or model" in capsys.readouterr().err
 
 
 def test_rows_without_an_adapter_do_not_depend_on_what_is_loaded(tmp_path: Path) -> None:

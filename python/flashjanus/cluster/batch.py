@@ -58,8 +58,8 @@ class Batch:
                 changed.append(row)
         if changed and not redo:
             raise InputError(
-                f"{len(changed)} of {len(self.rows)} rows have changed in text, options, images, adapters or model since their "
-                f"results were written to {self.folder.path} ({_some([row.id for row in changed])})"
+                f"{len(changed)} of {len(self.rows)} rows have changed in text, options, images, adapters or model "
+                f"since their results were written to {self.folder.path} ({_some([row.id for row in changed])})"
                 f"{self._model_changed()}; give --redo to make these again, or choose another --out"
             )
         for row in changed:
