@@ -1,10 +1,10 @@
-"""What a low-rank adapter on one row of four costs of a flow step: three kinds of step by turns in one process.
+"""The cost of a low-rank adapter on one row of four in a flow step: three kinds of step take turns in one process.
 
     python benchmarks/adapters.py [--layers 2] [--rounds 30] [--rank 16] [--dtype float32] [--small] [--json FILE]
 
-"plain" has no room for adapters; "room" has, and no row names one; "one of four" has one on the first row, both
-branches of its guidance. A layer has the published model's sizes, or with --small those of the built-in model; a step's
-share that grows with the layers is what adapters add to.
+"plain" has no room for adapters. "room" has room, and no row names an adapter. "one of four" has one on the first row,
+in both branches of its guidance. A layer has the published model's sizes, or with --small those of the built-in model.
+Adapters add to the part of a step that grows with the number of layers.
 """
 
 from __future__ import annotations

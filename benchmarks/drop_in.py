@@ -2,12 +2,12 @@
 
     python benchmarks/drop_in.py --official-repo JANUS --official-script official.py --official-python PYTHON
 
-JANUS: a checkout of deepseek-ai/Janus; official.py: the script that builds its model at the published sizes; PYTHON:
-the interpreter of an environment with its dependencies. Both models get the same seeded weights in bfloat16, and the
-same functions run on both: `generate` is the README's loop over Euler steps, without the VAE, which stays the caller's;
-`understand` is its image encoder and `generate` of the language model. Each implementation is a process of its own,
-which waits while the other runs; a round times both. Prints one JSON object: seconds of every round, the ratios of
-the medians, and how far the results are apart.
+JANUS is a checkout of deepseek-ai/Janus, official.py the script that builds its model at the published sizes, and
+PYTHON the interpreter of an environment with its dependencies. Both models get the same seeded weights in bfloat16, and
+the same functions run on both: `generate` is the README's loop over Euler steps, without the VAE, which belongs to the
+caller; `understand` is the README's question: the image encoder, then `generate` of the language model. Each
+implementation has a process of its own, which waits while the other runs; a round times both. Prints one JSON object:
+the seconds of every round, the ratios of the medians, and how far the results are apart.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 import torch
 
 PROMPT_TOKENS, QUESTION_TOKENS = 40, 40
-"""Of a drawing's prompt; of a question, around 578 of its image."""
+"""Tokens of a drawing's prompt, and of a question, besides the 578 tokens of its image."""
 CLOCKS = ("seconds", "cpu_seconds")
-"""Of the wall; of all threads of the process, which other processes on the machine disturb less."""
+"""Wall time, and CPU time of all threads of the process, which other processes on the machine disturb less."""
 SIDE, FEATURES, IMAGE_TOKENS = 384, 576, 576
 
 
 def seed(model: torch.nn.Module) -> None:
-    """The same values for the same names."""
+    """Set parameters of the same name to the same values."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -49,7 +49,7 @@ def seed(model: torch.nn.Module) -> None:
 
 @torch.inference_mode()
 def generate(vl_gpt: Any, turn: int, images: int, steps: int, guidance: float = 2.0) -> torch.Tensor:
-    """Latents (images, 4, 48, 48) by the README's loop. Each turn has a prompt and noise of its own."""
+    """Latents (images, 4, 48, 48) by the README's loop. Each turn has its own prompt and noise."""
     device, dtype = vl_gpt.device, vl_gpt.dtype
     ids = (torch.arange(PROMPT_TOKENS + 1) * 7 + turn) % 1000
     tokens = torch.stack([ids] * 2 * images).to(device)
@@ -81,7 +81,7 @@ def generate(vl_gpt: Any, turn: int, images: int, steps: int, guidance: float = 
 
 
 def understand(vl_gpt: Any, turn: int, new_tokens: int) -> torch.Tensor:
-    """New ids (1, new_tokens) after an image and a question of the turn's own, as the README asks."""
+    """New ids (1, new_tokens) after an image and a question of the turn, as in the README."""
     ids = (torch.arange(FEATURES + 2 + QUESTION_TOKENS)[None] * 7 + turn) % 1000
     places = torch.zeros_like(ids, dtype=torch.bool)
     places[:, 10 : 11 + FEATURES] = True
@@ -106,7 +106,7 @@ def understand(vl_gpt: Any, turn: int, new_tokens: int) -> torch.Tensor:
 
 
 def official(args: argparse.Namespace) -> Any:
-    """The official model, by the script that builds it."""
+    """Return the official model, built by its script."""
     spec = importlib.util.spec_from_file_location("official", args.official_script)
     assert spec is not None
     assert spec.loader is not None
@@ -130,7 +130,7 @@ def ours(args: argparse.Namespace) -> Any:
 
 
 def work(args: argparse.Namespace) -> None:
-    """A worker: for each line on stdin run that example, and print its seconds and its result."""
+    """Run a worker: for each line on stdin, run that example and print its seconds and its result."""
     model = official(args) if args.worker == "official" else ours(args)
     seed(model)
     print(json.dumps({"ready": True}), flush=True)
@@ -145,7 +145,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 class Worker:
-    """The other end of `work`."""
+    """The process that calls `work`, seen from its parent."""
 
     def __init__(self, name: str, python: str, args: argparse.Namespace) -> None:
         own = [python, __file__, "--worker", name]
@@ -224,7 +224,7 @@ def main() -> None:
 
 
 def apart(example: str, got: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
-    """Both round to bfloat16, each in its own order: latents are near, and greedy tokens agree for a while."""
+    """Both round to bfloat16, each in its own order: latents are close, and greedy tokens agree for a while."""
     if example == "generate":
         return {"relative_difference": float((got - expected).norm() / expected.norm())}
     return {"tokens_alike": int((got == expected).int().cumprod(0).sum()), "tokens": len(expected)}

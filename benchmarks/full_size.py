@@ -1,12 +1,12 @@
-"""Write a JanusFlow of the published sizes with random weights, in the official layout, for what starts on disk.
+"""Write a JanusFlow of the published sizes with random weights, in the official layout, to time what loads from disk.
 
     python benchmarks/full_size.py FOLDER            # 4.1 GB of bf16 shards, their index, config.json, a VAE
     flashjanus bench latency --model FOLDER --stages load,prepare,step,SigLIP,prefill,token --peer torch
     flashjanus profile generate "a red circle" --model FOLDER --steps 4
 
-Random weights draw noise, but every shape, layout and byte is that of the published checkpoint, and so is the time.
-The tokenizer is the built-in model's, whose ids all fit. Without a folder: `flashjanus bench latency --random-weights
-full`.
+Random weights draw noise, but every shape, layout and byte count is that of the published checkpoint, and so are the
+times. The tokenizer is the built-in model's, whose ids are all in the vocabulary. `flashjanus bench latency
+--random-weights full` needs no folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def config() -> dict[str, Any]:
 
 
 def add_faces(folder: Path, of: dict[str, Any] | None = None, vae: dict[str, Any] | None = None) -> None:
-    """Write what words and pictures take beside the weights: the built-in tokenizer, and a VAE of random weights."""
+    """Write what words and pictures need besides the weights: the built-in tokenizer, and a VAE of random weights."""
     of, vae = of or config(), vae or configs("full")[1]
     (folder / "vae").mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):

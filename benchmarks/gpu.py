@@ -1,12 +1,12 @@
-"""Prove and time the engine on this machine's GPU, in two calls that each fit into a short lease.
+"""Check and time the engine on this machine's GPU, in two calls that each fit into a short lease.
 
-    make gpu CALL=1    # at most 360 s: what the plans choose is right, the headline, a profile, alternatives
-    make gpu CALL=2    # at most 330 s: the headline with what call 1 taught, tests, sanitizers, the official code
-    python benchmarks/gpu.py --time-plan            # the stages of both, seconds given and expected
-    python benchmarks/gpu.py --call 1 --dry-run     # all of it on a CPU, on a small model; the figures mean nothing
+    make gpu CALL=1    # at most 360 s: whether what the plans choose is right, the headline, a profile, alternatives
+    make gpu CALL=2    # at most 330 s: the headline with the lessons of call 1, tests, sanitizers, the official code
+    python benchmarks/gpu.py --time-plan            # the stages of both calls, with given and expected seconds
+    python benchmarks/gpu.py --call 1 --dry-run     # everything on a CPU with a small model; the figures mean nothing
 
-Writes <gpu>-<date>-call-<n>.json and .md after every finding. Exit code 0: all passed and was measured; 1: something
-failed or did not fit, the results say what; 2: no GPU to run on.
+Writes <gpu>-<date>-call-<n>.json and .md after every finding. Exit code 0: everything passed and was measured; 1:
+something failed or did not fit, and the results say what; 2: there is no GPU to run on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCRATCH = ROOT / "build/gpu"
 NO_GPU = 2
 L2 = 64 << 20
 CEILINGS = {"flops": 1e14, "bytes": 1e12}
-"""Where torch does not say, or was not asked."""
+"""Used if torch does not know them, or was not asked."""
 
 
 def path(given: str) -> Path:
@@ -73,7 +73,7 @@ def no_gpu(why: str) -> int:
 
 
 def stage(args: argparse.Namespace) -> None:
-    """One stage in this process; its findings go into the book."""
+    """Run one stage in this process; its findings go into the book."""
     from flashjanus.engine.device.capabilities import unusable
     from gpu_stages import alternatives, chosen, compile, headline, learned, machine, profile, workload
 
@@ -115,7 +115,7 @@ def stage(args: argparse.Namespace) -> None:
 
 
 def stand_in() -> Setting:
-    """Until this process ends."""
+    """The setting of a dry run, whose patches last until this process ends."""
     import pytest
     from gpu_stages import workload
 
@@ -143,7 +143,7 @@ def open_book(args: argparse.Namespace, gpu: str) -> Book:
 
 
 def work(args: argparse.Namespace, book: Book) -> dict[str, Callable[[float], None]]:
-    """What each stage does, until its seconds end."""
+    """Run each stage until its seconds end."""
     from gpu_stages import checks, compile
 
     def compiled(until: float) -> None:
@@ -174,7 +174,7 @@ def work(args: argparse.Namespace, book: Book) -> dict[str, Callable[[float], No
 
 
 def taught(args: argparse.Namespace, out: Path) -> Found:
-    """What call 1 found, for call 2."""
+    """Read for call 2 what call 1 found."""
     from gpu_stages import learned
 
     file = args.learned or learned.newest(out, ROOT / "benchmarks/results", SCRATCH)
@@ -187,7 +187,7 @@ def taught(args: argparse.Namespace, out: Path) -> Found:
 
 
 def commit() -> str:
-    """git's, where it is there to ask."""
+    """The commit that git reports, if git is installed."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return "unknown: no git here, and no --commit"
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -195,7 +195,8 @@ def commit() -> str:
 
 
 def succeeded(stages: Found, dry: bool = False) -> bool:
-    """Everything ran, passed and was measured; a tool that is not there is no failure, nor in a dry run a GPU."""
+    """Whether everything ran, passed and was measured. A missing tool is not a failure, and in a dry run neither is a
+    missing GPU."""
     rows = [row for found in stages.values() for row in found.get("rows", {}).values()]
     stopped = [name for name, found in stages.items() if report.reasons(found) and "absent" not in found]
     checks = [it["ok"] for it in stages.get("sanitizer", {}).values() if isinstance(it, dict)]

@@ -1,9 +1,9 @@
-"""What a server makes of the built-in model: images at once, tokens beside images, admission under load.
+"""Loads on a server of the built-in model: images at once, tokens beside images, admission under load.
 
-Starts `flashjanus serve` on this machine and sends it loads, in part by `flashjanus bench serve`:
-- 16 images one after another, 16 at once, and 16 as one batch in this process without a server, in turns;
-- the time between two tokens while images are drawn, against the time of an evaluation at that load;
-- the time until a request is admitted, at Poisson times of 0.7 of the rate that a closed loop reaches.
+Starts `flashjanus serve` on this machine and sends it loads, in part by `flashjanus bench serve`: 16 images one after
+another, 16 at once, and 16 as one batch in this process without a server, in turns; the time between two tokens while
+images are drawn, against the time of an evaluation at that load; the time until a request is admitted, at Poisson times
+of 0.7 of the rate that a closed loop reaches.
 
     python benchmarks/serving.py --json serving.json
 """
@@ -57,7 +57,7 @@ def drawn(url: str, seed: int) -> None:
 
 
 def images(url: str, model: JanusFlow, rounds: int) -> dict[str, Any]:
-    """Seconds of IMAGES images each way, in turns; the first round does not count."""
+    """Seconds of IMAGES images for each way, in turns; the first round does not count."""
     seeds = range(IMAGES)
 
     def at_once() -> None:
@@ -87,7 +87,7 @@ def images(url: str, model: JanusFlow, rounds: int) -> dict[str, Any]:
 
 
 def loaded(url: str, folder: Path, *load: str) -> dict[str, Any]:
-    """What `flashjanus bench serve` finds."""
+    """The findings of `flashjanus bench serve`."""
     to = folder / "load.json"
     command = [*FLASHJANUS, "bench", "serve", "--base-url", f"{url}/v1", "--json", str(to), "--quiet", *load]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -96,8 +96,8 @@ def loaded(url: str, folder: Path, *load: str) -> dict[str, Any]:
 
 
 async def tokens_beside_images(seconds: float) -> dict[str, Any]:
-    """Answers that are written while images are drawn, in the engine's process without HTTP. The built-in model's own
-    answers are a word: at this temperature they go on."""
+    """Write answers while images are drawn, in the engine's process and without HTTP. The built-in model's own answers
+    are one word; at this temperature they continue."""
     asked = [{"role": "user", "content": "Name some shapes."}]
     gaps, ends = list[float](), 0.0
 
@@ -124,7 +124,7 @@ async def tokens_beside_images(seconds: float) -> dict[str, Any]:
 
 
 def admission(url: str, folder: Path) -> dict[str, Any]:
-    """At SHARE of what the server can do."""
+    """Send SHARE of the load that the server can carry."""
     mix = ("--mix", "image=0.5,chat=0.5")
     most = loaded(url, folder, "--concurrency", "16", "--requests", "160", *mix)["throughput"]["requests_per_s"]
     load = loaded(url, folder, "--rate", f"{SHARE * most:.3f}", "--requests", "240", *mix)

@@ -37,40 +37,40 @@ SIXTEEN = 16 / 6.6
 VAE = (4.3e-3 + 4.8e-3) / 2
 TOKEN = 1.1e-3
 SIGLIP, PREFILL = 1.45e-3, 2.0e-3 / 0.7
-"""Seconds: an evaluation of one image with guidance; sixteen images of 30 steps with their VAE; the VAE of one; a token
-of one answer; an image that is read; 620 tokens of a conversation, of whose floor 0.7 are taken to be reached."""
+"""Seconds of: an evaluation of one image with guidance; sixteen images of 30 steps with their VAE; the VAE of one
+image; a token of one answer; the reading of an image; 620 tokens of a conversation at 0.7 of the roofline."""
 KEYS = 2 * 24 * 16 * 128 * 2 * 700 / 4.3e12
-"""Of a further answer of 700 tokens: to read its keys and values."""
+"""Seconds of a further answer of 700 tokens, for reading its keys and values."""
 PER_IMAGE = ((SIXTEEN - 16 * VAE) / 30 - STEP) / 15
 LAW = Law(STEP - PER_IMAGE, PER_IMAGE, TOKEN - KEYS, KEYS)
 
 DAY, WEEK = 86_400, 7 * 86_400
 KINDS = (
-    # share, what, evaluations of an image, of which a preset's cost as much as so many whole ones
+    # share, kind, evaluations of an image; those of a preset as the number of whole ones that cost as much
     (0.45, "image, 30 steps", 30.0),
     (0.05, "image, 50 steps", 50.0),
     (0.15, "image, preset fast", 9.0),
     (0.35, "answer about an image, 120 tokens in the mean", 0.0),
 )
 MORE = 2.0
-"""Evaluations' worth of work beside those of an image: its prompt, and its picture from the latents."""
+"""Further work, in evaluations of an image: its prompt, and its picture from the latents."""
 READING = (SIGLIP + PREFILL) / TOKEN
-"""Tokens' worth of work before the first token of an answer."""
+"""Further work before the first token of an answer, in tokens."""
 BURSTS = 20
 BUSIEST = 1.75
-"""Requests a second of a weekday at its busiest, over the mean of the week."""
+"""Requests per second of a weekday's busiest time, divided by the mean of the week."""
 DAYS = (20, 50, 100, 150, 175, 200, 225)
-"""Times the week's load."""
+"""Multiples of the week's load."""
 BASE, FACTORS, VARIED = 50, (1, 1.25, 1.5, 2, 3, 4, 6, 8), 3
 STEADY, USUAL = 100, Fleet(target=4, downscaling=1.0)
-"""Where Serve's default, to go all of the way down at once, is shown."""
+"""The load, and the fleet with Serve's default of scaling down all at once, which are shown together."""
 LEAST = 1e-5
-"""What is shown for a share of nothing, on a logarithmic axis."""
+"""Shown for a share of zero, because the axis is logarithmic."""
 
 
 def rates(random: np.random.Generator) -> Floats:
-    """Requests a second, in each second of a week, whose mean is 1: by day twice as many as by night, fewer at the
-    weekend, and bursts: three to eight times as many for two to ten minutes."""
+    """Requests per second, in each second of a week, with a mean of 1: by day twice as many as by night, fewer at the
+    weekend, and bursts of three to eight times as many for two to ten minutes."""
     at = np.arange(WEEK)
     found = 1 + 0.6 * np.sin(2 * np.pi * (at / DAY - 0.375))
     found = found * np.where(at // DAY >= 5, 0.6, 1.0)
@@ -120,9 +120,9 @@ def week(count: int, fleet: Fleet, seed: int) -> tuple[dict[str, Any], Outcome]:
 
 
 def part(curve: Floats, fleet: Fleet, seed: int, one: float) -> dict[str, Any]:
-    """What comes of these requests a second. one: requests a second that a replica serves.
+    """Simulate these requests per second. one: requests per second that a replica serves.
 
-    It begins with the replicas that its first minute needs at 0.6 of what they can do.
+    The simulation begins with the replicas that its first minute needs at 0.6 of their capacity.
     """
     random = np.random.default_rng(seed)
     asked = requests(curve, round(float(curve.sum())), random)
@@ -137,14 +137,14 @@ def day(times: float, mean: float) -> Floats:
 
 
 def burst(factor: float, mean: float) -> Floats:
-    """Forty minutes at fifty times the week's load, in which for three minutes there are `factor` times as many."""
+    """Forty minutes at fifty times the week's load, in which three minutes have `factor` times as many requests."""
     found = day(BASE, mean) / BUSIEST
     found[600:780] *= factor
     return found
 
 
 def capacity(fleet: Fleet, count: int = 20_000) -> float:
-    """Requests a second that one replica serves when it always has as many as it may."""
+    """Requests per second of one replica that always has as many as it may have."""
     random = np.random.default_rng(0)
     asked = requests(np.full(100, count / 100), count, random)
     asked = replace(asked, at=np.zeros(count))

@@ -21,7 +21,7 @@ EVERY = [(op.name, name) for op in all_ops().values() for name in op.implementat
 
 @pytest.fixture(scope="session")
 def largest() -> dict[str, Form]:
-    """By op, the form that moves the most bytes."""
+    """For each op, the form that moves the most bytes."""
     found: dict[str, Form] = {}
     for executor in executors(Stages(JanusFlow.from_pretrained("shapes")), SIZES, repeats=1):
         for form in forms(executor):

@@ -1,11 +1,11 @@
-"""Choices side by side: ways to draw all steps, every implementation of an op, and the settings that one names.
+"""Choices side by side: ways to draw all steps, every implementation of an op, and the settings that an implementation
+names.
 
-An op's alternatives are data beside it: its implementations, and what `tunables=` of one of them lists. Those of a
-stage are a line of STAGES here. All alternatives of a thing are timed in turns, in one process, on the same values:
-launches in one graph, weights and states (keys and values among them) in as many copies as it takes to have left the L2
-when their turn comes again. Activations, which the kernel before has just written, are not rotated. The forms that take
-the most of an image, a token, the VAE and SigLIP come first, by their operations and bytes; what the seconds do not
-reach says so.
+An op's alternatives are data beside it: its implementations, and the `tunables=` of each. Those of a stage are a line
+of STAGES here. All alternatives are timed in turns, in one process, on the same values, with launches in one graph.
+Weights and states (keys and values among them) have so many copies that each has left the L2 when its turn comes again.
+Activations, which the previous kernel has just written, are not rotated. The forms that take most of an image, a token,
+the VAE and SigLIP come first, by their operations and bytes; forms for which the seconds do not suffice are marked.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from .forms import Arguments, form, sizes, specs_of
 from .workload import Workload
 
 LONGEST, SHORTEST = 1e-3, 2e-6
-"""Seconds: launches in a graph take about the former together; a launch is reckoned with at least the latter."""
+"""Seconds. The first is roughly the time of all launches in a graph together; the second is the least that a launch
+counts."""
 TURNS = 3
 CLEAR = 0.02
-"""An alternative that takes less than this share of the time less is not worth a change."""
+"""An alternative that saves less than this share of the time is not worth a change."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way: an implementation, with another value of one of its settings where `tunable` is not None."""
+    """One way: an implementation, with another value of one of its settings unless `tunable` is None."""
 
     implementation: Implementation
     tunable: Tunable | None = None
@@ -65,7 +66,7 @@ class Choice:
 
 
 def run(work: Workload, notes: Notes, ceilings: Mapping[str, float], l2: int) -> None:
-    """Fill `notes.rows`. ceilings: "flops" and "bytes" a second."""
+    """Fill `notes.rows`. ceilings: "flops" and "bytes" per second."""
     for name, ways in STAGES.items():
         notes.measure(name, partial(side_by_side, work, ways), {"stage": name})
     with EXACT_GPU_CONVOLUTIONS:
@@ -77,7 +78,7 @@ def run(work: Workload, notes: Notes, ceilings: Mapping[str, float], l2: int) ->
 
 
 def side_by_side(work: Workload, ways: Mapping[str, Callable[[Workload], Callable[[], float]]]) -> Found:
-    """Seconds of each way, in turns."""
+    """Seconds of each way, timed in turns."""
     ready = {name: make(work) for name, make in ways.items()}
     samples: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(TURNS):
@@ -87,7 +88,7 @@ def side_by_side(work: Workload, ways: Mapping[str, Callable[[Workload], Callabl
 
 
 def step_by_step(work: Workload) -> Callable[[], float]:
-    """All steps of one image, a replay each."""
+    """All steps of one image, with one replay for each."""
     session = flow.FlowSession(work.runner(True), *work.flow_bucket(work.runner(True), 1))
     prepared = work.prepared(work.runner(True))
 
@@ -125,7 +126,7 @@ STAGES: Mapping[str, Mapping[str, Callable[[Workload], Callable[[], float]]]] = 
 
 @dataclass(frozen=True)
 class Met:
-    """A form as the model met it. calls: of a request; least: seconds of all of them at the ceilings."""
+    """A form as the model uses it. calls: per request; least: seconds of all of them at the ceilings."""
 
     plan: Plan
     arguments: Arguments
@@ -134,7 +135,7 @@ class Met:
 
 
 def ordered(work: Workload, ceilings: Mapping[str, float]) -> list[Met]:
-    """The forms that more than one way serves, the costly first; of what cannot run, those before it."""
+    """The forms that more than one way serves, the most costly first. If one cannot run, those before it remain."""
     found: dict[str, Met] = {}
     for group in work.programs(largest=False):
         with suppress(Exception):  # the headline says what, in a row of its own
@@ -151,7 +152,7 @@ def _met(
     counts: Counter[str],
     node: PlannedNode,
 ) -> None:
-    """Keep a node that is about to run, the first of its form in its program."""
+    """Keep a node that is about to run, if it is the first of its form in its program."""
     of_request = {"flow_step": work.sizes.steps, "decode_step": work.sizes.new // 4}
     calls = counts.pop(form(node), 0) * of_request.get(executor.plan.name, 1)
     least = calls * lower_bound(node, ceilings)
@@ -161,7 +162,7 @@ def _met(
 
 
 def lower_bound(node: PlannedNode, ceilings: Mapping[str, float]) -> float:
-    """Seconds of a call at the ceilings, at least what a launch takes."""
+    """Seconds of a call at the ceilings, and at least those of a launch."""
     return max(node.flops / ceilings["flops"], node.nbytes / ceilings["bytes"], SHORTEST)
 
 
@@ -179,7 +180,7 @@ def choices(plan: Plan, node: PlannedNode, work: Workload) -> Iterator[Choice]:
 
 
 def timed(work: Workload, it: Met, ceilings: Mapping[str, float], l2: int) -> Found:
-    """Every choice that is right, in turns; `best` where one is clearly faster than the plan's."""
+    """Time every choice that is right, in turns. `best` is set if one is clearly faster than the plan's."""
     arguments, node = it.arguments, it.arguments.node
     sets = arguments.copies(l2)
     calls = max(min(round(LONGEST / lower_bound(node, ceilings)), work.sizes.calls), len(sets))
@@ -213,7 +214,7 @@ def timed(work: Workload, it: Met, ceilings: Mapping[str, float], l2: int) -> Fo
 
 
 def best(found: Mapping[str, Found], right: Mapping[str, Choice], chosen: str) -> Found:
-    """The fastest choice that was captured, where it beats the plan's own clearly."""
+    """The fastest captured choice, if it is clearly faster than the plan's own."""
     times = {name: found[name]["time"]["median_s"] for name in right if found[name].get("captured")}
     if chosen not in times:
         return {}

@@ -1,7 +1,7 @@
-"""The results of a call, on disk after every finding: whatever ends the call, what it had found by then is there.
+"""The results of a call, written to disk after every finding, so that an interrupted call keeps what it has found.
 
-One file of JSON and a page made from it, both replaced as a whole. The command and the process of its stage write the
-same file, but never at the same time: the command waits while a stage has a process.
+The results are one file of JSON and a page made from it, both replaced as a whole. The command and the process of its
+stage write the same file, but never at the same time, because the command waits while a stage has a process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Book:
         self.data = read(self.path)
 
     def save(self, page: bool = True) -> None:
-        """Without `page` the page stays as it was."""
+        """Write both files. Without `page`, the page stays as it was."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.data)
         if page:

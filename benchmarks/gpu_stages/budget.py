@@ -1,7 +1,7 @@
-"""The two calls, their stages and seconds; stages that have a process of their own, and what one that ends costs.
+"""The two calls with their stages and seconds, the processes of stages, and how a stage recovers when its process ends.
 
-A kernel may hang, or end its process: the rows before it are kept, its own says so, and those after it are measured by
-a new process.
+A kernel may hang, or end its process. The rows before it are kept, its own row says what happened, and a new process
+measures the rows after it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 from .book import Book, Found
 
 ENDED = "the process ended, or hung, while it ran"
-"""Of a row whose process did not live to tell more."""
+"""The finding of a row whose process ended before it could say more."""
 ATTEMPTS = 8
-"""Processes that one stage may lose."""
+"""The number of processes that one stage may lose."""
 TAIL = 2000
 LEAST = 8.0
-"""Seconds below which no stage is begun: its process has torch to import."""
+"""No stage starts with fewer seconds left, because its process has to import torch."""
 GRACE = 3.0
-"""Seconds that a stage's process may take to write its last row; a call keeps them back at its end."""
+"""Seconds in which a stage's process may write its last row; a call reserves them at its end."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """given: seconds that it may take; expected: that it takes on an H200, estimated. limit: seconds of one row."""
+    """given: the seconds that it may take; expected: estimated seconds on an H200; limit: the seconds of one row."""
 
     name: str
     what: str
@@ -66,7 +66,8 @@ CALLS: dict[int, tuple[Stage, ...]] = {
     ),
 }
 SECONDS = {call: sum(stage.given for stage in stages) for call, stages in CALLS.items()}
-"""360 and 330, of 900 that a lease has: the start takes one or two minutes, and what fails can be run again."""
+"""360 and 330 of the 900 seconds of a lease: the start takes one or two minutes, and a call that fails can be repeated.
+"""
 
 
 def time_plan() -> str:
@@ -79,10 +80,10 @@ def time_plan() -> str:
 
 
 class Notes:
-    """The rows of a stage by name, in the book; one at which an earlier process ended is not tried again.
+    """The rows of a stage by name, in the book. A row at which an earlier process ended is not tried again.
 
-    limit: seconds of one row, compilation included, after which its process is ended. check: raises where the device is
-    lost to this process.
+    limit: seconds of one row, compilation included, after which its process is ended. check: raises if this process has
+    lost the device.
     """
 
     def __init__(self, book: Book, stage: str, until: float, limit: float, check: Callable[[], object]) -> None:
@@ -92,7 +93,7 @@ class Notes:
         ended(self.data, {"failed": ENDED})
 
     def measure(self, name: str, run: Callable[[], Found], about: Mapping[str, object] | None = None) -> None:
-        """Keep what `run` finds, or its failure; `about` describes it either way."""
+        """Keep what `run` finds, or its failure; `about` describes the row in both cases."""
         if name in self.rows:
             return
         about = dict(about or {})
@@ -126,7 +127,7 @@ def ended(data: Found, why: Found) -> None:
 
 
 def dies_with_its_parent() -> None:
-    """In a child before it becomes another program: a call that is killed leaves nothing on the GPU."""
+    """Runs in a child before it becomes another program, so that a killed call leaves nothing on the GPU."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -134,7 +135,8 @@ def dies_with_its_parent() -> None:
 def command(
     args: Sequence[str | Path], until: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> tuple[int | None, str]:
-    """Exit code (None: stopped at `until`, with all that it started) and output of a command."""
+    """The exit code and the output of a command. The code is None if the command and its children were stopped at
+    `until`."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             list(map(str, args)),
@@ -158,7 +160,7 @@ def command(
 
 
 def in_processes(args: Sequence[str | Path], book: Book, stage: str, until: float) -> None:
-    """Let `args --until T` add to the stage in the book; started again where it ended early and had got further."""
+    """Let `args --until T` add to the stage in the book. It starts again if it ended early after making progress."""
     told: list[str] = []
     for _ in range(ATTEMPTS):
         code, output = command([*args, "--until", str(until)], until + GRACE)
@@ -183,10 +185,10 @@ def run_stages(
     begun: float,
     told: Callable[[str], None],
 ) -> None:
-    """Run those stages that have work, in order, each until its seconds end.
+    """Run the stages that have work, in order, each until its seconds end.
 
-    Seconds that a stage does not need are the later ones'; one that begins late has its own all the same, and the last
-    one all that are left. One that finds the GPU unusable is the last.
+    Later stages get the seconds that a stage does not need. A stage that begins late still has its own seconds, and the
+    last stage has all that are left. A stage that finds the GPU unusable is the last.
     """
     ends = begun + sum(stage.given for stage in stages) - GRACE
     due = begun

@@ -1,9 +1,9 @@
-"""The package under build/gpu/lib, with a native module for one GPU, which is built unless it is there already.
+"""The package under build/gpu/lib, with a native module for one GPU, which is built unless it exists already.
 
-    python benchmarks/gpu_stages/build.py ARCHITECTURE [SECONDS]    # for CMake, e.g. 90-real; that a build may take
+    python benchmarks/gpu_stages/build.py ARCHITECTURE [SECONDS]    # as for CMake, e.g. 90-real; limit of the build
 
-build/gpu/native may come from another machine with the same Python: a module of other sources, or one that does not
-load, is built again.
+build/gpu/native may come from another machine with the same Python. A module that was built from other sources, or does
+not load, is built again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE, LIB, TEMP = (ROOT / "build/gpu" / name for name in ("native", "lib", "temp"))
 LONGEST = 90
-"""Seconds of a build, where none are given: a lease is short."""
+"""Seconds of a build if none are given: a lease is short."""
 LOADS = (
     "import sys; from importlib.machinery import ExtensionFileLoader as L; from importlib.util import *; "
     "s = spec_from_loader('_C', L('_C', sys.argv[1])); m = module_from_spec(s); s.loader.exec_module(m); "
@@ -29,7 +29,7 @@ LOADS = (
 
 
 def sources(architecture: str) -> str:
-    """What decides what the module is."""
+    """Everything on which the contents of the module depend."""
     digest = hashlib.sha256(f"{architecture} {sys.implementation.cache_tag}".encode())
     for file in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "CMakeLists.txt", ROOT / "setup.py"]):
         if file.is_file():
@@ -50,7 +50,7 @@ def present(architecture: str) -> bool:
 
 
 def setup(seconds: float, *args: str | Path, **env: str) -> bool:
-    """Whether it could be done, in time."""
+    """Return whether it succeeded in time."""
     command = [sys.executable, ROOT / "setup.py", "-q", *args]
     try:
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, timeout=seconds).returncode == 0

@@ -1,4 +1,4 @@
-"""The GPU tests and the sanitizers over them, and the official code, each in a process of its own."""
+"""The GPU tests, the sanitizers over them, and the official code, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from .budget import TAIL, command
 
 KERNELS = "tests/kernels/test_gpu.py"
 GPU_TESTS = {KERNELS: 9, "tests/model/test_goldens_gpu.py": 3, "tests/pipeline/test_gpu_graphs.py": 2}
-"""Files, and how many processes of 16 cores take each: compilation and references on the CPU take most of the time."""
+"""Test files, and how many processes each takes on 16 cores: most of the time goes into compilation and references on
+the CPU."""
 LONGEST_TEST = 25
 """Seconds."""
 KERNEL_TEST = re.compile(r"test_meets_the_reference\[(\w+)-(\w+)-\d+-\w+\]")
 
 
 def tests(root: Path, scratch: Path, book: Book, until: float, selected: Mapping[str, int]) -> None:
-    """Each file's findings as it ends: passed, failed, skipped; of each failure its last lines. The files run side by
-    side, each by so many processes."""
+    """Add each file's findings when it ends: passed, failed, skipped, and the last lines of each failure. The files run
+    side by side, each with the given number of processes."""
     found = book.stages.setdefault("tests", {"files": {}})
     if find_spec("pytest") is None:
         found["failed_to_run"] = f"pytest is not installed for {sys.executable}"
@@ -48,7 +49,8 @@ def tests(root: Path, scratch: Path, book: Book, until: float, selected: Mapping
 
 
 def test(root: Path, scratch: Path, until: float, file: str, workers: int) -> Found:
-    """One file's tests, by several processes where xdist is there; of a stopped run what had ended is kept."""
+    """Run one file's tests, in several processes if xdist is installed. If the run is stopped, the tests that had ended
+    count."""
     outcomes = scratch / f"{Path(file).stem}.jsonl"
     outcomes.parent.mkdir(parents=True, exist_ok=True)
     outcomes.write_text("")
@@ -66,7 +68,7 @@ def test(root: Path, scratch: Path, until: float, file: str, workers: int) -> Fo
 
 
 def summarized(outcomes: Sequence[Mapping[str, str]]) -> Found:
-    """cuda_cases: what the sanitizers may run."""
+    """cuda_cases: the tests that the sanitizers may run."""
     by = {kind: [it for it in outcomes if it["outcome"] == kind] for kind in ("passed", "failed", "skipped")}
     return {
         **{kind: len(those) for kind, those in by.items()},
@@ -77,7 +79,7 @@ def summarized(outcomes: Sequence[Mapping[str, str]]) -> Found:
 
 
 def one_case_an_op(passed: list[str]) -> list[str]:
-    """For the sanitizers: the first passed test of each CUDA kernel's op, in bf16 where there is one."""
+    """For the sanitizers: the first passed test of each CUDA kernel's op, in bf16 if there is one."""
     chosen: dict[str, str] = {}
     for name in sorted(passed, key=lambda name: not name.endswith("bfloat16]")):
         kernel = KERNEL_TEST.fullmatch(name)
@@ -87,8 +89,8 @@ def one_case_an_op(passed: list[str]) -> list[str]:
 
 
 def sanitizers(root: Path, book: Book, until: float) -> None:
-    """Errors and how each tool put it, over a passed case of each op in tests/kernels/test_gpu.py; only our kernels are
-    watched."""
+    """The errors of each tool and its own summary, over a passed case of each op in tests/kernels/test_gpu.py. Only the
+    kernels of this repository are watched."""
     found = book.stages.setdefault("sanitizer", {})
     tool = shutil.which("compute-sanitizer")
     cases = book.found("tests").get("files", {}).get(KERNELS, {}).get("cuda_cases", [])
@@ -116,7 +118,7 @@ def sanitizers(root: Path, book: Book, until: float) -> None:
 
 
 def verdict(code: int | None, output: str) -> Found:
-    """ok only where the tool itself counted no error and the tests under it passed."""
+    """Passed only if the tool itself counted no error and the tests under it passed."""
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (.*)", output)
     ran = re.search(r"(\d+) passed", output)
     told = [line for line in output.splitlines() if line.startswith("=========")]
@@ -130,7 +132,7 @@ def verdict(code: int | None, output: str) -> Found:
 
 
 def official(script: Path, repo: Path, python: str, book: Book, until: float) -> None:
-    """Timings of the official code by "what batch mode": the JSON that `script` prints, a process each."""
+    """Timings of the official code by "what batch mode": the JSON that `script` prints, with one process for each."""
     found = book.stages.setdefault("official", {"rows": {}})
     runs = [(what, 1, compiled) for compiled in (False, True) for what in ("step", "understand")]
     runs += [("step", 16, False), ("understand", 8, False), ("understand", 32, False), ("step", 4, False)]

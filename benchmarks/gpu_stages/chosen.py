@@ -1,9 +1,10 @@
-"""What the released model's plans choose, at the plans' own shapes and on the model's own values, against float32.
+"""Compares what the released model's plans choose, at the plans' own shapes and on the model's own values, with
+float32.
 
 Every program is walked node by node. Before a form of a node runs for the first time, its implementation is called on
-copies of its arguments. One that is wrong or raises does not serve such calls from there on, in this walk and in all
-later stages; one that hangs or ends the process serves no calls at all. What serves in its place is looked at in the
-same way. Where nothing right is left, the plan keeps its choice, and the page says that it is wrong.
+copies of its arguments. An implementation that is wrong or raises no longer serves such calls, in this walk and in all
+later stages; one that hangs or ends the process serves no calls at all. Its replacement is checked in the same way. If
+nothing right is left, the plan keeps its choice, and the page says that it is wrong.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from .forms import Arguments, NotChecked, form, sizes, specs_of
 from .workload import Faults, Workload, call_form
 
 ROUNDS = 4
-"""Times that the plans are made again, without what was found to be wrong in them."""
+"""How often the plans are made again without what was found to be wrong in them."""
 
 
 class OutOfTime(Exception):
-    """The stage's seconds are over."""
+    """The stage has used up its seconds."""
 
 
 def faults_of(found: Found) -> Faults:
-    """What a stage's rows tell to avoid: what was wrong and had a successor that was not, and what ended a process."""
+    """What a stage's rows say must be avoided: what was wrong although its successor was right, and what ended a
+    process."""
     faults = Faults()
     for name, row in found.get("rows", {}).items():
         if row.get("failed") == ENDED:
@@ -44,7 +46,7 @@ def faults_of(found: Found) -> Faults:
 
 
 def run(work: Workload, notes: Notes, only: Collection[tuple[str, str]] | None = None) -> None:
-    """Fill `notes.rows` and `work.faults`; of `only` these ops and implementations, where given."""
+    """Fill `notes.rows` and `work.faults`, for `only` these ops and implementations if they are given."""
     found = faults_of(notes.data)
     work.faults.calls |= found.calls
     work.faults.whole |= found.whole
@@ -92,7 +94,7 @@ def _serving(
     program: str,
     only: Collection[tuple[str, str]] | None,
 ) -> Implementation | None:
-    """The implementation to run, the plan's own (None) or the first one after it that is right."""
+    """The implementation to run: the plan's own (None), or the first one after it that is right."""
     op, specs = get_op(node.op), specs_of(node)
     wrong: dict[str, Found] = {}
 
@@ -122,7 +124,8 @@ def _serving(
 
 
 def _following(op: Op, device: torch.device, node: PlannedNode, avoided: Avoided) -> Implementation | None:
-    """The next to serve, though it may yield: plans that are made again then keep a fused op's parts apart."""
+    """The next implementation to serve, although it may yield: plans that are made again then keep the parts of a fused
+    op apart."""
     with suppress(PlanError):
         return op.choose(device, specs_of(node), node.attrs, avoided=avoided)[0]
     with suppress(PlanError):

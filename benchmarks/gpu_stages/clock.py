@@ -23,7 +23,7 @@ def summary(samples: Sequence[float]) -> Summary:
 
 class Clock(Protocol):
     captures: bool
-    """Launches can be captured."""
+    """Whether launches can be captured."""
 
     def synchronize(self) -> None: ...
 
@@ -32,11 +32,11 @@ class Clock(Protocol):
         ...
 
     def launches(self, run: Callable[[int], object], calls: int, repeats: int) -> tuple[list[float], bool]:
-        """Seconds of one of run(0) .. run(calls - 1), several times over; and whether launching them is left out."""
+        """Seconds of one of run(0) .. run(calls - 1), measured several times, and whether the launches are excluded."""
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most memory that was taken since the last time it was asked."""
+        """The most memory that was in use since the last call of this method."""
         ...
 
     def held_bytes(self) -> int:
@@ -128,7 +128,7 @@ class HostClock:
 
 
 def wall(clock: Clock, run: Callable[[], object], repeats: int) -> Summary:
-    """What a caller waits for, the first run left out."""
+    """What a caller waits for, without the first run."""
     samples = []
     for _ in range(1 + repeats):
         clock.synchronize()

@@ -1,7 +1,7 @@
-"""Every Triton kernel that the released model's plans may launch, compiled on all cores before anything waits for one.
+"""Compiles every Triton kernel that the released model's plans may launch, on all cores, before anything waits for one.
 
-Each process takes every n-th form of a node, binds its arguments as a launch would and launches nothing: what is
-compiled, the launchers too, is found again in Triton's cache on disk. Nothing that is measured depends on it.
+Each process takes every n-th form of a node, binds its arguments as a launch would, and launches nothing. Triton's
+cache on disk then holds the kernels and their launchers. No measurement depends on this.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from .book import Found
 from .budget import command
 
 MOST = 12
-"""Processes; each has torch to import, and a CUDA context."""
+"""The number of processes; each has to import torch and create a CUDA context."""
 
 
 def in_parallel(program: Path, until: float, processes: int | None = None) -> Found:
-    """`program --stage compile --part I --parts N` for every I side by side; forms, and the failures in words."""
+    """Run `program --stage compile --part I --parts N` for every I side by side; return the forms, and the failures in
+    words."""
     from concurrent.futures import ThreadPoolExecutor
 
     count = processes or max(min((os.cpu_count() or 2) - 2, MOST), 1)
@@ -46,7 +47,7 @@ def in_parallel(program: Path, until: float, processes: int | None = None) -> Fo
 
 
 def part(index: int, count: int) -> None:
-    """One process's share; prints what it did."""
+    """Compile one process's share, and print what was done."""
     from flashjanus.engine.ops import all_ops
 
     compiled = 0
@@ -94,7 +95,7 @@ def memory(ref: Any) -> Any:
 
 @contextmanager
 def warming() -> Iterator[None]:
-    """Within it Triton's kernels are compiled and loaded instead of launched, as for this machine's GPU."""
+    """In this context, Triton's kernels are compiled and loaded for this machine's GPU instead of launched."""
     import torch
     from flashjanus.triton_kernels import attention
     from triton.runtime.jit import JITFunction

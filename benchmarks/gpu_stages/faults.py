@@ -1,5 +1,5 @@
-"""Faults for a dry run: an implementation that is first among an op's, and wrong, raises, hangs or ends its process; or
-every one of an op is wrong ("hopeless")."""
+"""Faults for a dry run: the first implementation of an op is wrong, raises, hangs or ends its process, or all
+implementations of an op are wrong ("hopeless")."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One call of an op at the sizes and on the values that the model itself meets: its arguments, kept apart, and whether
-its results are right by the law of the tests (tests/op_check.py)."""
+"""One call of an op at the sizes and on the values that the model itself uses: copies of its arguments, and a check of
+its results by the tests' rule (tests/op_check.py)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .workload import call_form
 Due = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 COLD = 3
-"""Sizes of the L2 between two uses of a copy."""
+"""How many times the size of the L2 is read between two uses of a copy."""
 COPIES, COPIED_BYTES = 64, 4 << 30
 ROUNDING = 2.0
-"""Large sums round more than the ops' cases do."""
+"""Large sums round more than those of the ops' cases."""
 
 
 class Arguments:
@@ -34,7 +34,8 @@ class Arguments:
         self.cold = [ref is not None and ref.kind in ("weight", "state") for ref in node.inputs]
 
     def copies(self, l2: int) -> list[list[torch.Tensor | None]]:
-        """Sets of arguments, each with its own weights and states, enough of them to have left the L2 in between."""
+        """Sets of arguments, each with its own weights and states: so many that a set has left the L2 when it is used
+        again."""
         size = sum(t.nbytes for t, cold in zip(self.inputs, self.cold, strict=True) if t is not None and cold)
         count = max(min(-(-COLD * l2 // size), COPIES, COPIED_BYTES // size), 1) if size else 1
         return [[*self._set(), *self.outputs] for _ in range(count)]
@@ -44,7 +45,7 @@ class Arguments:
         return [copied(t) if t is not None and (every or cold) else t for t, cold in pairs]
 
     def results(self, implementation: Implementation) -> dict[str, torch.Tensor]:
-        """What one call writes, outputs and arguments in place, by name; an output that it leaves unwritten is NaN."""
+        """What one call writes, outputs and arguments in place, by name. An output that it leaves unwritten is NaN."""
         inputs, outputs = self._set(every=True), [copied(t) for t in self.outputs]
         for output in outputs:
             if output.is_floating_point():
@@ -58,7 +59,7 @@ class Arguments:
 
     @cached_property
     def due(self) -> Due:
-        """What the reference gives in float64 and in float32, and torch's own implementation. Raises NotChecked."""
+        """The results of the reference in float64 and in float32, and of torch's implementation. Raises NotChecked."""
         call = Call(tuple(self.inputs), self.node.attrs)
         try:
             exact, f32 = (op_check.reference(self.op, call, exact=it) for it in (True, False))
@@ -67,11 +68,11 @@ class Arguments:
             raise NotChecked(f"{type(error).__name__}: {str(error).strip()[:200]}") from error
 
     def wrong(self, implementation: Implementation) -> tuple[float, str | None]:
-        """The largest error of one call over what is allowed, and what is wrong with it, or None.
+        """The largest error of one call divided by the allowed one, and what is wrong with it, or None.
 
-        Allowed is what the tests allow, ROUNDING times: the op's rounding of the largest value and the noise of
-        float32; and twice what torch is off itself. Choices, as of a token, have to be as good as the reference's.
-        Raises NotChecked where there is nothing to compare with.
+        ROUNDING times the error of the tests is allowed: the op's rounding of the largest value and the noise of
+        float32, and twice torch's own error. Choices, such as of a token, must be as good as the reference's. Raises
+        NotChecked if there is nothing to compare with.
         """
         if self.op.as_good is not None:
             return 0.0, self.op.as_good(self.inputs, self.results(implementation))
@@ -100,7 +101,7 @@ class Arguments:
 
 
 class NotChecked(Exception):
-    """The reference, or torch's implementation, could not be run: that says nothing of another one."""
+    """The reference, or torch's implementation, could not run, which says nothing about other implementations."""
 
 
 def copied(t: torch.Tensor) -> torch.Tensor:
@@ -113,11 +114,11 @@ def specs_of(node: PlannedNode) -> list[TensorSpec | None]:
 
 
 def form(node: PlannedNode) -> str:
-    """What makes two nodes the same work: the op and its call's form."""
+    """Two nodes with the same key do the same work: the op and the form of its call."""
     return f"{node.op} {call_form(node.op, specs_of(node), node.attrs)}"
 
 
 def sizes(node: PlannedNode) -> str:
-    """Of its first arguments, for a person."""
+    """The form of its first arguments, for people."""
     pairs = zip(get_op(node.op).schema.inputs, node.inputs, strict=True)
     return ", ".join([f"{arg.name} {ref.spec}" for arg, ref in pairs if ref is not None][:3])

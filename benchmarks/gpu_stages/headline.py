@@ -1,5 +1,5 @@
-"""The figures that the project stands for: by CUDA events what the GPU takes, by the host's clock what a caller waits
-for. Captured rows come first, in the order of what they are worth; then the same launched kernel by kernel."""
+"""The headline figures: the GPU's time by CUDA events, and a caller's waiting time by the host's clock. Captured rows
+come first, the most important ones at the top; then the same work is launched kernel by kernel."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .clock import summary, wall
 from .workload import SAMPLING, Workload
 
 IMAGES = 3
-"""Times that a whole image is drawn, or an answer given."""
+"""How often a whole image is drawn, or an answer written."""
 Measured = tuple[Found, Sequence[Plan]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row by stage, rows and, where it is not bf16, its quantization; `run` measures it on a runner."""
+    """A row, named by stage, rows and, unless it is bf16, its quantization; `run` measures it on a runner."""
 
     stage: str
     rows: int
@@ -72,7 +72,7 @@ def run(work: Workload, notes: Notes) -> None:
 
 
 def measured(work: Workload, row: Row, graphs: bool) -> Found:
-    """peak_bytes: the most memory in use meanwhile, the weights and what earlier rows keep included. without: what the
+    """peak_bytes: the most memory in use meanwhile, including the weights and what earlier rows keep. without: what the
     row's plans would have chosen but for its faults."""
     runner = work.runner(graphs, row.quantization)
     work.clock.peak_bytes()
@@ -83,7 +83,7 @@ def measured(work: Workload, row: Row, graphs: bool) -> Found:
 
 
 def flow_step(work: Workload, runner: Runner, rows: int) -> Measured:
-    """make_s: plan, memory and, with graphs, capture, what a first request waits for."""
+    """make_s: the time for plan, memory and, with graphs, capture, for which a first request waits."""
     prepared = work.prepared(runner)
     start = time.perf_counter()
     with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, False) as session:
@@ -97,7 +97,7 @@ def flow_step(work: Workload, runner: Runner, rows: int) -> Measured:
 
 
 def recalled_step(work: Workload, runner: Runner, rows: int) -> Measured:
-    """One that leaves the language model out."""
+    """A step that leaves the language model out."""
     prepared = work.prepared(runner)
     with runner.lease(flow.FlowSession, *work.flow_bucket(runner, rows), False, True) as session:
         work.join(session, prepared)
@@ -107,11 +107,11 @@ def recalled_step(work: Workload, runner: Runner, rows: int) -> Measured:
 
 
 UNKEPT = Limits(prefix_bytes=0)
-"""Every request prepares its prompt, as one that nobody has made before does."""
+"""Every request prepares its prompt, as if nobody had prepared it before."""
 
 
 def image(work: Workload, runner: Runner, rows: int) -> Measured:
-    """Prompts prepared, all steps, latents read."""
+    """Prompts are prepared, all steps run, and latents are read."""
     requests = work.flow_requests(rows)
     shared = SharedScheduler(partial(Scheduler, runner, UNKEPT))
     waited = wall(work.clock, lambda: calls.draw(shared, requests).result.cpu(), IMAGES)
@@ -120,13 +120,13 @@ def image(work: Workload, runner: Runner, rows: int) -> Measured:
 
 
 def prepare(work: Workload, runner: Runner, rows: int) -> Measured:
-    """One prompt, once an image: its keys and values, and the time tokens'."""
+    """One prompt, prepared once per image: its keys and values, and those of the time tokens."""
     made = work.prepared(runner).executor
     return {"time": summary(work.clock.spans(made.run, work.sizes.repeats))}, [made.plan]
 
 
 def prefill(work: Workload, runner: Runner, rows: int) -> Measured:
-    """wall: with ids and settings written and sent."""
+    """The wall time includes writing and sending ids and settings."""
     requests = work.chat_requests(rows, SAMPLING["sampled"])
     start = time.perf_counter()
     with runner.lease(text.TextSession, *work.chat_bucket(runner, rows)) as session:
@@ -148,7 +148,8 @@ def decode(how: str, work: Workload, runner: Runner, rows: int) -> Measured:
 
 
 def answer(work: Workload, runner: Runner, rows: int) -> Measured:
-    """All new tokens of all rows, prefill included, each read by the host as it comes; time: a token of every row."""
+    """All new tokens of all rows, prefill included, each read by the host when it is ready. The time is that of one
+    token of every row."""
     requests, new = work.chat_requests(rows, SAMPLING["sampled"]), work.sizes.new
     jobs = [TextJob(request=request, room=new) for request in requests]
     shared = SharedScheduler(partial(Scheduler, runner, UNKEPT))
@@ -184,7 +185,7 @@ def _whole(work: Workload, make: Callable[[], Executor]) -> Measured:
 
 
 def warm_up(work: Workload, runner: Runner, rows: int) -> Measured:
-    """Memory and graphs of one image and one conversation of a model that has none yet; bytes: what they take."""
+    """Memory and graphs for one image and one conversation of a model that has none yet; bytes: what they take."""
     fresh = work.new_runner(runner.gpu is not None and runner.gpu.graphs)
     before, start = work.clock.held_bytes(), time.perf_counter()
     lengths = work.sizes.prompt, work.sizes.chat

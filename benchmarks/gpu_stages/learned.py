@@ -1,4 +1,4 @@
-"""What the second call takes from the first: what must be avoided, and the settings that were clearly faster."""
+"""The lessons of the first call for the second: what must be avoided, and which settings were clearly faster."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def newest(*folders: Path) -> Path | None:
 
 
 def lessons(call: Found) -> Found:
-    """Of a first call's data. calls and whole: what must not serve (see Faults); suspects: ops and implementations that
-    were wrong, to be looked at again, but for those that ended their process; tuned: settings by "module:name" with
-    their value and why; slower: implementations to be avoided since another takes less time."""
+    """The lessons in a first call's data. calls and whole: what must not serve (see Faults). suspects: ops and
+    implementations that were wrong and are checked again, except those that ended their process. tuned: settings by
+    "module:name" with their value and the reason. slower: implementations to avoid because another takes less time."""
     stages = call["stages"]
     rows = [row for row in stages.get("alternatives", {}).get("rows", {}).values() if "choices" in row and "op" in row]
     found = stages.get("chosen", {})
@@ -39,7 +39,7 @@ def lessons(call: Found) -> Found:
 
 
 def faults(lessons: Found, again: Found) -> Faults:
-    """What must not serve by these lessons; `again`: the stage that looked at the suspects once more."""
+    """What must not serve according to these lessons; `again`: the stage that checked the suspects again."""
     rows = again.get("rows", {})
     right = {(row["op"], row["implementation"], name.split()[1]) for name, row in rows.items() if "error" in row}
     told = {(op, name, call): why for op, name, call, why in lessons.get("calls", ())}
@@ -50,12 +50,12 @@ def faults(lessons: Found, again: Found) -> Faults:
 
 
 def ended(lessons: Found) -> Faults:
-    """What is not even to be looked at again."""
+    """What must not even be checked again."""
     return Faults(whole={(op, name): why for op, name, why in lessons.get("whole", ())})
 
 
 def put_in_force(tuned: Found) -> None:
-    """Set what `lessons` found to be faster, in this process."""
+    """Apply the settings that `lessons` found to be faster, in this process."""
     for _, tunable, value in settings():
         taught = tuned.get(f"{tunable.module}:{tunable.name}")
         if taught is not None and json.dumps(value) == json.dumps(taught["value"]):
@@ -72,7 +72,7 @@ def settings() -> Iterator[tuple[str, Tunable, Any]]:
 
 
 def total(rows: list[Found], name: str) -> float | None:
-    """Seconds of all calls of a request by this choice; None where it was not timed in all of these forms."""
+    """Seconds of all calls of a request with this choice, or None if it was not timed in all of these forms."""
     times = [row["choices"].get(name, {}).get("time", {}).get("median_s") for row in rows]
     if not times or None in times:
         return None
@@ -93,8 +93,8 @@ def _tuned(rows: list[Found]) -> Iterator[tuple[str, Found]]:
 
 
 def _slower(rows: list[Found]) -> list[list[str]]:
-    """Choices of the plan, with the reason, that another beats clearly over all forms that they serve; not torch's,
-    which is what serves when nothing else does."""
+    """Choices of the plan that another one clearly beats over all forms that they serve, with the reason. torch's are
+    left out, because they serve when nothing else does."""
     found: list[list[str]] = []
     for op, name in dict.fromkeys((row["op"], row["implementation"]) for row in rows):
         served = [row for row in rows if (row["op"], row["implementation"]) == (op, name)]

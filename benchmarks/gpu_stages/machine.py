@@ -1,4 +1,5 @@
-"""What ran: GPU, driver, versions, commit, clocks; and the two ceilings that times are held against."""
+"""What the results were measured on: GPU, driver, versions, commit, clocks, and the two ceilings with which times are
+compared."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def version(package: str) -> str | None:
 
 
 def said(args: list[str]) -> str | None:
-    """Output of a program, None where it is not installed."""
+    """The output of a program, or None if it is not installed."""
     if shutil.which(args[0]) is None:
         return None
     try:
@@ -65,7 +66,8 @@ def said(args: list[str]) -> str | None:
 
 
 def ceilings(setting: Setting) -> Found:
-    """flops: of a square matrix product in bf16; bytes: read and written by a copy; both a second, on random data."""
+    """flops: of a square matrix product in bf16; bytes: read and written by a copy. Both are per second, on random
+    data."""
     full = setting.device.type == "cuda"
     size, nbytes = (8192, 4 << 30) if full else (64, 1 << 16)
     a, b = (torch.randn(size, size, device=setting.device).to(torch.bfloat16) for _ in range(2))

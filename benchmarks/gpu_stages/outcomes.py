@@ -1,6 +1,7 @@
-"""A pytest plugin: one line of JSON for each test as it ends, so that a run that is killed has told what it knew.
+"""A pytest plugin that writes one line of JSON when a test ends, so that a killed run keeps its findings.
 
-A worker whose GPU no longer answers after a test ends itself: xdist makes a new one, and the tests after it count.
+A worker whose GPU no longer answers after a test ends itself. xdist then starts a new worker, and the following tests
+count.
 
 GPU_OUTCOMES=FILE pytest -p gpu_stages.outcomes ...
 """

@@ -1,4 +1,5 @@
-"""The first GPU of this machine, asked of NVIDIA's driver itself: a build for it comes before any torch."""
+"""The first GPU of this machine, asked of NVIDIA's driver itself, because a build for it comes before torch can be
+imported."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class Gpu:
 
 
 def gpu(library: str = "libcuda.so.1") -> Gpu | str:
-    """The GPU, or why there is none to use. CUDA_VISIBLE_DEVICES says which is the first."""
+    """The GPU, or why there is none to use. CUDA_VISIBLE_DEVICES determines which is the first."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError:

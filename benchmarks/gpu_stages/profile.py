@@ -1,9 +1,10 @@
 """Kernels of a step, a token, the VAE and SigLIP by node, from torch.profiler's trace, and the gaps between them.
 
-Launched kernel by kernel, each launch lies within its node's range on the host, and the trace ties a kernel to its
-launch: so kernels get their nodes. A captured graph has one launch for all of them, in nearly the same order; its
-kernels are the ones that are timed, and named by aligning both rows. All programs share one session of the profiler:
-further ones in a process may see no kernels at all. The raw trace is kept beside the results.
+In a run kernel by kernel, each launch lies within its node's range on the host, and the trace ties a kernel to its
+launch, which gives the kernel its node. A captured graph has one launch for all kernels, which run in nearly the same
+order; these kernels are the ones that are timed, and they are named by aligning both sequences. All programs share one
+session of the profiler, because later sessions in a process may see no kernels at all. The raw trace is kept beside the
+results.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from .workload import SAMPLING, Workload
 
 WARM = 3
 NAME = 70
-"""Letters of a kernel's name that are kept: cuBLAS has its tile in the first ones."""
+"""The number of characters of a kernel's name that are kept: cuBLAS names its tile in the first ones."""
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 NODE, GRAPH, LEAD = "node ", "graph ", "lead-in"
-"""What ranges on the host are named with: a node's launches, a graph's, and what only wakes the profiler."""
+"""Names of ranges on the host: a node's launches, a graph's launch, and what only wakes the profiler."""
 Events = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel, copy or fill on the GPU; times in us. range: that in which it was launched."""
+    """One kernel, copy or fill on the GPU; times in us. range: the range in which it was launched."""
 
     name: str
     begin: float
@@ -51,7 +52,7 @@ class Kernel:
 
 
 def kernels(events: Events) -> list[Kernel]:
-    """Of a Chrome trace, in the GPU's order."""
+    """The events of a Chrome trace, in the GPU's order."""
     events = [event for event in events if event.get("ph") == "X"]
     ranges = [event for event in events if event.get("cat") == "user_annotation"]
     launched = {
@@ -76,14 +77,14 @@ def kernels(events: Events) -> list[Kernel]:
 
 
 def of_program(row: Sequence[Kernel], program: str) -> tuple[list[Kernel], list[Kernel]]:
-    """The kernels that its nodes launched, with the nodes alone as ranges, and those of its graph."""
+    """The kernels that a program's nodes launched, with only nodes as ranges, and the kernels of its graph."""
     prefix = f"{NODE}{program}: "
     launched = [replace(k, range=k.range.removeprefix(prefix)) for k in row if k.range and k.range.startswith(prefix)]
     return launched, [k for k in row if k.range == f"{GRAPH}{program}"]
 
 
 def named(captured: Sequence[Kernel], launched: Sequence[Kernel]) -> tuple[list[Kernel], float]:
-    """The captured kernels with the nodes of the launched ones that they are, and the share that has one."""
+    """The captured kernels with the nodes of the matching launched kernels, and the share that has a match."""
     names = [[k.name for k in row] for row in (captured, launched)]
     nodes: list[str | None] = [None] * len(captured)
     for block in SequenceMatcher(None, *names, autojunk=False).get_matching_blocks():
@@ -93,9 +94,9 @@ def named(captured: Sequence[Kernel], launched: Sequence[Kernel]) -> tuple[list[
 
 
 def table(row: Sequence[Kernel]) -> list[Found]:
-    """By node without its layer's number and by kernel, the longest in all first; us of all calls together.
+    """Times by node, without its layer's number, and by kernel, the largest sum first; in us for all calls together.
 
-    gap: between a kernel's end and the next one's beginning, which overlap as a negative gap.
+    gap: the time between a kernel's end and the next one's beginning; an overlap is a negative gap.
     """
     lines: dict[tuple[str, str], Found] = {}
     for kernel, following in zip(row, [*row[1:], None], strict=True):
@@ -110,7 +111,7 @@ def table(row: Sequence[Kernel]) -> list[Found]:
 
 
 def summed(row: Sequence[Kernel], program: str) -> Found:
-    """Of one program: its graph's kernels, or where the trace has none those that were launched one by one."""
+    """The kernels of one program: those of its graph or, if the trace has none, those that were launched one by one."""
     launched, captured = of_program(row, program)
     if not launched and not captured:
         return {"failed": "the profiler saw no kernel"} if torch.cuda.is_available() else {"kernels": 0}
@@ -122,7 +123,7 @@ def summed(row: Sequence[Kernel], program: str) -> Found:
 
 
 def walk(program: str, executor: Executor) -> None:
-    """A walk in which every node's launches lie in a range of its name."""
+    """A walk in which the launches of every node lie in a range with its name."""
     ranges: list[AbstractContextManager[Any]] = [nullcontext()]
 
     def choose(node: PlannedNode) -> None:

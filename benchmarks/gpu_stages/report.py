@@ -1,6 +1,6 @@
 """The results as a page: goals beside what was reached, then each stage's table, and what was left out.
 
-A figure that was not measured is shown as the reason why, never as a number.
+Instead of a figure that was not measured, the page shows why it was not.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BESIDE_OFFICIAL = (
 )
 NOT_MEASURED = "not measured"
 OURS = {"step": "flow step", "encode": "SigLIP", "prefill_620": "prefill", "decode_token": "decode, sampled"}
-"""By what the official code's program times, our stage."""
+"""Our stage for each thing that the official code's program times."""
 NODES_SHOWN = 40
 
 
 def markdown(data: Found) -> str:
-    """All of it; `brief` is without the long tables."""
+    """The whole page; `brief` leaves out the long tables."""
     stages = data["stages"]
     parts = [brief(data).rstrip(), profile(stages), alternatives(stages), chosen(stages, every=True)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -119,7 +119,7 @@ def peer(stages: Found, what: str, rows: int, mode: str) -> float | None:
 
 
 def chosen(stages: Found, every: bool = False) -> str:
-    """What was wrong, and with `every` all that was looked at."""
+    """What was wrong, or with `every` everything that was checked."""
     found = stages.get("chosen", {})
     rows = found.get("rows", {}).values()
     if not rows:
@@ -141,7 +141,7 @@ def chosen(stages: Found, every: bool = False) -> str:
 
 
 def verdict(row: Found) -> str:
-    """Of a choice: its error, or what is wrong and what serves instead."""
+    """About a choice: its error, or what is wrong and what serves instead."""
     if "failed" not in row:
         return why_not(row) or share(row)
     successor = row.get("successor")

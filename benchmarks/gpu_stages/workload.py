@@ -1,4 +1,5 @@
-"""What is timed: a JanusFlow of the released sizes with random weights made in place, its sessions, and a small one."""
+"""What is timed: a JanusFlow of the released sizes with random weights that are made in place, its sessions, and a
+small one."""
 
 from __future__ import annotations
 
@@ -45,27 +46,27 @@ VAE = {
 }
 SAMPLING = {"sampled": Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1), "greedy": Sampling()}
 ENDLESS = 1 << 30
-"""Steps of rows that are still to move however often a step is timed."""
+"""Steps of rows that must still move, however often a step is timed."""
 Programs = Iterator[tuple[str, Executor]]
 
 
 @dataclass
 class Faults:
-    """What must not serve, and why: of calls by op, implementation and form, and of whole implementations.
+    """What must not serve, and why: calls by op, implementation and form, and whole implementations.
 
-    torch's is never avoided as a whole: it is what serves when nothing else does.
+    torch's is never avoided as a whole, because it serves when nothing else does.
     """
 
     calls: dict[tuple[str, str, str], str] = field(default_factory=dict)
     whole: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __call__(self, op: str, name: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
-        """engine.ops.Avoided."""
+        """Why this implementation must not serve this call, or None: see engine.ops.Avoided."""
         of_all = None if name == "torch" else self.whole.get((op, name))
         return of_all or self.calls.get((op, name, call_form(op, specs, attrs)))
 
     def left_out(self, plans: Sequence[Plan]) -> list[str]:
-        """What the plans would have chosen but for this, with the reason."""
+        """What the plans would have chosen without these faults, with the reason."""
         known = {**self.calls, **self.whole}
         found = {}
         for node in (node for plan in plans for node in plan.nodes):
@@ -79,7 +80,7 @@ class Faults:
 @dataclass(frozen=True)
 class Sizes:
     images: tuple[int, ...]
-    """At once."""
+    """Numbers of images that are drawn together."""
     conversations: tuple[int, ...]
     prompt: int
     steps: int
@@ -87,7 +88,7 @@ class Sizes:
     new: int
     repeats: int
     calls: int
-    """Of a kernel in one graph, at most."""
+    """The most calls of a kernel in one graph."""
 
 
 FULL = Sizes((1, 16), (1, 8, 32), PROMPT_TOKENS, 30, CHAT_TOKENS, 128, repeats=10, calls=256)
@@ -96,7 +97,8 @@ SMALL = Sizes((1, 2), (1, 2), 6, 3, 20, 8, repeats=2, calls=2)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what: plans are for CUDA, tensors lie on `device`; the model also runs in `quantizations`."""
+    """Where and on what the model runs: plans are for CUDA, and tensors are on `device`. The model also runs in
+    `quantizations`."""
 
     device: torch.device
     clock: Clock
@@ -110,15 +112,14 @@ class Setting:
 
 
 def on_gpu() -> Setting:
-    """The released model in bf16, the VAE of SDXL."""
+    """The released model in bf16, with the VAE of SDXL."""
     in_8_bits = ("fp8", "int8") if no_e4m3(CUDA) is None else ("int8",)
     clock = CudaClock(CUDA)
     return Setting(CUDA, clock, FULL, config(), VAE, torch.bfloat16, partial(open_gpu, CUDA), PADDED, in_8_bits)
 
 
 def dry_run(patch: pytest.MonkeyPatch) -> Setting:
-    """The small model of the tests on their stand-in for CUDA, which `patch` puts in force, where torch's
-    implementations serve."""
+    """The small model of the tests on their stand-in for CUDA, which `patch` activates; torch implements all ops."""
     from gpu_stand_in import stand_in
     from small_model import small_config
 
@@ -129,7 +130,7 @@ def dry_run(patch: pytest.MonkeyPatch) -> Setting:
 
 
 def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict[str, torch.Tensor]:
-    """Of sizes that keep activations finite: norms about 1, biases small, matrices by their width."""
+    """Random weights that keep activations finite: norms about 1, small biases, matrices scaled by their width."""
     weights: dict[str, torch.Tensor] = {}
     generator = torch.Generator(device).manual_seed(0)
     for target in layout:
@@ -148,9 +149,9 @@ def random_weights(layout: Layout, policy: Policy, device: torch.device) -> dict
 
 
 class Workload:
-    """Runners of one model with and without graphs, in bf16 and in 8 bits; weights are made when they are needed.
+    """Runners of one model with and without graphs, in bf16 and in 8 bits. Weights are made when they are needed.
 
-    faults: what must not serve; plans that are made from then on go without it.
+    faults: what must not serve; plans that are made from then on avoid it.
     """
 
     def __init__(self, setting: Setting, faults: Faults | None = None) -> None:
@@ -163,14 +164,14 @@ class Workload:
         self._runners: dict[tuple[bool, str | None], Runner] = {}
 
     def runner(self, graphs: bool, quantization: str | None = None) -> Runner:
-        """One for each choice; kept."""
+        """One runner for each choice; it is kept."""
         key = graphs, quantization
         if key not in self._runners:
             self._runners[key] = self.new_runner(graphs, quantization)
         return self._runners[key]
 
     def new_runner(self, graphs: bool, quantization: str | None = None, fused: bool = True) -> Runner:
-        """Without `fused` linears have their neighbors beside them, as in conversations of many rows."""
+        """Without `fused`, linears and their neighbors are separate nodes, as in conversations of many rows."""
         policy = Policy.of(self.setting.dtype, quantization=quantization)
         if quantization not in self._weights:
             self._weights[quantization] = random_weights(weight_layout(self.config), policy, self.setting.device)
@@ -193,7 +194,7 @@ class Workload:
         )
 
     def forget(self) -> None:
-        """Make runners anew: what they must avoid has changed."""
+        """Make the runners again, because what they must avoid has changed."""
         self._runners.clear()
 
     def flow_requests(self, rows: int) -> list[FlowRequest]:
@@ -202,7 +203,7 @@ class Workload:
         return [FlowRequest(ids(self.sizes.prompt), Sampler(self.sizes.steps), z) for z in noise]
 
     def flow_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int]:
-        """Of FlowSession and Prepared, as the scheduler takes them for flow_requests(rows)."""
+        """The bucket of FlowSession and Prepared that the scheduler would use for flow_requests(rows)."""
         buckets = runner.buckets
         return rows, rows, padded(self.sizes.prompt, buckets.prompt_tokens), padded(self.sizes.steps, buckets.steps)
 
@@ -226,7 +227,7 @@ class Workload:
         return [TextRequest(ids(self.sizes.chat), None, sampling)] * rows
 
     def chat_bucket(self, runner: Runner, rows: int) -> tuple[int, int, int, int, int]:
-        """Of TextSession, for chat_requests(rows)."""
+        """The bucket of TextSession for chat_requests(rows)."""
         buckets, new = runner.buckets, padded(self.sizes.new, runner.buckets.new_tokens)
         prompt = padded(self.sizes.chat, buckets.prompt_tokens)
         features = 1 + buckets.images(0, rows) * self.config.num_understanding_tokens
@@ -245,11 +246,11 @@ class Workload:
         return made
 
     def programs(self, largest: bool = True) -> Iterator[Programs]:
-        """Groups of executors whose inputs are ready, by name, none of which has run; whoever takes one runs it before
-        the next, and goes on with the next group where one cannot be made.
+        """Groups of executors whose inputs are ready, by name, none of which has run. The caller runs each one before
+        it takes the next; if one cannot be made, the next group follows.
 
-        Nothing runs here that has not been handed out: a kernel that ends the process ends it in the caller's hands.
-        The headline's come first, the `largest` last.
+        Nothing runs here before it is handed out, so a kernel that ends the process does so in the caller's hands. The
+        headline's groups come first, the `largest` last.
         """
         eager = self.runner(False)
         one, *more = self.sizes.images
@@ -279,7 +280,7 @@ class Workload:
         yield f"decode_step {rows} {form}".rstrip(), chat.decode
 
     def _flow(self, runner: Runner, rows: int, form: str = "", caches: bool = False) -> Programs:
-        """With `caches` storing and recalling."""
+        """With `caches`, the step stores and recalls."""
         prepared = self.to_prepare(runner)
         yield f"flow_prepare {form}".rstrip(), prepared.executor
         session = FlowSession(runner, *self.flow_bucket(runner, rows), caches=caches)
@@ -291,7 +292,7 @@ class Workload:
 
 
 def call_form(op: str, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str:
-    """What makes two calls of an op the same work, in few letters, the same in every process."""
+    """A short key, the same in every process, that is equal for two calls of an op with the same work."""
     told = [*map(str, specs), *sorted(f"{name}={value}" for name, value in attrs.items())]
     return hashlib.sha256(repr((op, told)).encode()).hexdigest()[:8]
 
