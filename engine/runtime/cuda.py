@@ -149,7 +149,9 @@ class TorchDriver:
                 reasoned()
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # not done by a capture that could not be ended
-            raise (reasons.pop() if reasons else error) from None  # chained, error and frame would hold each other
+            raise (
+                reasons.pop() if reasons else error
+            ) from None  # if chained, the error and its frame would hold each other
         return graph.replay
 
     def synchronize(self) -> None:
@@ -243,7 +245,7 @@ class Staging:
     def send(self, block: torch.Tensor, to: torch.Tensor) -> None:
         """Copy bytes from the host; `block` may be overwritten as soon as this returns."""
         stage, event = self._take()
-        event.synchronize()  # of the copy before the last, which is usually long done
+        event.synchronize()  # the event of the copy before the last, which has usually ended long ago
         stage.copy_(block)
         with self._gpu.launching():
             to.copy_(stage, non_blocking=True)

@@ -47,7 +47,7 @@ def test_autocast_around_a_request_changes_nothing(untrained: JanusFlow) -> None
 
 def test_an_image_that_no_row_shows_is_refused(untrained: JanusFlow) -> None:
     pixels = torch.zeros(1, 1, 3, 64, 64)
-    with pytest.raises(InputError, match="expected an image block in input_ids"):
+    with pytest.raises(InputError, match="expected image blocks in input_ids"):
         untrained.next_token_logits(torch.tensor([[0, 40, 41]]), None, pixels)
 
 

@@ -165,7 +165,7 @@ def _fill(weight: torch.Tensor, row: int, tensor: torch.Tensor, label: str) -> i
         part = tensor[start : start + step]
         into = weight[row + start : row + start + len(part)]
         into.copy_(part)
-        # One pass without a temporary, which any NaN or inf survives. Finite values may overflow too: only a suspicion.
+        # One pass without a temporary: it is not finite if a value is NaN or inf, or if finite ones overflow.
         if into.dtype is torch.float8_e4m3fn:  # torch can neither sum nor test this dtype
             part, into = part.float(), into.float()
         if not math.isfinite(into.sum().item()):

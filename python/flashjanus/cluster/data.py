@@ -147,7 +147,7 @@ def results(rows: Sequence[Row], folder: Path, source: Source, pool: Pool) -> It
                     yield row, _unpacked(row, found)
         except ray.exceptions.RayError as error:
             raise UnavailableError(f"the cluster cannot go on with the batch: {error}") from error
-    assert not missing  # each row of a dataset comes out of its map once
+    assert not missing  # Ray returns each row of a dataset once
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

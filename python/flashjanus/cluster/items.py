@@ -66,7 +66,9 @@ def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Ite
         }
     record |= {
         "files": [{"file": name, **summed(data)} for name, data in files.items()],
-        "usage": {name: count for name, count in asdict(result.usage).items() if name != "cached_tokens"},  # by chance
+        "usage": {
+            name: count for name, count in asdict(result.usage).items() if name != ("cached_tokens")
+        },  # it depends on timing
         "model": {name: getattr(facts, name) for name in ("name", "dtype", "device", "quantization")},
         **_adapter(row, facts),
         "version": facts.version,

@@ -17,7 +17,7 @@ def _fill(section: Any, given: dict[str, Any]) -> None:
     section.params = Config(given.get("params") or {})
 
 
-# Each has a constructor of its own: transformers 5 gives another one to a class that inherits its constructor.
+# Each defines its constructor: transformers 5 replaces one that is inherited.
 class VisionUnderstandEncoderConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "vision_und_enc"
 
@@ -48,7 +48,7 @@ class MultiModalityConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "multi_modality"
 
     def __init__(self, **kwargs: Any) -> None:
-        from transformers import LlamaConfig  # which cannot be imported while the Auto classes are
+        from transformers import LlamaConfig  # it cannot be imported while the Auto classes are being imported
 
         super().__init__(**kwargs)
         for section in SECTIONS:

@@ -94,7 +94,7 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in state:
             state[name] = state[name].to(place, usual).view(parameter.shape)
-        elif ".attn_pool." in name:  # which many leave out, as nothing reads it
+        elif ".attn_pool." in name:  # often left out, because nothing reads it
             state[name] = torch.zeros(parameter.shape, dtype=usual, device=place)
     named = dict(model.named_parameters(remove_duplicate=False))
     model.load_state_dict({name: tensor for name, tensor in state.items() if name in named}, strict=False, assign=True)

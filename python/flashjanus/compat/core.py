@@ -99,7 +99,7 @@ class EngineOf(Generic[C, E]):
             return slow(*inputs)
 
         def alone() -> Tensors:
-            with isolated(), torch.no_grad():  # a default device of the caller's does not count
+            with isolated(), torch.no_grad():  # the caller's default device is ignored
                 return fast(engine)
 
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -161,7 +161,7 @@ class EngineOf(Generic[C, E]):
                 return self._engine
             if self._failed is not None and self._failed[0] == state:
                 raise FlashJanusError(self._failed[1])
-            self._engine = None  # before there are two
+            self._engine = None  # before the next is made, so that there are never two
             try:
                 with isolated():
                     engine, shared = self.made(root, config)
@@ -219,5 +219,5 @@ def fingerprint(root: nn.Module) -> tuple[Any, ...]:
 def _written(tensor: torch.Tensor) -> int:
     try:
         return tensor._version
-    except RuntimeError:  # made in inference mode; is_inference() denies it once .data is another tensor
+    except RuntimeError:  # made in inference mode, which is_inference() no longer reports once .data was replaced
         return 0

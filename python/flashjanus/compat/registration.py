@@ -77,7 +77,7 @@ def _register(name: str) -> None:
         )
         return
     _due.append(_WATCHED[name])
-    if len(_due) > 1:  # met again in the midst of the import below: whoever is there takes this one up
+    if len(_due) > 1:  # called again during the import below, whose loop handles this one too
         return
     try:
         from flashjanus.compat import auto

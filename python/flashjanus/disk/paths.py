@@ -85,7 +85,7 @@ def unfinished(folder: Path) -> str:
     for place in (folder, folder / ".cache" / "huggingface" / "download", blobs):
         try:
             left = [name for name in sorted(os.listdir(place)) if name.endswith(_PART)]
-        except OSError:  # what is looked for is a hint alone
+        except OSError:  # the search only improves a message
             continue
         if left:
             return f" (an interrupted download left {place / left[0]})"

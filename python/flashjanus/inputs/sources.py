@@ -68,7 +68,7 @@ def from_file(file: Readable) -> Image.Image:
     shown = str(getattr(file, "name", type(file).__name__))[:200]
     try:
         data = file.getvalue() if isinstance(file, io.BytesIO) else _read(file)
-    except (OSError, ValueError) as error:  # ValueError: it is closed, or its text is no UTF-8
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or its text is not UTF-8
         raise InputError(
             f"cannot read the image in the open file {shown}: {getattr(error, 'strerror', None) or error}"
         ) from error

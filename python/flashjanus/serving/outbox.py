@@ -51,7 +51,7 @@ class Outbox:
         """Send everything that waits on the calling thread, without blocking. The outbox's own thread, which
         otherwise keeps sleeping, sends what the system has no room for."""
         with self._change:
-            if self._writing or self._left or self._ended:  # the thread sends what waits, or nobody does
+            if self._writing or self._left or self._ended:  # the thread sends what waits, or nothing is sent any more
                 return
             parts, weight = list[Any](), 0
             while self._latest or self._bodies:

@@ -51,7 +51,7 @@ def state_of(module: nn.Module, source: TensorSource, resolutions: int) -> dict[
             raise CheckpointError(
                 f"{source.label}: {held}: expected {tuple(parameter.shape)}, got {tuple(tensor.shape)}"
             )
-        state[name] = tensor.view(parameter.shape)  # of attention, 1x1 convolutions in old files
+        state[name] = tensor.view(parameter.shape)  # old files store attention's linears as 1x1 convolutions
     if not any(name.startswith("encoder.") for name in state):
         absent = [name for name in absent if not name.startswith(("encoder.", "quant_conv."))]
     if absent:

@@ -63,7 +63,7 @@ class EventStream(Response):
             await send(head)
             await self._send_all(scope, send)
 
-        with suppress(ClientDisconnect):  # the client's leaving has been noted, and nobody is left to tell
+        with suppress(ClientDisconnect):  # the departure of the client is recorded already, and nobody is left to tell
             await unless_gone(whole(), self._streams, scope, receive, self._attend(send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
