@@ -137,7 +137,7 @@ class Implementation:
 
     def yields(self, device: torch.device, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Any]) -> str | None:
         """Why another implementation is the better choice for these arguments though this one can serve, or None."""
-        return self.should_not(Given(self.op, specs, attrs, device))
+        return self.should_not(Given(self.op, specs, attrs, device)) if specs else None
 
 
 @dataclass
