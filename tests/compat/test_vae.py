@@ -173,6 +173,19 @@ def test_a_folder_below_another_and_the_built_in_one(folder):
     assert AutoencoderKL.from_pretrained(builtin_folder(), subfolder="vae").parsed == shapes.parsed
 
 
+def test_a_model_stands_for_its_vae(folder, tmp_path, monkeypatch):
+    shapes = AutoencoderKL.from_pretrained("shapes")
+    assert AutoencoderKL.from_pretrained(builtin_folder()).parsed == shapes.parsed  # the folder of its weights
+
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "flashjanus.checkpoint.files.fetch_repository", lambda name, *rest: asked.append((name, rest[0])) or folder
+    )
+    AutoencoderKL.from_pretrained("deepseek-ai/JanusFlow-1.3B", revision="main")
+    assert asked == [("stabilityai/sdxl-vae", None)]
+
+
 def test_without_an_encoder(state, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     half = {name: tensor for name, tensor in state.items() if not name.startswith(("encoder.", "quant_conv."))}

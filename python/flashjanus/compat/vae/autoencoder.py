@@ -96,7 +96,8 @@ class AutoencoderKL(nn.Module):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
     ) -> Self:
-        """A VAE in a folder of diffusers' layout, a hub repository, or one file of weights; in eval mode.
+        """A VAE in a folder of diffusers' layout, a hub repository, or one file of weights; in eval mode. The folder or
+        hub id of a JanusFlow model gives the VAE that `JanusFlow.from_pretrained` takes for it.
 
         torch_dtype: of its parameters (float32). options: revision, cache_dir, local_files_only and token for the hub;
         others are fields of the config, which win over the file's. Raises `CheckpointError`, `ConfigError`.

@@ -12,6 +12,7 @@ from torch import nn
 
 from flashjanus.builtin import NAMES, builtin_folder
 from flashjanus.checkpoint import TensorSource, VaeFiles
+from flashjanus.checkpoint.files import DEFAULT_VAE
 from flashjanus.checkpoint.hub import fetch_repository, is_hub_id
 from flashjanus.checkpoint.vae_layout import OLD_NAMES, compvis_name
 from flashjanus.disk.paths import is_folder
@@ -21,16 +22,21 @@ _STEM = "diffusion_pytorch_model"
 
 
 def files_of(source: str | os.PathLike[str], subfolder: str | None, options: Mapping[str, Any]) -> VaeFiles:
-    """A VAE in a folder, a hub repository or a file; of "shapes", the built-in model's. Raises `CheckpointError`."""
+    """A VAE in a folder, a hub repository or a file; of a model's name or folder, that model's. Raises
+    `CheckpointError`."""
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise CheckpointError(f"vae: expected a folder, a file or a hub id, got {source!r:.80}")
     name, options = os.fspath(source), dict(options)
     revision = options.pop("revision", None)
     if name in NAMES:
         return VaeFiles(builtin_folder(name) / "vae")
+    folder = Path(name).expanduser()
+    if not subfolder and is_folder(folder / "vae"):  # the folder of a model: no VAE holds another one
+        return VaeFiles.locate(folder / "vae")
+    if not subfolder and not is_folder(folder) and name in DEFAULT_VAE:
+        return VaeFiles.locate(DEFAULT_VAE[name], None, options)  # a revision given here is the model's
     if not subfolder:
         return VaeFiles.locate(source, revision, options)
-    folder = Path(name).expanduser()
     if not is_folder(folder) and is_hub_id(name):
         weights = [[f"{subfolder}/{_STEM}*.safetensors*"], [f"{subfolder}/{_STEM}*.bin*"]]
         folder = fetch_repository(name, revision, [f"{subfolder}/config.json"], weights, options)
