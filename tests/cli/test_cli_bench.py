@@ -47,6 +47,13 @@ def test_latency_of_the_built_in_model(cli, tmp_path: Path) -> None:
     assert {it["ratio"]["value"] for it in value["differences"] if it["stage"] == "load"} == {1.0}
 
 
+def test_rounds_that_the_minutes_left_out_are_named(cli) -> None:
+    options = ("--stages", "prepare", "--rounds", "3", "--minutes", "0")
+    result = cli("bench", "latency", *SMALL, *options)
+    assert result.code == 0
+    assert "1 of 3 rounds ran: another would have ended after --minutes 0" in result.err
+
+
 def test_throughput_as_one_json_object(cli) -> None:
     options = ("--random-weights", "shapes", "--rounds", "1", "--batch", "2", "--quiet", "--json")
     result = cli("bench", "throughput", *SMALL, *options)

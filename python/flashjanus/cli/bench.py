@@ -94,6 +94,9 @@ def _time_stages(args: argparse.Namespace, console: Console, stages: Stages) -> 
         console.status(what)
 
     records = measure(engines, cases, rounds=args.rounds, repeats=args.repeats, minutes=args.minutes, done=done)
+    ran = max((len(record.rounds) for record in records), default=args.rounds)
+    if ran < args.rounds:
+        console.note(f"{ran} of {args.rounds} rounds ran: another would have ended after --minutes {args.minutes:g}")
     for engine in engines:
         own = [record for record in records if record.engine == engine.name]
         if not own:
