@@ -33,6 +33,12 @@ def test_ask_streams_the_answer(cli, model, images: list[str]) -> None:
     assert called["max_new_tokens"] == 512
 
 
+def test_ask_leaves_out_the_space_that_answers_begin_with(cli, model, images: list[str]) -> None:
+    model.answer = (" ", "", " a", " red circle")
+    assert cli("ask", images[0], "what is it?").out == "a red circle\n"
+    assert cli("ask", images[0], "what is it?", "--json").json["answer"] == "a red circle"
+
+
 def test_ask_several_images_in_order(cli, model, images: list[str]) -> None:
     assert cli("ask", images[1], "compare", "--image", images[0], "--image", images[1]).code == 0
     content = model.called("chat")["messages"][0]["content"]

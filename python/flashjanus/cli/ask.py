@@ -61,8 +61,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     pieces = []
     for piece in model.chat([{"role": "user", "content": content}], stream=True, **options):
         console.check_interrupt()
-        pieces.append(piece)
-        console.text(piece, end="")
+        if not pieces:  # the tokens of an answer usually begin with a space
+            piece = piece.lstrip()
+        if piece:
+            pieces.append(piece)
+            console.text(piece, end="")
     console.text("")
     console.result(
         {
