@@ -248,7 +248,7 @@ class TestErrors:
                 {"seed": None, "latents": torch.zeros(1, 4, 8, 8)},
                 "latents: best_of draws the chosen image again from its seed",
             ),
-            ({"seed": [1, 2, 3]}, "seed: expected one, or 4, one per image, got 3"),
+            ({"seed": [1, 2, 3]}, "seed: expected one number, or a list of 4, one per image, got 3 of them"),
             ({"judge": "Is it good?"}, "judge: expected a question with {prompt} in it"),
             ({"judge": 3}, "judge: expected a question or a function"),
             ({"judge": lambda prompt: []}, "judge: expected checks"),

@@ -109,15 +109,18 @@ class TestStarts:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (dict(seed=[1, 2, 3]), "seed: expected one, or 2, one per image, got 3"),
-            (dict(seed=[]), "seed: expected one, or 2, one per image, got 0"),
+            (dict(seed=[1, 2, 3]), "seed: expected one number, or a list of 2, one per image, got 3 of them"),
+            (dict(seed=[]), "seed: expected one number, or a list of 2, one per image, got 0 of them"),
             (dict(seed=[1, -1]), "seed[1]: expected an integer from 0"),
             (dict(seed=[1, None]), "seed[1]: expected an integer"),
             (dict(seed=[1.5, 2]), "seed[0]: expected an integer"),
             (dict(seed="12"), "seed: expected an integer"),
             (dict(generator=5), "generator: expected a torch.Generator, or a list of them, got 5"),
             (dict(generator=[5, 6]), "generator: expected a torch.Generator, or a list"),
-            (dict(generator=[torch.Generator()]), "generator: expected one, or 2, one per image, got 1"),
+            (
+                dict(generator=[torch.Generator()]),
+                "generator: expected one generator, or a list of 2, one per image, got 1 of them",
+            ),
             (dict(latents=noise(1)), "latents: expected shape (2, 4, 8, 8), got (1, 4, 8, 8)"),
             (dict(latents=torch.zeros(2, 4, 8, 9)), "latents: expected shape (2, 4, 8, 8)"),
             (dict(latents=torch.full((2, 4, 8, 8), torch.nan)), "latents: expected finite values"),

@@ -83,7 +83,9 @@ class Start:
         if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
             raise InputError(f"generator: expected a torch.Generator, or a list of them, got {generator!r:.80}")
         if len(generator) != total:
-            raise InputError(f"generator: expected one, or {total}, one per image, got {len(generator)}")
+            raise InputError(
+                f"generator: expected one generator, or a list of {total}, one per image, got {len(generator)} of them"
+            )
         return torch.cat([self._draw(one, 1).cpu() for one in generator])
 
 
@@ -103,5 +105,5 @@ def seeds_of(seed: Any, total: int) -> list[int]:
         return list(range(first, first + total))
     seeds = seed.tolist() if isinstance(seed, np.ndarray | torch.Tensor) else list(seed)
     if len(seeds) != total:
-        raise InputError(f"seed: expected one, or {total}, one per image, got {len(seeds)}")
+        raise InputError(f"seed: expected one number, or a list of {total}, one per image, got {len(seeds)} of them")
     return [checks.integer(f"seed[{i}]", one, 0, checks.MAX_SEED) for i, one in enumerate(seeds)]
