@@ -150,6 +150,7 @@ def test_paths_and_methods_that_there_are_not() -> None:
 
     files, get, models, model, images, chat = asyncio.run(asked())
     assert (files.status_code, files.json()["error"]["code"]) == (404, "not_found")
+    assert "/docs lists what there is" in files.json()["error"]["message"]
     assert (get.status_code, get.headers["allow"]) == (405, "POST")
     assert models.status_code == 405
     for reply in (model, images, chat):

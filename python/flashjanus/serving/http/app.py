@@ -112,7 +112,9 @@ async def _told(request: Request, error: Exception) -> Response:
         request.scope["state"]["gone"] = True
         return Response(status_code=CLIENT_GONE)
     if isinstance(error, HTTPException):
-        words = f"there is no {request.url.path:.200} here" if error.status_code == 404 else None
+        words = (
+            f"there is no {request.url.path:.200} here; /docs lists what there is" if error.status_code == 404 else None
+        )
         said = plain(error.status_code, words, error.headers)
     elif isinstance(error, FlashJanusError):
         said = told(error)

@@ -157,7 +157,10 @@ def invalid(faults: list[ErrorDetails]) -> ApiError:
         return renamed(said, {said.param or "": param})
     if kind == "extra_forbidden":
         return ApiError(
-            400, f"{param}: unknown field; leave it out, because no field is ignored", "unknown_parameter", param
+            400,
+            f"{param}: unknown field; leave it out, because no field is ignored; /docs lists the fields",
+            "unknown_parameter",
+            param,
         )
     if kind == "missing":
         return ApiError(400, f"{param}: this field is required", "missing_required_parameter", param)
