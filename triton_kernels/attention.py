@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(-1e30)  # "no score yet": unlike -inf it may be subtracted
 @triton.jit
 def take(acc, largest, total, q, k, v, visible, scale_log2):
     """One step of the online softmax: (sum of p v, largest score, sum of p). visible None: all keys are visible."""
-    scores = tl.dot(q, k.T, input_precision="ieee")
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if visible is not None:
         scores = tl.where(visible, scores, float("-inf"))
     larger = tl.maximum(largest, tl.max(scores, 1) * scale_log2)
