@@ -242,10 +242,11 @@ def test_a_checkpoint_in_fp8_is_the_model_quantized_at_load(tmp_path: Path, monk
         linears = [n for n in from_fp8.plan(program, rows=rows, prompt_tokens=8).nodes if n.work == "linear/e4m3"]
         assert linears
         assert all(node.inputs[4] is not None for node in linears), "inputs are in 8 bits too"
-    drawing = dict(num_inference_steps=2, seed=3, output_type="pt")
+    # in two steps, rounding alone can change the background
+    drawing = dict(num_inference_steps=8, seed=3, output_type="pt")
     pictures = [m.generate_image(PROMPT, **drawing).images[0] for m in (exact, at_load, from_fp8)]  # type: ignore[arg-type]
     assert torch.equal(*pictures[1:])
-    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.02
+    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.005
 
 
 def test_a_checkpoint_in_int8_computes_in_float32_too(stored: Path) -> None:
