@@ -125,7 +125,7 @@ def test_what_is_no_adapter_is_refused_by_its_field(model: JanusFlow) -> None:
     tool = {**TOOL, "adapter": "other"}
     bad: list[tuple[str, dict[str, Any], int, str]] = [
         (IMAGES, {**QUICK, "adapter": "other"}, 400, unknown),
-        (CHAT, {**ASK, "adapter": 3}, 400, "adapter: expected the name of a loaded adapter, or a list of such, got 3"),
+        (CHAT, {**ASK, "adapter": 3}, 400, "adapter: expected the name of a loaded adapter, or a list of names, got 3"),
         (IMAGES, {**QUICK, "model": "other"}, 404, of_model),
         (CHAT, {**ASK, "model": "other"}, 404, of_model),
         (IMAGES, {**QUICK, "model": "ink", "adapter": "gold"}, 400, two),
