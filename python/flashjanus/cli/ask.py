@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     options = given(args, TokenOptions) | ({} if adapter is None else {"adapter": adapter})
     options["do_sample"] |= not options.keys().isdisjoint(SAMPLED)
     started = time.perf_counter()
-    pieces = []
+    pieces: list[str] = []
     for piece in model.chat([{"role": "user", "content": content}], stream=True, **options):
         console.check_interrupt()
         if not pieces:  # the tokens of an answer usually begin with a space
