@@ -375,10 +375,8 @@ class TensorModel(AdaptableModel):
             images = 0 if tokens is None else values.count(tokens.start)
             have = 0 if pixels is None else pixels.shape[1]
             if images > have:
-                raise InputError(
-                    f"pixel_values: expected {images} images for row {row}, whose ids have that many image blocks, "
-                    f"got {have}"
-                )
+                said = f"expected {images} images for row {row}, whose ids have that many image blocks, got {have}"
+                raise InputError(f"pixel_values: {said}")
             own = None if pixels is None or not images else pixels[row, :images]
             requests.append(text.TextRequest(values, own, sampling[row % len(sampling)], of_rows[row]))
         if pixels is not None and all(r.pixels is None for r in requests):
