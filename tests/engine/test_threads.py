@@ -92,12 +92,15 @@ ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import torch, flashjanus._C as native
+from flashjanus.engine.device.native import bind
 from flashjanus.engine.ops import all_ops
 torch.set_num_threads(2)
 native.force_teams(worth=0.0)
 x, y = torch.ones(64, 512), torch.ones(64, 256)
+# bound, as in plans: with Python between the calls, the threads may wait too little of the time
+run = bind(all_ops()["silu_mul"].implementations["native"].bound([x, y], {}), [x, y])
 while not native.pressed(2):
-    all_ops()["silu_mul"].implementations["native"].run(x, y)
+    run()
 assert native.team_for(2, 64, 1e5) == (2, 16, True), "all work was said to be worth a thread"
 native.force_teams()
 """

@@ -42,7 +42,7 @@ def server() -> Iterator[Served]:
 
 def test_the_samples_run_one_after_another(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(SAMPLES) == 5
+    assert len(SAMPLES) == 6
     for sample in SAMPLES:
         names: dict[str, object] = {"__name__": "sample"}
         exec(compile(sample.replace(HERE, server.url), "serving.md", "exec"), names)

@@ -28,7 +28,7 @@ def test_a_list_has_a_generator_for_each_image(pipe: JanusFlowPipeline) -> None:
     together = drawn(pipe, [PROMPT, OTHER], generator=[seeded(1), seeded(2)])
     alone = [drawn(pipe, PROMPT, generator=[seeded(1)]), drawn(pipe, OTHER, generator=seeded(2))]
     assert torch.equal(together, torch.cat(alone))
-    with pytest.raises(InputError, match="generator: expected one, or 2"):
+    with pytest.raises(InputError, match="generator: expected one generator, or a list of 2, one per image, got 1"):
         drawn(pipe, [PROMPT, OTHER], generator=[seeded(1)])
 
 
