@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
@@ -240,7 +240,7 @@ class Op:
         @self.implementation("triton", triton_kernels.refuses, cannot, tunables=tunables)
         def run(call: Given) -> None:
             launcher = getattr(import_module(f"{triton_kernels.__name__}.{module}"), launch)  # imports triton
-            launcher(**{name: call.get(name) for name in inspect.signature(launcher).parameters})
+            launcher(**{name: call.get(name) for name in _parameters(launcher)})
 
     def choose(
         self,
@@ -277,6 +277,12 @@ class Op:
         if self.read_bytes is not None:
             return self.read_bytes(bound, attrs)
         return sum(static(product(s.shape)) * s.dtype.itemsize for s in specs if s is not None)
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters, looked up once: a walk without graphs launches every node anew."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def filled(kernel: str, call: Given, members: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,17 +73,13 @@ APPLY = register(
 )
 
 
-def stats_members(call: Given) -> dict[str, Any]:
-    return dict(zip(("batch", "positions", "channels"), call.x.shape, strict=True))
-
-
-def apply_members(call: Given) -> dict[str, Any]:
+def members(call: Given) -> dict[str, Any]:
     return dict(zip(("batch", "positions", "channels"), call.y.shape, strict=True))
 
 
-STATS.kernel("native", stats_members)
+STATS.kernel("native", members)
 STATS.triton("grn", launch="launch_stats")
-APPLY.kernel("native", apply_members, for_f32("weight"))
+APPLY.kernel("native", members, for_f32("weight"))
 APPLY.triton("grn", for_f32("weight", row="y"), launch="launch_apply")
 
 
