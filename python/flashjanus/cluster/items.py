@@ -66,9 +66,8 @@ def item(row: Row, result: Images | Answered, facts: Facts, folder: Path) -> Ite
         }
     record |= {
         "files": [{"file": name, **summed(data)} for name, data in files.items()],
-        "usage": {
-            name: count for name, count in asdict(result.usage).items() if name != ("cached_tokens")
-        },  # it depends on timing
+        # without cached_tokens, which depends on timing
+        "usage": {name: count for name, count in asdict(result.usage).items() if name != "cached_tokens"},
         "model": {name: getattr(facts, name) for name in ("name", "dtype", "device", "quantization")},
         **_adapter(row, facts),
         "version": facts.version,
