@@ -5,7 +5,6 @@ The last also into 8 bits, a scale for each row (formats/rows.py): inputs of a `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,10 +12,8 @@ import torch.nn.functional as F
 
 from ..formats import rows
 from . import quantize
-from .base import Call, Given, Op, normal, register
-from .dims import rows_of
+from .base import Call, Given, define, normal
 from .refusals import WARPS
-from .schema import Bound, Schema
 
 
 def reference_silu(x: torch.Tensor) -> torch.Tensor:
@@ -36,10 +33,6 @@ def reference_quantized(gate_up: torch.Tensor, dtype: torch.dtype) -> tuple[torc
     return rows.reference(reference_silu_mul(gate_up), dtype)
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 5 * rows_of(bound) * int(bound["C"])
-
-
 def example(generator: torch.Generator, dtype: torch.dtype, m: int, c: int) -> Call:
     return Call((4 * normal(generator, m, 2 * c).to(dtype),))
 
@@ -52,32 +45,28 @@ def example_quantized(
 
 
 CASES: list[dict[str, Any]] = [dict(m=1, c=64), dict(m=7, c=33), dict(m=2, c=1500)]
-SILU = register(Op("silu", Schema.parse("x: T[*, C] -> y: T[*, C]"), reference_silu, flops, CASES, example))
-GELU = register(Op("gelu", Schema.parse("x: T[*, C] -> y: T[*, C]"), reference_gelu, flops, CASES, example))
-SILU_MUL = register(
-    Op("silu_mul", Schema.parse("x: T[*, 2*C] -> y: T[*, C]"), reference_silu_mul, flops, CASES, example)
-)
+SILU = define("silu", "x: T[*, C] -> y: T[*, C]", reference_silu, CASES, example, flops="5*rows*C")
+GELU = define("gelu", "x: T[*, C] -> y: T[*, C]", reference_gelu, CASES, example, flops="5*rows*C")
+SILU_MUL = define("silu_mul", "x: T[*, 2*C] -> y: T[*, C]", reference_silu_mul, CASES, example, flops="5*rows*C")
 
 
-SILU_MUL_QUANTIZED = register(
-    Op(
-        "silu_mul_quantized",
-        Schema.parse("x: T[*, 2*C] -> y: Q[*, C], scale: f32[*]"),
-        reference_quantized,
-        lambda bound, attrs: 8 * rows_of(bound) * int(bound["C"]),
-        [
-            *CASES,
-            dict(m=3, c=1),
-            dict(m=70, c=18),
-            dict(m=3, c=131, edges=True),
-            dict(m=1, c=5632),
-            dict(m=2, c=1500, to=torch.float8_e4m3fn),
-            dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
-            dict(m=1, c=5632, to=torch.float8_e4m3fn),
-        ],
-        example_quantized,
-        quantized=("y",),
-    )
+SILU_MUL_QUANTIZED = define(
+    "silu_mul_quantized",
+    "x: T[*, 2*C] -> y: Q[*, C], scale: f32[*]",
+    reference_quantized,
+    [
+        *CASES,
+        dict(m=3, c=1),
+        dict(m=70, c=18),
+        dict(m=3, c=131, edges=True),
+        dict(m=1, c=5632),
+        dict(m=2, c=1500, to=torch.float8_e4m3fn),
+        dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
+        dict(m=1, c=5632, to=torch.float8_e4m3fn),
+    ],
+    example_quantized,
+    quantized=("y",),
+    flops="8*rows*C",
 )
 
 

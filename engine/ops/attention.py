@@ -23,9 +23,8 @@ from ..errors import SchemaError
 from ..specs import Size, TensorSpec, dtype_name, product, static
 from . import dims
 from .attention_cases import CASES, example, visible
-from .base import Given, Op, Tunable, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Given, Tunable, define
+from .schema import Bound
 
 
 def reference(
@@ -57,26 +56,17 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     return {}
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """Upper bound, computed as if every query saw every key."""
-    return 4 * elements(bound, "B", "N", "H", "S", "D")
-
-
-OP = register(
-    Op(
-        "attention",
-        Schema.parse(
-            "q: T[B, N, H, D], k: T[B, S, G, D], v: T[B, S, G, D], "
-            "kv_start?: i32[B], kv_end?: i32[B, N], slots?: i32[B, N] -> o: T[B, N, H, D]",
-            derive,
-        ),
-        reference,
-        flops,
-        cases=CASES,
-        example=example,
-        rounding_steps=4.0,
-        defaults={"causal": False},
-    )
+OP = define(
+    "attention",
+    "q: T[B, N, H, D], k: T[B, S, G, D], v: T[B, S, G, D], "
+    "kv_start?: i32[B], kv_end?: i32[B, N], slots?: i32[B, N] -> o: T[B, N, H, D]",
+    reference,
+    cases=CASES,
+    example=example,
+    derive=derive,
+    rounding_steps=4.0,
+    defaults={"causal": False},
+    flops="4*B*N*H*S*D",
 )
 
 

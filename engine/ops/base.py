@@ -16,7 +16,7 @@ from ... import triton_kernels
 from ..device import native
 from ..errors import PlanError, SchemaError
 from ..specs import TensorSpec, product, static
-from .schema import Bound, Schema
+from .schema import Bound, Derive, Schema, evaluate
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Given:
 
 
 Body = Callable[[Given], None]
+Cost = Callable[[Bound, Mapping[str, Any]], int]
+"""What a call costs, by the sizes and dtypes of its schema, and by its attributes."""
 Reason = Callable[[Given], str | None]
 """Why an implementation does not serve a call, or None."""
 Avoided = Callable[[str, str, Sequence[TensorSpec | None], Mapping[str, Any]], str | None]
@@ -148,15 +150,15 @@ class Op:
     schema: Schema
     reference: Callable[..., Any]
     """(inputs..., **attrs) -> output or tuple of outputs, in float32; writes arguments marked `!` in place."""
-    flops: Callable[[Bound, Mapping[str, Any]], int]
     cases: Sequence[Mapping[str, Any]]
     example: Callable[..., Call]
     """(generator, dtype, **case) -> Call: the arguments of one test or benchmark case."""
+    flops: Cost
+    read_bytes: Cost | None = None
+    """Bytes moved, where that is not every argument once (gathers, masked attention)."""
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
     rounding_steps: float = 2.0
     """Largest allowed error over largest output, in units of the output dtype's epsilon."""
-    read_bytes: Callable[[Bound, Mapping[str, Any]], int] | None = None
-    """Bytes moved, where that is not every argument once (gathers, masked attention)."""
     computed_from: Mapping[str, str] = field(default_factory=dict)
     """Outputs computed from another output as stored, and thus with its rounding: {"sumsq": "y"}."""
     quantized: Sequence[str] = ()
@@ -311,10 +313,31 @@ def filled(kernel: str, call: Given, members: Mapping[str, Any]) -> dict[str, An
 _REGISTRY: dict[str, Op] = {}
 
 
-def register(op: Op) -> Op:
-    if op.name in _REGISTRY:
-        raise SchemaError(f"op '{op.name}' is registered twice")
-    _REGISTRY[op.name] = op
+def counted(formula: str, op: str = "") -> Cost:
+    return lambda bound, attrs: static(evaluate(formula, bound, attrs, op))
+
+
+def define(
+    name: str,
+    signature: str,
+    reference: Callable[..., Any],
+    cases: Sequence[Mapping[str, Any]],
+    example: Callable[..., Call],
+    *,
+    flops: str = "0",
+    derive: Derive | None = None,
+    read_bytes: str | Cost | None = None,
+    **fields: Any,
+) -> Op:
+    """Register an op. `signature` and `derive` make its schema, and `fields` are further members of Op.
+
+    flops and read_bytes are formulas over the names of the signature, such as "2*rows*K*N" (see schema.evaluate).
+    """
+    if name in _REGISTRY:
+        raise SchemaError(f"op '{name}' is registered twice")
+    moved = counted(read_bytes, name) if isinstance(read_bytes, str) else read_bytes
+    op = Op(name, Schema.parse(signature, derive), reference, cases, example, counted(flops, name), moved, **fields)
+    _REGISTRY[name] = op
     return op
 
 

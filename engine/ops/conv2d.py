@@ -14,9 +14,8 @@ import torch.nn.functional as F
 
 from ..errors import SchemaError
 from ..specs import Size
-from .base import Call, Given, Op, Tunable, normal, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Call, Given, Tunable, define, normal
+from .schema import Bound
 
 
 def reference(
@@ -41,10 +40,6 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     }
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * elements(bound, "B", "P", "Q", "O", "I", "kh", "kw")
-
-
 def example(
     generator: torch.Generator,
     dtype: torch.dtype,
@@ -64,19 +59,18 @@ def example(
     )
 
 
-OP = register(
-    Op(
-        "conv2d",
-        Schema.parse("x: T[B, H, W, I], weight: T[O, I, kh, kw], bias?: T[O] -> y: T[B, P, Q, O]", derive),
-        reference,
-        flops,
-        cases=[
-            dict(size=6, cin=8, cout=5, kernel=3, stride=1, padding=1, bias=True),
-            dict(size=8, cin=4, cout=16, kernel=2, stride=2, padding=0, bias=True),
-            dict(size=5, cin=3, cout=7, kernel=1, stride=1, padding=0, bias=False),
-        ],
-        example=example,
-    )
+OP = define(
+    "conv2d",
+    "x: T[B, H, W, I], weight: T[O, I, kh, kw], bias?: T[O] -> y: T[B, P, Q, O]",
+    reference,
+    cases=[
+        dict(size=6, cin=8, cout=5, kernel=3, stride=1, padding=1, bias=True),
+        dict(size=8, cin=4, cout=16, kernel=2, stride=2, padding=0, bias=True),
+        dict(size=5, cin=3, cout=7, kernel=1, stride=1, padding=0, bias=False),
+    ],
+    example=example,
+    derive=derive,
+    flops="2*B*P*Q*O*I*kh*kw",
 )
 
 

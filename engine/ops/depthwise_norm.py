@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Given, Op, normal, quiet, register
-from .dims import elements
+from .base import Call, Given, define, normal, quiet
 from .refusals import MAX_NORM_CHANNELS, channels_of, rounds_once
 from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
-from .schema import Bound, Schema
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -34,10 +31,6 @@ def reference(
     return rms_reference(y, norm, eps, dtype)
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return (2 * 49 + 4) * elements(bound, "B", "H", "W", "C")
-
-
 def example(
     generator: torch.Generator, dtype: torch.dtype, size: int, channels: int, bias: bool, eps_decides: bool = False
 ) -> Call:
@@ -49,21 +42,19 @@ def example(
     return Call((x, weight, b, 1 + 0.1 * normal(generator, channels)), dict(eps=1e-6, dtype=dtype))
 
 
-OP = register(
-    Op(
-        "depthwise_norm",
-        Schema.parse("x: X[B, H, W, C], weight: T[7, 7, C], bias?: T[C], norm: W0[C] -> y: O[B, H, W, C]"),
-        reference,
-        flops,
-        cases=[
-            dict(size=9, channels=32, bias=True),
-            dict(size=3, channels=5, bias=False),
-            dict(size=1, channels=40, bias=True),
-            dict(size=16, channels=129, bias=True),
-            dict(size=9, channels=32, bias=False, eps_decides=True),
-        ],
-        example=example,
-    )
+OP = define(
+    "depthwise_norm",
+    "x: X[B, H, W, C], weight: T[7, 7, C], bias?: T[C], norm: W0[C] -> y: O[B, H, W, C]",
+    reference,
+    cases=[
+        dict(size=9, channels=32, bias=True),
+        dict(size=3, channels=5, bias=False),
+        dict(size=1, channels=40, bias=True),
+        dict(size=16, channels=129, bias=True),
+        dict(size=9, channels=32, bias=False, eps_decides=True),
+    ],
+    example=example,
+    flops="98*B*H*W*C + 4*B*H*W*C",
 )
 
 

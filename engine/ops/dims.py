@@ -1,8 +1,7 @@
-"""Small helpers on bound sizes, shared by the ops' cost functions."""
+"""Checks on sizes that several ops share."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +10,6 @@ import torch
 from ..errors import SchemaError
 from ..specs import Size
 from .schema import Bound
-
-
-def rows_of(bound: Bound) -> int:
-    """Product of the leading sizes `*`."""
-    return math.prod(int(s) for s in bound["*"])
-
-
-def elements(bound: Bound, *names: str) -> int:
-    """Product of the named sizes."""
-    return math.prod(int(bound[n]) for n in names)
 
 
 def outputs_of_row(bound: Bound, columns: Size) -> Mapping[str, Size]:

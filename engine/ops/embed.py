@@ -6,14 +6,9 @@ embedding and the aligned features of each image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from .base import Call, Given, Op, normal, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Call, Given, define, normal
 
 
 def reference(
@@ -29,10 +24,6 @@ def reference(
     return torch.where(index[..., None] >= 0, features.float()[index.long().clamp(min=0)], text)
 
 
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return elements(bound, "B", "N", "D") * int(bound["T"].itemsize + attrs["dtype"].itemsize)
-
-
 def example(generator: torch.Generator, dtype: torch.dtype, b: int, n: int, d: int, images: int) -> Call:
     ids = torch.randint(0, 50, (b, n), generator=generator, dtype=torch.int32)
     table = normal(generator, 50, d, dtype=dtype)
@@ -42,17 +33,14 @@ def example(generator: torch.Generator, dtype: torch.dtype, b: int, n: int, d: i
     return Call((ids, table, index, normal(generator, images, d)), dict(dtype=torch.float32))
 
 
-OP = register(
-    Op(
-        "embed",
-        Schema.parse("ids: i32[B, N], table: T[V, D], index?: i32[B, N], features?: F[M, D] -> h: O[B, N, D]"),
-        reference,
-        flops=lambda bound, attrs: 0,
-        cases=[dict(b=2, n=5, d=32, images=0), dict(b=1, n=9, d=17, images=6)],
-        example=example,
-        rounding_steps=0.0,
-        read_bytes=read_bytes,
-    )
+OP = define(
+    "embed",
+    "ids: i32[B, N], table: T[V, D], index?: i32[B, N], features?: F[M, D] -> h: O[B, N, D]",
+    reference,
+    cases=[dict(b=2, n=5, d=32, images=0), dict(b=1, n=9, d=17, images=6)],
+    example=example,
+    rounding_steps=0.0,
+    read_bytes="B*N*D*T + B*N*D*dtype",
 )
 
 

@@ -16,9 +16,9 @@ import torch
 
 from ..errors import SchemaError
 from ..specs import Size, static
-from .base import Call, Given, Op, normal, register
-from .dims import branches_of_rows, elements
-from .schema import Bound, Schema
+from .base import Call, Given, define, normal
+from .dims import branches_of_rows
+from .schema import Bound
 
 MAX_PATCH_VALUES = 4096
 """Limit: kMaxPatchValues of csrc/cpu/flow_update.h."""
@@ -92,16 +92,6 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     return branches_of_rows(bound, attrs)
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 5 * elements(bound, "R", "C", "Y", "X")
-
-
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """The bytes of Euler's method, which needs neither history nor a stored v_uncond."""
-    velocities, latents = elements(bound, "B", "H", "W", "E"), elements(bound, "R", "C", "Y", "X")
-    return int(velocities * bound["T"].itemsize + latents * bound["Z"].itemsize)
-
-
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, h: int, w: int, c: int, p: int
 ) -> Call:
@@ -124,28 +114,24 @@ def example(
     return Call((v, z, history, kept, schedule, step, steps))
 
 
-OP = register(
-    Op(
-        "flow_update",
-        Schema.parse(
-            "v: T[B, H, W, E], z!: Z[R, C, Y, X], history!: Z[R, C, Y, X], kept!: T[R, H, W, E], "
-            f"schedule: f32[R, K, {COLUMNS}], step!: i32[R], steps: i32[R] ->",
-            derive,
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(images=2, guided=2, h=5, w=3, c=4, p=2),
-            dict(images=3, guided=1, h=4, w=4, c=3, p=1),
-            dict(images=1, guided=0, h=1, w=7, c=4, p=2),
-            dict(images=3, guided=2, h=9, w=11, c=4, p=2),
-            dict(images=6, guided=6, h=3, w=2, c=2, p=3),
-            dict(images=3, guided=0, h=3, w=17, c=1, p=2),
-            dict(images=3, guided=3, h=24, w=24, c=4, p=2),
-        ],
-        example=example,
-        read_bytes=read_bytes,
-    )
+OP = define(
+    "flow_update",
+    "v: T[B, H, W, E], z!: Z[R, C, Y, X], history!: Z[R, C, Y, X], kept!: T[R, H, W, E], "
+    f"schedule: f32[R, K, {COLUMNS}], step!: i32[R], steps: i32[R] ->",
+    reference,
+    cases=[
+        dict(images=2, guided=2, h=5, w=3, c=4, p=2),
+        dict(images=3, guided=1, h=4, w=4, c=3, p=1),
+        dict(images=1, guided=0, h=1, w=7, c=4, p=2),
+        dict(images=3, guided=2, h=9, w=11, c=4, p=2),
+        dict(images=6, guided=6, h=3, w=2, c=2, p=3),
+        dict(images=3, guided=0, h=3, w=17, c=1, p=2),
+        dict(images=3, guided=3, h=24, w=24, c=4, p=2),
+    ],
+    example=example,
+    derive=derive,
+    read_bytes="B*H*W*E*T + R*C*Y*X*Z",
+    flops="5*R*C*Y*X",
 )
 
 

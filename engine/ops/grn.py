@@ -6,16 +6,13 @@ An image's sums run over all its positions, so scaling cannot start before they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .activations import reference_gelu
-from .base import Call, Given, Op, normal, register
-from .dims import elements
+from .base import Call, Given, define, normal
 from .refusals import for_f32
-from .schema import Bound, Schema
 
 
 def reference_stats(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,10 +24,6 @@ def reference_apply(y: torch.Tensor, sumsq: torch.Tensor, weight: torch.Tensor, 
     g = sumsq.sqrt()
     n = g / (g.mean(-1, keepdim=True) + 1e-6)
     return bias.float() + (weight.float() * n[:, None] + 1) * y.float()
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 8 * elements(bound, "B", "P", "C")
 
 
 def example_stats(generator: torch.Generator, dtype: torch.dtype, b: int, p: int, c: int) -> Call:
@@ -49,27 +42,23 @@ def example_apply(
 
 
 CASES = [dict(b=2, p=36, c=64), dict(b=1, p=5, c=7), dict(b=3, p=1, c=40), dict(b=2, p=70, c=1100)]
-STATS = register(
-    Op(
-        "gelu_grn_stats",
-        Schema.parse("x: T[B, P, C] -> y: T[B, P, C], sumsq: f32[B, C]"),
-        reference_stats,
-        flops,
-        CASES,
-        example_stats,
-        rounding_steps=4.0,
-        computed_from={"sumsq": "y"},
-    )
+STATS = define(
+    "gelu_grn_stats",
+    "x: T[B, P, C] -> y: T[B, P, C], sumsq: f32[B, C]",
+    reference_stats,
+    CASES,
+    example_stats,
+    rounding_steps=4.0,
+    computed_from={"sumsq": "y"},
+    flops="8*B*P*C",
 )
-APPLY = register(
-    Op(
-        "grn_apply",
-        Schema.parse("y: T[B, P, C], sumsq: f32[B, C], weight: W[C], bias: W[C] -> o: T[B, P, C]"),
-        reference_apply,
-        flops,
-        [*CASES, dict(b=3, p=4, c=40, eps_decides=True)],
-        example_apply,
-    )
+APPLY = define(
+    "grn_apply",
+    "y: T[B, P, C], sumsq: f32[B, C], weight: W[C], bias: W[C] -> o: T[B, P, C]",
+    reference_apply,
+    [*CASES, dict(b=3, p=4, c=40, eps_decides=True)],
+    example_apply,
+    flops="8*B*P*C",
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Given, Op, normal, quiet, register
-from .dims import elements
+from .base import Call, Given, define, normal, quiet
 from .refusals import MAX_NORM_CHANNELS, channels_of, rounds_once
-from .schema import Bound, Schema
 
 
 def reference(
@@ -23,10 +20,6 @@ def reference(
     y = centered * torch.rsqrt(centered.square().mean((1, 3), keepdim=True) + eps)
     y = y.view(b, h, w, c) * weight.float() + bias.float()
     return y * torch.sigmoid(y) if silu else y
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 10 * elements(bound, "B", "H", "W", "C")
 
 
 def example(
@@ -45,22 +38,20 @@ def example(
     return Call((x, 1 + 0.1 * normal(generator, c), normal(generator, c)), attrs)
 
 
-OP = register(
-    Op(
-        "group_norm_silu",
-        Schema.parse("x: T[B, H, W, C], weight: W0[C], bias: W0[C] -> y: T[B, H, W, C]"),
-        reference,
-        flops,
-        cases=[
-            dict(size=5, c=32, groups=8, silu=True),
-            dict(size=3, c=6, groups=3, silu=False),
-            dict(size=1, c=40, groups=1, silu=True),
-            dict(size=13, c=96, groups=32, silu=True),
-            dict(size=4, c=150, groups=10, silu=True),
-            dict(size=4, c=96, groups=32, silu=False, eps_decides=True),
-        ],
-        example=example,
-    )
+OP = define(
+    "group_norm_silu",
+    "x: T[B, H, W, C], weight: W0[C], bias: W0[C] -> y: T[B, H, W, C]",
+    reference,
+    cases=[
+        dict(size=5, c=32, groups=8, silu=True),
+        dict(size=3, c=6, groups=3, silu=False),
+        dict(size=1, c=40, groups=1, silu=True),
+        dict(size=13, c=96, groups=32, silu=True),
+        dict(size=4, c=150, groups=10, silu=True),
+        dict(size=4, c=96, groups=32, silu=False, eps_decides=True),
+    ],
+    example=example,
+    flops="10*B*H*W*C",
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Given, Op, normal, quiet, register
-from .dims import rows_of
+from .base import Call, Given, define, normal, quiet
 from .refusals import WARPS, for_f32
-from .schema import Bound, Schema
 
 CASES = [dict(m=1, c=64), dict(m=3, c=1001), dict(m=3, c=96, eps_decides=True)]
 
@@ -20,10 +17,6 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: fl
     x = x.float()
     centered = x - x.mean(-1, keepdim=True)
     return centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps) * weight.float() + bias.float()
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 7 * rows_of(bound) * int(bound["C"])
 
 
 def members(call: Given) -> dict[str, Any]:
@@ -48,10 +41,10 @@ def _register(adds: bool) -> None:
         inputs = (x, *((delta,) if adds else ()), 1 + 0.1 * normal(generator, c), normal(generator, c))
         return Call(inputs, dict(eps=1e-6, dtype=dtype))
 
-    schema = "x: X[*, C], weight: W[C], bias: W[C] -> y: O[*, C]"
+    signature = "x: X[*, C], weight: W[C], bias: W[C] -> y: O[*, C]"
     if adds:
-        schema = "x: X[*, C], delta: T[*, C], weight: W[C], bias: W[C] -> total: X[*, C], y: O[*, C]"
-    op = register(Op("add_layer_norm" if adds else "layer_norm", Schema.parse(schema), expected, flops, CASES, example))
+        signature = "x: X[*, C], delta: T[*, C], weight: W[C], bias: W[C] -> total: X[*, C], y: O[*, C]"
+    op = define("add_layer_norm" if adds else "layer_norm", signature, expected, CASES, example, flops="7*rows*C")
     op.kernel("native", members, for_f32("weight"), kernel="layer_norm")
     op.triton("layer_norm", for_f32("weight", row="x"), tunables=WARPS)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Given, Op, normal, register
+from .base import Call, Given, define, normal
 from .flow_update import unpatchify
-from .rows import no_flops
-from .schema import Schema
 
 
 def reference_to_nhwc(z: torch.Tensor, divisor: float, dtype: torch.dtype) -> torch.Tensor:
@@ -19,15 +17,12 @@ def example_to_nhwc(generator: torch.Generator, dtype: torch.dtype, size: int, c
     return Call((normal(generator, 2, c, size, size + 1),), dict(divisor=divisor, dtype=dtype))
 
 
-TO_NHWC = register(
-    Op(
-        "to_nhwc",
-        Schema.parse("z: Z[B, C, H, W] -> x: O[B, H, W, C]"),
-        reference_to_nhwc,
-        no_flops,
-        [dict(size=4, c=4, divisor=1.0), dict(size=3, c=5, divisor=0.13025)],
-        example_to_nhwc,
-    )
+TO_NHWC = define(
+    "to_nhwc",
+    "z: Z[B, C, H, W] -> x: O[B, H, W, C]",
+    reference_to_nhwc,
+    [dict(size=4, c=4, divisor=1.0), dict(size=3, c=5, divisor=0.13025)],
+    example_to_nhwc,
 )
 """x = z / divisor, channels last."""
 
@@ -46,16 +41,13 @@ def example_to_nchw(generator: torch.Generator, dtype: torch.dtype, size: int, c
     return Call((normal(generator, 2, size, size + 1, c, dtype=dtype),), dict(dtype=torch.float32))
 
 
-TO_NCHW = register(
-    Op(
-        "to_nchw",
-        Schema.parse("x: T[B, H, W, C] -> y: O[B, C, H, W]"),
-        reference_to_nchw,
-        no_flops,
-        [dict(size=4, c=3)],
-        example_to_nchw,
-        rounding_steps=0.0,
-    )
+TO_NCHW = define(
+    "to_nchw",
+    "x: T[B, H, W, C] -> y: O[B, C, H, W]",
+    reference_to_nchw,
+    [dict(size=4, c=3)],
+    example_to_nchw,
+    rounding_steps=0.0,
 )
 
 
@@ -73,16 +65,13 @@ def example_patchify(generator: torch.Generator, dtype: torch.dtype, size: int, 
     return Call((normal(generator, 2, 3, size, size),), attrs)
 
 
-PATCHIFY = register(
-    Op(
-        "patchify",
-        Schema.parse("x: X[B, C, H, W] -> y: O[B, N, E]"),
-        lambda x, patch, dtype, N, E: reference_patchify(x, patch, dtype),
-        no_flops,
-        [dict(size=32, patch=16), dict(size=15, patch=5)],
-        example_patchify,
-        rounding_steps=1.0,
-    )
+PATCHIFY = define(
+    "patchify",
+    "x: X[B, C, H, W] -> y: O[B, N, E]",
+    lambda x, patch, dtype, N, E: reference_patchify(x, patch, dtype),
+    [dict(size=32, patch=16), dict(size=15, patch=5)],
+    example_patchify,
+    rounding_steps=1.0,
 )
 """Non-overlapping patches in raster order, each flattened as (channel, row, column): a patch convolution's im2col."""
 
@@ -102,17 +91,7 @@ def example_cast(generator: torch.Generator, dtype: torch.dtype, n: int) -> Call
     return Call((normal(generator, 2, n),), dict(dtype=dtype))
 
 
-CAST = register(
-    Op(
-        "cast",
-        Schema.parse("x: X[*, C] -> y: O[*, C]"),
-        reference_cast,
-        no_flops,
-        [dict(n=33)],
-        example_cast,
-        rounding_steps=1.0,
-    )
-)
+CAST = define("cast", "x: X[*, C] -> y: O[*, C]", reference_cast, [dict(n=33)], example_cast, rounding_steps=1.0)
 
 
 @CAST.implementation("torch")
@@ -129,15 +108,12 @@ def example_add(generator: torch.Generator, dtype: torch.dtype, rows: int, n: in
     return Call((normal(generator, rows, n, c, dtype=dtype), y), dict(dtype=torch.float32))
 
 
-ADD = register(
-    Op(
-        "add",
-        Schema.parse("x: X[*, C], y: Y[*, C] -> o: O[*, C]"),
-        reference_add,
-        no_flops,
-        [dict(rows=2, n=9, c=8), dict(rows=1, n=1, c=3)],
-        example_add,
-    )
+ADD = define(
+    "add",
+    "x: X[*, C], y: Y[*, C] -> o: O[*, C]",
+    reference_add,
+    [dict(rows=2, n=9, c=8), dict(rows=1, n=1, c=3)],
+    example_add,
 )
 """o = x + y. A y that all rows share (position embeddings) is a view with stride 0."""
 
@@ -155,16 +131,13 @@ def example_shuffle(generator: torch.Generator, dtype: torch.dtype, h: int, w: i
     return Call((normal(generator, 2, h, w, 4 * c, dtype=dtype),), dict(H2=2 * h, W2=2 * w, C=c))
 
 
-PIXEL_SHUFFLE = register(
-    Op(
-        "pixel_shuffle",
-        Schema.parse("x: T[B, H, W, E] -> y: T[B, H2, W2, C]"),
-        reference_shuffle,
-        no_flops,
-        [dict(h=3, w=2, c=5)],
-        example_shuffle,
-        rounding_steps=0.0,
-    )
+PIXEL_SHUFFLE = define(
+    "pixel_shuffle",
+    "x: T[B, H, W, E] -> y: T[B, H2, W2, C]",
+    reference_shuffle,
+    [dict(h=3, w=2, c=5)],
+    example_shuffle,
+    rounding_steps=0.0,
 )
 
 

@@ -21,12 +21,12 @@ from ..errors import SchemaError
 from ..formats import FORMATS, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
-from .base import Given, Op, Tunable, filled, register
-from .dims import outputs_of_row, rows_of
+from .base import Given, Tunable, define, filled
+from .dims import outputs_of_row
 from .linear_cases import CASES, example
 from .quantize import too_many_channels
 from .refusals import MAX_NORM_CHANNELS, channels_of
-from .schema import Bound, Schema
+from .schema import Bound
 
 ACTIVATIONS = ("none", "gated_silu", "gelu")
 """In the order of Activation in csrc/cpu/amx/tiled_linear.h."""
@@ -105,24 +105,16 @@ def _grouped(x: torch.Tensor, group: int) -> torch.Tensor:
     return x.reshape(*x.shape[:-1], -1, group or x.shape[-1])
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * rows_of(bound) * int(bound["K"]) * int(bound["N"])
-
-
-OP = register(
-    Op(
-        "linear",
-        Schema.parse(
-            "x: X[*, K], weight: any[...], bias?: B[N], scale?: any[...], x_scale?: f32[*], norm?: f32[K],"
-            " residual?: R[*, M] -> y: Y[*, M]",
-            derive,
-        ),
-        reference,
-        flops,
-        CASES,
-        example,
-        defaults={"format": "dense", "act": "none", "eps": 0.0, "split_bias": False, "dtype": None},
-    )
+OP = define(
+    "linear",
+    "x: X[*, K], weight: any[...], bias?: B[N], scale?: any[...], x_scale?: f32[*], norm?: f32[K],"
+    " residual?: R[*, M] -> y: Y[*, M]",
+    reference,
+    CASES,
+    example,
+    derive=derive,
+    defaults={"format": "dense", "act": "none", "eps": 0.0, "split_bias": False, "dtype": None},
+    flops="2*rows*K*N",
 )
 
 

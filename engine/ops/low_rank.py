@@ -20,10 +20,9 @@ import torch
 from ..errors import SchemaError
 from ..specs import Size, static
 from . import activations, rms_norm
-from .base import Call, Given, Op, Reason, normal, register
-from .dims import elements
+from .base import Call, Given, Reason, counted, define, normal
 from .refusals import rounds_once
-from .schema import Bound, Schema
+from .schema import Bound
 
 MAX_RANK = 1024
 """Limit: kMaxRank of csrc/cpu/low_rank.h."""
@@ -81,19 +80,6 @@ def reference(
             begin += width
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """FLOPs of all rows, as if each had an adapter of the largest rank."""
-    return 2 * elements(bound, "B", "N") * (elements(bound, "K", "Q") + elements(bound, "R", "M"))
-
-
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """x once, y twice, and an adapter for each row, as long as there are that many."""
-    rows, slots = int(bound["B"]), int(bound["S"])
-    factors = (elements(bound, "K", "Q") + elements(bound, "R", "M")) * bound["T"].itemsize
-    of_row = elements(bound, "N", "C") * bound["X"].itemsize + 2 * elements(bound, "N", "M") * bound["Y"].itemsize
-    return int(rows * of_row + min(rows, slots) * factors)
-
-
 def example(
     generator: torch.Generator,
     dtype: torch.dtype,
@@ -119,28 +105,26 @@ def example(
     return Call((x, weight, adapter, ranks, scale, a, b, y), dict(first=outputs[0], gated=gated, eps=1e-6))
 
 
-OP = register(
-    Op(
-        "low_rank",
-        Schema.parse(
-            "x: X[B, N, C], norm?: W[K], adapter: i32[B], ranks: i32[S, P], scale: f32[S, P], a: T[S, K, Q], "
-            "b: T[S, R, M], y!: Y[B, N, M] ->",
-            derive,
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(adapters=[1], n=1, k=64, outputs=[96]),
-            dict(adapters=[0, 2, 3, 1], n=3, k=33, outputs=[7, 5, 5], rank=3, norm=True),
-            dict(adapters=[3, -1, 1], n=17, k=72, outputs=[48, 32, 32], rank=16, norm=True),
-            dict(adapters=[2, 1], n=9, k=600, outputs=[40, 40], rank=20, norm=True, apart=8),
-            dict(adapters=[1, 4, 2], n=11, k=130, outputs=[65], rank=33, gated=True),
-            dict(adapters=[2], n=1, k=520, outputs=[35], rank=1, gated=True, apart=3),
-            dict(adapters=[0, 0], n=2, k=16, outputs=[8]),
-        ],
-        example=example,
-        read_bytes=read_bytes,
-    )
+MOVED = [counted(f"B*N*C*X + 2*B*N*M*Y + {n}*K*Q*T + {n}*R*M*T") for n in "BS"]
+OP = define(
+    "low_rank",
+    "x: X[B, N, C], norm?: W[K], adapter: i32[B], ranks: i32[S, P], scale: f32[S, P], a: T[S, K, Q], "
+    "b: T[S, R, M], y!: Y[B, N, M] ->",
+    reference,
+    cases=[
+        dict(adapters=[1], n=1, k=64, outputs=[96]),
+        dict(adapters=[0, 2, 3, 1], n=3, k=33, outputs=[7, 5, 5], rank=3, norm=True),
+        dict(adapters=[3, -1, 1], n=17, k=72, outputs=[48, 32, 32], rank=16, norm=True),
+        dict(adapters=[2, 1], n=9, k=600, outputs=[40, 40], rank=20, norm=True, apart=8),
+        dict(adapters=[1, 4, 2], n=11, k=130, outputs=[65], rank=33, gated=True),
+        dict(adapters=[2], n=1, k=520, outputs=[35], rank=1, gated=True, apart=3),
+        dict(adapters=[0, 0], n=2, k=16, outputs=[8]),
+    ],
+    example=example,
+    derive=derive,
+    # x once, y twice, and an adapter for each row, as long as there are that many
+    read_bytes=lambda *call: min(cost(*call) for cost in MOVED),
+    flops="2*B*N*K*Q + 2*B*N*R*M",
 )
 
 

@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from ... import triton_kernels
 from ..device import native
-from .base import Call, Given, Op, normal, quiet, register
-from .dims import branches_of_rows, elements
+from .base import Call, Given, define, normal, quiet
+from .dims import branches_of_rows
 from .refusals import for_f32
 from .residual_modulate import branched_row
 from .rms_norm import normalize
 from .rms_norm import reference as rms_reference
-from .schema import Bound, Schema
 
 
 def reference(
@@ -27,10 +23,6 @@ def reference(
     return torch.cat(
         [rms_reference(h, weight, eps, dtype), skip.float()[branched_row(len(h), len(skip), h.device)]], dim=-1
     )
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 4 * elements(bound, "B", "P", "C")
 
 
 def example(
@@ -49,19 +41,18 @@ def example(
     return Call((h, 1 + 0.1 * normal(generator, c), skip), dict(eps=1e-6, dtype=torch.float32))
 
 
-OP = register(
-    Op(
-        "norm_concat",
-        Schema.parse("h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]", branches_of_rows),
-        reference,
-        flops,
-        cases=[
-            dict(images=2, guided=1, p=6, c=16, e=8),
-            dict(images=1, guided=0, p=3, c=7, e=7),
-            dict(images=3, guided=0, p=4, c=40, e=8, eps_decides=True),
-        ],
-        example=example,
-    )
+OP = define(
+    "norm_concat",
+    "h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]",
+    reference,
+    cases=[
+        dict(images=2, guided=1, p=6, c=16, e=8),
+        dict(images=1, guided=0, p=3, c=7, e=7),
+        dict(images=3, guided=0, p=4, c=40, e=8, eps_decides=True),
+    ],
+    example=example,
+    derive=branches_of_rows,
+    flops="4*B*P*C",
 )
 
 

@@ -6,24 +6,17 @@ Attention cannot, because its output is made head by head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..formats import rows
 from . import quantize
-from .base import Call, Given, Op, normal, register
-from .dims import rows_of
-from .schema import Bound, Schema
+from .base import Call, Given, define, normal
 
 
 def reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return rows.reference(x.float(), dtype)
-
-
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 3 * rows_of(bound) * int(bound["C"])
 
 
 def example(
@@ -33,25 +26,23 @@ def example(
     return Call((quantize.with_edges(x) if edges else x,), dict(dtype=to))
 
 
-OP = register(
-    Op(
-        "quantize_rows",
-        Schema.parse("x: X[*, C] -> q: Q[*, C], scale: f32[*]"),
-        reference,
-        flops,
-        cases=[
-            dict(m=1, c=64),
-            dict(m=7, c=33),
-            dict(m=3, c=1),
-            dict(m=3, c=131, edges=True),
-            dict(m=1, c=2048),
-            dict(m=7, c=33, to=torch.float8_e4m3fn),
-            dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
-            dict(m=1, c=2048, to=torch.float8_e4m3fn),
-        ],
-        example=example,
-        quantized=("q",),
-    )
+OP = define(
+    "quantize_rows",
+    "x: X[*, C] -> q: Q[*, C], scale: f32[*]",
+    reference,
+    cases=[
+        dict(m=1, c=64),
+        dict(m=7, c=33),
+        dict(m=3, c=1),
+        dict(m=3, c=131, edges=True),
+        dict(m=1, c=2048),
+        dict(m=7, c=33, to=torch.float8_e4m3fn),
+        dict(m=3, c=131, edges=True, to=torch.float8_e4m3fn),
+        dict(m=1, c=2048, to=torch.float8_e4m3fn),
+    ],
+    example=example,
+    quantized=("q",),
+    flops="3*rows*C",
 )
 
 

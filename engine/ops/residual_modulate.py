@@ -7,15 +7,13 @@ that has finished stays in range.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from .base import Call, Given, Op, normal, register
-from .dims import branches_of_rows, elements
+from .base import Call, Given, define, normal
+from .dims import branches_of_rows
 from .refusals import for_f32
-from .schema import Bound, Schema
 
 
 def branched_row(branches: int, images: int, device: torch.device) -> torch.Tensor:
@@ -33,15 +31,6 @@ def reference(
     return (x.float() + y.float()) * (1 + scale) + shift
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 3 * elements(bound, "B", "P", "C")
-
-
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    per_element = int(bound["Y"].itemsize + bound["X"].itemsize + attrs["dtype"].itemsize)
-    return elements(bound, "B", "P", "C") * per_element
-
-
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, p: int, c: int, steps: int
 ) -> Call:
@@ -54,22 +43,19 @@ def example(
     return Call((y, x, table, step), dict(dtype=torch.float32))
 
 
-OP = register(
-    Op(
-        "residual_modulate",
-        Schema.parse(
-            "y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]", branches_of_rows
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(images=2, guided=2, p=9, c=16, steps=4),
-            dict(images=3, guided=1, p=1, c=5, steps=1),
-            dict(images=1, guided=0, p=4, c=8, steps=2),
-        ],
-        example=example,
-        read_bytes=read_bytes,
-    )
+OP = define(
+    "residual_modulate",
+    "y: Y[B, P, C], x: X[B, P, C], table: W[R, T, 2*C], step: i32[R] -> o: O[B, P, C]",
+    reference,
+    cases=[
+        dict(images=2, guided=2, p=9, c=16, steps=4),
+        dict(images=3, guided=1, p=1, c=5, steps=1),
+        dict(images=1, guided=0, p=4, c=8, steps=2),
+    ],
+    example=example,
+    derive=branches_of_rows,
+    read_bytes="B*P*C*Y + B*P*C*X + B*P*C*dtype",
+    flops="3*B*P*C",
 )
 
 

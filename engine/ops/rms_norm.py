@@ -8,17 +8,14 @@ rounded between the norm and q, and `dtype` is q's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..formats import rows
 from . import quantize
-from .base import Call, Given, Op, normal, quiet, register
-from .dims import rows_of
+from .base import Call, Given, define, normal, quiet
 from .refusals import WARPS, for_f32
-from .schema import Bound, Schema
 
 CASES: list[dict[str, Any]] = [dict(m=1, c=64), dict(m=5, c=1000), dict(m=2, c=7), dict(m=3, c=96, eps_decides=True)]
 E4M3 = torch.float8_e4m3fn
@@ -91,21 +88,16 @@ def _register(adds: bool, quantizes: bool) -> None:
         inputs = (x, *((delta,) if adds else ()), 1 + 0.1 * normal(generator, c))
         return Call(inputs, dict(eps=1e-6, dtype=to if quantizes else dtype))
 
-    def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-        return (7 if quantizes else 4) * rows_of(bound) * int(bound["C"])
-
     reads = f"x: X[*, C],{' delta: T[*, C],' if adds else ''} weight: {'f32' if quantizes else 'W'}[C]"
     writes = f"{'total: X[*, C], ' if adds else ''}{'y: Q[*, C], scale: f32[*]' if quantizes else 'y: O[*, C]'}"
-    op = register(
-        Op(
-            f"{'add_' if adds else ''}rms_norm{'_quantized' if quantizes else ''}",
-            Schema.parse(f"{reads} -> {writes}"),
-            expected,
-            flops,
-            QUANTIZED_CASES if quantizes else CASES,
-            example,
-            quantized=("y",) if quantizes else (),
-        )
+    op = define(
+        f"{'add_' if adds else ''}rms_norm{'_quantized' if quantizes else ''}",
+        f"{reads} -> {writes}",
+        expected,
+        QUANTIZED_CASES if quantizes else CASES,
+        example,
+        quantized=("y",) if quantizes else (),
+        flops=f"{7 if quantizes else 4}*rows*C",
     )
     op.kernel("native", members, quantize.for_native() if quantizes else for_f32("weight"), kernel="rms_norm")
     op.triton("rms_norm", quantize.for_triton() if quantizes else for_f32("weight", row="x"), tunables=WARPS)

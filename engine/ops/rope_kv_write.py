@@ -14,9 +14,8 @@ import torch
 
 from ..errors import SchemaError
 from ..specs import Size
-from .base import Call, Given, Op, normal, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Call, Given, define, normal
+from .schema import Bound
 
 
 def split(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
@@ -59,10 +58,6 @@ def derive(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
     return {"H": heads, "D": head_dim}
 
 
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * elements(bound, "B", "N", "E") * int(bound["T"].itemsize)
-
-
 def example(
     generator: torch.Generator, dtype: torch.dtype, b: int, n: int, heads: int, kv_heads: int, head_dim: int
 ) -> Call:
@@ -76,24 +71,20 @@ def example(
     return Call((qkv, table, positions, slots, *caches), dict(heads=heads))
 
 
-OP = register(
-    Op(
-        "rope_kv_write",
-        Schema.parse(
-            "qkv: T[B, N, E], table: W[M, 2, h], positions: i32[B, N], slots: i32[B, N], "
-            "k_cache!: T[B, S, G, 2*h], v_cache!: T[B, S, G, 2*h] -> q: T[B, N, H, D]",
-            derive,
-        ),
-        reference,
-        flops=lambda bound, attrs: 3 * elements(bound, "B", "N", "E"),
-        cases=[
-            dict(b=2, n=5, heads=4, kv_heads=4, head_dim=32),
-            dict(b=1, n=1, heads=6, kv_heads=2, head_dim=6),
-            dict(b=1, n=2, heads=11, kv_heads=10, head_dim=128),
-        ],
-        example=example,
-        read_bytes=read_bytes,
-    )
+OP = define(
+    "rope_kv_write",
+    "qkv: T[B, N, E], table: W[M, 2, h], positions: i32[B, N], slots: i32[B, N], "
+    "k_cache!: T[B, S, G, 2*h], v_cache!: T[B, S, G, 2*h] -> q: T[B, N, H, D]",
+    reference,
+    cases=[
+        dict(b=2, n=5, heads=4, kv_heads=4, head_dim=32),
+        dict(b=1, n=1, heads=6, kv_heads=2, head_dim=6),
+        dict(b=1, n=2, heads=11, kv_heads=10, head_dim=128),
+    ],
+    example=example,
+    derive=derive,
+    read_bytes="2*B*N*E*T",
+    flops="3*B*N*E",
 )
 
 

@@ -12,17 +12,13 @@ import torch
 
 from ..errors import SchemaError
 from ..specs import Size
-from .base import Call, Given, Op, normal, register
+from .base import Call, Given, define, normal
 from .dims import branches_of_rows, check_branches
 from .residual_modulate import branched_row
-from .schema import Bound, Schema
+from .schema import Bound
 
 LAST = 2**31 - 2
 """The last position if none is given."""
-
-
-def no_flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 0
 
 
 def derive_branch(bound: Bound, attrs: Mapping[str, Any]) -> Mapping[str, Size]:
@@ -45,16 +41,14 @@ def example_branch(generator: torch.Generator, dtype: torch.dtype, images: int, 
     return Call((normal(generator, images, 3, 4, dtype=dtype),), dict(B=images + guided, dtype=torch.float32))
 
 
-BRANCH_ROWS = register(
-    Op(
-        "branch_rows",
-        Schema.parse("x: T[R, N, C] -> y: O[B, N, C]", derive_branch),
-        reference_branch,
-        no_flops,
-        [dict(images=3, guided=2), dict(images=1, guided=0)],
-        example_branch,
-        rounding_steps=0.0,
-    )
+BRANCH_ROWS = define(
+    "branch_rows",
+    "x: T[R, N, C] -> y: O[B, N, C]",
+    reference_branch,
+    [dict(images=3, guided=2), dict(images=1, guided=0)],
+    example_branch,
+    derive=derive_branch,
+    rounding_steps=0.0,
 )
 """y = the R rows of x, then the first B - R of them again: both branches start from the same values."""
 
@@ -91,20 +85,15 @@ def example_load(
     return Call((*tables, step, *caches), dict(slot=slot))
 
 
-LOAD_SLOT = register(
-    Op(
-        "load_slot",
-        Schema.parse(
-            "k_table: T[L, B, K, G, D], v_table: T[L, B, K, G, D], step: i32[R], "
-            "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->",
-            derive_slot,
-        ),
-        reference_load,
-        no_flops,
-        [dict(images=2, guided=1, steps=3, slot=4), dict(images=1, guided=0, steps=1, slot=0)],
-        example_load,
-        rounding_steps=0.0,
-    )
+LOAD_SLOT = define(
+    "load_slot",
+    "k_table: T[L, B, K, G, D], v_table: T[L, B, K, G, D], step: i32[R], "
+    "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D] ->",
+    reference_load,
+    [dict(images=2, guided=1, steps=3, slot=4), dict(images=1, guided=0, steps=1, slot=0)],
+    example_load,
+    derive=derive_slot,
+    rounding_steps=0.0,
 )
 """Copy the keys/values at each row's own step, computed before the loop, from a table into the cache's slot."""
 
@@ -131,16 +120,14 @@ def example_copy(generator: torch.Generator, dtype: torch.dtype, images: int, gu
     return Call((*caches, source), dict(slot=slot))
 
 
-COPY_SLOT = register(
-    Op(
-        "copy_slot",
-        Schema.parse("k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], source: i32[R] ->", derive_slot),
-        reference_copy,
-        no_flops,
-        [dict(images=2, guided=1, slot=4), dict(images=2, guided=2, slot=5), dict(images=1, guided=0, slot=1)],
-        example_copy,
-        rounding_steps=0.0,
-    )
+COPY_SLOT = define(
+    "copy_slot",
+    "k_cache!: T[L, B, S, G, D], v_cache!: T[L, B, S, G, D], source: i32[R] ->",
+    reference_copy,
+    [dict(images=2, guided=1, slot=4), dict(images=2, guided=2, slot=5), dict(images=1, guided=0, slot=1)],
+    example_copy,
+    derive=derive_slot,
+    rounding_steps=0.0,
 )
 """Give each branch row R + r, in `slot`, the keys/values that row r holds in slot source[r]."""
 
@@ -179,18 +166,15 @@ def example_advance(generator: torch.Generator, dtype: torch.dtype, rows: int, e
     return Call((draw(9), draw(99), draw(3), draw(3) - 1, draw(2)), dict(last=6))
 
 
-ADVANCE = register(
-    Op(
-        "advance",
-        Schema.parse("position!: i32[B], slot!: i32[B], token?: i32[B], eos?: i32[B], live?!: i32[B] ->"),
-        reference_advance,
-        no_flops,
-        [dict(rows=1), dict(rows=5), dict(rows=40, ends=True)],
-        example_advance,
-        dtypes=(torch.float32,),
-        rounding_steps=0.0,
-        defaults={"last": LAST},
-    )
+ADVANCE = define(
+    "advance",
+    "position!: i32[B], slot!: i32[B], token?: i32[B], eos?: i32[B], live?!: i32[B] ->",
+    reference_advance,
+    [dict(rows=1), dict(rows=5), dict(rows=40, ends=True)],
+    example_advance,
+    dtypes=(torch.float32,),
+    rounding_steps=0.0,
+    defaults={"last": LAST},
 )
 """position += 1, slot += 1: a decoded token has been written, and every row advances.
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from . import dims
-from .base import Call, Given, Op, normal, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Call, Given, define, normal
 
 
 def reference(
@@ -77,10 +75,6 @@ def as_good(before: Sequence[torch.Tensor | None], got: Mapping[str, torch.Tenso
     return None if bool(good.all()) else f"{int((~good).sum())} of {len(good)} tokens are not those of their numbers"
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 10 * elements(bound, "B", "V")
-
-
 def example(
     generator: torch.Generator,
     dtype: torch.dtype,
@@ -106,27 +100,23 @@ def example(
     return Call((logits.to(dtype), temperature, top_k, top_p, penalty, uniforms, seen, token, step))
 
 
-OP = register(
-    Op(
-        "sample_token",
-        Schema.parse(
-            "logits: T[B, V], temperature: f32[B], top_k: i32[B], top_p: f32[B], penalty: f32[B], "
-            "uniforms: f32[B, K], seen!: u8[B, V], token!: i32[B], step!: i32[B] ->"
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(rows=4, vocab=50),
-            dict(rows=1, vocab=7),
-            dict(rows=7, vocab=3, masked=True),
-            dict(rows=7, vocab=311, whole=True, masked=True, steps=3),
-            dict(rows=7, vocab=5000, whole=True, steps=2),
-            dict(rows=2, vocab=9001),
-        ],
-        example=example,
-        rounding_steps=0.0,
-        as_good=as_good,
-    )
+OP = define(
+    "sample_token",
+    "logits: T[B, V], temperature: f32[B], top_k: i32[B], top_p: f32[B], penalty: f32[B], "
+    "uniforms: f32[B, K], seen!: u8[B, V], token!: i32[B], step!: i32[B] ->",
+    reference,
+    cases=[
+        dict(rows=4, vocab=50),
+        dict(rows=1, vocab=7),
+        dict(rows=7, vocab=3, masked=True),
+        dict(rows=7, vocab=311, whole=True, masked=True, steps=3),
+        dict(rows=7, vocab=5000, whole=True, steps=2),
+        dict(rows=2, vocab=9001),
+    ],
+    example=example,
+    rounding_steps=0.0,
+    as_good=as_good,
+    flops="10*B*V",
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import SchemaError
-from ..specs import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name
+from ..specs import DTYPES, Dim, Shape, Size, TensorSpec, dtype_name, product
 
 Bound = dict[str, Any]
 Derive = Callable[[Bound, Mapping[str, Any]], Mapping[str, Any]]
@@ -89,7 +89,7 @@ class Schema:
                 raise SchemaError(f"{op}: output '{arg.name}' needs the attribute dtype=")
             shape: list[Size] = []
             for s in arg.shape:
-                shape += bound["*"] if s == "*" else [_evaluate(s, bound, attrs, op)]
+                shape += bound["*"] if s == "*" else [evaluate(s, bound, attrs, op)]
             outputs.append(TensorSpec(tuple(shape), dtype))
         return outputs
 
@@ -130,15 +130,19 @@ def _bind_size(pattern: str, size: Size, bound: Bound) -> bool:
     return True
 
 
-def _evaluate(pattern: str, bound: Bound, attrs: Mapping[str, Any], op: str) -> Size:
+def evaluate(formula: str, bound: Bound, attrs: Mapping[str, Any], op: str) -> Size:
+    """A sum of products, such as `2*rows*K + N`, of numbers, of sizes, of `rows`, which is the product of the sizes
+    `*`, and of dtypes, which count as their bytes. What is not bound is an attribute."""
     total: Size = 0
-    for term in pattern.split("+"):
+    for term in formula.split("+"):
         value: Size = 1
         for part in term.strip().split("*"):
             factor = int(part) if part.isdigit() else bound.get(part, attrs.get(part))
+            if part == "rows":
+                factor = product(bound["*"])
             if factor is None:
                 raise SchemaError(f"{op}: size '{part}' of an output is not known; give it as an attribute")
-            value = value * factor
+            value = value * (factor.itemsize if isinstance(factor, torch.dtype) else factor)
         total = value + total
     return total
 

@@ -9,15 +9,13 @@ Rows b < R are images; row R + r is the unconditional branch of image r, which h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from .base import Call, Given, Op, normal, register
-from .dims import branches_of_rows, elements
+from .base import Call, Given, counted, define, normal
+from .dims import branches_of_rows
 from .residual_modulate import branched_row
-from .schema import Bound, Schema
 
 
 class CacheLine(NamedTuple):
@@ -58,16 +56,6 @@ def reference(
     return y
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 4 * elements(bound, "B", "N", "C")
-
-
-def read_bytes(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    """Bytes of x and y, plus two slots or a total and a slot."""
-    of_x, of_slot = bound["X"].itemsize, bound["S"].itemsize
-    return elements(bound, "B", "N", "C") * int(2 * of_x + max(2 * of_slot, of_x + of_slot))
-
-
 def example(
     generator: torch.Generator, dtype: torch.dtype, images: int, guided: int, n: int, c: int, ran: bool = True
 ) -> Call:
@@ -88,26 +76,24 @@ def example(
     return Call((x, total, *slots, lines, step))
 
 
-OP = register(
-    Op(
-        "step_cache",
-        Schema.parse(
-            "x: X[R, N, C], total?: X[B, N, C], slot_0!: S[B, N, C], slot_1!: S[B, N, C], "
-            f"lines: f32[R, K, {COLUMNS}], step: i32[R] -> y: X[B, N, C]",
-            branches_of_rows,
-        ),
-        reference,
-        flops,
-        cases=[
-            dict(images=5, guided=5, n=3, c=16),
-            dict(images=5, guided=2, n=2, c=5),
-            dict(images=3, guided=1, n=4, c=33, ran=False),
-            dict(images=1, guided=1, n=1, c=8, ran=False),
-            dict(images=1, guided=0, n=5, c=1),
-        ],
-        example=example,
-        read_bytes=read_bytes,
-    )
+MOVED = [counted(formula) for formula in ("2*B*N*C*X + 2*B*N*C*S", "3*B*N*C*X + B*N*C*S")]
+OP = define(
+    "step_cache",
+    "x: X[R, N, C], total?: X[B, N, C], slot_0!: S[B, N, C], slot_1!: S[B, N, C], "
+    f"lines: f32[R, K, {COLUMNS}], step: i32[R] -> y: X[B, N, C]",
+    reference,
+    cases=[
+        dict(images=5, guided=5, n=3, c=16),
+        dict(images=5, guided=2, n=2, c=5),
+        dict(images=3, guided=1, n=4, c=33, ran=False),
+        dict(images=1, guided=1, n=1, c=8, ran=False),
+        dict(images=1, guided=0, n=5, c=1),
+    ],
+    example=example,
+    derive=branches_of_rows,
+    # x and y, plus two slots or a total and a slot
+    read_bytes=lambda *call: max(cost(*call) for cost in MOVED),
+    flops="4*B*N*C",
 )
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from .base import Call, Given, Op, register
-from .dims import elements
-from .schema import Bound, Schema
+from .base import Call, Given, define
 
 
 def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
@@ -20,23 +16,17 @@ def reference(t: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def flops(bound: Bound, attrs: Mapping[str, Any]) -> int:
-    return 2 * elements(bound, "R", "K") * int(attrs["C"])
-
-
 def example(generator: torch.Generator, dtype: torch.dtype, rows: int, steps: int, channels: int) -> Call:
     return Call((1000 * torch.rand(rows, steps, generator=generator),), dict(C=channels, dtype=dtype))
 
 
-OP = register(
-    Op(
-        "time_embedding",
-        Schema.parse("t: f32[R, K] -> e: O[R, K, C]"),
-        reference,
-        flops,
-        cases=[dict(rows=2, steps=3, channels=64), dict(rows=1, steps=1, channels=10)],
-        example=example,
-    )
+OP = define(
+    "time_embedding",
+    "t: f32[R, K] -> e: O[R, K, C]",
+    reference,
+    cases=[dict(rows=2, steps=3, channels=64), dict(rows=1, steps=1, channels=10)],
+    example=example,
+    flops="2*R*K*C",
 )
 
 

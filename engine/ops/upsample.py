@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Call, Given, Op, normal, register
-from .rows import no_flops
-from .schema import Schema
+from .base import Call, Given, define, normal
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
@@ -17,16 +15,13 @@ def example(generator: torch.Generator, dtype: torch.dtype, h: int, w: int, c: i
     return Call((normal(generator, 2, h, w, c, dtype=dtype),))
 
 
-OP = register(
-    Op(
-        "upsample_nearest",
-        Schema.parse("x: T[B, H, W, C] -> y: T[B, 2*H, 2*W, C]"),
-        reference,
-        no_flops,
-        cases=[dict(h=3, w=2, c=5)],
-        example=example,
-        rounding_steps=0.0,
-    )
+OP = define(
+    "upsample_nearest",
+    "x: T[B, H, W, C] -> y: T[B, 2*H, 2*W, C]",
+    reference,
+    cases=[dict(h=3, w=2, c=5)],
+    example=example,
+    rounding_steps=0.0,
 )
 
 

@@ -7,7 +7,7 @@ import torch
 from flashjanus.engine.errors import SchemaError
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.ops import Schema, get_op
-from flashjanus.engine.ops.base import Op, register
+from flashjanus.engine.ops.base import define
 from flashjanus.engine.ops.flow_update import COLUMNS
 from flashjanus.engine.specs import Dim, TensorSpec
 
@@ -142,5 +142,5 @@ def test_a_strided_convolution_needs_a_number() -> None:
 def test_an_op_registers_once() -> None:
     op = get_op("silu")
     with pytest.raises(SchemaError, match="op 'silu' is registered twice"):
-        register(Op("silu", op.schema, op.reference, op.flops, op.cases, op.example))
+        define("silu", "x: T[*, C] -> y: T[*, C]", op.reference, op.cases, op.example)
     assert get_op("silu") is op
