@@ -1,6 +1,6 @@
-"""o = [RMSNorm(h), skip] along channels: the U-ViT decoder's input.
+"""y = [RMSNorm(x), skip] along channels: the U-ViT decoder's input.
 
-`skip` holds image rows; row b of h belongs to image b, or b - R for an unconditional branch (b >= R).
+`skip` holds image rows; row b of x belongs to image b, or b - R for an unconditional branch (b >= R).
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ import torch
 
 from ... import triton_kernels
 from ..device import native
-from .base import Call, Given, define, normal, quiet
+from . import rms_norm
+from .base import Call, Given, define, filled, normal, quiet
 from .dims import branches_of_rows
 from .refusals import for_f32
 from .residual_modulate import branched_row
-from .rms_norm import normalize
-from .rms_norm import reference as rms_reference
 
 
 def reference(
-    h: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, eps: float, dtype: torch.dtype
+    x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    return torch.cat(
-        [rms_reference(h, weight, eps, dtype), skip.float()[branched_row(len(h), len(skip), h.device)]], dim=-1
-    )
+    rows = branched_row(len(x), len(skip), x.device)
+    return torch.cat([rms_norm.reference(x, weight, eps, dtype), skip.float()[rows]], dim=-1)
 
 
 def example(
@@ -35,15 +33,15 @@ def example(
     e: int,
     eps_decides: bool = False,
 ) -> Call:
-    h, skip = normal(generator, images + guided, p, c, dtype=dtype), normal(generator, images, p, e)
+    x, skip = normal(generator, images + guided, p, c, dtype=dtype), normal(generator, images, p, e)
     if eps_decides:
-        quiet(h)
-    return Call((h, 1 + 0.1 * normal(generator, c), skip), dict(eps=1e-6, dtype=torch.float32))
+        quiet(x)
+    return Call((x, 1 + 0.1 * normal(generator, c), skip), dict(eps=1e-6, dtype=torch.float32))
 
 
 OP = define(
     "norm_concat",
-    "h: T[B, P, C], weight: W[C], skip: X[R, P, E] -> o: O[B, P, C+E]",
+    "x: T[B, P, C], weight: W[C], skip: X[R, P, E] -> y: O[B, P, C+E]",
     reference,
     cases=[
         dict(images=2, guided=1, p=6, c=16, e=8),
@@ -57,44 +55,27 @@ OP = define(
 
 
 def copy_skip(call: Given) -> None:
-    """Fill the right part of o."""
-    skip, o = call.skip, call.o
-    images, channels = len(skip), o.shape[-1] - skip.shape[-1]
-    o[:images, :, channels:].copy_(skip)
-    o[images:, :, channels:].copy_(skip[: len(o) - images])
+    """Fill the right part of y."""
+    skip, right = call.skip, call.y[..., call.x.shape[-1] :]
+    right[: len(skip)].copy_(skip)
+    right[len(skip) :].copy_(skip[: len(right) - len(skip)])
 
 
 @OP.implementation("native", native.refuses, for_f32("weight"), around=True)
 def run_native(call: Given) -> None:
-    rows, channels = call.h.shape[:-1].numel(), call.h.shape[-1]
-    native.run(
-        "rms_norm",
-        x=call.h.contiguous(),
-        delta=None,
-        weight=call.weight,
-        total=None,
-        y=call.o,
-        scale=None,
-        x_dtype=call.h.dtype,
-        delta_dtype=call.h.dtype,
-        y_dtype=call.o.dtype,
-        eps=call.eps,
-        rows=rows,
-        channels=channels,
-        y_stride=call.o.stride(-2),
-    )
+    native.run("rms_norm", **filled("rms_norm", call, rms_norm.members(call)))
     copy_skip(call)
 
 
-@OP.implementation("triton", triton_kernels.refuses, for_f32("weight", row="h"))
+@OP.implementation("triton", triton_kernels.refuses, for_f32("weight", row="x"))
 def run_triton(call: Given) -> None:
     from ...triton_kernels.rms_norm import launch
 
-    launch(call.h, None, call.weight, None, call.o[..., : call.h.shape[-1]], None, call.eps)
+    launch(call.x, None, call.weight, None, call.y[..., : call.x.shape[-1]], None, call.eps)
     copy_skip(call)
 
 
 @OP.implementation("torch")
 def run_torch(call: Given) -> None:
-    call.o[..., : call.h.shape[-1]].copy_(normalize(call.h, call.weight, call.eps))
+    call.y[..., : call.x.shape[-1]].copy_(rms_norm.normalize(call.x, call.weight, call.eps))
     copy_skip(call)

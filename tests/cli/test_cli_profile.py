@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from flashjanus import JanusFlow
-from flashjanus.engine.runtime import ceilings
 from flashjanus.engine.runtime.profile import Recorder, recording
+from flashjanus.measure import ceilings
 from flashjanus.measure.profile.measure import GAPS, Profile, Timeline, measure
 from flashjanus.measure.profile.memory import arena, peak
 from flashjanus.measure.profile.rows import OUTSIDE, programs, rows

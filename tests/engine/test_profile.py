@@ -1,4 +1,4 @@
-"""The recorder under executors: every node timed, nothing recorded or changed outside of it; and the ceilings."""
+"""The recorder under executors: every node timed, nothing recorded or changed outside of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from flashjanus.engine.graph import Graph
 from flashjanus.engine.plan import lower
-from flashjanus.engine.runtime import ceilings
 from flashjanus.engine.runtime.cuda import Gpu
 from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.runtime.profile import Recorder, Run, active, recording
@@ -158,19 +157,3 @@ def test_nvtx_names_programs_and_nodes(monkeypatch: pytest.MonkeyPatch, graphs: 
         ready.run()
     assert seen == names
     assert open_ranges == []
-
-
-def test_ceilings_are_plausible_and_divide_work_into_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "SECONDS", 0.02)
-    found = ceilings.measure("cpu", [torch.float32, torch.bfloat16, torch.float32])
-    assert found.rates.keys() == {torch.float32, torch.bfloat16}
-    assert 1e8 < found.bandwidth < 1e13
-    assert all(1e8 < rate < 1e15 for rate in found.rates.values())
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        assert 1e8 < ceilings.gemm_rate("cpu", dtype) < 1e15
-
-
-def test_the_roofline_takes_the_tighter_of_two_bounds() -> None:
-    roof = ceilings.Ceilings(bandwidth=10.0, rates={F32: 100.0})
-    assert roof.seconds(flops=200, nbytes=10, dtype=F32) == 2.0
-    assert roof.seconds(flops=200, nbytes=50, dtype=F32) == 5.0

@@ -111,9 +111,9 @@ def _time_ops(args: argparse.Namespace, console: Console, stages: Stages) -> Rep
     import torch
 
     from flashjanus.engine.ops import all_ops
-    from flashjanus.engine.runtime.ceilings import measure
     from flashjanus.measure.bench import stages as all_stages
     from flashjanus.measure.bench.ops import measure_ops
+    from flashjanus.measure.ceilings import measure
 
     wanted = args.ops.split(",") if args.ops else []
     unknown = [name for name in wanted if name not in all_ops()]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from flashjanus import JanusFlow
 from flashjanus.engine.ops import get_op
-from flashjanus.engine.runtime.ceilings import Ceilings
 from flashjanus.errors import InputError, PeerError
 from flashjanus.measure.bench import stages as timed
 from flashjanus.measure.bench.ops import executors, forms, measure_ops, time_form
 from flashjanus.measure.bench.stages import STAGES, Stages, cases, check, rates
+from flashjanus.measure.ceilings import Ceilings
 from flashjanus.measure.timing import Case, measure
 
 SIZES = {"rows": [1, 2], "prompt_tokens": [6], "chat_tokens": [20, 30], "steps": [3]}

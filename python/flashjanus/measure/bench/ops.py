@@ -16,8 +16,8 @@ import torch
 
 from flashjanus.engine.ops import get_op
 from flashjanus.engine.plan import PlannedNode
-from flashjanus.engine.runtime.ceilings import Ceilings
 from flashjanus.engine.runtime.executor import Executor
+from flashjanus.measure.ceilings import Ceilings
 from flashjanus.measure.timing import Case, Clock, Record, timed
 
 from .stages import Stages

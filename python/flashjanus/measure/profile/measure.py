@@ -11,9 +11,9 @@ import torch
 
 from flashjanus.api.tensor_model import TensorModel
 from flashjanus.engine.plan import Plan
-from flashjanus.engine.runtime.ceilings import Ceilings
-from flashjanus.engine.runtime.ceilings import measure as measure_ceilings
 from flashjanus.engine.runtime.profile import Recorder, Run, Span, recording
+from flashjanus.measure.ceilings import Ceilings
+from flashjanus.measure.ceilings import measure as measure_ceilings
 from flashjanus.measure.timing import timed
 
 Request = Callable[[], object]

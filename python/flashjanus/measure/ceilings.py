@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 
-from ..ops.linear_scaled import scales_rows_on_cpu
+from flashjanus.engine.ops.linear_scaled import scales_rows_on_cpu
+
+from .timing import timed
 
 SECONDS = 0.4
 """Seconds spent on one ceiling after its warm-up run; at least MIN_SAMPLES runs are timed, however slow they are."""
@@ -87,16 +89,9 @@ def _operand(n: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     """Median seconds of `run` after one warm-up run; on a GPU, each run is waited for."""
-
-    def once() -> float:
-        begun = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
-
-    once()
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    run()
     samples: list[float] = []
     while len(samples) < MIN_SAMPLES or sum(samples) < SECONDS:
-        samples.append(once())
+        samples.append(timed(run, wait=wait))
     return median(samples)
