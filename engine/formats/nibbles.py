@@ -16,7 +16,7 @@ from .rows import INT8
 
 PANEL = 16
 GROUP = 32
-"""Columns of a group: kInt4Group of csrc/cpu/amx/int4_linear.h."""
+"""Columns of a group: kInt4Group of csrc/cpu/int4_linear.h."""
 REGISTERS = 4
 """Blocks of 64 bytes in one group of a panel."""
 Q_MIN, Q_MAX = -8, 7

@@ -142,14 +142,18 @@ def few_to_decode(x: TensorSpec) -> bool:
 
 def by_amx(call: Given) -> str | None:
     fmt = FORMATS[call.format]
-    if fmt.name not in ("tiles", "int8_tiles", "int4"):
-        return f"reads weights in tiles or in 4 bits, not {fmt.name}"
+    if fmt.name not in ("tiles", "int8_tiles"):
+        return f"reads weights in tiles, not {fmt.name}"
     if call.split_bias:
         return "adds the bias before it rounds"
-    if fmt.name == "int4" and (call.bias is not None or call.act == "gelu"):
+    return None if fmt.group is None else too_many_channels(channels_of(call.x))
+
+
+def by_nibbles(call: Given) -> str | None:
+    """Why the kernel for weights in 4 bits cannot take this call, or None."""
+    if call.bias is not None or call.act == "gelu":
         return "adds no bias to 4 bits, and has no GELU after them"
-    many = too_many_rows(call.x) if fmt.name == "int4" else None
-    return many or (None if fmt.group is None else too_many_channels(channels_of(call.x)))
+    return too_many_rows(call.x) or too_many_channels(channels_of(call.x))
 
 
 def by_gemv(call: Given) -> str | None:
@@ -173,7 +177,7 @@ def by_gemv(call: Given) -> str | None:
 
 
 def gated_alone(call: Given) -> str | None:
-    if call.act == "gated_silu" and call.norm is call.residual is None:
+    if call.act == "gated_silu" and call.norm is call.residual is None and call.format != "int4":
         return "a gated SiLU alone: its dtypes do not tell whether the linear has to round before it"
     return None
 
@@ -193,13 +197,19 @@ def members(call: Given) -> dict[str, Any]:
     )
 
 
-@OP.implementation("amx", native.refuses_amx, by_amx)
-def run_amx(call: Given) -> None:
-    kernel = "int4_linear" if call.format == "int4" else "tiled_linear"
+def by_native(call: Given) -> str | None:
+    return by_nibbles(call) if call.format == "int4" else by_gemv(call) or many_tokens(call.x)
+
+
+OP.kernel("amx", members, by_amx, kernel="tiled_linear")
+
+
+@OP.implementation("native", native.refuses, by_native, gated_alone)
+def run_native(call: Given) -> None:
+    kernel = "int4_linear" if call.format == "int4" else "gemv"
     native.run(kernel, **filled(kernel, call, members(call)))
 
 
-OP.kernel("native", members, lambda call: by_gemv(call) or many_tokens(call.x), gated_alone, kernel="gemv")
 OP.kernel("cuda", members, lambda call: by_gemv(call) or too_many_rows(call.x), gated_alone, kernel="gemv")
 
 CUBLAS = (

@@ -67,7 +67,8 @@ def seeded(dtype: torch.dtype) -> tuple[dict[str, Any], State]:
 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("method", "tiled"), [("int8", False), ("int8", True), ("int4", True), ("fp8", False), ("fp8", True)]
+    ("method", "tiled"),
+    [("int8", False), ("int8", True), ("int4", False), ("int4", True), ("fp8", False), ("fp8", True)],
 )
 def test_quantized_at_load_is_quantized_beforehand(
     tmp_path: Path, stored: torch.dtype, method: str, tiled: bool
@@ -144,11 +145,12 @@ def test_a_row_beyond_the_computing_dtype_is_quantized_all_the_same(tmp_path: Pa
     assert_same(kept(before.config_dict, before.weights, policy), kept(config, StateDictSource(state), policy))
 
 
-def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path) -> None:
-    """int4: of the 4 bits that a model with tiles keeps, and of 8 where the stacked linear does not fit tiles."""
+@pytest.mark.parametrize("tiled", [True, False])
+def test_the_errors_shown_are_those_of_what_is_multiplied(tmp_path: Path, tiled: bool) -> None:
+    """int4: of the 4 bits that a model keeps, and of 8 where the stacked linear does not fit them."""
     config, state = seeded(torch.float32)
     checkpoint = Checkpoint.open(written(tmp_path / "a", config, state))
-    policy = Policy.of(torch.bfloat16, tiled=True, quantization="int4")
+    policy = Policy.of(torch.bfloat16, tiled=tiled, quantization="int4")
     weights = kept(config, checkpoint.weights, policy)
     seen = set()
     errors = {error.name: error.loss.relative for error in quantization_errors(checkpoint, method="int4")}

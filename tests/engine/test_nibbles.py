@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from flashjanus.engine.device import native
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.formats import Weight, nibbles
+from flashjanus.engine.formats import Format, Weight, nibbles
 from flashjanus.engine.formats.nibbles import INT4
 from flashjanus.engine.formats.rows import INT8
 from flashjanus.engine.formats.tiles import TILES
@@ -17,10 +19,15 @@ from flashjanus.engine.runtime.executor import Executor
 from flashjanus.engine.specs import Dim, TensorSpec
 
 F32, BF16, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
-needs_amx = pytest.mark.skipif(native.amx_available() is not None, reason=str(native.amx_available()))
 R = Dim.symbol("R")
 SHAPES = {"gate_up": (128, 64), "down": (64, 64), "fc": (32, 64)}
-WEIGHTS = {name: Weight(name, shape, BF16, (TILES[INT8], INT4)) for name, shape in SHAPES.items()}
+
+
+def stored(beside: Format) -> dict[str, Weight]:
+    return {name: Weight(name, shape, BF16, (beside, INT4)) for name, shape in SHAPES.items()}
+
+
+WEIGHTS = stored(TILES[INT8])
 
 
 def test_a_byte_holds_two_columns_of_an_output() -> None:
@@ -65,9 +72,9 @@ def test_what_does_not_fit_says_why(columns: int, panels: int, residual: int | N
         get_op("linear").schema.bind("linear", specs, dict(format="int4", act="gated_silu"))
 
 
-def layer(int4: bool) -> Graph:
+def layer(int4: bool, weights: Mapping[str, Weight] = WEIGHTS) -> Graph:
     """An MLP: norm, gated linear, linear, residual add and norm; and a linear with nothing after it."""
-    g = Graph("layer", {"norm": TensorSpec((64,), F32), **WEIGHTS}, decodes=int4)
+    g = Graph("layer", {"norm": TensorSpec((64,), F32), **weights}, decodes=int4)
 
     def linear(x: object, name: str) -> object:
         return g.add("linear", x, g.weight(name), label=f"{name}.out")
@@ -93,7 +100,16 @@ def test_few_rows_read_4_bits_where_a_graph_decodes(rows: int, op: str) -> None:
     assert parts == ["cast", "rms_norm", op, "silu_mul", op, "add_rms_norm", op]
 
 
-@pytest.mark.parametrize("implementation", [pytest.param("amx", marks=needs_amx), "torch"])
+@pytest.mark.parametrize(("rows", "op"), [(1, "linear/int4"), (4, "linear/int4"), (5, "linear/int8")])
+def test_few_rows_read_4_bits_beside_rows_of_8_bits(rows: int, op: str) -> None:
+    nodes = lower(layer(int4=True, weights=stored(INT8)), {"R": rows}, CPU).nodes
+    assert [node.work for node in nodes if node.op == "linear"] == 3 * [op]
+    if rows <= 4:
+        assert [node.work for node in nodes] == ["cast", op, op, op]
+        assert {node.implementation.name for node in nodes[1:]} == {"native"}
+
+
+@pytest.mark.parametrize("implementation", ["native", "torch"])
 def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
     generator = torch.Generator().manual_seed(2)
     h, weights, exact = torch.randn(3, 1, 64, generator=generator), {"norm": torch.ones(64)}, {}
@@ -114,7 +130,6 @@ def test_the_numbers_are_those_of_the_weights(implementation: str) -> None:
         assert (got - expected).norm() <= 0.015 * expected.norm()  # of activations in 8 bits
 
 
-@needs_amx
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads_share_the_work_without_changing_it(threads: int) -> None:
     op = get_op("linear")
@@ -125,8 +140,29 @@ def test_threads_share_the_work_without_changing_it(threads: int) -> None:
         y = torch.full((3, 1, 208), torch.nan, dtype=BF16)
         torch.set_num_threads(count)
         try:
-            op.implementations["amx"].run(*call.args, y, **call.attrs)
+            op.implementations["native"].run(*call.args, y, **call.attrs)
         finally:
             torch.set_num_threads(before)
         outputs.append(y)
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("isa", native.instruction_sets() if native.available() is None else [])
+@pytest.mark.parametrize("case", [dict(norm=True, act="gated_silu"), dict(residual=True)], ids=["gated", "residual"])
+def test_a_row_has_the_same_bits_beside_others(
+    isa: str, case: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "run", lambda name, run=native.run, **members: run(name, isa=isa, **members))
+    op = get_op("linear")
+    call = op.example(torch.Generator().manual_seed(0), BF16, m=4, k=416, n=224, of="int4", **case)
+    x, *weights, residual = call.args
+
+    def product(rows: slice) -> torch.Tensor:
+        stream = None if residual is None else residual[rows]
+        y = torch.full((rows.stop - rows.start, 1, 112 if residual is None else 224), torch.nan)
+        op.implementations["native"].run(x[rows], *weights, stream, y, **call.attrs)
+        return y
+
+    alone = torch.cat([product(slice(row, row + 1)) for row in range(4)])
+    for first, last in ((0, 2), (1, 4), (0, 4)):
+        assert torch.equal(product(slice(first, last)), alone[first:last])

@@ -73,9 +73,10 @@ def test_pictures_and_answers_stay_close(options: dict[str, object]) -> None:
     assert len(answers) == 1
 
 
+@pytest.mark.parametrize("tiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype) -> None:
-    policy, int8 = (Policy.of(dtype, tiled=True, quantization=name) for name in ("int4", "int8"))
+def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype, tiled: bool) -> None:
+    policy, int8 = (Policy.of(dtype, tiled=tiled, quantization=name) for name in ("int4", "int8"))
     targets = {
         "llm.0.qkv": ((96, 64), True),
         "llm.head": ((96, 64), False),
@@ -99,7 +100,6 @@ def test_a_policy_keeps_4_bits_beside_8_of_the_layers_linears(dtype: torch.dtype
             assert (wide - weight.float()).norm() <= 0.1 * weight.float().norm()
 
 
-@needs_amx
 def test_int4_decodes_few_rows_on_4_bits_and_is_int8_elsewhere() -> None:
     exact, int8, int4 = of(implementations={"linear": "torch"}), of(quantization="int8"), of(quantization="int4")
     extra = {name for name in int4.runner.weights if ".int4" in name}
@@ -130,7 +130,6 @@ def read_by_decoding(model: JanusFlow, text: str) -> torch.Tensor:
     return session.decode.outputs["logits"][0].float()
 
 
-@needs_amx
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_int4_reads_on_as_the_exact_model_does(dtype: str) -> None:
     exact, int4 = of(dtype=dtype), of(dtype=dtype, quantization="int4")
@@ -140,15 +139,16 @@ def test_int4_reads_on_as_the_exact_model_does(dtype: str) -> None:
         assert got.argmax() == expected.argmax(), text
 
 
-def test_int4_needs_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: None)
-    with pytest.raises(InputError, match=r"the requested implementations of linear.*'int8' works everywhere"):
+def test_int4_needs_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"implementations of linear are without 'native'; 'int8' works everywhere"):
         of(quantization="int4", implementations={"linear": "torch"})
-    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
-    with pytest.raises(
-        InputError, match="'int4' needs weights in AMX tiles: this CPU has no AMX; 'int8' works everywhere"
-    ):
+    monkeypatch.setattr(native, "available", lambda: "no compiler was found")
+    with pytest.raises(InputError, match="needs a CPU's native kernels: no compiler was found; 'int8' works"):
         of(quantization="int4")
+    monkeypatch.undo()
+    stand_in(monkeypatch)
+    with pytest.raises(InputError, match="runs on the CPU, not on cuda; 'int8' works everywhere"):
+        of(quantization="int4", device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,6 @@ def test_a_checkpoint_in_int8_is_the_model_quantized_at_load(
         assert torch.equal(*pictures)
 
 
-@needs_amx
 @pytest.mark.parametrize(("method", "asked"), [("int4", None), ("int4", "int4"), ("int4", "int8"), ("int8", "int4")])
 def test_int4_is_stored_in_int8_and_each_serves_for_the_other(
     stored: Path, tmp_path: Path, method: str, asked: str | None
@@ -196,10 +195,10 @@ def test_int4_is_stored_in_int8_and_each_serves_for_the_other(
     assert {name for name, tensor in got.items() if not torch.equal(tensor, expected[name])} == set()
 
 
-def test_a_checkpoint_in_int4_says_what_serves_without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_in_int4_says_what_serves_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = written(tmp_path, "int4")
-    monkeypatch.setattr(native, "refuses_amx", lambda device, *dtypes: "this CPU has no AMX")
-    with pytest.raises(InputError, match="this CPU has no AMX; 'int8' works everywhere"):
+    monkeypatch.setattr(native, "available", lambda: "no compiler was found")
+    with pytest.raises(InputError, match="no compiler was found; 'int8' works everywhere"):
         of(folder)
     assert of(folder, quantization="int8").quantization == "int8"
 

@@ -65,8 +65,8 @@ class JanusFlow(TensorModel):
             vae_dtype: The same for the VAE; "auto" follows dtype.
             quantization: "int8" runs the language model's linears with 8-bit weights and inputs (with 8-bit weights
                 only for few rows without AMX, and on CPUs without VNNI). "fp8" does the same in float8_e4m3fn, on GPUs
-                of compute capability 8.9 or later. "int4" is like "int8", but on CPUs with AMX it decodes up to four
-                answers at once with 4-bit weights. None runs the checkpoint as it is stored.
+                of compute capability 8.9 or later. "int4", on CPUs, is like "int8" but decodes up to four answers at
+                once with 4-bit weights. None runs the checkpoint as it is stored.
             numerics: "exact", or "official" to round like the official bfloat16 loop.
             implementations: Maps the name of an op to the implementation that serves it, or to several in order of
                 preference.

@@ -16,7 +16,7 @@ import torch
 
 from flashjanus.checkpoint.config import JanusFlowConfig
 from flashjanus.checkpoint.quantizations import QUANTIZATIONS
-from flashjanus.engine.formats import FORMATS, Weight
+from flashjanus.engine.formats import FORMATS, Format, Weight
 from flashjanus.engine.formats.tiles import TILES
 
 Kind = Literal["matrix", "vector"]
@@ -63,18 +63,21 @@ class Target:
     def weight(self, dtype: torch.dtype, quantization: str | None = None, tiled: bool = False) -> Weight | None:
         """A linear's weight as stored by a model that computes in `dtype`; None if the target is no linear's weight.
 
-        tiled: store it in AMX tiles if it fits; for a stacked gated pair, each half has to fit. It is then also stored
-        in formats for decoding, except for the head, whose errors would change the chosen token.
+        tiled: store it in AMX tiles if it fits; for a stacked gated pair, each half has to fit. It is also stored in
+        the formats for decoding that it fits, except for the head, whose errors would change the chosen token.
         """
         if not self.multiplied:
             return None
         n, k = self.shape
+
+        def fits(fmt: Format) -> bool:
+            return n % 2 == 0 and fmt.refuses(n // 2, k, dtype) is None
+
         method = QUANTIZATIONS.get(quantization or "") if self.quantizable else None
         first, *beside = (FORMATS[name] for name in (("dense",) if method is None else method.formats))
-        tiles, kept = TILES.get(first), [first]
-        if tiled and tiles is not None and n % 2 == 0 and tiles.refuses(n // 2, k, dtype) is None:
-            more = [fmt for fmt in beside if self.name != "llm.head" and fmt.refuses(n // 2, k, dtype) is None]
-            kept = [tiles, *more]
+        tiles = TILES.get(first) if tiled else None
+        kept = [first if tiles is None or not fits(tiles) else tiles]
+        kept += [fmt for fmt in beside if self.name != "llm.head" and fits(fmt)]
         sources = tuple((source.names[0], source.shapes[0][0]) for source in self.sources)
         return Weight(self.name, (n, k), dtype, tuple(kept), sources)
 

@@ -47,18 +47,18 @@ def policy(
         raise InputError(f"numerics: expected 'exact' with quantization {quantization!r}, got 'official'")
     if quantization is not None and dtype is torch.float16:
         raise InputError(f"quantization: expected dtype bfloat16 or float32 with {quantization!r}, got float16")
-    asked_for = implementations.get("linear", "amx")
-    plain = "amx" not in ((asked_for,) if isinstance(asked_for, str) else asked_for)
+    asked_for = implementations.get("linear", ("amx", "native"))
+    linears = (asked_for,) if isinstance(asked_for, str) else asked_for
     multiplied = dtype is torch.bfloat16 or quantization is not None
     no_fp8 = no_e4m3(device) if quantization == "fp8" else None
     if no_fp8 is not None:
         instead = "'int8' works everywhere" if "int8" in loadable else f"the checkpoint is stored in {stored}: {RELOAD}"
         raise InputError(f"quantization: {no_fp8}; {instead}")
-    no_amx = native.refuses_amx(device)
-    tiled = no_amx is None and multiplied and numerics == "exact" and not plain
-    if quantization == "int4" and not tiled:
-        reason = no_amx or "the requested implementations of linear do not read tiles"
-        raise InputError(f"quantization: 'int4' needs weights in AMX tiles: {reason}; 'int8' works everywhere")
+    reads_nibbles = None if "native" in linears else "the requested implementations of linear are without 'native'"
+    no_nibbles = native.refuses(device) or reads_nibbles
+    if quantization == "int4" and no_nibbles is not None:
+        raise InputError(f"quantization: 'int4' needs a CPU's native kernels: {no_nibbles}; 'int8' works everywhere")
+    tiled = native.refuses_amx(device) is None and multiplied and numerics == "exact" and "amx" in linears
     return Policy.of(dtype, numerics, tiled, quantization)
 
 

@@ -25,8 +25,8 @@ class Policy:
     tiled: linears' weights that fit are stored in AMX tiles.
     quantization: None, or "int8": the language model's linears are in int8, with one scale per output. The image
     encoder and the U-ViT keep `matrix`: they take a small share of the time, and their errors affect every pixel.
-    "fp8": the same in float8_e4m3fn. "int4", for a tiled model: as "int8", and the layers' linears also in 4 bits, made
-    from the 8-bit ones, for decoding a few rows.
+    "fp8": the same in float8_e4m3fn. "int4": as "int8", and the layers' linears also in 4 bits, made from the 8-bit
+    ones, for decoding a few rows.
     """
 
     matrix: torch.dtype

@@ -81,6 +81,7 @@ def rounds(model: JanusFlow, rows: int) -> dict[str, int]:
         ("int8", True, QUESTIONS_AT_ONCE),
         ("int4", True, MAX_ROWS),
         ("int8", False, MAX_ROWS),
+        ("int4", False, MAX_ROWS),
     ],
 )
 def test_questions_asked_at_once_are_decoded_as_one_alone(
