@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "measure": {"errors", "disk", "engine.ops"},  # what its parts share
     "measure.evaluation": {*PACKAGES, "api", "root", "measure"},
     "measure.profile": {*PACKAGES, "api", "root", "measure"},
-    "measure.bench": {*PACKAGES, "api", "measure"},
+    "measure.bench": {*PACKAGES, "api", "compat", "measure"},
     "measure.quality": {*PACKAGES, "api", *(f"measure.{part}" for part in ("evaluation", "bench")), "measure"},
     "cluster": {*PACKAGES, "api", "root", "serving"},
     "cli": {*PACKAGES, "api", "root", "measure", *(f"measure.{part}" for part in MEASURE), "serving", "cluster"},

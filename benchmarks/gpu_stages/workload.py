@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,26 +25,19 @@ from flashjanus.execution.buckets import EXACT, PADDED, Buckets, padded
 from flashjanus.execution.flow import FlowRequest, FlowSession, Prepared
 from flashjanus.execution.runner import Runner
 from flashjanus.execution.text import TextRequest, TextSession
+from flashjanus.measure.bench.models import configs
+from flashjanus.measure.bench.stages import CHAT_TOKENS, PROMPT_TOKENS
 from flashjanus.model import Policy
 from flashjanus.sampling.schedule import Sampler
 from flashjanus.sampling.tokens import Sampling
-from full_size import CHAT_TOKENS, PROMPT_TOKENS, ROOT, config
 
 from .clock import Clock, CudaClock, HostClock
 
 if TYPE_CHECKING:
     import pytest
 
+ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda", 0)
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.13025,
-}
 SAMPLING = {"sampled": Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1), "greedy": Sampling()}
 ENDLESS = 1 << 30
 """Steps of rows that must still move, however often a step is timed."""
@@ -115,7 +109,8 @@ def on_gpu() -> Setting:
     """The released model in bf16, with the VAE of SDXL."""
     in_8_bits = ("fp8", "int8") if no_e4m3(CUDA) is None else ("int8",)
     clock = CudaClock(CUDA)
-    return Setting(CUDA, clock, FULL, config(), VAE, torch.bfloat16, partial(open_gpu, CUDA), PADDED, in_8_bits)
+    config, vae = configs("full")
+    return Setting(CUDA, clock, FULL, config, vae, torch.bfloat16, partial(open_gpu, CUDA), PADDED, in_8_bits)
 
 
 def dry_run(patch: pytest.MonkeyPatch) -> Setting:

@@ -23,6 +23,7 @@ from flashjanus.cli import (
     profile,
     quality,
     quantize,
+    random_weights,
     schedule,
     serve,
 )
@@ -42,6 +43,7 @@ COMMANDS = (
     eval,
     inspect,
     quantize,
+    random_weights,
     plan,
     bench,
     quality,

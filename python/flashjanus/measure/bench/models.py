@@ -64,6 +64,11 @@ _FULL: dict[str, Any] = {
 }
 _FULL_VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "act_fn": "silu",
+    "sample_size": 1024,
     "block_out_channels": [128, 256, 512, 512],
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 2,
@@ -92,6 +97,15 @@ def configs(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, vae
 
 
+def seeded_tensor(name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Draw values that keep activations finite: matrices scaled by their width, norms about 1, small biases."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    matrix = len(shape) > 1 and math.prod(shape[1:]) > 1
+    bound = math.sqrt(3 / math.prod(shape[1:])) if matrix else 0.1
+    tensor = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+    return tensor.add_(1) if not matrix and name.endswith("weight") else tensor
+
+
 class SeededState(Mapping[str, torch.Tensor]):
     """The tensors that a layout reads. Each is drawn when asked for and not kept; `items()` gives them without data."""
 
@@ -100,13 +114,7 @@ class SeededState(Mapping[str, torch.Tensor]):
         self.dtype = dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Draw values that keep activations finite: matrices scaled by their width, norms about 1, small biases."""
-        shape = self.shapes[name]
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        matrix = len(shape) > 1 and math.prod(shape[1:]) > 1
-        bound = math.sqrt(3 / math.prod(shape[1:])) if matrix else 0.1
-        tensor = torch.empty(shape, dtype=self.dtype).uniform_(-bound, bound, generator=generator)
-        return tensor.add_(1) if not matrix and name.endswith("weight") else tensor
+        return seeded_tensor(name, self.shapes[name], self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
