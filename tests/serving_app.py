@@ -33,7 +33,7 @@ class Told:
     """A backend that tells each request the same events."""
 
     facts = Facts("told", (64, 64), 16, 16, 512, "float32", "cpu", None, "0")
-    ready = True
+    ready, loading = True, False
 
     def __init__(self, *events: Any) -> None:
         self.events, self.cancelled = events, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import sys
@@ -44,6 +45,9 @@ def test_it_serves_until_it_is_told_to_stop_and_finishes_what_runs(spawn: Any, n
     lines = [json.loads(line) for line in err.splitlines() if line.startswith(b"{")]
     assert [one["status"] for one in lines if one["message"] == "request"] == [403, 200, 200]
     assert any(one["message"] == "draining" for one in lines)
+    loading, ready = [one["message"] for one in lines if one["logger"].startswith("flashjanus.serving")][:2]
+    assert loading == "loading shapes"
+    assert re.fullmatch(r"shapes is ready after \d+\.\d s of loading", ready)
     assert b"Traceback" not in err
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -203,8 +204,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             import flashjanus.serving.ui  # noqa: F401  # reports a missing extra before the model is loaded
         import asyncio
 
-        engine, wait = _engine(args, console)
         set_up(args.log_level)
+        engine, wait = _engine(args, console)
         asyncio.run(serve_until_stopped(engine, wait, settings, listening, console, args.ui))
     return 0
 
@@ -225,10 +226,15 @@ def _engine(args: argparse.Namespace, console: Console) -> tuple[AsyncEngine, Wa
     With --in-process, the function is None, and loading the model here may raise any FlashJanusError."""
     from flashjanus.scheduling.policy import Limits
     from flashjanus.serving import AsyncEngine, ProcessBackend
+    from flashjanus.serving.http.logs import LOG
 
     limits = Limits(images=args.live_images, answers=args.live_answers, queued=args.queue)
     if args.in_process:
-        return AsyncEngine(load_model(args, console), limits), None
+        LOG.info("loading %s", args.model)
+        begun = time.monotonic()
+        model = load_model(args, console)
+        LOG.info("%s is ready after %.1f s of loading", model.name, time.monotonic() - begun)
+        return AsyncEngine(model, limits), None
     threads = threads_of(args)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for the worker process, which reads it when it starts

@@ -157,6 +157,11 @@ class AsyncEngine:
         """Whether the engine would serve a request now."""
         return self.backend.ready
 
+    @property
+    def loading(self) -> bool:
+        """Whether the model is being loaded, so that the engine will soon be ready."""
+        return self.backend.loading
+
     def stats(self) -> Stats:
         """The current figures, which may be slightly out of date."""
         return self.backend.stats()

@@ -44,6 +44,10 @@ class Backend(Protocol):
         """Whether the backend would serve a request now."""
 
     @property
+    def loading(self) -> bool:
+        """Whether the model is being loaded, so that the backend will soon be ready."""
+
+    @property
     def facts(self) -> Facts:
         """The model's facts. Raises UnavailableError while no model is loaded."""
 
@@ -90,6 +94,10 @@ class ThreadBackend:
     @property
     def ready(self) -> bool:
         return self._refused is None
+
+    @property
+    def loading(self) -> bool:
+        return False  # its model was loaded before
 
     @property
     def facts(self) -> Facts:

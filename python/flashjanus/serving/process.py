@@ -72,6 +72,7 @@ class ProcessBackend:
         self._child: Child | None = None
         self._facts: Facts | None = None
         self._ready = self._draining = self._closed = False
+        self._loading = True
         self._ready_since = 0.0
         self._why = "the engine is starting; try again in a moment"
         self._over: FlashJanusError | None = None
@@ -88,6 +89,10 @@ class ProcessBackend:
     @property
     def ready(self) -> bool:
         return self._ready and not self._draining
+
+    @property
+    def loading(self) -> bool:
+        return self._loading and not self._draining
 
     @property
     def facts(self) -> Facts:
@@ -158,7 +163,7 @@ class ProcessBackend:
         except BaseException as error:
             if self._child is not None:
                 self._child.end(killed=True)
-            self._child, self._ready = None, False
+            self._child, self._ready, self._loading = None, False, False
             self._lose("is no longer supervised")
             self._give_up(unexpected(error))
             raise
@@ -193,9 +198,12 @@ class ProcessBackend:
 
     def _serve(self) -> tuple[bool, FlashJanusError]:
         """Run one worker until it has ended. Returns whether it loaded the model, and the error with which it ended."""
+        LOG.info("loading %s", self._spec["source"])
+        self._loading, self._loading_since = True, time.monotonic()
         try:
             child = Child(self._spec, self._patience, self._unsent)
         except FlashJanusError as error:
+            self._loading = False
             return False, error
         with self._change:
             self._child = child
@@ -212,7 +220,7 @@ class ProcessBackend:
             fault = error
         served = self._ready
         with self._change:
-            self._child, self._ready = None, False
+            self._child, self._ready, self._loading = None, False, False
             self._why = "the engine has ended and is being restarted; try again in a moment"
         how = fate(child, told, fault)
         self._lose(how)
@@ -241,7 +249,10 @@ class ProcessBackend:
         elif "loaded" in body:
             with self._change:
                 self._facts, self._ready, self._ready_since = body["loaded"], True, time.monotonic()
+                self._loading = False
                 self._change.notify_all()
+            seconds = self._ready_since - self._loading_since
+            LOG.info("%s is ready after %.1f s of loading", self._facts.name, seconds)
 
     def _told(self, number: int, event: Event) -> None:
         last = isinstance(event, LAST)

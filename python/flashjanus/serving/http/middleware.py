@@ -17,7 +17,8 @@ from flashjanus.serving.http.logs import LOG
 from flashjanus.serving.http.metrics import CLIENT_GONE, Meters
 
 QUIET = ("/health/", "/metrics")
-"""Paths that are polled every few seconds; successful requests are logged at the level "debug"."""
+"""Paths that are polled every few seconds. Their requests are logged at the level "debug" unless they were refused;
+the 503 of a server that is not ready counts as an answer."""
 _SANE = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
@@ -62,7 +63,7 @@ class Front:
         fields: Mapping[str, Any] = scope["state"]["fields"]
         method, path = scope["method"], scope["path"]
         line = {**fields, "method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
-        quiet = path.startswith(QUIET) and status < 400
+        quiet = path.startswith(QUIET) and (status < 400 or status == 503)
         LOG.log(10 if quiet else 20, "request", extra={"fields": line})
         if method == "POST":
             self.meters.ended(path, status, fields.get("code"), seconds)

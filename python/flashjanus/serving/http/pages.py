@@ -49,11 +49,13 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Report that the server can serve a request now; 503 if it cannot."""
+    """Report that the server can serve a request now; 503 if it cannot, with the code "loading" while it loads its
+    model."""
     state = state_of(request)
     if not state.ready:
         words = "the server is shutting down" if state.draining else "the engine is not available"
-        raise ApiError(503, f"not ready: {words}", "unavailable", headers={"retry-after": "2"})
+        words, code = ("loading the model", "loading") if state.loading else (words, "unavailable")
+        raise ApiError(503, f"not ready: {words}", code, headers={"retry-after": "2"})
     return JSONResponse({"status": "ready"})
 
 

@@ -32,6 +32,10 @@ class State:
         return not self.draining and self.engine.ready
 
     @property
+    def loading(self) -> bool:
+        return not self.draining and self.engine.loading
+
+    @property
     def facts(self) -> Facts:
         """The model's facts. Raises UnavailableError."""
         return self.engine.facts
