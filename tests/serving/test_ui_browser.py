@@ -159,7 +159,7 @@ def test_it_draws_with_progress_and_previews(browser: Browser, served: Served, t
         with page.expect_download() as download:
             page.locator("#fj-gallery button[aria-label=Download], #fj-gallery a[download]").first.click()
         download.value.save_as(tmp_path / "drawn.png")
-        assert download.value.suggested_filename == f"a-red-circle-to-the-left-of-a-blue-squar-{seed}.png"
+        assert download.value.suggested_filename == f"a-red-circle-to-the-left-of-a-blue-square-{seed}.png"
         with Image.open(tmp_path / "drawn.png") as image:
             assert image.size == (64, 64)
             assert image.info["prompt"] == PROMPT

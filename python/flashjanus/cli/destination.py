@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashjanus.disk.names import slug
 from flashjanus.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     import PIL.Image
 
-# A file first gets a longer temporary name beside its target. Most file systems allow 255 bytes.
 LONGEST_NAME = 200
-SLUG_CHARACTERS = 40
+"""Bytes. Most file systems allow 255, and a number may be added to a name."""
 
 
 class Destination:
@@ -86,12 +86,6 @@ class Destination:
                 pass
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
-
-
-def slug(prompt: str) -> str:
-    """The prompt as a file name: lower-case letters and digits of any script, joined by dashes."""
-    words = "".join(c if c.isalnum() else " " for c in prompt[:1000].lower()).split()
-    return "-".join(words)[:SLUG_CHARACTERS].rstrip("-") or "image"
 
 
 def _exists(path: Path) -> bool:

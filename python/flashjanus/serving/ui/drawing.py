@@ -11,13 +11,12 @@ from typing import Any
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
+from flashjanus.disk.names import slug
 from flashjanus.serving.async_engine import AsyncEngine
 from flashjanus.serving.messages import Begun, ImageRequest, Images, Partial, Picture, Step
 
 PREVIEWS = 24
 """The most partial images of a drawing: nobody would see more."""
-NAME = 40
-"""The most characters of a prompt in a file's name."""
 
 
 @dataclass
@@ -69,11 +68,6 @@ def save(result: Images, prompt: str, options: Mapping[str, Any], folder: str) -
 def _lists(result: Images) -> tuple[Sequence[int | None], Sequence[float | None]]:
     none = [None] * len(result.images)
     return result.seeds or none, result.scores or none
-
-
-def slug(prompt: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in prompt[:1000].lower()).split()
-    return "-".join(words)[:NAME].rstrip("-") or "image"
 
 
 def enlarged(picture: Picture, size: tuple[int, int] | None) -> Image.Image:
