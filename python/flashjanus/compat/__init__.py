@@ -1,6 +1,7 @@
-"""Interfaces of other programs, under their names, on this engine.
+"""The interfaces of the official code, diffusers, and transformers, running on this engine.
 
-Importing this makes transformers' Auto classes know JanusFlow, once somebody imports them (see registration.py).
+Importing this package registers JanusFlow with transformers' Auto classes as soon as they are imported (see
+registration.py).
 """
 
 from typing import TYPE_CHECKING, Any

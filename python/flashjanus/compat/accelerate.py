@@ -1,4 +1,4 @@
-"""An engine for objects that a program has loaded already."""
+"""`accelerate`: an engine for a model that the program has loaded already."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flashjanus.inputs.tokenizer import ProcessorConfig, Tokenizer
 
 
 class Accelerated(JanusFlow):
-    """A JanusFlow on the memory of a torch model; `report` says which parameters are shared, and which copied."""
+    """A JanusFlow in the memory of a torch model. `report` says which parameters are shared and which were copied."""
 
     report: sharing.Shared
 
@@ -36,15 +36,20 @@ def accelerate(
     implementations: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Accelerated:
-    """A JanusFlow that runs on what vl_gpt, vae and processor hold, in vl_gpt's dtype and on its device.
+    """Make a JanusFlow from loaded objects, in the dtype and on the device of vl_gpt.
 
-    vl_gpt: the official MultiModalityCausalLM, or any module with its config and parameters; vae: diffusers'
-    AutoencoderKL, which images need; processor: the official VLChatProcessor, which prompts and conversations need.
-    The objects stay usable: the engine's weights become their parameters' memory where dtype and layout are the same,
-    and `report` of the result says what was shared and what copied. Parameters that are changed later are to be
-    accelerated again. tiles: on a CPU with AMX the engine keeps bfloat16 linears in an order of their own, which no
-    torch module can share; False shares them too, and is slower there. options: numerics, cuda_graphs and buckets of
-    JanusFlow.from_pretrained. Raises CheckpointError, ConfigError, DeviceError, InputError.
+    vl_gpt: the official MultiModalityCausalLM, or any module with its config and parameters. vae: diffusers'
+    AutoencoderKL, without which no images can be drawn. processor: the official VLChatProcessor, without which prompts
+    and conversations have to be token ids.
+
+    The objects stay usable. Where dtype and layout allow it, their parameters and the engine's weights share memory;
+    `report` of the result says what is shared and what was copied. Call this again after changing parameters.
+
+    tiles: on a CPU with AMX the engine keeps the weights of bfloat16 linears in tiles, an order that no torch module
+    can share. With False, these weights are shared as well, and the engine is slower there. options: numerics,
+    cuda_graphs, and buckets, as in JanusFlow.from_pretrained.
+
+    Raises CheckpointError, ConfigError, DeviceError, InputError.
     """
     unknown = sorted(set(options) - {"numerics", "cuda_graphs", "buckets"})
     if unknown:
@@ -78,7 +83,7 @@ def accelerate(
 
 
 def _config(given: Any, language_model: Any) -> dict[str, Any]:
-    """config.json of a loaded model; whether its head is tied is seen from its parameters."""
+    """The config.json of a loaded model. Its parameters show whether the head is tied."""
     data = dict(as_mapping(given))
     head = getattr(getattr(language_model, "lm_head", None), "weight", None)
     embedding = getattr(getattr(getattr(language_model, "model", None), "embed_tokens", None), "weight", None)
@@ -89,7 +94,7 @@ def _config(given: Any, language_model: Any) -> dict[str, Any]:
 
 
 def tokenizer_of(processor: Any) -> Tokenizer:
-    """The tokenizer of a loaded processor, which is left as it is. Raises ConfigError, InputError."""
+    """A tokenizer like that of a loaded processor, which stays unchanged. Raises ConfigError, InputError."""
     theirs = getattr(processor, "tokenizer", None)
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:
@@ -104,7 +109,7 @@ def tokenizer_of(processor: Any) -> Tokenizer:
 
 
 def image_processor_of(processor: Any) -> ImageProcessor | None:
-    """The image settings of a loaded processor, None where it has none of its own."""
+    """The image settings of a loaded processor, or None if it has none."""
     theirs = getattr(processor, "image_processor", None)
     if getattr(theirs, "image_size", None) is None:
         return None

@@ -1,4 +1,4 @@
-"""The configs of JanusFlow as transformers has them, and what its Auto classes are told (see registration.py)."""
+"""JanusFlow's configs as transformers' classes, and their registration with its Auto classes (see registration.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flashjanus.compat.outputs import Config
 
 
 def _fill(section: Any, given: dict[str, Any]) -> None:
-    """A part of config.json: `cls`, the name of a class, and `params`, what it is made with."""
+    """Initialize a section of config.json: `cls` is the name of a class, and `params` are the arguments for it."""
     PretrainedConfig.__init__(section, **given)
     kind = given.get("cls", "")
     section.cls = kind if isinstance(kind, str) else kind.__name__
     section.params = Config(given.get("params") or {})
 
 
-# Each defines its constructor: transformers 5 replaces one that is inherited.
+# Each class defines its own constructor, because transformers 5 replaces an inherited one.
 class VisionUnderstandEncoderConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "vision_und_enc"
 
@@ -43,7 +43,7 @@ SECTIONS = (VisionUnderstandEncoderConfig, VisionGenerationEncoderConfig, Vision
 
 
 class MultiModalityConfig(PretrainedConfig):  # type: ignore[misc]
-    """config.json, its sections as configs of their own."""
+    """A config.json whose sections are configs of their own."""
 
     model_type = "multi_modality"
 
@@ -58,12 +58,12 @@ class MultiModalityConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 def _as(kind: Any, given: Any) -> Any:
-    """A section as its config, from a dict, a config, or nothing."""
+    """Turn a section (a dict, a config, or None) into a config."""
     return given if isinstance(given, PretrainedConfig) else kind(**(given or {}))
 
 
 def configs() -> None:
-    """Tells AutoConfig."""
+    """Register the configs with AutoConfig."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
     for config in (*SECTIONS, MultiModalityConfig):
@@ -71,7 +71,7 @@ def configs() -> None:
 
 
 def model() -> None:
-    """Tells AutoModelForCausalLM."""
+    """Register the model class with AutoModelForCausalLM."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     from flashjanus.compat.model import MultiModalityCausalLM
@@ -81,7 +81,7 @@ def model() -> None:
 
 
 def processor() -> None:
-    """Tells AutoProcessor."""
+    """Register the processor class with AutoProcessor."""
     from transformers.models.auto.processing_auto import AutoProcessor
 
     from flashjanus.compat.processing.processor import VLChatProcessor

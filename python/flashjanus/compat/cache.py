@@ -1,4 +1,4 @@
-"""Keys and values of tokens that the language model has read, as its callers hold them."""
+"""The cache of keys and values that callers of the language model pass from call to call."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Held(Protocol):
-    """Keys and values in the engine's memory, which others may not write while this is held."""
+    """Keys and values in the engine's memory. Nobody else may write that memory while this object exists."""
 
     @property
     def length(self) -> int: ...
 
     def pairs(self) -> list[Pair]:
-        """A copy of each layer's, (B, G, n, D)."""
+        """Copies of each layer's keys and values, (B, G, n, D)."""
 
     def cropped(self, length: int) -> Held: ...
 
 
 class Cache:
-    """Of each layer keys and values (B, G, n, D), in the order of the tokens; with the methods of transformers' caches.
+    """Each layer's keys and values (B, G, n, D) in the order of the tokens, with the methods of transformers' caches.
 
-    They lie in the engine's memory until somebody looks at them, or reads on with torch. A call that is given a cache
-    adds the new tokens to it.
+    They stay in the engine's memory until they are accessed as tensors, or until a call on torch modules continues
+    from them. A call that receives a cache adds its new tokens to it.
     """
 
     def __init__(self, pairs: Iterable[Pair] = (), held: Held | None = None, layers: int = 0) -> None:
@@ -44,7 +44,7 @@ class Cache:
 
     @property
     def pairs(self) -> list[Pair]:
-        """As tensors; from now on in memory of their own."""
+        """The keys and values as tensors. The first access copies them out of the engine's memory."""
         if self._pairs is None:
             assert self.held is not None
             self._pairs = self.held.pairs()
@@ -52,28 +52,28 @@ class Cache:
         return self._pairs
 
     def part(self, length: int) -> Cache:
-        """The first so many tokens, which stay as they are when this one goes on."""
+        """A cache of the first `length` tokens, which does not change when this cache grows."""
         if self.held is not None:
             return Cache(held=self.held.cropped(length), layers=self._layers)
         return Cache((k[:, :, :length], v[:, :, :length]) for k, v in self.pairs)
 
     def replace(self, pairs: Iterable[Pair]) -> None:
-        """From now on these."""
+        """Replace the contents by tensors."""
         self._pairs, self.held = list(pairs), None
 
     def hold(self, held: Held, layers: int) -> None:
-        """From now on what the engine holds."""
+        """Replace the contents by keys and values in the engine's memory."""
         self.held, self._pairs, self._layers = held, None, layers
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens that have been read."""
+        """The number of tokens in the cache."""
         if self.held is not None:
             return self.held.length
         pairs = self.pairs
         return pairs[layer_idx][0].shape[2] if layer_idx < len(pairs) else 0
 
     def get_max_length(self) -> None:
-        """There is no most."""
+        """None: the length is not limited."""
 
     get_max_cache_shape = get_max_length
 
@@ -82,7 +82,7 @@ class Cache:
         return self.get_seq_length()
 
     def crop(self, max_length: int) -> None:
-        """Keep the first max_length tokens; where it is negative, all but the last -max_length."""
+        """Keep the first max_length tokens, or, if it is negative, drop the last -max_length tokens."""
         length = self.get_seq_length()
         kept = max(0, length + max_length) if max_length < 0 else min(max_length, length)
         if kept == length:
@@ -95,7 +95,7 @@ class Cache:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> Pair:
-        """Add a layer's keys and values (B, G, N, D); returns all of that layer."""
+        """Append keys and values (B, G, N, D) to a layer, and return all of that layer's."""
         pairs = self.pairs
         if layer_idx == len(pairs):
             pairs.append((key_states, value_states))
@@ -105,7 +105,7 @@ class Cache:
         return pairs[layer_idx]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Row i becomes row beam_idx[i]."""
+        """Replace row i by row beam_idx[i]."""
         self._pairs = [(k.index_select(0, beam_idx), v.index_select(0, beam_idx)) for k, v in self.pairs]
 
     batch_select_indices = reorder_cache
@@ -126,7 +126,7 @@ class Cache:
 
     @property
     def layers(self) -> list[Layer]:
-        """As in transformers 5: objects with `keys` and `values`."""
+        """The layers as in transformers 5: objects with `keys` and `values`."""
         return [Layer(k, v) for k, v in self.pairs]
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class Layer:
 
 
 def foreign_pairs(cache: Any) -> list[Pair]:
-    """Of another library's cache, or of a sequence of (key, value) of each layer."""
+    """Each layer's (key, value) from another library's cache, or from a sequence of such pairs."""
     layers = getattr(cache, "layers", None)
     if layers is not None:  # transformers 4.54 and later
         return [(layer.keys, layer.values) for layer in layers if getattr(layer, "keys", None) is not None]

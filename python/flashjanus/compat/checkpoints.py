@@ -1,4 +1,4 @@
-"""Folders in the official layout to torch modules, and back."""
+"""Loads torch modules from folders in the official layout, and saves them there."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ TAKEN = frozenset(
         "adapter_kwargs",
     }
 )
-"""Options of transformers that change nothing here; those that would, refuse below."""
+"""Options of transformers that have no effect here. `load` refuses those that would need one."""
 
 
 def as_mapping(config: Any) -> Mapping[str, Any]:
-    """What config.json would hold, of a mapping or of an object that has it."""
+    """The contents of config.json, from a mapping or from an object with to_dict()."""
     if isinstance(config, Mapping):
         return config
     if not hasattr(config, "to_dict"):
@@ -52,7 +52,7 @@ def as_mapping(config: Any) -> Mapping[str, Any]:
 
 
 def language_defaults(config: LanguageConfig) -> dict[str, Any]:
-    """Of the language model's config, with what its section leaves out."""
+    """The language model's config, including the values that its section of config.json leaves out."""
     names = (
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
         *("head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings"),
@@ -94,7 +94,7 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in state:
             state[name] = state[name].to(place, usual).view(parameter.shape)
-        elif ".attn_pool." in name:  # often left out, because nothing reads it
+        elif ".attn_pool." in name:  # often missing from checkpoints, because nothing reads it
             state[name] = torch.zeros(parameter.shape, dtype=usual, device=place)
     named = dict(model.named_parameters(remove_duplicate=False))
     model.load_state_dict({name: tensor for name, tensor in state.items() if name in named}, strict=False, assign=True)
@@ -109,13 +109,13 @@ def load(cls: Callable[[Any], M], source: str | os.PathLike[str], options: Mappi
 
 
 def empty(cls: Callable[[Any], M], config: Any) -> M:
-    """A model whose parameters have shapes and no memory, on the meta device."""
+    """Make a model on the meta device: its parameters have shapes but no memory."""
     with torch.device("meta"), _Unwritten():
         return cls(config)
 
 
 def save(model: Any, folder: str | os.PathLike[str]) -> None:
-    """`MultiModalityCausalLM.save_pretrained`: whole files, or none."""
+    """`MultiModalityCausalLM.save_pretrained`. Each file is written completely or not at all."""
     path = Path(folder)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight:
@@ -132,7 +132,7 @@ def save(model: Any, folder: str | os.PathLike[str]) -> None:
 
 
 class _Unwritten(TorchFunctionMode):
-    """Parameters are made without their first values: drawing these on the meta device imports torch's compiler."""
+    """Leaves out the initialization of parameters, which on the meta device would import torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("uniform_", "normal_", "zero_", "fill_"):

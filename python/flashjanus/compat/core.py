@@ -1,4 +1,4 @@
-"""Which calls of a model's modules run on the engine, and which on the modules themselves, with the reason."""
+"""Decides whether a call of a model's module runs on the engine or on the module itself, and gives the reason."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ KNOWN: set[type[nn.Module]] = {
     *(uvit.RMSNorm, uvit.TimeEmbedding, uvit.GlobalResponseNorm, uvit.ConvNextBlock, uvit.MidBlock, uvit.Unpatchify),
     *(llama.Attention, llama.Mlp, llama.DecoderLayer),
 }
-"""Modules whose forward the engine computes; `unit` adds those that ask it to."""
+"""Classes of modules whose forward the engine can compute. `unit` adds the classes that pass their calls to it."""
 
 
 def unit(cls: type[T]) -> type[T]:
-    """A module class whose forward goes to the engine itself."""
+    """Mark a module class whose forward passes its calls to the engine."""
     KNOWN.add(cls)  # type: ignore[arg-type]
     return cls
 
 
 class EngineOf(Generic[C, E]):
-    """Of one module with a config C: its engine E, made when a call is first eligible, made anew when weights have
-    changed since."""
+    """The engine E of one module with a config C. It is made for the first eligible call, and again after the weights
+    have changed."""
 
     def __init__(self) -> None:
         self._root: Callable[[], tuple[nn.Module, C] | None] = lambda: None
@@ -64,20 +64,21 @@ class EngineOf(Generic[C, E]):
         return type(self), ()
 
     def made(self, root: nn.Module, config: C) -> tuple[E, sharing.Shared]:
-        """An engine on a module's parameters. Raises FlashJanusError where there can be none."""
+        """Make an engine from a module's parameters. Raises FlashJanusError if that is impossible."""
         raise NotImplementedError
 
     def link(self, root: Callable[[], tuple[nn.Module, C] | None]) -> None:
-        """root(): the model and its config; None once nobody has the model any more, but perhaps a module of it."""
+        """Set root(), which returns the model and its config, or None if the model was deleted and only a part of it is
+        still in use."""
         self._root = root
 
     @property
     def engine(self) -> E | None:
-        """What is there, if it is."""
+        """The engine, or None if there is none yet."""
         return self._engine
 
     def adopt(self, engine: E, shared: sharing.Shared) -> None:
-        """Run on this engine, which was made of the root's parameters as they are."""
+        """Use an engine that was made from the root's current parameters."""
         root = self._root()
         assert root is not None, "whoever made it has the root"
         with self._lock:
@@ -92,14 +93,14 @@ class EngineOf(Generic[C, E]):
         inputs: Tensors,
         refusal: str | None = None,
     ) -> Tensors:
-        """fast(engine), or slow(*inputs) where something is against it. Where gradients may be asked for later, they
-        come from `slow`, which is run again when they are."""
+        """Return fast(engine), or slow(*inputs) if the call is not eligible. Gradients come from `slow`, which runs
+        again when they are computed."""
         engine = self.eligible(module, refusal)
         if engine is None:
             return slow(*inputs)
 
         def alone() -> Tensors:
-            with isolated(), torch.no_grad():  # the caller's default device is ignored
+            with isolated(), torch.no_grad():  # ignores the caller's default device
                 return fast(engine)
 
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -111,7 +112,7 @@ class EngineOf(Generic[C, E]):
         return alone()
 
     def eligible(self, module: nn.Module, refusal: str | None = None) -> E | None:
-        """The engine, if it computes what `module` would; else None, and the reason is said once."""
+        """The engine, if it computes the same as `module`. Otherwise None, after one warning that gives the reason."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
         root = self._root()
@@ -136,7 +137,7 @@ class EngineOf(Generic[C, E]):
         return None
 
     def _reason(self, module: nn.Module, root: nn.Module) -> str | None:
-        """What is against the engine, in words."""
+        """The reason why the engine cannot compute this call, or None."""
         if module.training:
             return "the model is in training mode; call .eval() unless you train it"
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -154,14 +155,14 @@ class EngineOf(Generic[C, E]):
         return None
 
     def _current(self, root: nn.Module, config: C) -> E:
-        """Raises FlashJanusError where none can be made."""
+        """The engine for the current weights. Raises FlashJanusError if none can be made."""
         with self._lock:
             state = fingerprint(root)
             if self._engine is not None and state == self._made_of and not (self._sample and self._sample.changed()):
                 return self._engine
             if self._failed is not None and self._failed[0] == state:
                 raise FlashJanusError(self._failed[1])
-            self._engine = None  # before the next is made, so that there are never two
+            self._engine = None  # first, so that there are never two engines in memory
             try:
                 with isolated():
                     engine, shared = self.made(root, config)
@@ -173,7 +174,7 @@ class EngineOf(Generic[C, E]):
 
 
 class Core(EngineOf["JanusFlowConfig", Engine]):
-    """Of a `MultiModalityCausalLM`."""
+    """The engine of a `MultiModalityCausalLM`."""
 
     def made(self, root: nn.Module, config: JanusFlowConfig) -> tuple[Engine, sharing.Shared]:
         model, shared = sharing.engine_of(JanusFlow, root, config)
@@ -181,7 +182,7 @@ class Core(EngineOf["JanusFlowConfig", Engine]):
 
 
 class Recomputed(torch.autograd.Function):
-    """Results of `fast`; gradients of `slow` at the same inputs."""
+    """Returns the results of `fast`, and computes gradients through `slow` at the same inputs."""
 
     @staticmethod
     def forward(ctx: Any, fast: Any, slow: Any, count: int, *tensors: torch.Tensor) -> Tensors:
@@ -205,13 +206,13 @@ class Recomputed(torch.autograd.Function):
 
 
 def _name(module: nn.Module, root: nn.Module) -> str:
-    """In the whole model, so that a cause has one name whichever module meets it."""
+    """The module's name in the whole model, so that a reason reads the same whichever module reports it."""
     return next((name for name, one in root.named_modules() if one is module), type(module).__name__)
 
 
 def fingerprint(root: nn.Module) -> tuple[Any, ...]:
-    """Which memory a model's parameters have, and how often torch has written it: another dtype, device or parameter
-    has another memory. Parameters made in inference mode have no such count."""
+    """The address of each parameter and how often torch has written to it. A changed dtype or device, or a replaced
+    parameter, has another address. Parameters that were made in inference mode have no count of writes."""
     parameters = [p for one in root.modules() for p in one._parameters.values() if p is not None]
     return tuple([(p.data_ptr(), _written(p)) for p in parameters])
 
@@ -219,5 +220,5 @@ def fingerprint(root: nn.Module) -> tuple[Any, ...]:
 def _written(tensor: torch.Tensor) -> int:
     try:
         return tensor._version
-    except RuntimeError:  # made in inference mode, which is_inference() no longer reports once .data was replaced
+    except RuntimeError:  # made in inference mode; is_inference() no longer says so after .data was replaced
         return 0

@@ -1,4 +1,4 @@
-"""Token after token of a batch: the sequence read once, then its logits after each token, on the engine or on torch."""
+"""Decodes a batch token by token, on the engine or on torch: the sequence is read once, and each step gives logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from flashjanus.execution.text_rows import DecodeSession
 
 
 class Decoder(Protocol):
-    """first(): logits (B, V) after what was read; step(tokens (B,)): those after these tokens as well."""
+    """first() returns the logits (B, V) after the sequence. step(tokens (B,)) appends tokens and returns the next
+    logits."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -29,14 +30,15 @@ class Decoder(Protocol):
 
 
 def last_seen(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Of hidden (B, N, D) those of each row's last token that is seen by mask (B, N): padding may be on either side."""
+    """The hidden state (B, D) of each row's last visible token, of hidden (B, N, D) and mask (B, N). Padding may be on
+    either side."""
     places = torch.arange(mask.shape[1], device=mask.device)
     last = (places * mask).argmax(1).to(hidden.device)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 class EngineDecoder:
-    """On the engine: one read of all rows, then `decode_step`."""
+    """Decodes on the engine: reads all rows at once, then runs `decode_step`."""
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class EngineDecoder:
 
 
 class TorchDecoder:
-    """On the modules, with a cache of theirs."""
+    """Decodes on the torch modules, with their cache."""
 
     def __init__(
         self,
@@ -131,4 +133,4 @@ class TorchDecoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is no session to return."""

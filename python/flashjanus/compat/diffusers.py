@@ -1,4 +1,4 @@
-"""diffusers' names: change `diffusers` or `diffusers.models` to `flashjanus.compat.diffusers`, and no more."""
+"""diffusers' names. In a script, replace `diffusers` or `diffusers.models` by `flashjanus.compat.diffusers`."""
 
 from flashjanus.compat.vae.autoencoder import AutoencoderKL
 

@@ -1,4 +1,4 @@
-"""The engine of a torch model: what its modules' calls run on where they are eligible."""
+"""The engine of a torch model, which computes the eligible calls of its modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashjanus.execution import parts
 
 
 class Engine:
-    """Calls of the official modules, by tensors in their layouts and dtypes."""
+    """Computes the official modules' calls on tensors in their layouts and dtypes."""
 
     def __init__(self, model: JanusFlow) -> None:
         self.model, self.runner, self.config = model, model.runner, model.config
@@ -23,13 +23,13 @@ class Engine:
         self._lock = threading.Lock()
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, N, W) of normalized pixels (B, 3, S, S), before the aligner."""
+        """Features (B, N, W), before the aligner, of normalized pixels (B, 3, S, S)."""
         return parts.visual_features(self.runner, pixels).to(pixels.device, pixels.dtype)
 
     def encode(self, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (B, C, h, w) and t_emb (B, D) of latents z (B, c, H, W) at times t (B,).
+        """Encode latents z (B, c, H, W) at times t (B,) into x (B, C, h, w) and t_emb (B, D).
 
-        Where the second half of the rows is the first once more, as for guidance, it is computed once.
+        If the second half of the rows repeats the first, as it does for guidance, one half is computed and copied.
         """
         half = len(z) // 2
         twice = len(z) == 2 * half and torch.equal(z[:half], z[half:]) and torch.equal(t[:half], t[half:])
@@ -40,7 +40,8 @@ class Engine:
         return x.permute(0, 3, 1, 2).to(z.device, z.dtype), t_emb.to(z.device, z.dtype)
 
     def decode(self, h: torch.Tensor, skip: torch.Tensor, t_emb: torch.Tensor) -> torch.Tensor:
-        """Velocity (B, c, H, W) of aligned hidden states h and the encoder's x (B, C, h, w), and t_emb (B, D)."""
+        """The velocity (B, c, H, W) from aligned hidden states h (B, C, h, w), the encoder's x (B, C, h, w) as `skip`,
+        and t_emb (B, D)."""
         flat = h.permute(0, 2, 3, 1).flatten(1, 2)
         v = parts.decode_velocity(self.runner, flat, skip.permute(0, 2, 3, 1), t_emb)
         return v.to(h.device, h.dtype)
@@ -49,10 +50,11 @@ class Engine:
     def read(
         self, embeds: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, past: Cache | None, keeps: bool
     ) -> tuple[torch.Tensor, Tokens | None]:
-        """Hidden states (R, N, D) of embeds (R, N, D), read after what `past` holds; and with `keeps` all tokens.
+        """Read embeds (R, N, D) after the tokens of `past`. Returns their hidden states (R, N, D) and, with `keeps`,
+        the keys and values of all tokens.
 
-        seen (R, past + N), positions (R, N), on the CPU. A sequence that begins like one that was read lately is read
-        from where they differ.
+        seen (R, past + N) and positions (R, N) are on the CPU. If a recent sequence began with the same tokens, only
+        the rest is read.
         """
         with self._lock:
             if past is not None:
@@ -95,8 +97,8 @@ class Engine:
         return hidden, Tokens(lease, slots, seen, start, whole)
 
     def _lease(self, before: Tokens | None, common: int, rows: int, total: int) -> Lease:
-        """Memory for `total` tokens whose first `common` are those of `before`: its own, where nobody else needs what
-        will be written, or another with a copy of them."""
+        """Memory for `total` tokens, the first `common` of which are those of `before`. This is the memory of `before`
+        if nobody else needs the part that will be written, and otherwise new memory with a copy of these tokens."""
         slots = room(total)
         if before is None:
             return Lease(self.runner, rows, slots)
@@ -117,9 +119,9 @@ def _read(
     done: int,
     before: int = 0,
 ) -> torch.Tensor:
-    """Hidden states of the tokens from `done` on; embeds and positions begin with token `before`.
+    """The hidden states of the tokens from `done` on. embeds and positions begin with token `before`.
 
-    A hidden token sees those before it that are not, and itself.
+    A masked token sees itself and the unmasked tokens before it.
     """
     ends = (start[:, None] + seen.cumsum(1))[:, done:]
     args = (embeds[:, done - before :], positions[:, done - before :], slots[:, done:], start, ends)

@@ -1,4 +1,4 @@
-"""`generate`: new tokens after embeddings or ids, greedy or sampled."""
+"""`generate`: writes new tokens after embeddings or ids, greedily or by sampling."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class GenerationMixin:
-    """Of a module with `model`, `lm_head`, `get_input_embeddings` and `core`."""
+    """Adds `generate` to a module that has `model`, `lm_head`, `get_input_embeddings`, and `core`."""
 
     core: Core
     config: Any
     model: Any
     lm_head: Any
     generation_config: Any = None
-    """Options where a call gives none: a mapping, or transformers' object."""
+    """Default options: a mapping, or transformers' GenerationConfig."""
     get_input_embeddings: Callable[[], nn.Module]
 
     @torch.no_grad()
@@ -44,13 +44,15 @@ class GenerationMixin:
         attention_mask: torch.Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """New token ids (B, T), int64, after inputs_embeds (B, N, D); after input_ids (B, N) they begin with these.
+        """Return int64 token ids (B, T): the new tokens after inputs_embeds (B, N, D), or input_ids (B, N) followed by
+        the new tokens.
 
-        A row that has met an eos_token_id is filled up with pad_token_id. attention_mask (B, N), 0 where a token is
-        hidden, on either side. logits_processor: functions of (ids, scores (B, V)) that return scores;
-        stopping_criteria: functions of (ids, scores) that say for each row, or for all, whether it is done; streamer:
-        an object with put(ids) and end(). Sampling draws from torch's default generator, as torch.manual_seed sets it.
-        With return_dict_in_generate an Output(sequences, scores, logits). Raises InputError.
+        After an eos_token_id a row is filled with pad_token_id. attention_mask (B, N) is 0 where a token is hidden;
+        padding may be on either side. logits_processor: functions of (ids, scores (B, V)) that return scores.
+        stopping_criteria: functions of (ids, scores) that return, for each row or for all rows, whether to stop.
+        streamer: an object with put(ids) and end(). Sampling draws from torch's default generator, which
+        torch.manual_seed seeds. With return_dict_in_generate the result is an Output(sequences, scores, logits).
+        Raises InputError.
         """
         chosen = Options.of(generation_config or self.generation_config, options)
         ids = inputs if input_ids is None else input_ids
@@ -76,7 +78,7 @@ class GenerationMixin:
             return self._written(decoder, ids, chosen, processors, _listed(stopping_criteria), streamer)
 
     def _room(self, options: Options, mask: torch.Tensor) -> int:
-        """Tokens that may be written: fewer than asked for where the model's context ends."""
+        """The number of tokens that may be written: max_new_tokens, or fewer if the model's context ends before."""
         assert options.max_new_tokens is not None
         limit = int(self.config.get("max_position_embeddings", 2048))
         length = int(mask.sum(1).max())
@@ -146,7 +148,7 @@ class GenerationMixin:
 
 
 def _listed(given: Any) -> list[Any]:
-    """Of one function, of several, or of none."""
+    """A list of functions, from one function, several, or None."""
     if given is None:
         return []
     return list(given) if isinstance(given, Iterable) else [given]

@@ -1,4 +1,4 @@
-"""The official package's names: change `janus.janusflow.models` to `flashjanus.compat.janusflow`, and no more."""
+"""The official package's names. In a script, replace `janus.janusflow.models` by `flashjanus.compat.janusflow`."""
 
 from flashjanus.compat.model import MultiModalityCausalLM
 from flashjanus.compat.processing.images import VLMImageProcessor, load_pil_images

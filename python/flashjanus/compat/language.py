@@ -1,4 +1,4 @@
-"""The language model under its official names: `language_model` and `language_model.model`."""
+"""The language model's classes: those of `language_model` and `language_model.model`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flashjanus.errors import InputError
 
 @unit
 class LlamaModel(nn.Module):
-    """Embeddings (B, N, D) -> hidden states after the final norm, and keys and values of what has been read."""
+    """Maps embeddings (B, N, D) to hidden states after the final norm, and keeps keys and values in a cache."""
 
     def __init__(self, config: JanusFlowConfig, shown: Config, core: Core) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class LlamaModel(nn.Module):
         return_dict: bool | None = None,
         cache_position: torch.Tensor | None = None,
     ) -> Any:
-        """Output(last_hidden_state (B, N, D), past_key_values, hidden_states, attentions), or a tuple without
-        return_dict.
+        """Return Output(last_hidden_state (B, N, D), past_key_values, hidden_states, attentions), or a tuple with
+        return_dict=False.
 
-        attention_mask (B, past + N), 0 where a token is hidden. position_ids (B, N) or (1, N): those that follow what
-        past_key_values has, unless given. past_key_values: None, empty, a cache, or (key, value) of each layer.
+        attention_mask (B, past + N) is 0 where a token is hidden. position_ids (B, N) or (1, N) default to the
+        positions after those in past_key_values, which is None, empty, a cache, or one (key, value) for each layer.
         Raises InputError.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -133,7 +133,7 @@ class LlamaModel(nn.Module):
         hidden_states: bool | None,
         attentions: bool | None,
     ) -> str | None:
-        """What this call asks for that the engine does not compute."""
+        """Why the engine cannot compute this call, or None."""
         if hidden_states or attentions:
             return f"the {'hidden states' if hidden_states else 'attentions'} of every layer are requested"
         if attention_mask is not None and attention_mask.dim() != 2:
@@ -148,7 +148,7 @@ class LlamaModel(nn.Module):
 
 @unit
 class LlamaForCausalLM(GenerationMixin, nn.Module):
-    """`model` and a head: logits (B, N, V), and `generate`."""
+    """`model` with a head for logits (B, N, V), and `generate`."""
 
     model: LlamaModel
     lm_head: nn.Linear
@@ -184,14 +184,14 @@ class LlamaForCausalLM(GenerationMixin, nn.Module):
         return self.model
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
-        """In training, layers are computed again in the backward pass instead of being kept."""
+        """In training, recompute the layers in the backward pass instead of keeping their activations."""
         self.model.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         self.model.gradient_checkpointing = False
 
     def enable_input_require_grads(self) -> None:
-        """Embeddings require gradients, as adapters on a frozen model need with gradient checkpointing."""
+        """Make embeddings require gradients, which adapters on a frozen model need with gradient checkpointing."""
         self.model.embed_tokens.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
 
     def forward(
@@ -210,9 +210,11 @@ class LlamaForCausalLM(GenerationMixin, nn.Module):
         num_logits_to_keep: int = 0,
         logits_to_keep: int = 0,
     ) -> Any:
-        """Output(loss, logits (B, N, V), past_key_values, ...): as `model`. labels (B, N): the tokens themselves, -100
-        where none counts; the loss is the mean of the cross entropy of each next one. logits_to_keep: those of the last
-        so many tokens alone; 0 is all."""
+        """Return Output(loss, logits (B, N, V), past_key_values, ...); the arguments of `model` are the same there.
+
+        labels (B, N) are the token ids, with -100 where a token does not count; the loss is the mean cross entropy of
+        predicting each next token. logits_to_keep: compute logits for this many last tokens only; 0 stands for all.
+        """
         through = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -237,7 +239,7 @@ class LlamaForCausalLM(GenerationMixin, nn.Module):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Arguments of the next call: embeddings before anything is cached, then the last token alone."""
+        """The arguments of the next call: the embeddings while nothing is cached, and later the last token alone."""
         first = inputs_embeds is not None and not past_key_values
         chosen = (
             dict(inputs_embeds=inputs_embeds)
@@ -252,7 +254,8 @@ def _nothing() -> dict[str, None]:
 
 
 def _past(given: Any) -> tuple[Cache | None, Any]:
-    """What has been read, None where nothing has; and another library's cache, which is to be updated as well."""
+    """The cache of the tokens read so far, or None if there are none; and another library's cache, which has to be
+    updated as well."""
     if given is None or isinstance(given, (tuple, list)):
         return (Cache.from_legacy_cache(given), None) if given else (None, None)
     if isinstance(given, Cache):
@@ -266,7 +269,7 @@ def _past(given: Any) -> tuple[Cache | None, Any]:
 
 
 def _checked(past: Cache | None, mask: torch.Tensor, embeds: torch.Tensor) -> Cache | None:
-    """`past`, or None where the call means to read everything anew."""
+    """`past`, or None if the call passes the whole sequence again."""
     assert past is not None
     length, new = past.get_seq_length(), embeds.shape[1]
     twice = (
@@ -285,7 +288,7 @@ def _checked(past: Cache | None, mask: torch.Tensor, embeds: torch.Tensor) -> Ca
 
 
 def _mask(given: torch.Tensor | None, rows: int, total: int) -> torch.Tensor | None:
-    """(B, past + N), true where a token is seen, or (B, 1, N, past + N); None where all are."""
+    """A mask (B, past + N) or (B, 1, N, past + N) that is true where a token is seen; None if all tokens are."""
     if given is None:
         return None
     if given.dim() == 4:

@@ -1,7 +1,8 @@
-"""What the engine keeps of tokens that it has read: whose memory it is, where each token lies, what can be found again.
+"""The engine's memory of tokens that it has read: its users, the slot of each token, and sequences for reuse.
 
-A row's hidden tokens (padding, or a prompt that a branch does not see) lie in its first slots, the others follow in
-order: so the keys that a query sees are one range, as the attention rule wants it, wherever a mask has its zeros.
+A row's masked tokens (padding, or a prompt that a branch does not see) lie in its first slots, and the others follow in
+order. Wherever a mask has its zeros, the keys that a query sees are therefore one range, as the attention rule
+requires.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from flashjanus.execution.parts import EmbedsSession
 from flashjanus.execution.runner import Runner
 
 KEPT_BYTES = 2**30
-"""Of what may be found again; the last is kept whatever its size."""
+"""The most bytes of sequences that are kept for reuse. The last one is kept whatever its size."""
 
 
 class Lease:
-    """A session that is given back when nobody refers to it any more."""
+    """A session that is returned to the runner once nothing refers to it."""
 
     def __init__(self, runner: Runner, rows: int, slots: int) -> None:
         self.runner, self.bucket = runner, (rows, slots)
@@ -34,20 +35,21 @@ class Lease:
             self.runner.give(session, EmbedsSession, *self.bucket)
 
     def writable(self, first: int, by: Tokens | None) -> bool:
-        """True where nobody but `by` holds what lies in slot `first` or after it."""
+        """True if nobody but `by` uses slot `first` or a later one."""
         return self.bucket[1] > first and all(one is by or one.length <= first for one in list(self.holders))
 
 
 @dataclass(eq=False)
 class Tokens:
-    """n tokens of R rows in a lease's memory: slots (R, n), which of them are seen (R, n), the first seen slot (R,)."""
+    """n tokens of R rows in a lease's memory. slots: (R, n). seen: (R, n), false for masked tokens. start: (R,), the
+    first slot of a token that is not masked."""
 
     lease: Lease
     slots: torch.Tensor
     seen: torch.Tensor
     start: torch.Tensor
     embeds: torch.Tensor
-    """(R, n, D), what was read."""
+    """(R, n, D), the embeddings that were read."""
 
     def __post_init__(self) -> None:
         self.lease.holders.add(self)
@@ -58,7 +60,7 @@ class Tokens:
 
     @property
     def packed(self) -> bool:
-        """True where the tokens fill the first slots, so that others may follow."""
+        """True if the tokens fill the first slots, so that more can follow."""
         return bool((self.slots < self.length).all())
 
     def cropped(self, length: int) -> Tokens:
@@ -66,7 +68,7 @@ class Tokens:
         return Tokens(self.lease, *parts)
 
     def pairs(self) -> list[Pair]:
-        """Of each layer a copy (R, G, n, D)."""
+        """Copies of each layer's keys and values, (R, G, n, D)."""
         states = self.lease.session.states
         rows, slots = torch.arange(len(self.slots))[:, None], self.slots
         return [
@@ -76,7 +78,7 @@ class Tokens:
 
 
 def slots_of(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(slots (R, n), first seen slot (R,)) of tokens that are `seen` (R, n) or not."""
+    """The slots (R, n) of tokens that are `seen` (R, n) or not, and the first slot (R,) of a seen token."""
     hidden = ~seen
     start = hidden.sum(1)
     slots = torch.where(seen, start[:, None] + seen.cumsum(1) - 1, hidden.cumsum(1) - 1)
@@ -84,7 +86,7 @@ def slots_of(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def room(tokens: int) -> int:
-    """Slots of a session for so many: rounded up, so that a token more seldom needs another session."""
+    """The slots of a session for this many tokens, rounded up so that one more token rarely needs another session."""
     return -(-tokens // 64) * 64
 
 
@@ -100,7 +102,7 @@ def scatter(lease: Lease, slots: torch.Tensor, pairs: Sequence[Pair]) -> None:
 
 @dataclass(eq=False)
 class Reading:
-    """A whole sequence that was read from its start: its tokens, positions (R, n) and hidden states (R, n, D)."""
+    """A whole sequence that was read from its start: its tokens, positions (R, n), and hidden states (R, n, D)."""
 
     tokens: Tokens
     positions: torch.Tensor
@@ -113,8 +115,8 @@ class Reading:
 
 @dataclass
 class Recall:
-    """The last readings. `hits` counts those that a later one began like, `reused` the tokens that they had in
-    common."""
+    """The latest readings. `hits` counts the sequences that began like one of them, and `reused` the tokens that were
+    thereby not read again."""
 
     readings: list[Reading] = field(default_factory=list)
     hits: int = 0
@@ -123,7 +125,8 @@ class Recall:
     def begins(
         self, embeds: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, start: torch.Tensor
     ) -> tuple[Reading | None, int]:
-        """The reading that begins with the most tokens of these, taken out, and how many; at least one is left."""
+        """Take out the reading that shares the longest beginning with this sequence. Returns it and the length of that
+        beginning, which leaves at least one token to read."""
         best, most = None, 0
         for one in self.readings:
             tokens = one.tokens
@@ -148,5 +151,5 @@ class Recall:
             del self.readings[0]
 
     def forget(self, lease: Lease) -> None:
-        """What lies in a lease's memory, which is about to be written."""
+        """Drop the readings in a lease's memory, which is about to be overwritten."""
         self.readings = [one for one in self.readings if one.tokens.lease is not lease]

@@ -1,4 +1,4 @@
-"""The official model class, `MultiModalityCausalLM`: torch modules of its names and structure."""
+"""The official model class `MultiModalityCausalLM`: torch modules with its names and structure."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from flashjanus.errors import InputError
 
 
 class MultiModalityCausalLM(nn.Module):
-    """JanusFlow as the official code holds it: the same modules, names and calls.
+    """JanusFlow with the modules, names, and calls of the official code.
 
-    Calls run on the engine where that computes the same: in eval mode, without hooks or replaced modules inside, in
-    float32, bfloat16 or float16. Others run on the modules, with one ReferencePathWarning that says why. Gradients that
-    are asked for come from the modules.
+    A call runs on the engine if that gives the same result: in eval mode, without hooks or replaced modules inside, in
+    float32, bfloat16, or float16. Other calls run on the modules, after one ReferencePathWarning that gives the reason.
+    Gradients always come from the modules.
     """
 
     config_class: ClassVar[Any]
-    """What transformers has for its config, where its Auto classes know this class."""
+    """transformers' config class, set when this class is registered with its Auto classes."""
 
     def __init__(self, config: Mapping[str, Any] | JanusFlowConfig | Any) -> None:
-        """config: what config.json holds, as a mapping or an object with to_dict(). The weights are torch's initial
-        ones. Raises ConfigError."""
+        """config: the contents of config.json, as a mapping or an object with to_dict(). The weights are initialized by
+        torch. Raises ConfigError."""
         super().__init__()
         self.config = Config(checkpoints.as_mapping(config))
         parsed = JanusFlowConfig.from_dict(self.config.to_dict())
@@ -66,28 +66,28 @@ class MultiModalityCausalLM(nn.Module):
         self.core.link(root)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy has an engine of its own."""
+        """Give a copy its own engine."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.core = Core()
         self._link()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
-        """The model of a folder in the official layout, of a hub id, or "shapes", in eval mode.
+        """Load a folder in the official layout, a hub id, or "shapes", in eval mode.
 
-        torch_dtype (or dtype): of the parameters; the checkpoint's own where it is not given. device_map: a device.
-        config: what config.json would hold. language_config, trust_remote_code, attn_implementation and other
-        options of transformers are taken and change nothing. Raises CheckpointError, ConfigError, InputError.
+        torch_dtype (or dtype): the dtype of the parameters, by default the checkpoint's own. device_map: a device.
+        config: replaces config.json. language_config, trust_remote_code, attn_implementation, and other options of
+        transformers are accepted and have no effect. Raises CheckpointError, ConfigError, InputError.
         """
         return checkpoints.load(cls, pretrained_model_name_or_path, options)
 
     @classmethod
     def _from_config(cls, config: Any, **options: Any) -> Self:
-        """Of `AutoModelForCausalLM.from_config`: torch's initial weights, in torch_dtype (or dtype)."""
+        """For `AutoModelForCausalLM.from_config`: weights initialized by torch, in torch_dtype (or dtype)."""
         return cls(config).to(options.get("dtype") or options.get("torch_dtype"))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """config.json and model.safetensors in a folder, as from_pretrained reads them. Raises OutputError."""
+        """Write config.json and model.safetensors, which from_pretrained reads. Raises OutputError."""
         checkpoints.save(self, save_directory)
 
     @property
@@ -118,10 +118,11 @@ class MultiModalityCausalLM(nn.Module):
         images_emb_mask: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Embeddings (b, T, D) of input_ids (b, T), in the places of images_seq_mask (b, T) those of the images.
+        """Return the embeddings (b, T, D) of input_ids (b, T), with those of the images where images_seq_mask (b, T) is
+        true.
 
-        pixel_values (b, n, 3, S, S); images_emb_mask (b, n, 1 + N): which of an image's begin embedding and N features
-        take a place. Raises InputError.
+        pixel_values: (b, n, 3, S, S). images_emb_mask: (b, n, 1 + N), true for those of an image's begin embedding and
+        N features that take a place. Raises InputError.
         """
         if pixel_values.dim() != 5:
             raise InputError(f"pixel_values: expected (b, n, 3, S, S), got {list(pixel_values.shape)}")

@@ -1,4 +1,4 @@
-"""What calls return, and what they warn of."""
+"""The outputs of calls, and the classes of their warnings."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 class ReferencePathWarning(UserWarning):
-    """A call runs on plain torch modules, slower than on the engine; the text says why."""
+    """A call runs on plain torch modules, more slowly than on the engine. The text gives the reason."""
 
 
 class CacheMisuseWarning(UserWarning):
-    """Keys and values are used in a way that computes something else than was meant; the text says what."""
+    """Cached keys and values are used in a way that does not compute what was probably meant. The text says how."""
 
 
 class Output(dict[Any, Any]):
-    """Fields by attribute, by name, and by place among those that are there, as in transformers' outputs.
+    """Fields that can be read by attribute, by name, and by position, as in transformers' outputs.
 
-    A field that was not asked for is None by attribute, and takes no place.
+    A field that was not requested is None as an attribute and has no position.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -42,7 +42,7 @@ class Output(dict[Any, Any]):
 
 
 class Config(dict[str, Any]):
-    """A config.json: its keys as attributes too, sections included."""
+    """A config.json whose keys, also those of its sections, are attributes too."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__({k: Config(v) if isinstance(v, Mapping) else v for k, v in data.items()})

@@ -1,12 +1,12 @@
-"""JanusFlow under transformers' Auto classes, as soon as a program imports these, and at no cost for one that does not.
+"""Registers JanusFlow with transformers' Auto classes when a program imports them, at no cost for one that does not.
 
     import flashjanus.compat
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained("deepseek-ai/JanusFlow-1.3B", trust_remote_code=True)
 
-No code of a repository runs: the classes of flashjanus.compat serve instead. Where the official package is imported as
-well, the one whose classes were registered last serves.
+No code of a repository runs: the classes of flashjanus.compat are used instead. If the official package is imported as
+well, the classes that were registered last are used.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from importlib.util import find_spec
 from types import ModuleType
 
 OLDEST = (4, 45)
-"""Of transformers: those before it want a tokenizers library older than this package takes."""
+"""The oldest version of transformers. Older ones need a tokenizers library that is too old for this package."""
 _WATCHED = {
     "transformers.models.auto.configuration_auto": "configs",
     "transformers.models.auto.modeling_auto": "model",
     "transformers.models.auto.processing_auto": "processor",
 }
-"""By module of the Auto classes, the function of auto.py that registers there."""
+"""Maps each module of Auto classes to the function of auto.py that registers with it."""
 _due: list[str] = []
 
 
 def watch() -> None:
-    """Registers where transformers' Auto classes are there, and else when they are imported."""
+    """Register with those of transformers' Auto classes that are imported, and with the others once they are."""
     for name in _WATCHED:
         if name in sys.modules:
             _register(name)
@@ -40,7 +40,7 @@ def watch() -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Lets others find a module of the Auto classes, and registers once it has been executed."""
+    """Lets the other finders find a module of Auto classes, and registers after it has been executed."""
 
     def __init__(self) -> None:
         self._asking = False
@@ -77,7 +77,7 @@ def _register(name: str) -> None:
         )
         return
     _due.append(_WATCHED[name])
-    if len(_due) > 1:  # called again during the import below, whose loop handles this one too
+    if len(_due) > 1:  # called from within the import below, whose loop will also handle this one
         return
     try:
         from flashjanus.compat import auto

@@ -1,4 +1,4 @@
-"""Options of `generate`, and how they choose a token: as in transformers, from torch's default generator."""
+"""The options of `generate`, and the choice of a token by them, as in transformers, with torch's default generator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("exponential_decay_length_penalty", "custom_generate", "prefix_allowed_tokens_fn"), (None,)),
     **dict.fromkeys(("output_hidden_states", "output_attentions"), (None, False)),
 }
-"""Options of transformers that are not computed, with the values under which they do nothing."""
+"""Options of transformers that are not supported, with the values that have no effect."""
 IGNORED = frozenset(
     {"use_cache", "cache_implementation", "cache_config", "synced_gpus", "early_stopping", "bos_token_id", "max_length"}
     | {
@@ -44,12 +44,12 @@ IGNORED = frozenset(
         "trust_remote_code",
     }
 )
-"""Those that change nothing of what is computed here."""
+"""Options that have no effect here."""
 
 
 @dataclass
 class Options:
-    """Of one call. top_k is 50 where it is not given, as transformers has it."""
+    """The options of one call. top_k defaults to 50, as in transformers."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -67,7 +67,8 @@ class Options:
 
     @classmethod
     def of(cls, config: Any, given: Mapping[str, Any]) -> Options:
-        """Those of a GenerationConfig (or a mapping), and over them what was given by name. Raises InputError."""
+        """Read the options of a GenerationConfig or a mapping, which the arguments by name override. Raises
+        InputError."""
         configured = {} if config is None else config if isinstance(config, Mapping) else config.to_dict()
         known = {one.name for one in fields(cls)}
         for name in given:
@@ -102,7 +103,7 @@ class Options:
 
     @property
     def ends(self) -> list[int]:
-        """Token ids after which a row is done."""
+        """The token ids that end a row."""
         eos = self.eos_token_id
         if eos is None:
             return []
@@ -113,7 +114,7 @@ class Options:
     def scores(
         self, logits: torch.Tensor, ids: torch.Tensor, written: int, processors: Sequence[Processor]
     ) -> torch.Tensor:
-        """Logits (B, V) as the processors leave them after ids (B, T), of which `written` are new."""
+        """Apply the options and processors to logits (B, V) after ids (B, T), of which `written` are new."""
         scores = logits.clone()
         if self.repetition_penalty not in (None, 1.0) and ids.shape[1]:
             assert self.repetition_penalty is not None
@@ -140,7 +141,7 @@ class Options:
         return scores
 
     def choose(self, scores: torch.Tensor) -> torch.Tensor:
-        """Tokens (B,)."""
+        """Choose a token (B,) in each row of scores (B, V)."""
         if self.do_sample:
             return torch.multinomial(scores.softmax(1), 1)[:, 0]
         return scores.argmax(1)

@@ -1,4 +1,4 @@
-"""An engine out of a torch model's parameters, whose memory both then share where its layouts allow that."""
+"""Makes an engine from a torch model's parameters, and lets both share memory where layouts allow it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from flashjanus.model import Policy
 
 J = TypeVar("J", bound=JanusFlow)
 SAMPLED = 3
-"""Values of each copied parameter that are compared to tell whether it was written past torch's count of writes."""
+"""The number of values of each copied parameter that are compared to find writes that torch does not count."""
 
 
 class ParameterSource:
-    """The parameters and buffers of a module as a source of weights: each is looked up when it is read."""
+    """A module's parameters as a source of weights."""
 
     def __init__(self, module: nn.Module, label: str) -> None:
         self.label = label
@@ -44,15 +44,15 @@ class ParameterSource:
         return self.tensors[name].detach()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no file is open."""
 
 
 @dataclass
 class Shared:
-    """What an engine and a module share. Bytes of the module's parameters: `shared` are the engine's own memory,
-    `copied` are also in the engine in another layout or dtype, `unused` only in the module.
+    """A report on the memory of a module's parameters, in bytes: `shared` with the engine, `copied` into the engine in
+    another layout or dtype, and `unused` by the engine.
 
-    copies: the names of the copied ones, and why."""
+    copies: the reason for each copied parameter, by name."""
 
     shared: int = 0
     copied: int = 0
@@ -62,7 +62,7 @@ class Shared:
 
     @property
     def share(self) -> float:
-        """Shared bytes of all bytes of the module's parameters, 0 to 1."""
+        """The shared part of all bytes of the module's parameters, 0 to 1."""
         return self.shared / max(1, self.shared + self.copied + self.unused)
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Shared:
 
 
 class Sample:
-    """Some values of tensors: what is written through `.data` is not counted by torch."""
+    """A few values of tensors, which reveal writes through `.data`; torch does not count those."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._views = [_some(tensor.detach()) for tensor in tensors]
@@ -96,7 +96,7 @@ class Sample:
 
 
 def _some(tensor: torch.Tensor) -> torch.Tensor:
-    """A view of SAMPLED of its values."""
+    """A view of SAMPLED values of a tensor."""
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor[(0,) * (tensor.dim() - 1)]
     return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
 
@@ -139,7 +139,8 @@ class Sharing:
         self._seen.add(name)
 
     def finished(self) -> Shared:
-        """Names of one tensor, such as a tied head, count once."""
+        """Count the unused parameters and return the report. A tensor with several names, such as a tied head, counts
+        once."""
         counted = {id(self._source.tensors[name]) for name in self._seen}
         for tensor in self._source.tensors.values():
             if id(tensor) not in counted:
@@ -149,7 +150,7 @@ class Sharing:
 
 
 def place_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Of all parameters. Raises InputError where they differ."""
+    """The device and dtype of all parameters. Raises InputError if they differ."""
     places = {(p.device, p.dtype) for p in module.parameters()}
     if len(places) != 1:
         found = ", ".join(sorted({f"{dtype} on {device}" for device, dtype in places})) or "none"
@@ -172,8 +173,9 @@ def engine_of(
     name: str = "module",
     **choices: Any,
 ) -> tuple[J, Shared]:
-    """A model that runs on the parameters of a module of the official layout, and what they share. Raises
-    FlashJanusError where its parameters are not those of `config`, or of a dtype or device that no engine has."""
+    """Make a model that runs on the parameters of a module in the official layout. Returns it with a report on shared
+    memory. Raises FlashJanusError if the parameters do not match `config`, or if the engine does not support their
+    dtype or device."""
     device, dtype = place_and_dtype(module)
     source = ParameterSource(module, name)
     sharing = Sharing(source)

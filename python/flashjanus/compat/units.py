@@ -1,4 +1,4 @@
-"""The modules around the language model that a program calls, each on the engine where it is eligible."""
+"""The modules around the language model that programs call. Eligible calls run on the engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class CLIPVisionTower(nn.Module):
 
 @unit
 class ShallowUViTEncoder(uvit.LatentEncoder):
-    """Latents z (B, c, H, W) at times t (B,) -> (x (B, C, h, w), t_emb (B, D), hs); the decoder takes x out of hs."""
+    """Latents z (B, c, H, W) at times t (B,) -> (x (B, C, h, w), t_emb (B, D), hs). hs is a list that holds x for the
+    decoder."""
 
     def __init__(self, config: JanusFlowConfig, core: Core) -> None:
         super().__init__(config.gen_encoder)
@@ -57,7 +58,8 @@ class ShallowUViTEncoder(uvit.LatentEncoder):
 
 @unit
 class ShallowUViTDecoder(uvit.VelocityDecoder):
-    """Aligned hidden states (B, C, h, w), what the encoder left in hs (it is taken out), t_emb (B, D) -> velocity."""
+    """Aligned hidden states (B, C, h, w), hs from the encoder, and t_emb (B, D) -> velocity (B, c, H, W). Removes the x
+    of the encoder from hs."""
 
     def __init__(self, config: JanusFlowConfig, core: Core) -> None:
         super().__init__(config.gen_decoder)

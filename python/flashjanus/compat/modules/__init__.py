@@ -1,1 +1,1 @@
-"""JanusFlow's parts as plain torch modules, with the official names: what gradients, hooks and adapters work on."""
+"""JanusFlow's parts as plain torch modules with the official names. Gradients, hooks, and adapters work on these."""

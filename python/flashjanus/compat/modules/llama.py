@@ -1,4 +1,4 @@
-"""The language model's layers: Llama."""
+"""The layers of the language model, a Llama."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .uvit import RMSNorm
 
 
 class KeysAndValues(Protocol):
-    """update(k, v (B, G, N, D) of the new tokens, layer) -> those of all tokens."""
+    """update(k, v, layer) appends keys and values (B, G, N, D) of new tokens and returns those of all tokens."""
 
     def update(self, k: torch.Tensor, v: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def rotations(positions: torch.Tensor, config: LanguageConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (B, 1, N, head_dim), float32, of positions (B, N)."""
+    """The cosines and sines (B, 1, N, head_dim) of positions (B, N), in float32."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
     angles = positions[:, None, :, None].float() * (1.0 / config.rope_theta**exponent)
     angles = torch.cat([angles, angles], -1)
@@ -30,7 +30,7 @@ def rotations(positions: torch.Tensor, config: LanguageConfig) -> tuple[torch.Te
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (B, H, N, D) with its halves turned against each other."""
+    """x (B, H, N, D) with its two halves rotated as RoPE does."""
     a, b = x.chunk(2, -1)
     return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
 
@@ -56,7 +56,8 @@ class Attention(nn.Module):
         cache: KeysAndValues | None,
         weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """x (B, N, D); mask (B, 1, N, S), true where a key is seen, None: causal. weights: gets the softmax's."""
+        """x: (B, N, D). mask: (B, 1, N, S), true where a key is seen; None is causal. weights: a list that receives the
+        attention weights."""
         b, n, _ = x.shape
 
         def heads(y: torch.Tensor) -> torch.Tensor:
@@ -117,9 +118,9 @@ class DecoderLayer(nn.Module):
 def visible_keys(
     mask: torch.Tensor | None, rows: int, past: int, new: int, device: torch.device
 ) -> torch.Tensor | None:
-    """(rows, 1, new, past + new): true where a query sees a key. None where causality says it all.
+    """A mask (rows, 1, new, past + new) that is true where a query sees a key, or None if the causal mask is enough.
 
-    mask (rows, past + new), 0 where a key is hidden. A query always sees its own key, so that no row is empty.
+    mask: (rows, past + new), 0 where a key is hidden. A query always sees its own key, so that no row is empty.
     """
     if mask is None or bool(mask.bool().all()):
         if past == 0 or new == 1:
@@ -142,7 +143,7 @@ def through_layers(
     attentions: list[torch.Tensor] | None = None,
     recompute: bool = False,
 ) -> torch.Tensor:
-    """The residual stream x (B, N, D) after all layers. hidden: gets the stream before each layer."""
+    """The residual stream x (B, N, D) after all layers. hidden: a list that receives the stream before each layer."""
     turns = rotations(positions, config)
     turns = (turns[0].to(x.dtype), turns[1].to(x.dtype)) if x.dtype is torch.float64 else turns
     for layer in layers:

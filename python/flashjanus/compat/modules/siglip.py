@@ -1,4 +1,4 @@
-"""The understanding encoder: SigLIP's ViT. Pixels (B, 3, S, S) to features (B, N, W)."""
+"""The understanding encoder, SigLIP's ViT: pixels (B, 3, S, S) -> features (B, N, W)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flashjanus.checkpoint import UnderstandingConfig
 
 
 class PatchEmbed(nn.Module):
-    """(B, 3, S, S) -> (B, N, W), in raster order."""
+    """Pixels (B, 3, S, S) -> patches (B, N, W) in raster order."""
 
     def __init__(self, config: UnderstandingConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Weights that the checkpoint has and JanusFlow never uses; it has no forward."""
+    """Holds weights that the checkpoint has but JanusFlow never uses. It has no forward."""
 
     def __init__(self, config: UnderstandingConfig) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Times (B,) in [0, 1000) as (B, D): cosines and sines at C / 2 frequencies, then two linear maps."""
+    """Times (B,) in [0, 1000) -> (B, D): cosines and sines at C / 2 frequencies, then two linear layers."""
 
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ class TimeEmbedding(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """On (B, H, W, C): bias + (weight n + 1) x, where n is a channel's norm over the image over the mean of them."""
+    """x (B, H, W, C) -> bias + (weight * n + 1) * x, where n is a channel's norm over the image divided by the mean of
+    these norms over the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class Unpatchify(nn.Module):
 
 
 class VelocityDecoder(nn.Module):
-    """Aligned hidden states h (B, C, h, w) beside the encoder's x -> velocity (B, c, H, W)."""
+    """Aligned hidden states h (B, C, h, w), concatenated with the encoder's x -> velocity (B, c, H, W)."""
 
     def __init__(self, config: GenDecoderConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""JanusFlow as a pipeline of diffusers."""
+"""`JanusFlowPipeline`: JanusFlow as a pipeline of diffusers."""
 
 from flashjanus.compat.pipeline.pipeline import JanusFlowPipeline, JanusFlowPipelineOutput
 

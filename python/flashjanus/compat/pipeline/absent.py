@@ -1,4 +1,4 @@
-"""What diffusers' pipelines have and JanusFlow has not: each name with what to do instead."""
+"""Names that diffusers' pipelines have and JanusFlow does not support, each with what to do instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flashjanus.errors import InputError
 
 
 def _table(*rows: tuple[str, str]) -> Mapping[str, str]:
-    """Name -> reason, of rows whose names share one."""
+    """Map each name to its reason. The names of a row share one reason."""
     return {name: reason for names, reason in rows for name in names.split()}
 
 
@@ -58,7 +58,7 @@ ARGUMENTS = _table(
         "an image is drawn by one model; a callback may set pipe._interrupt to end early",
     ),
 )
-"""Of a call."""
+"""Arguments of a call."""
 
 LOADING = _table(
     ("quantization_config", "pass quantization='int8', 'fp8' or 'int4'"),
@@ -75,13 +75,13 @@ LOADING = _table(
         "JanusFlow is one model, loaded whole; from_pretrained takes its folder and its VAE's",
     ),
 )
-"""Of from_pretrained."""
+"""Arguments of from_pretrained."""
 
 PROMISED = frozenset(
     {"use_safetensors", "low_cpu_mem_usage", "trust_remote_code", "requires_safety_checker", "disable_mmap"}
 )
-"""Arguments of from_pretrained that ask for nothing, as it is so: nothing else than tensors is read, each once and
-straight into its place, and no code of a checkpoint runs. There is no safety checker."""
+"""Arguments of from_pretrained that ask for what is true here anyway: only tensors are read, each of them once and
+directly into its place; no code of a checkpoint runs; and there is no safety checker."""
 
 PARTS = _table(
     ("unet transformer text_encoder text_encoder_2 text_encoder_3", "the language model and its encoder and decoder of "
@@ -102,7 +102,7 @@ PARTS = _table(
     ("load_textual_inversion unload_textual_inversion", "JanusFlow takes no added embeddings"),
     ("enable_freeu disable_freeu", "FreeU is for the skip connections of Stable Diffusion's U-Net"),
 )  # fmt: skip
-"""Of a pipeline: attributes and methods."""
+"""Attributes and methods of a pipeline."""
 
 FIXED = _table(
     ("vae", "pass another one to from_pretrained(vae=...)"),
@@ -110,7 +110,7 @@ FIXED = _table(
     ("tokenizer", "the model was trained with the checkpoint's own tokenizer"),
     ("model components", "JanusFlowPipeline(model) makes a pipeline of another model"),
 )
-"""Of a pipeline: what is there, and not to be replaced."""
+"""Attributes of a pipeline that exist but cannot be replaced."""
 
 _OFFLOAD = "nothing is offloaded: all weights stay on {device}, where the pipeline runs; pipe.to() moves them"
 _ATTENTION = "attention is a fused kernel that stores no scores"
@@ -130,12 +130,12 @@ NO_OPS = _table(
     ("enable_vae_slicing disable_vae_slicing enable_vae_tiling disable_vae_tiling", ONE_BY_ONE),
     ("fuse_qkv_projections unfuse_qkv_projections", "projections are fused when the weights are loaded"),
 )
-"""Methods that change nothing, and why."""
+"""Methods that have no effect, and the reasons."""
 
 
 def refuse(given: Mapping[str, Any], reasons: Mapping[str, str], function: Callable[..., Any]) -> None:
-    """InputError for the first name that asks for something `function` does not do: what to do instead, where the name
-    is one of diffusers', else what there is. None and empty values ask for nothing."""
+    """Raise InputError for the first argument that asks for something `function` does not do. For a name of diffusers
+    it says what to do instead; for any other, which arguments there are. None and empty values ask for nothing."""
     for name, value in given.items():
         if name in reasons:
             if not _asks_nothing(name, value):

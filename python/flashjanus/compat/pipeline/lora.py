@@ -1,4 +1,4 @@
-"""diffusers' names for low-rank adapters, on those of the model."""
+"""diffusers' methods for low-rank adapters, on the model's adapters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from flashjanus.errors import InputError
 
 
 class LoraPipeline:
-    """Adapters of the language model, in PEFT's files. One draws an image: the one that was loaded or set last.
+    """Adapters of the language model, read from PEFT's files. An image is drawn with one of them, the active one, which
+    is the one that was loaded or set last.
 
-    Pipelines of one model share what is loaded, and each has an adapter of its own that is set.
+    Pipelines of one model share the loaded adapters, and each pipeline has its own active one.
     """
 
     _model: JanusFlow
@@ -32,7 +33,7 @@ class LoraPipeline:
         revision: str | None = None,
         weight_name: str | None = None,
     ) -> None:
-        """Load an adapter and set it; see `JanusFlow.load_adapter`, whose errors are raised."""
+        """Load an adapter and make it the active one. Raises the errors of `JanusFlow.load_adapter`."""
         source = pretrained_model_name_or_path_or_dict
         if weight_name not in (None, "adapter_model.safetensors"):
             raise InputError(
@@ -50,7 +51,7 @@ class LoraPipeline:
         self._active, self._disabled = name, False
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
-        """Draw with this adapter from now on. Raises InputError for several, and for weights other than 1."""
+        """Make an adapter the active one. Raises InputError for several adapters and for weights other than 1."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if len(names) != 1:
             raise InputError(f"adapter_names: expected one name, because one adapter draws an image, got {names!r:.80}")
@@ -63,11 +64,11 @@ class LoraPipeline:
         self._active, self._disabled = names[0], False
 
     def get_active_adapters(self) -> list[str]:
-        """The adapter that draws, as a list of one or none."""
+        """A list of the active adapter, or an empty list."""
         return [] if self._drawing is None else [self._drawing]
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """All that are loaded, by the part that they change."""
+        """The loaded adapters, by the part of the model that they change."""
         loaded = list(self._model.adapters)
         return {"language_model": loaded} if loaded else {}
 
@@ -76,11 +77,11 @@ class LoraPipeline:
         self._disabled = True
 
     def enable_lora(self) -> None:
-        """Draw with the adapter that is set."""
+        """Draw with the active adapter again."""
         self._disabled = False
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Unload these. Raises InputError."""
+        """Unload adapters. Raises InputError."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._check(name)
@@ -90,13 +91,13 @@ class LoraPipeline:
             self._active = None if self._active == name else self._active
 
     def unload_lora_weights(self) -> None:
-        """Unload what this pipeline has loaded, but for one that is fused, which stays in the weights."""
+        """Unload the adapters that this pipeline has loaded, except a fused one, which stays in the weights."""
         loaded = self._model.adapters
         self.delete_adapters([name for name in self._lora if name in loaded and not loaded[name].merged])
         self._active = None
 
     def fuse_lora(self, components: Any = None, lora_scale: float = 1.0, adapter_names: Any = None) -> None:
-        """Add the adapter that is set, or the one that is named, to the weights; see `JanusFlow.merge_adapter`."""
+        """Add the active adapter, or the named one, to the weights; see `JanusFlow.merge_adapter`."""
         if lora_scale != 1:
             raise InputError(f"lora_scale: expected 1, which keeps an adapter's own scale, got {lora_scale!r}")
         if adapter_names is not None:
@@ -106,12 +107,13 @@ class LoraPipeline:
         self._model.merge_adapter(self._active)
 
     def unfuse_lora(self, components: Any = None) -> None:
-        """The weights as they were before `fuse_lora`, bit for bit. Raises InputError."""
+        """Restore the weights from before `fuse_lora`, bit for bit. Raises InputError."""
         self._model.unmerge_adapter()
 
     @property
     def _drawing(self) -> str | None:
-        """What requests name: nothing where it is in the weights already. InputError where it is loaded no longer."""
+        """The adapter that requests name, or None if it is already in the weights. Raises InputError if it was
+        unloaded."""
         loaded, name = self._model.adapters, self._active
         if self._disabled or name is None:
             return None
@@ -120,7 +122,7 @@ class LoraPipeline:
         return None if loaded[name].merged else name
 
     def _reload_adapters(self, model: JanusFlow) -> None:
-        """All that are loaded, into another model."""
+        """Load all of this model's adapters into another model."""
         for name, one in self._model.adapters.items():
             source, revision = self._lora.get(name, (one.source, None))
             model.load_adapter(one.source, name, revision=revision if source == one.source else None)

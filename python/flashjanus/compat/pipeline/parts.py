@@ -1,4 +1,4 @@
-"""The VAE, what makes pictures of its images, and the tokenizer, under the names of diffusers and transformers."""
+"""The parts of a pipeline (VAE, image processor, tokenizer) under the names of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PipelineVae:
         self.dtype = model.runner.vae_policy.matrix
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: object = None) -> Decoded | tuple[Any]:
-        """Images of latents (B, c, H, W) that are divided by the scaling factor. Nothing is drawn from `generator`.
+        """Decode latents (B, c, H, W) that were divided by the scaling factor. `generator` is not used.
         Raises InputError."""
         z = checks.tensor("z", z, (None, self.config.latent_channels, None, None), checks.FLOATS)
         images = self._model.decode_latents(z.float() * self.config.scaling_factor)
@@ -51,10 +51,11 @@ class PipelineVae:
 
 
 class PipelineImageProcessor:
-    """What makes pictures of decoded images, as diffusers' VaeImageProcessor does."""
+    """Converts decoded images to the output types, as diffusers' VaeImageProcessor does."""
 
     def postprocess(self, image: torch.Tensor, output_type: str = "pil") -> Any:
-        """Images (B, 3, H, W), about [-1, 1], as "pil", "np", "pt", or as they are ("latent"). Raises InputError."""
+        """Convert images (B, 3, H, W), about [-1, 1], to "pil", "np", or "pt"; "latent" returns them unchanged. Raises
+        InputError."""
         checks.choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         checks.tensor("image", image, (None, 3, None, None), checks.FLOATS)
         return image if output_type == "latent" else of_type(image.detach().float(), output_type)
@@ -64,7 +65,7 @@ class PipelineImageProcessor:
 
 
 def chat_tokenizer(tokenizer: Tokenizer, config: JanusFlowConfig) -> ChatTokenizer:
-    """A model's tokenizer under transformers' names; what is changed there changes nothing in the model."""
+    """A copy of a model's tokenizer with transformers' names. Changing the copy does not affect the model."""
     backend = tokenizer.copied_backend()
     bos, eos, pad = map(backend.id_to_token, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     return ChatTokenizer(

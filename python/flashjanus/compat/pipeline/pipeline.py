@@ -28,8 +28,8 @@ from flashjanus.sampling.presets import sampler_of
 
 
 class JanusFlowPipelineOutput(dict[str, Any]):
-    """images: a list of PIL images, or an array or tensor of the output type asked for; as in diffusers, an attribute,
-    an entry by name, and the first one by position. timings: seconds, by stage."""
+    """images: a list of PIL images, or an array or tensor if that was the output type. As in diffusers they are an
+    attribute, an entry by name, and the first entry by position. timings: the seconds of each stage."""
 
     def __init__(self, images: Any, timings: Mapping[str, float]) -> None:
         super().__init__(images=images)
@@ -47,12 +47,13 @@ class JanusFlowPipelineOutput(dict[str, Any]):
 
 
 class JanusFlowPipeline(LoraPipeline, Steps):
-    """JanusFlow under the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or of a
-    loaded `JanusFlow`. One pipeline serves one call at a time, as in diffusers; `from_pipe` makes more of them, which
-    share the model and may be used from several threads.
+    """JanusFlow with the interface of diffusers' text-to-image pipelines. Make one with `from_pretrained`, or from a
+    loaded `JanusFlow`. As in diffusers, a pipeline serves one call at a time; `from_pipe` makes further pipelines,
+    which share the model and may be used from several threads.
 
-    Names of diffusers that would change nothing here warn once and say why; what cannot be done raises an error that
-    says what to do instead: InputError for an argument, AbsentError for an attribute or a method.
+    A method of diffusers that has no effect here warns once and gives the reason. An argument that cannot be honored
+    raises InputError, and an attribute or a method that does not exist here raises AbsentError; both say what to do
+    instead.
     """
 
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSORS)
@@ -91,11 +92,12 @@ class JanusFlowPipeline(LoraPipeline, Steps):
     ) -> Self:
         """A pipeline from "shapes" (built in), a folder in the official layout, or a hub id.
 
-        torch_dtype, or dtype as it is called since: None chooses as `JanusFlow` does; with float16 the VAE, whose
-        decoder overflows in it, runs in float32 unless vae_dtype says otherwise. device_map: the device that the
-        weights are loaded to, which saves loading them twice where `to` would follow; "cpu" if None. vae: another VAE,
-        by its folder, file or hub id, or an AutoencoderKL of diffusers. cache_dir, token, local_files_only and
-        force_download: of the hub. The other options are those of `JanusFlow.from_pretrained`, whose errors are raised.
+        torch_dtype (or dtype, its newer name): None chooses as `JanusFlow` does. With float16 the VAE runs in float32
+        unless vae_dtype says otherwise, because its decoder overflows in float16. device_map: the device to which the
+        weights are loaded, "cpu" if None; loading there at once is faster than loading and calling `to`. vae: another
+        VAE, given as a folder, a file, a hub id, or an AutoencoderKL of diffusers. cache_dir, token, local_files_only,
+        and force_download: options of a download from the hub. The other options and the errors are those of
+        `JanusFlow.from_pretrained`.
         """
         asked = {name: value for name, value in others.items() if name not in absent.PROMISED}
         absent.refuse(asked, absent.LOADING, cls.from_pretrained)
@@ -152,23 +154,23 @@ class JanusFlowPipeline(LoraPipeline, Steps):
         step_cache: int | Sequence[float] | None = None,
         **others: Any,
     ) -> JanusFlowPipelineOutput | tuple[Any]:
-        """Images of a prompt or of several, `num_images_per_prompt` each, in order.
+        """Draw `num_images_per_prompt` images of each prompt, in order.
 
-        num_inference_steps: 1 to 1000 (30). guidance_scale: up to 1000 (2); 1 or less is no guidance, as in diffusers
-        (`JanusFlow.generate_image` with 0 draws without the prompt). height, width: those of the model, if given.
-        generator: one draws the noise of all images at once, a list has one for each, and a generator of the CPU gives
-        the same noise whatever the device; without one torch's own of the device draws, which torch.manual_seed seeds.
-        The noise is drawn in float32 whatever the weights' dtype (with numerics="official" in bfloat16, as officially).
-        latents: the noise (B, c, H, W) itself. output_type: "pil"; "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1];
-        "latent", as the flow leaves them: not divided by the VAE's scaling factor. max_sequence_length: a prompt of
-        more tokens is refused; none is cut or padded.
+        num_inference_steps: 1 to 1000 (default 30). guidance_scale: up to 1000 (default 2); 1 or less turns guidance
+        off, as in diffusers. height, width: the model's own size, if given. generator: a single one draws the noise of
+        all images at once, and a list has one for each image; a generator on the CPU gives the same noise on every
+        device. Without one, the noise comes from torch's default generator of the device, which torch.manual_seed
+        seeds. The noise is drawn in float32 whatever the dtype of the weights, except with numerics="official" in
+        bfloat16, where the official code draws it in bfloat16. latents: the noise (B, c, H, W) itself. output_type:
+        "pil"; "np", (B, H, W, 3) in [0, 1]; "pt", (B, 3, H, W) in [0, 1]; or "latent", the result of the flow, not
+        divided by the VAE's scaling factor. max_sequence_length: a prompt of more tokens is refused.
 
-        callback_on_step_end(pipe, step, t, tensors) -> dict: after every step; t is a tensor of no dimension that rises
-        from 0, the noise, towards 1000. tensors are those of callback_on_step_end_tensor_inputs: "latents", which are
-        used if they are changed in place or returned, and "pred_original_sample", where they are heading. Setting
-        `pipe._interrupt` ends the steps there, and the images are made of the latents as they are. More than 8 images
-        are drawn 8 at a time: a callback sees the steps of each batch, and no batch begins after an interrupt.
-        preset and what follows: as in `JanusFlow.generate_image`. Raises InputError.
+        callback_on_step_end(pipe, step, t, tensors) -> dict is called after every step. t is a scalar tensor that rises
+        from 0, the noise, toward 1000. tensors has what callback_on_step_end_tensor_inputs lists: "latents", which may
+        be changed in place or returned, and "pred_original_sample", the image that the latents are heading for. Setting
+        `pipe._interrupt` ends the call after that step, and the images are decoded from the latents as they are. More
+        than 8 images are drawn 8 at a time: the callback sees the steps of each batch, and no batch begins after an
+        interrupt. preset and the options after it: as in `JanusFlow.generate_image`. Raises InputError.
         """
         flow = dict[str, Any](
             preset=preset,
@@ -255,9 +257,9 @@ class JanusFlowPipeline(LoraPipeline, Steps):
                 )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """This pipeline on another device, or in another dtype: `to(device)`, `to(dtype)`, `to(device, dtype)`, or by
-        name. The model is loaded anew for it, from where it came; one that is there already is kept. Raises
-        DeviceError, InputError and what loading raises, and is then as it was."""
+        """Move this pipeline to another device or dtype: `to(device)`, `to(dtype)`, `to(device, dtype)`, or with
+        keywords. The model is loaded again from its source, unless it has that device and dtype already. Raises
+        DeviceError, InputError, and the errors of loading; the pipeline then stays unchanged."""
         device, dtype = destination(args, kwargs)
         device = None if device is None or same_device(device, self.device) else device
         dtype = None if dtype == self.dtype else dtype
@@ -278,30 +280,30 @@ class JanusFlowPipeline(LoraPipeline, Steps):
 
     @property
     def model(self) -> JanusFlow:
-        """The model, with all that it can do."""
+        """The underlying `JanusFlow`."""
         return self._model
 
     @property
     def components(self) -> dict[str, Any]:
-        """What another pipeline is made of: `JanusFlowPipeline(**pipe.components)`."""
+        """The arguments for another pipeline: `JanusFlowPipeline(**pipe.components)`."""
         return {"model": self._model}
 
     @property
     def tokenizer(self) -> ChatTokenizer | None:
-        """The model's, with the names that transformers gives; None where the model has none."""
+        """The model's tokenizer with transformers' names, or None if the model has none."""
         if self._tokenizer is None and self._model.tokenizer is not None:
             self._tokenizer = chat_tokenizer(self._model.tokenizer, self._model.config)
         return self._tokenizer
 
     @property
     def vae(self) -> PipelineVae | None:
-        """The decoder, to make images of latents; None where the model has no VAE."""
+        """The decoder of latents, or None if the model has no VAE."""
         config = self._model.runner.vae_config
         return None if config is None else PipelineVae(self._model, config, partial(_NoOp, self))
 
     @property
     def image_processor(self) -> PipelineImageProcessor:
-        """What makes pictures of images that `vae` has decoded."""
+        """The object that converts the images of `vae` to the output types."""
         return PipelineImageProcessor()
 
     @property
@@ -320,16 +322,17 @@ class JanusFlowPipeline(LoraPipeline, Steps):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of an image to one of its latents, along a side."""
+        """The number of pixels along a side for each latent."""
         vae = self._model.runner.vae_config
         return 8 if vae is None else vae.scale
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """Options of tqdm for the bar of a call; `disable=True` for none. Without them there is one on a terminal."""
+        """Set tqdm's options for the progress bar of a call; `disable=True` turns it off. By default a bar is shown on
+        a terminal only."""
         self._progress_bar_config = config
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """tqdm over `iterable`, or of so many steps."""
+        """A tqdm bar over `iterable`, or of `total` steps."""
         from tqdm.auto import tqdm
 
         if iterable is None and total is None:
@@ -353,7 +356,7 @@ class JanusFlowPipeline(LoraPipeline, Steps):
 
 
 class _NoOp:
-    """A method that says once for each pipeline why it changes nothing."""
+    """A method without effect, which gives the reason once for each pipeline."""
 
     def __init__(self, pipe: JanusFlowPipeline, name: str) -> None:
         self._pipe, self._name = pipe, name

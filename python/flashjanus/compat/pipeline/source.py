@@ -1,4 +1,4 @@
-"""Where a pipeline's model comes from, and where it is to go."""
+"""The source from which a pipeline loads its model, and the device and dtype that it loads it to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flashjanus.sampling import checks
 
 
 class ModuleVae(VaeFiles):
-    """A VAE that a program has loaded: an AutoencoderKL of diffusers, or what has its config and state_dict."""
+    """A VAE that is loaded already: an AutoencoderKL of diffusers, or any object with its config and state_dict."""
 
     def __init__(self, module: Any) -> None:
         kind = type(module).__name__
@@ -37,9 +37,9 @@ class ModuleVae(VaeFiles):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pipeline's model came from: a path or a hub id, and how it is to be loaded. A dtype that is None is
-    chosen when it is loaded, a vae_dtype that is None follows it as far as the VAE can. vae: as from_pretrained has it;
-    hub: options of a fetch."""
+    """The source of a pipeline's model (a path or a hub id) and the options with which it is loaded. If dtype is None,
+    it is chosen during loading; if vae_dtype is None, it follows dtype as far as the VAE can compute in it. vae: the
+    argument of from_pretrained. hub: options of a download."""
 
     path: str | os.PathLike[str]
     vae: Any
@@ -48,7 +48,7 @@ class Source:
     choices: Choices
 
     def load(self) -> JanusFlow:
-        """Raises what `JanusFlow.from_pretrained` does."""
+        """Load the model. Raises the errors of `JanusFlow.from_pretrained`."""
         dtype, vae_dtype = self.choices.dtype, self.choices.vae_dtype
         dtype = "auto" if dtype is None else dtype
         if vae_dtype is None:  # the VAE's decoder overflows in float16
@@ -68,14 +68,14 @@ class Source:
 
 
 def one_device(device_map: Any) -> Any:
-    """Of the names of diffusers, those of one device."""
+    """Turn device_map into a device. Raises InputError if it names several devices."""
     if device_map in ("balanced", "balanced_low_0", "sequential") or isinstance(device_map, Mapping):
         raise InputError(f"device_map: expected one device, such as 'cpu' or 'cuda', got {device_map!r:.80}")
     return "auto" if device_map is None else device_map
 
 
 def destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.dtype | None]:
-    """Device and dtype of the arguments of `to`, None where they are not given."""
+    """The device and the dtype in the arguments of `to`, or None where there is none. Raises InputError."""
     named = {"device": None, "dtype": kwargs.pop("torch_dtype", None), **kwargs}
     unknown = set(named) - {"device", "dtype", "silence_dtype_warnings"}
     if unknown or len(args) > 2:

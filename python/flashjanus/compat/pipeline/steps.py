@@ -1,4 +1,4 @@
-"""What follows each step of a pipeline's call: its bar, the user's callback, an interrupt."""
+"""The actions after each step of a pipeline's call: progress bar, callback, interrupt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flashjanus.sampling import checks
 
 StepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], Mapping[str, Any]]
 TENSORS = ("latents", "pred_original_sample")
-"""What a callback may ask for."""
+"""The tensors that a callback may request."""
 
 
 class Interrupted(Exception):
-    """A callback set the pipeline's `_interrupt`; latents (B, c, H, W) are those of its batch."""
+    """The pipeline's `_interrupt` was set. latents: (B, c, H, W), those of the current batch."""
 
     def __init__(self, latents: torch.Tensor) -> None:
         super().__init__("interrupted")
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 class Steps:
-    """The attributes of a pipeline that belong to its steps, as diffusers' callbacks know them."""
+    """The attributes of a pipeline that diffusers' callbacks use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Steps:
 
     @property
     def guidance_scale(self) -> float:
-        """Of the last call."""
+        """The guidance of the last call."""
         return self._guidance
 
     @property
@@ -54,12 +54,12 @@ class Steps:
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the last call."""
+        """The number of steps of the last call."""
         return self._evaluations
 
     @property
     def interrupt(self) -> bool:
-        """Whether the last call was told to end; a callback, or another thread, sets `_interrupt` for that."""
+        """Whether the last call was told to end. A callback or another thread does that by setting `_interrupt`."""
         return self._interrupted
 
     @property
@@ -77,7 +77,7 @@ class Steps:
 
 
 class Step:
-    """After each step: the bar moves, and the user's callback has its say."""
+    """Advances the progress bar after each step and calls the user's callback."""
 
     def __init__(self, pipe: Any, bar: Any, callback: StepEnd | None, wanted: Sequence[str]) -> None:
         self.pipe, self.bar, self.callback, self.wanted = pipe, bar, callback, wanted
@@ -99,7 +99,8 @@ class Step:
 
 
 def tensors_of(callback: Any, names: Sequence[str] | None) -> Sequence[str]:
-    """Those that the callback asks for itself, as diffusers' PipelineCallback does, else `names`."""
+    """The tensors that the callback names in `tensor_inputs`, as diffusers' PipelineCallback does, or else `names`.
+    Raises InputError."""
     names = getattr(callback, "tensor_inputs", names)
     others = [name for name in names or () if name not in TENSORS]
     if isinstance(names, str) or others:

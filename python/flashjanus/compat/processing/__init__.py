@@ -1,1 +1,1 @@
-"""The official processor: what a model of the official code is given."""
+"""The official processor, which prepares the inputs of the official model class."""

@@ -1,4 +1,4 @@
-"""Chat templates: messages -> the text that the model was trained on.
+"""Chat templates, which turn messages into the text format that the model was trained on.
 
 Source: `conversation.py` of deepseek-ai/Janus, the templates of its JanusFlow models.
 """
@@ -13,7 +13,7 @@ from flashjanus.inputs.tokenizer import TEMPLATES
 
 
 class Conversation:
-    """A template, a system message and the messages so far, (role, text or None) each."""
+    """A template, a system message, and the messages so far, each a (role, text or None)."""
 
     def __init__(self, sft_format: str, system_message: str = "") -> None:
         if sft_format not in TEMPLATES:
@@ -24,19 +24,19 @@ class Conversation:
 
     @property
     def roles(self) -> tuple[str, str]:
-        """What the template calls the user and the assistant."""
+        """The template's names for the user and the assistant."""
         return self.template.user, self.template.assistant
 
     def set_system_message(self, system_message: str) -> None:
         self.system_message = system_message
 
     def append_message(self, role: str, message: str | None) -> None:
-        """None or "": the answer to be written."""
+        """Append a message. None or "" stands for the answer that the model is to write."""
         self.messages.append((role, message))
 
     def get_prompt(self) -> str:
-        """`{system}\\n\\n{role}: {message}...`: after messages 0, 2, ... the separator, after 1, 3, ... the end token;
-        an empty message is `{role}:`. Roles are written as given."""
+        """`{system}\\n\\n{role}: {message}...`: messages 0, 2, ... end with the separator, and messages 1, 3, ... with
+        the end token. An empty message is `{role}:`. Roles are written as given."""
         ends = (self.template.separator, self.template.end)
         text = self.system_message + self.template.separator if self.system_message else ""
         for index, (role, message) in enumerate(self.messages):
@@ -45,9 +45,10 @@ class Conversation:
 
 
 def prompt_of(conversations: Sequence[Mapping[str, Any]], sft_format: str, system_prompt: str) -> str:
-    """The prompt of messages {"role": str, "content": str}, white space around texts and the whole removed.
+    """The prompt of messages {"role": str, "content": str}. White space is removed around each text and around the
+    whole.
 
-    Raises `InputError` for anything else.
+    Raises `InputError` for messages of another form.
     """
     if isinstance(conversations, str | Mapping) or not isinstance(conversations, Sequence):
         raise InputError(f"conversations: expected a list of messages, got {type(conversations).__name__}")

@@ -1,4 +1,4 @@
-"""Where a checkpoint's small files lie, by the options that transformers has for the hub."""
+"""Finds the small files of a checkpoint, with transformers' options for the hub."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flashjanus.disk.paths import is_file, is_folder
 from flashjanus.errors import CheckpointError
 
 HUB = ("revision", "cache_dir", "local_files_only", "token", "force_download")
-"""Options of a fetch."""
+"""Options of a download from the hub."""
 WITHOUT_EFFECT = ("trust_remote_code", "use_fast", "adapter_kwargs", "_from_auto", "_commit_hash", "code_revision")
-"""Which transformers passes on, or scripts give, and on which nothing here depends."""
+"""Options that transformers or scripts pass, and that have no effect here."""
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes the options of a fetch, and those without effect, out of `options`, and returns the former."""
+    """Remove the options of a download and those without effect from `options`, and return the former."""
     for name in WITHOUT_EFFECT:
         options.pop(name, None)
     found = {name: options.pop(name) for name in HUB if name in options}
@@ -27,8 +27,8 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_files(source: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Path]:
-    """Name -> path of the tokenizer and processor files of a folder, a hub id, or a built-in model; of a repository,
-    these alone are fetched. Raises `CheckpointError`."""
+    """Map the names of the tokenizer and processor files of a folder, a hub id, or a built-in model to their paths.
+    From the hub only these files are downloaded. Raises `CheckpointError`."""
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise CheckpointError(f"checkpoint: expected a folder or a hub id, got {source!r:.80}")
     name = os.fspath(source)

@@ -1,4 +1,4 @@
-"""Images as the official code reads them: colors as they are stored, neither turned nor laid on white.
+"""Reads images as the official code does: with their stored colors, not rotated, and without white for transparency.
 
 Source: `load_pil_images` and `VLMImageProcessor` of deepseek-ai/Janus.
 """
@@ -25,10 +25,10 @@ from flashjanus.inputs.sources import from_path, from_text
 
 
 def load_pil_images(conversations: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """RGB images that the messages of a conversation name under "images", in order.
+    """Load the images that the messages of a conversation list under "images", in order, as RGB.
 
     Each is a path, a `data:` or `file:` URL, a PIL image, or whatever else `flashjanus.inputs.images.load_image` takes.
-    Raises `InputError`, also for URLs of the network.
+    Raises `InputError`, also for an `http:` or `https:` URL.
     """
     images: list[Image.Image] = []
     for index, message in enumerate(conversations):
@@ -40,7 +40,7 @@ def load_pil_images(conversations: Sequence[Mapping[str, Any]]) -> list[Image.Im
 
 
 def rgb(source: ImageSource) -> Image.Image:
-    """RGB image of a path, URL or PIL image, by PIL's own conversion; of anything else, by `load_image`."""
+    """Convert a path, a URL, or a PIL image to RGB as PIL does, and anything else with `load_image`."""
     if isinstance(source, str):
         return from_text(source, opened).convert("RGB")
     if isinstance(source, os.PathLike):
@@ -51,7 +51,7 @@ def rgb(source: ImageSource) -> Image.Image:
 
 
 class Pixels(DictOutput):
-    """pixel_values (n, 3, S, S), float32."""
+    """The processed images: pixel_values (n, 3, S, S), float32."""
 
     def __init__(self, pixel_values: Any) -> None:
         self.pixel_values = pixel_values
@@ -59,24 +59,25 @@ class Pixels(DictOutput):
 
 @dataclass(frozen=True)
 class VLMImageProcessor(ImageProcessor):
-    """preprocessor_config.json, and images by it: the long side scaled to S, on a square of the mean color."""
+    """Processes images as preprocessor_config.json says: scales the long side to S and centers the image on a square of
+    the mean color."""
 
     @property
     def background_color(self) -> tuple[int, ...]:
-        """Of the square, 0 to 255."""
+        """The color of the square, 0 to 255."""
         return tuple(int(255 * mean) for mean in self.image_mean)
 
     @property
     def default_shape(self) -> list[int]:
-        """[3, S, S]"""
+        """The shape of one processed image: [3, S, S]."""
         return [3, self.image_size, self.image_size]
 
     @entry
     def __call__(
         self, images: ImageSource | Sequence[ImageSource] | None = None, return_tensors: str | None = "pt"
     ) -> Pixels:
-        """pixel_values (n, 3, S, S) of an image or of several: float32, a tensor for "pt", an array for "np", a list of
-        arrays for None. Raises `InputError`."""
+        """Process one image or several. pixel_values (n, 3, S, S), float32, is a tensor for "pt", an array for "np",
+        and a list of arrays for None. Raises `InputError`."""
         several = isinstance(images, list | tuple)
         given: Sequence[ImageSource] = () if images is None else images if several else [images]  # type: ignore[assignment, list-item]
         pixels = [self.preprocess(rgb(image)) for image in given]
@@ -88,6 +89,6 @@ class VLMImageProcessor(ImageProcessor):
         return Pixels(stacked if return_tensors == "pt" else stacked.numpy())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json into a folder."""
+        """Write preprocessor_config.json into a folder."""
         config = {**asdict(self), "image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
         write_text(Path(folder, "preprocessor_config.json"), json.dumps(config, indent=1))

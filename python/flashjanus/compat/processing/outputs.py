@@ -1,4 +1,4 @@
-"""What the processor returns: fields by attribute, by [], by keys() and as ** of a call."""
+"""The processor's outputs, whose fields can be read by attribute or by key, and passed on with **."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DictOutput:
 
 @dataclass
 class VLChatProcessorOutput(DictOutput):
-    """One conversation, not padded: ids (T,), pixels (n, 3, S, S) and for each image the number of its features."""
+    """One conversation without padding: ids (T,), pixels (n, 3, S, S), and the number of features of each image."""
 
     sft_format: str
     input_ids: torch.Tensor
@@ -38,16 +38,17 @@ class VLChatProcessorOutput(DictOutput):
     num_und_image_tokens: torch.Tensor
 
     def __len__(self) -> int:
-        """Tokens, those of images included."""
+        """The number of tokens, including those of images."""
         return len(self.input_ids)
 
 
 @dataclass
 class BatchedVLChatProcessorOutput(DictOutput):
-    """Conversations padded on the left.
+    """A batch of conversations, padded on the left.
 
-    sft_format: their texts. input_ids, attention_mask (B, T) int64. images_seq_mask (B, T) bool: where image features
-    go. pixel_values (B, n, 3, S, S). images_emb_mask (B, n, features + 1) bool: which features there are.
+    sft_format: the texts. input_ids, attention_mask: (B, T), int64. images_seq_mask: (B, T), bool, true where an
+    image's features are inserted. pixel_values: (B, n, 3, S, S). images_emb_mask: (B, n, features + 1), bool, true for
+    the features that exist.
     """
 
     sft_format: list[str]
@@ -58,7 +59,8 @@ class BatchedVLChatProcessorOutput(DictOutput):
     images_emb_mask: torch.Tensor
 
     def to(self, device: torch.device | str | int, dtype: torch.dtype = torch.bfloat16) -> BatchedVLChatProcessorOutput:
-        """The same on a device, pixels in `dtype`; changes this object and returns it, as the official code does."""
+        """Move the tensors to a device, and the pixels to `dtype`. Like the official code, this changes and returns the
+        same object."""
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 kind = dtype if name == "pixel_values" else value.dtype

@@ -1,4 +1,4 @@
-"""The official processor: conversations and images -> padded ids, masks and pixels.
+"""The official processor, which turns conversations and images into padded ids, masks, and pixels.
 
 Source: `VLChatProcessor` of deepseek-ai/Janus (janusflow).
 """
@@ -32,10 +32,10 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class VLChatProcessor:
-    """Conversations and images -> what `MultiModalityCausalLM` reads.
+    """Turns conversations and images into the inputs of `MultiModalityCausalLM`.
 
-    system_prompt, sft_format and num_image_tokens may be assigned; so may the tags, each of which has its id as
-    `image_id`, `image_start_id`, `image_end_id`, `image_gen_id`.
+    system_prompt, sft_format, num_image_tokens, and the tags may be assigned. The ids of the tags are `image_id`,
+    `image_start_id`, `image_end_id`, and `image_gen_id`.
     """
 
     attributes = ("image_processor", "tokenizer")
@@ -55,8 +55,8 @@ class VLChatProcessor:
         mask_prompt: bool = True,
         ignore_id: int = -100,
     ) -> None:
-        """tokenizer: a `ChatTokenizer`, or one of transformers. Tags that it lacks are added to it, in the order image,
-        generation, start, end, on which their ids depend. Raises `ConfigError`."""
+        """tokenizer: a `ChatTokenizer`, or one of transformers. Tags that it lacks are added to it in the order image,
+        generation, start, end, which determines their ids. Raises `ConfigError`."""
         given = dict(
             image_tag=image_tag,
             image_gen_tag=image_gen_tag,
@@ -79,10 +79,10 @@ class VLChatProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
-        """The processor of a folder in the official layout, a hub id, or the built-in model "shapes".
+        """Load the processor of a folder in the official layout, a hub id, or the built-in model "shapes".
 
-        options: fields of processor_config.json, which win over the file's; revision, cache_dir, local_files_only and
-        token for the hub. trust_remote_code and use_fast are accepted and change nothing: no code of a repository runs.
+        options: fields of processor_config.json, which override the file; revision, cache_dir, local_files_only, and
+        token for the hub. trust_remote_code and use_fast are accepted without effect: no code of a repository runs.
         Raises `CheckpointError`, `ConfigError`, and `InputError` for another option.
         """
         files = text_files(pretrained_model_name_or_path, hub_options(options))
@@ -100,7 +100,7 @@ class VLChatProcessor:
         return cls(images, tokenizer, **{name: config[name] for name in FIELDS if name in config})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Writes processor_config.json, preprocessor_config.json and the tokenizer's files. Raises `OutputError`."""
+        """Write processor_config.json, preprocessor_config.json, and the tokenizer's files. Raises `OutputError`."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = {name: getattr(self, name) for name in FIELDS} | {"processor_class": "VLChatProcessor"}
@@ -121,7 +121,7 @@ class VLChatProcessor:
 
     @property
     def pad_id(self) -> int:
-        """The pad token's id, else that of the end of sentence."""
+        """The id of the pad token, or of the end-of-sentence token if there is none."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
@@ -163,8 +163,9 @@ class VLChatProcessor:
     def add_image_token(
         self, image_indices: Sequence[int] | torch.Tensor, input_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (T,) whose image tags at these places became start tag, `num_image_tokens` image tags, end tag; and for
-        each image the features that take their places: `num_image_tokens` + 1, as the start tag's is one."""
+        """Replace the image tags at these positions of ids (T,) by a start tag, `num_image_tokens` image tags, and an
+        end tag. Returns the new ids, and for each image the number of embeddings that take their place:
+        `num_image_tokens` + 1, because the start tag counts."""
         block = [self.image_start_id, *[self.image_id] * self.num_image_tokens, self.image_end_id]
         places = torch.as_tensor(image_indices, device="cpu").flatten().tolist()
         parts, start = [], 0
@@ -182,9 +183,9 @@ class VLChatProcessor:
         images: Sequence[ImageSource] | None = None,
         **ignored: Any,
     ) -> VLChatProcessorOutput:
-        """One conversation, or one prompt formatted already, and the images of its `<image_placeholder>`s in order.
+        """Process one conversation, or one formatted prompt, and the images of its `<image_placeholder>`s in order.
 
-        Images are what `load_pil_images` gives, or anything that it takes. Raises `InputError`.
+        Images are those from `load_pil_images`, or anything that it takes. Raises `InputError`.
         """
         if ignored:
             warnings.warn(f"VLChatProcessor: ignored, as in the official code: {', '.join(ignored)}", stacklevel=3)
@@ -214,13 +215,14 @@ class VLChatProcessor:
         force_batchify: bool = True,
         **ignored: Any,
     ) -> VLChatProcessorOutput | BatchedVLChatProcessorOutput:
-        """`process_one`, and with force_batchify `batchify` of it: a batch of one."""
+        """Call `process_one`, and with force_batchify make a batch of one from its result."""
         prepared = self.process_one(prompt, conversations, images, **ignored)
         return self.batchify([prepared]) if force_batchify else prepared
 
     @entry
     def batchify(self, prepare_list: Sequence[VLChatProcessorOutput]) -> BatchedVLChatProcessorOutput:
-        """A batch of what `process_one` gave: ids padded on the left with `pad_id`, images with zeros."""
+        """Make a batch from results of `process_one`. Ids are padded on the left with `pad_id`, and images with
+        zeros."""
         if not prepare_list:
             raise InputError("batchify: expected at least one output of process_one, got none")
         rows, longest = len(prepare_list), max(map(len, prepare_list))
@@ -252,4 +254,4 @@ FIELDS = (
     "mask_prompt",
     "ignore_id",
 )
-"""Of processor_config.json."""
+"""The fields of processor_config.json."""

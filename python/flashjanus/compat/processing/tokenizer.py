@@ -1,4 +1,4 @@
-"""Text <-> ids as scripts for the official code expect: a tag that is spelled in a text becomes its id.
+"""The tokenizer that scripts for the official code expect: a tag that is spelled in a text becomes its id.
 
 Source: `LlamaTokenizerFast` as `VLChatProcessor` of deepseek-ai/Janus sets it up.
 """
@@ -29,28 +29,28 @@ from flashjanus.inputs.tokenizer import (
 )
 
 NO_LIMIT = int(1e30)
-"""What transformers takes for model_max_length where no file gives it."""
+"""transformers' model_max_length if no file sets it."""
 _BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,]|n't|'m|'s|'ve|'re)")
 
 
 class TokenIds(DictOutput):
-    """input_ids and attention_mask: lists, or with return_tensors="pt" tensors (B, T)."""
+    """input_ids and attention_mask, as lists or, with return_tensors="pt", as tensors (B, T)."""
 
     def __init__(self, input_ids: Any, attention_mask: Any) -> None:
         self.input_ids, self.attention_mask = input_ids, attention_mask
 
     def to(self, device: torch.device | str | int) -> TokenIds:
-        """The same on a device; changes this object and returns it, as in transformers."""
+        """Move the tensors to a device. As in transformers, this changes and returns the same object."""
         self.input_ids, self.attention_mask = self.input_ids.to(device), self.attention_mask.to(device)
         return self
 
 
 class ChatTokenizer:
-    """Byte-level BPE with the names that transformers gives its parts.
+    """A byte-level BPE tokenizer with the names of transformers' interface.
 
-    bos_token, eos_token and pad_token are strings or None and may be assigned, as may their ids. `backend_tokenizer` is
-    the `tokenizers.Tokenizer` itself; `transformers.PreTrainedTokenizerFast(tokenizer_object=...)` of it has the rest
-    of that interface.
+    bos_token, eos_token, and pad_token are strings or None; they and their ids may be assigned. `backend_tokenizer` is
+    the `tokenizers.Tokenizer` itself, from which `transformers.PreTrainedTokenizerFast(tokenizer_object=...)` makes a
+    tokenizer with the whole interface.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class ChatTokenizer:
         tokenizer_config: str | Path | None = None,
         special_tokens_map: str | Path | None = None,
     ) -> ChatTokenizer:
-        """The tokenizer of a checkpoint folder; `None` stands for a file that the checkpoint does not have.
+        """Load the tokenizer of a checkpoint's files; `None` stands for a file that the checkpoint does not have.
 
-        Raises `CheckpointError` for a file that cannot be read, `ConfigError` for one that does not make sense.
+        Raises `CheckpointError` for a file that cannot be read, and `ConfigError` for one with invalid contents.
         """
         backend = read_backend(Path(tokenizer_json))
         config = {} if tokenizer_config is None else read_json(Path(tokenizer_config), ConfigError)
@@ -106,7 +106,7 @@ class ChatTokenizer:
         return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json into an existing folder."""
+        """Write tokenizer.json and tokenizer_config.json into an existing folder."""
         config = {
             "add_bos_token": self.add_bos_token,
             "add_eos_token": False,
@@ -122,7 +122,7 @@ class ChatTokenizer:
 
     @property
     def vocab(self) -> dict[str, int]:
-        """Every token, the added ones included, and its id. One dict, made on first use: do not change it."""
+        """Maps every token, including added ones, to its id. The dict is made on first use and must not be changed."""
         if self._vocab is None:
             self._vocab = self.backend_tokenizer.get_vocab(with_added_tokens=True)
         return self._vocab
@@ -133,7 +133,7 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens without the added ones; `len()` counts those as well."""
+        """The number of tokens without added ones; `len()` includes those."""
         return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ class ChatTokenizer:
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids that `skip_special_tokens` leaves out, in order."""
+        """The ids that `skip_special_tokens` leaves out, in order."""
         added = self.backend_tokenizer.get_added_tokens_decoder()
         return sorted(number for number, token in added.items() if token.special)
 
@@ -174,8 +174,8 @@ class ChatTokenizer:
         return [str(self.backend_tokenizer.id_to_token(number)) for number in self.all_special_ids]
 
     def add_special_tokens(self, tokens: Mapping[str, str | Sequence[str]]) -> int:
-        """Makes special tokens of {"additional_special_tokens": [text, ...], "pad_token": text, ...}, each under its
-        own id if it has one, else under the next free one. Returns how many are new."""
+        """Add the special tokens {"additional_special_tokens": [text, ...], "pad_token": text, ...}. A token keeps its
+        id if it has one, and gets the next free one otherwise. Returns the number of new tokens."""
         before = len(self)
         for name, value in tokens.items():
             texts = [value] if isinstance(value, str) else list(value)
@@ -191,7 +191,7 @@ class ChatTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str] | None) -> int | list[int | None] | None:
-        """The id of a token, or of each; None for what is not in the vocabulary."""
+        """The id of a token or of each in a list; None for a token that is not in the vocabulary."""
         if tokens is None or isinstance(tokens, str):
             return None if tokens is None else self.backend_tokenizer.token_to_id(tokens)
         return [self.backend_tokenizer.token_to_id(token) for token in tokens]
@@ -201,7 +201,7 @@ class ChatTokenizer:
     @overload
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]: ...
     def convert_ids_to_tokens(self, ids: int | list[int] | None) -> str | list[str | None] | None:
-        """The token of an id, or of each; None for what is not in the vocabulary."""
+        """The token of an id or of each in a list; None for an id that is not in the vocabulary."""
         if ids is None or isinstance(ids, int):
             return None if ids is None else self.backend_tokenizer.id_to_token(ids)
         return [self.backend_tokenizer.id_to_token(int(number)) for number in ids]
@@ -217,10 +217,10 @@ class ChatTokenizer:
     def encode(
         self, text: str, add_special_tokens: bool = True, return_tensors: str | None = None
     ) -> list[int] | torch.Tensor:
-        """Ids of a text, BOS first; with return_tensors="pt" as (1, T).
+        """The ids of a text, with BOS first; a tensor (1, T) with return_tensors="pt".
 
-        A tag that is spelled in the text, such as `<image_placeholder>`, becomes its id: text from strangers goes
-        through `JanusFlow.chat` instead, where it stays text. Raises `InputError` for what is no text.
+        A tag that is spelled in the text, such as `<image_placeholder>`, becomes its id. For text from strangers, use
+        `JanusFlow.chat`, where it stays text. Raises `InputError` if the argument is not a text.
         """
         ids = self._ids(text, add_special_tokens)
         return ids if return_tensors is None else _tensor([ids], return_tensors)
@@ -232,7 +232,7 @@ class ChatTokenizer:
         padding: bool | str = False,
         return_tensors: str | None = None,
     ) -> TokenIds:
-        """input_ids and attention_mask of a text or of several; padding: to the longest, on `padding_side`."""
+        """input_ids and attention_mask of one text or several. padding=True pads to the longest, on `padding_side`."""
         texts = [text] if isinstance(text, str) else text
         rows = [self._ids(one, add_special_tokens) for one in texts]
         masks = [[1] * len(row) for row in rows]
@@ -254,7 +254,7 @@ class ChatTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Text of one row of ids: a list, a tensor, an array, or one id."""
+        """The text of one row of ids, which may be a list, a tensor, an array, or one id."""
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else list(ids)
         if any(not isinstance(number, int) for number in ids):
@@ -265,7 +265,7 @@ class ChatTokenizer:
         return _BEFORE_PUNCTUATION.sub("", text) if clean_up_tokenization_spaces else text
 
     def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """`decode` of each row."""
+        """The texts of several rows; see `decode`."""
         return [self.decode(row, skip_special_tokens, **options) for row in sequences]
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -1,1 +1,1 @@
-"""diffusers' AutoencoderKL: torch modules of its names and structure, decoding on the engine."""
+"""diffusers' AutoencoderKL: torch modules with its names and structure, whose decoder runs on the engine."""

@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL under its names: decoding on the engine, encoding on torch."""
+"""diffusers' AutoencoderKL, which decodes on the engine and encodes on torch."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ WITHOUT_EFFECT = ("use_safetensors", "low_cpu_mem_usage", "variant", "torch_dtyp
 
 @unit
 class AutoencoderKL(nn.Module):
-    """Latents <-> images, for code that was written for diffusers.
+    """Encodes images to latents and decodes latents to images, for code that was written for diffusers.
 
-    `decode` runs on the engine where that computes the same (see `ReferencePathWarning`), `encode` on torch. In
-    float16, in which the decoder overflows, it is decoded in float32.
+    `decode` runs on the engine if that gives the same result (see `ReferencePathWarning`), and `encode` on torch. A
+    VAE in float16 decodes in float32, because the decoder overflows in float16.
     """
 
     def __init__(self, **config: Any) -> None:
-        """Untrained weights, and the config of diffusers' config.json. Raises `ConfigError`."""
+        """Make a VAE with untrained weights. config: the fields of diffusers' config.json. Raises `ConfigError`."""
         super().__init__()
         values = {**DEFAULTS, **config}
         blocks = len(values["block_out_channels"]) if isinstance(values["block_out_channels"], list | tuple) else 1
@@ -87,7 +87,7 @@ class AutoencoderKL(nn.Module):
         self.core.link(root)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy has an engine of its own."""
+        """Give a copy its own engine."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.core = VaeCore()
         self._link()
@@ -96,19 +96,20 @@ class AutoencoderKL(nn.Module):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
     ) -> Self:
-        """A VAE in a folder of diffusers' layout, a hub repository, or one file of weights; in eval mode. The folder or
-        hub id of a JanusFlow model gives the VAE that `JanusFlow.from_pretrained` takes for it.
+        """Load a VAE, in eval mode, from a folder in diffusers' layout, a hub id, or one file of weights. The folder or
+        hub id of a JanusFlow model stands for the VAE that `JanusFlow.from_pretrained` uses with it.
 
-        torch_dtype: of its parameters (float32). options: revision, cache_dir, local_files_only and token for the hub;
-        others are fields of the config, which win over the file's. Raises `CheckpointError`, `ConfigError`.
+        torch_dtype: the dtype of the parameters (default float32). options: revision, cache_dir, local_files_only, and
+        token for the hub, and fields of the config, which override the file. Raises `CheckpointError`, `ConfigError`.
         """
         return cls._load(files_of(pretrained_model_name_or_path, subfolder, hub_options(options)), options)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **options: Any) -> Self:
-        """A VAE in one file of weights, such as sdxl_vae.safetensors, under diffusers' names or under those of the code
-        that trained it. No file says norm_num_groups and scaling_factor: they are SDXL's, 32 and 0.13025, unless given
-        here, or by config=, a folder or hub id that has a config.json. Raises `CheckpointError`, `ConfigError`.
+        """Load a VAE from one file of weights, such as sdxl_vae.safetensors, under diffusers' names or those of the
+        code that trained it. Such a file does not hold norm_num_groups and scaling_factor, which are SDXL's (32 and
+        0.13025) unless they are given as options or by config=, a mapping, or a folder or hub id with a config.json.
+        Raises `CheckpointError`, `ConfigError`.
         """
         hub = hub_options(options)
         files = files_of(pretrained_model_link_or_path, None, {})
@@ -138,7 +139,7 @@ class AutoencoderKL(nn.Module):
         return vae.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """config.json and diffusion_pytorch_model.safetensors in a folder, as `from_pretrained` reads them. Raises
+        """Write config.json and diffusion_pytorch_model.safetensors, which `from_pretrained` reads. Raises
         `OutputError`."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,8 @@ class AutoencoderKL(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: object = None) -> Any:
-        """`.sample`, or [0]: images (B, c, 8H, 8W), about [-1, 1], of latents (B, c, H, W) over the scaling factor."""
+        """Decode latents (B, c, H, W) that were divided by the scaling factor. `.sample` or [0] of the result are
+        images (B, 3, s H, s W), about [-1, 1], where s is what the decoder scales by (8 for SDXL's)."""
         channels = self.parsed.latent_channels
         if z.ndim != 4 or z.shape[1] != channels or 0 in z.shape:
             raise InputError(f"z: expected latents (B, {channels}, H, W), got {tuple(z.shape)}")
@@ -165,7 +167,7 @@ class AutoencoderKL(nn.Module):
         return Output(sample=image) if return_dict else (image,)
 
     def _decoded(self, z: torch.Tensor) -> tuple[torch.Tensor]:
-        """By the modules."""
+        """Decode on the torch modules."""
         x = z
         for part in (self.post_quant_conv, self.decoder):
             if part is not None and self.dtype is torch.float16:
@@ -176,8 +178,8 @@ class AutoencoderKL(nn.Module):
         return (x.to(z.dtype),)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        """`.latent_dist`, or [0]: the distribution of the latents of images (B, c, H, W) in [-1, 1]; multiply what it
-        gives by the scaling factor. H and W are multiples of what the encoder scales by."""
+        """Encode images (B, 3, H, W) in [-1, 1]. `.latent_dist` or [0] of the result is the distribution of their
+        latents; multiply its samples by the scaling factor. H and W must be multiples of what the encoder scales by."""
         scale, channels = self.parsed.scale, self.config["in_channels"]
         if self.encoder is None:
             raise InputError("encode: this VAE was loaded from weights without an encoder")
@@ -197,20 +199,20 @@ class AutoencoderKL(nn.Module):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """Images encoded and decoded again: by way of the distribution's mean, or of a sample."""
+        """Encode images and decode them again, from the mean of the distribution or from a sample."""
         found = self.encode(sample).latent_dist
         return self.decode(found.sample(generator) if sample_posterior else found.mode(), return_dict)
 
     def enable_slicing(self) -> None:
-        """Changes nothing: pictures are decoded one by one."""
+        """Do nothing: pictures are decoded one by one."""
 
     def disable_slicing(self) -> None:
-        """Changes nothing: pictures are decoded one by one."""
+        """Do nothing: pictures are decoded one by one."""
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Changes nothing, and says so: a picture is decoded whole, without seams."""
+        """Do nothing but warn: a picture is decoded whole, without seams."""
         if use_tiling:
             warnings.warn("AutoencoderKL: tiling has no effect; each picture is decoded whole", stacklevel=2)
 
     def disable_tiling(self) -> None:
-        """Changes nothing: a picture is decoded whole."""
+        """Do nothing: a picture is decoded whole."""

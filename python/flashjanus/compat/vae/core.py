@@ -1,4 +1,4 @@
-"""The engine of an AutoencoderKL: its decoder's plans."""
+"""The engine of an AutoencoderKL, which runs its decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ KNOWN |= {
 
 
 class VaeCore(EngineOf[VaeConfig, VaeDecoder]):
-    """Of an `AutoencoderKL`. One in float16, in which the decoder overflows, decodes in float32."""
+    """The engine of an `AutoencoderKL`. A VAE in float16 decodes in float32, because the decoder overflows in
+    float16."""
 
     def made(self, root: nn.Module, config: VaeConfig) -> tuple[VaeDecoder, sharing.Shared]:
         place, dtype = sharing.place_and_dtype(root)

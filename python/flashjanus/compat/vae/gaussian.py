@@ -1,4 +1,4 @@
-"""What an encoder says of its latents: a normal distribution for each value."""
+"""The output of an encoder: a normal distribution for each latent value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class DiagonalGaussianDistribution:
-    """mean and logvar, halves of `parameters` (B, 2c, H, W) along dim 1; std and var of them."""
+    """Normal distributions whose mean and logvar are the halves of `parameters` (B, 2c, H, W) along dim 1."""
 
     def __init__(self, parameters: torch.Tensor) -> None:
         self.parameters = parameters
@@ -15,17 +15,18 @@ class DiagonalGaussianDistribution:
         self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """mean + std * noise; a generator of another device draws there, so that a seed gives the same everywhere."""
+        """mean + std * noise. The noise is drawn on the generator's device, so that a seed gives the same on every
+        device."""
         place = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=place, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
 
     def mode(self) -> torch.Tensor:
-        """The mean, which is the likeliest."""
+        """The mean, which is the likeliest value."""
         return self.mean
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> torch.Tensor:
-        """KL divergence (B,) from another distribution, from the standard normal one if None; in nats."""
+        """The KL divergence (B,), in nats, from another distribution, or from the standard normal one if None."""
         if other is None:
             terms = self.mean.square() + self.var - 1.0 - self.logvar
         else:

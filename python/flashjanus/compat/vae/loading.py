@@ -1,4 +1,4 @@
-"""Weights of an AutoencoderKL, under whichever names files hold them, into its modules."""
+"""Loads the weights of an AutoencoderKL into its modules, under any of the names that files have for them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _STEM = "diffusion_pytorch_model"
 
 
 def files_of(source: str | os.PathLike[str], subfolder: str | None, options: Mapping[str, Any]) -> VaeFiles:
-    """A VAE in a folder, a hub repository or a file; of a model's name or folder, that model's. Raises
-    `CheckpointError`."""
+    """Find a VAE in a folder, a hub repository, or a file. The name or folder of a model stands for that model's VAE.
+    Raises `CheckpointError`."""
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise CheckpointError(f"vae: expected a folder, a file or a hub id, got {source!r:.80}")
     name, options = os.fspath(source), dict(options)
@@ -31,10 +31,10 @@ def files_of(source: str | os.PathLike[str], subfolder: str | None, options: Map
     if name in NAMES:
         return VaeFiles(builtin_folder(name) / "vae")
     folder = Path(name).expanduser()
-    if not subfolder and is_folder(folder / "vae"):  # the folder of a model: no VAE holds another one
+    if not subfolder and is_folder(folder / "vae"):  # the folder of a model, because no VAE contains another one
         return VaeFiles.locate(folder / "vae")
     if not subfolder and not is_folder(folder) and name in DEFAULT_VAE:
-        return VaeFiles.locate(DEFAULT_VAE[name], None, options)  # a revision given here is the model's
+        return VaeFiles.locate(DEFAULT_VAE[name], None, options)  # a revision that is given here is the model's
     if not subfolder:
         return VaeFiles.locate(source, revision, options)
     if not is_folder(folder) and is_hub_id(name):
@@ -44,8 +44,8 @@ def files_of(source: str | os.PathLike[str], subfolder: str | None, options: Map
 
 
 def state_of(module: nn.Module, source: TensorSource, resolutions: int) -> dict[str, torch.Tensor]:
-    """The parameters of a module, by its names. What the source has beyond them is left. Raises `CheckpointError`,
-    but for a source without any tensor of the encoder, which decodes all the same."""
+    """The parameters of a module, under its names. Further tensors of the source are ignored. Raises `CheckpointError`
+    if a tensor is missing; a source may lack the whole encoder, because it can still decode."""
     stored, state, absent = source.names(), dict[str, torch.Tensor](), []
     for name, parameter in module.named_parameters():
         held = next((alias for alias in _aliases(name, resolutions) if alias in stored), None)

@@ -1,4 +1,4 @@
-"""An AutoencoderKL in plain torch, under diffusers' names. NCHW."""
+"""An AutoencoderKL in plain torch modules, with diffusers' names. Tensors are NCHW."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ EPS = 1e-6
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x by a 1x1 convolution where the widths differ."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), where a 1x1 convolution is applied to the first x if the widths
+    differ."""
 
     def __init__(self, into: int, out: int, groups: int) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over all positions, added to its input."""
+    """Attention of one head over all positions, added to its input."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Resnet, attention if there is one, resnet."""
+    """A resnet block, an attention (optional), and a resnet block."""
 
     def __init__(self, width: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the sides, by a convolution that begins at the image's own corner."""
+    """Halves the sides by a convolution that pads only at the right and the bottom."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the sides."""
+    """Doubles the sides."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, c, H, W) -> (B, out, H / 2^(n-1), W / 2^(n-1)), n widths."""
+    """Images (B, c, H, W) -> (B, out, H / 2^(n-1), W / 2^(n-1)) for n widths."""
 
     def __init__(self, into: int, out: int, widths: tuple[int, ...], layers: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, c, H, W) -> images (B, out, H 2^(n-1), W 2^(n-1)), n widths, the image's first."""
+    """Latents (B, c, H, W) -> images (B, out, H 2^(n-1), W 2^(n-1)) for n widths, from the image to the latents."""
 
     def __init__(self, into: int, out: int, widths: tuple[int, ...], layers: int, groups: int, attention: bool) -> None:
         super().__init__()
