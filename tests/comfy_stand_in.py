@@ -109,14 +109,17 @@ class Comfy:
             Combo=kind("COMBO", str, ComboInput),
             Boolean=kind("BOOLEAN", bool, Widget),
             Image=kind("IMAGE", torch.Tensor),
-            **{one.__name__: one for one in (Schema, NodeOutput, ComfyNode)},
+            **{one.__name__: one for one in (Input, Output, Schema, NodeOutput, ComfyNode)},
         )
         ui = SimpleNamespace(PreviewText=lambda value: SimpleNamespace(as_dict=lambda: {"text": (value,)}))
         api = SimpleNamespace(execution=SimpleNamespace(set_progress=self._set_progress))
         latest = dict(io=io, ui=ui, ComfyExtension=ComfyExtension, ComfyAPISync=lambda: api)
         management = dict(throw_exception_if_processing_interrupted=self._throw)
         return {
-            "folder_paths": {"models_dir": str(self.models)},
+            "folder_paths": {
+                "models_dir": str(self.models),
+                "get_folder_paths": {"loras": [str(self.models / "loras"), str(self.models / "more")]}.__getitem__,
+            },
             "comfy": {},
             "comfy.model_management": management,
             "comfy_api": {},
