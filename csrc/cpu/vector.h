@@ -28,7 +28,7 @@ INLINE void with_type(Dtype dtype, const F& f) {
 }
 
 INLINE F32 splat(float x) {
-    return F32{} + x;
+    return x - F32{};  // not + 0, which changes -0 and therefore would be computed
 }
 
 INLINE F32 load(const float* from) {

@@ -2,9 +2,19 @@
 
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Instruction-set flags of this machine; empty if the system does not list them."""
+    return frozenset(_field(cpuinfo, "flags", "Features").split())
+
+
+def cpu_vendor(cpuinfo: Path = CPUINFO) -> str:
+    """ "GenuineIntel", "AuthenticAMD" or another name; empty if the system does not tell."""
+    return _field(cpuinfo, "vendor_id")
+
+
+def _field(cpuinfo: Path, *names: str) -> str:
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    found = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
-    return frozenset(next(found, ()))
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from ..device import native
+from ..device.capabilities import widening_bfloat16_is_slower
 from ..errors import SchemaError
 from ..formats import FORMATS, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
-from .base import Given, Tunable, define, filled
+from .base import Given, Reason, Tunable, define, filled
 from .dims import outputs_of_row
 from .linear_cases import CASES, example
 from .quantize import too_many_channels
@@ -118,14 +119,12 @@ OP = define(
 )
 
 
-def many_tokens(x: TensorSpec | None) -> str | None:
-    """Why x is not for a matrix-vector kernel of a CPU, or None.
+def many_tokens(x: TensorSpec) -> bool:
+    """Whether a CPU multiplies x (B, ..., K) by another kernel than its matrix-vector kernel.
 
-    By the tokens of one row, x (B, ..., K): sums then have the same order whoever else is in the batch.
+    By the tokens of one row: sums then have the same order whoever else is in the batch.
     """
-    if x is not None and static(product(x.shape[1:-1])) > FEW_TOKENS:
-        return f"a matrix-vector kernel, for at most {FEW_TOKENS} tokens a row"
-    return None
+    return static(product(x.shape[1:-1])) > FEW_TOKENS
 
 
 def too_many_rows(x: TensorSpec | None) -> str | None:
@@ -183,7 +182,7 @@ def gated_alone(call: Given) -> str | None:
 
 
 def members(call: Given) -> dict[str, Any]:
-    """Of any of the three kernels that multiply by a weight; int8 weights come with their scale."""
+    """Of any of the kernels that multiply by a weight; int8 weights come with their scale."""
     x = call.x.reshape(-1, call.x.shape[-1]).contiguous()
     return dict(
         x=x,
@@ -197,16 +196,38 @@ def members(call: Given) -> dict[str, Any]:
     )
 
 
-def by_native(call: Given) -> str | None:
-    return by_nibbles(call) if call.format == "int4" else by_gemv(call) or many_tokens(call.x)
+def by_gemm(call: Given) -> str | None:
+    """Why the kernel for many tokens cannot take this call, or None."""
+    if call.format != "dense":
+        return f"multiplies many tokens by dense weights, not by {call.format}"
+    if call.x_scale is not None or fused(call):
+        return "multiplies many tokens as they are, without neighbors"
+    if call.split_bias:
+        return "adds the bias before it rounds"
+    if call.x.dtype is not call.weight.dtype:
+        return f"multiplies many tokens in the weight's {call.weight.dtype}, not in {call.x.dtype}"
+    return None
+
+
+def native_kernel(call: Given) -> tuple[str, Reason]:
+    """The kernel for a call on a CPU, and what may be against it."""
+    if call.format == "int4":
+        return "int4_linear", by_nibbles
+    return ("gemm", by_gemm) if many_tokens(call.x) else ("gemv", by_gemv)
+
+
+def slower_native(call: Given) -> str | None:
+    if native_kernel(call)[0] != "gemm":
+        return gated_alone(call)
+    return "torch is as fast in float32" if call.weight.dtype is torch.float32 else widening_bfloat16_is_slower()
 
 
 OP.kernel("amx", members, by_amx, kernel="tiled_linear")
 
 
-@OP.implementation("native", native.refuses, by_native, gated_alone)
+@OP.implementation("native", native.refuses, lambda call: native_kernel(call)[1](call), slower_native)
 def run_native(call: Given) -> None:
-    kernel = "int4_linear" if call.format == "int4" else "gemv"
+    kernel, _ = native_kernel(call)
     native.run(kernel, **filled(kernel, call, members(call)))
 
 

@@ -16,6 +16,7 @@ _CASES = {
         1x2600x5+bias 4x2056x3 2x1031x3 1x64x96+norm 1x33x7+residual 2x72x38+norm+gated_silu 3x200x65+norm
         4x129x66+norm+gated_silu 1x2600x5+residual 1x2048x6+norm+gated_silu 4x1031x3+norm 2x40x24+gated_silu+residual
         6x40x24+norm 1x2080x4+norm 3x64x38+norm+eps_decides 3x40x24+bias+gelu
+        5x40x24+prompt 9x33x50+bias+prompt 37x200x65+bias+prompt 70x300x100+prompt 130x16x7+bias+prompt
     """,
     "int8": """
         1x64x96 1x33x7+bias 2x592x19+bias 3x72x32 4x129x5+bias 1x4624x5+bias 4x2128x3 2x1031x3 9x40x24+bias
@@ -68,16 +69,19 @@ def example(
     quantized: bool = False,
     edges: bool = False,
     eps_decides: bool = False,
+    prompt: bool = False,
 ) -> Call:
     """The residual stream is float32, as it is in exact numerics: x after a norm, and what is added to.
 
     of: the weight's format. quantized: x is in 8 bits. edges: of rows or groups that are quantized.
+    prompt: the rows of x are the tokens of one row, not a token each.
     """
     fmt = FORMATS[of]
     if not fmt.by_rows or (quantized and of == "e4m3"):
         # AMX multiplies bfloat16; Hopper's tensor cores keep 14 bits of a sum of e4m3, which float32 would show
         dtype = torch.bfloat16
-    x = normal(generator, m, 1, k, dtype=torch.float32 if norm or quantized else dtype)
+    shape = (1, m, k) if prompt else (m, 1, k)
+    x = normal(generator, *shape, dtype=torch.float32 if norm or quantized else dtype)
     if eps_decides:  # of the norm
         quiet(x)
     x_scale = None

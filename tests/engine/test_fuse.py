@@ -137,7 +137,7 @@ def test_more_tokens_than_a_kernel_is_for_keep_the_parts_and_the_reason(rows: in
     plan = lower(graph, {"R": rows})
     assert ops(plan) == [node.op for node in graph.nodes]
     assert "not with its neighbors: linear: no implementation serves on cpu:" in plan.why()
-    assert "native: a matrix-vector kernel, for at most 4 tokens a row" in plan.why()
+    assert "native: multiplies many tokens as they are, without neighbors" in plan.why()
 
 
 def test_parts_that_are_forced_stay_alone() -> None:

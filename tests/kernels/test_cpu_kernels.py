@@ -104,6 +104,9 @@ BAD = [
     ("tiled_linear", dict(act=3), "act 0 .none., 1 .gated SiLU. or 2 .GELU."),
     ("tiled_linear", dict(y_dtype=2), "0 .float32. or 1 .bfloat16."),
     ("tiled_linear", dict(w=0), "non-null"),
+    ("gemm", dict(rows=0), "every size >= 1"),
+    ("gemm", dict(y_dtype=2), "0 .float32. or 1 .bfloat16."),
+    ("gemm", dict(w=0), "non-null"),
     ("int4_linear", dict(columns=0), "every size >= 1"),
     ("int4_linear", dict(rows=5), "at most 4 rows"),
     ("int4_linear", dict(out=24), "out a multiple of 16, columns of 32"),
@@ -185,8 +188,10 @@ def test_an_implementation_that_yields_serves_when_it_is_asked_for() -> None:
 
 
 def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() -> None:
-    with pytest.raises(PlanError, match="native: a matrix-vector kernel, for at most 4 tokens a row"):
-        get_op("linear").choose(CPU, [*specs((1, 5, 64), (32, 64)), *5 * [None]], {}, forced=["native"])
+    with pytest.raises(PlanError, match="native: adds the bias before it rounds"):
+        get_op("linear").choose(
+            CPU, [*specs((1, 5, 64), (32, 64)), *5 * [None]], {"split_bias": True}, forced=["native"]
+        )
     q, k = (2, 3, 4, 257), (2, 9, 4, 257)
     indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
     with pytest.raises(PlanError, match="native: takes heads of at most 256 channels, not 257"):
