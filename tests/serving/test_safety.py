@@ -96,6 +96,8 @@ def test_a_key_opens_the_playground() -> None:
         app = create_app(AsyncEngine(Told()), Settings(keys=("sk-one",)))
         add_playground(app)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as one:
+            there = await one.get("/ui")
+            assert (there.status_code, there.headers["location"]) == (307, "/ui/")
             found = [await one.get("/ui/"), await one.get("/ui/config"), await one.get("/v1/models")]
             for key in ("sk-two", "sk-one"):
                 found.append(await one.post("/ui/login", data={"username": "me", "password": key}))

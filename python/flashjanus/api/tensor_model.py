@@ -393,7 +393,8 @@ class TensorModel(AdaptableModel):
     def _need_vae(self) -> VaeConfig:
         if self.runner.vae_config is None:
             raise InputError(
-                f"{self.name} has no VAE, which decodes images: pass vae= (a folder or hub id in diffusers' layout), "
+                f"{self.name} has no VAE, which decodes images: pass vae= or --vae (a folder, a file, or a "
+                "hub id such as stabilityai/sdxl-vae), "
                 "or ask for output_type='latent'"
             )
         return self.runner.vae_config

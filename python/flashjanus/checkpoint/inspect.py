@@ -91,7 +91,7 @@ def format_description(described: Mapping[str, Any]) -> str:
     vae = described["vae"]
     lines.append("")
     if vae is None:
-        lines.append("  VAE                none: images cannot be decoded; pass vae=")
+        lines.append("  VAE                none: images cannot be decoded; pass vae= or --vae")
     elif "parts" in vae:
         lines.append(f"  VAE                {vae['folder']}: x{vae['scale']}, scaling factor {vae['scaling_factor']}")
         lines += _table(vae["parts"])

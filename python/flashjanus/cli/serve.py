@@ -199,7 +199,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return run_on_ray(args, settings, console)
     with bound(args.host, args.port) as listening:
         if is_local(listening) and not settings.keys:
-            settings = replace(settings, hosts=(*settings.hosts, *LOCAL, args.host.lower()))
+            settings = replace(settings, hosts=tuple(dict.fromkeys((*settings.hosts, *LOCAL, args.host.lower()))))
         if args.ui:
             import flashjanus.serving.ui  # noqa: F401  # reports a missing extra before the model is loaded
         import asyncio

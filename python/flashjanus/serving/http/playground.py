@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import RedirectResponse, Response
 
 from flashjanus.serving.http.access import is_known
 from flashjanus.serving.http.schemas import MOST_IMAGES
@@ -29,4 +30,10 @@ def add_playground(app: FastAPI) -> None:
 
     auth = may_enter if settings.keys else None
     mount(app, state.engine, PATH, auth=auth, most=most, deadline=settings.deadline)
+    app.add_route(PATH, _below, ["GET"], include_in_schema=False)
     app.state.open += (PATH,)  # it asks for the key itself
+
+
+async def _below(request: Request) -> Response:
+    """Redirect /ui to /ui/, where the page is mounted."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/")
