@@ -393,8 +393,7 @@ class TensorModel(AdaptableModel):
     def _need_vae(self) -> VaeConfig:
         if self.runner.vae_config is None:
             raise InputError(
-                f"{self.name} has no VAE, which decodes images: pass vae= or --vae (a folder, a file, or a "
-                "hub id such as stabilityai/sdxl-vae), "
-                "or ask for output_type='latent'"
+                f"{self.name} has no VAE, which decodes images: pass vae= or --vae (a folder, a file, or a hub id "
+                "such as stabilityai/sdxl-vae), or ask for output_type='latent'"
             )
         return self.runner.vae_config
