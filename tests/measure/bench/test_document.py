@@ -49,7 +49,7 @@ def test_a_row_for_each_of_the_others_and_for_what_has_none() -> None:
     ]
     assert text.splitlines()[-1] == (
         "Medians. small, float32 on cpu; A CPU, 2 threads; torch 2.13.0; commit 0123456789; 2030-01-02. "
-        "Intervals hold with 97 %. `flashjanus bench latency`"
+        "Brackets: 97 % confidence. `flashjanus bench latency`"
     )
 
 
@@ -58,7 +58,7 @@ def test_columns_without_anything_are_left_out_and_unknown_facts_too() -> None:
     text = markdown(Report(head, [record("load", "flashjanus", 0.02)]), {})
     assert rows(text) == [["stage", "sizes", "flashjanus"], ["---"] * 3, ["load", "rows 1", "20.0 ms"]]
     assert "unknown CPU, 2 threads; torch unknown; commit unknown." in text
-    assert "Intervals" not in text
+    assert "Brackets" not in text
 
 
 @pytest.mark.parametrize(

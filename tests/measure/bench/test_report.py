@@ -108,7 +108,7 @@ def test_the_picture_is_xml(made: Report) -> None:
         assert "images or conversations at once" in text
         assert "step, official" in text
         assert "1.50 [1.50, 1.50]" in text
-        assert "intervals that hold with 97 %" in text
+        assert "brackets: 97 % confidence" in text
         assert "step: 1.00 s to 1.90 s, x1.9" in text
 
 

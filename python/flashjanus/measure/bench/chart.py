@@ -49,7 +49,7 @@ def _stages(records: Sequence[Record]) -> list[Panel]:
             for i, it in ratios.items()
         ]
         least = 100 * min(it.confidence for it in ratios.values())
-        below = f"Beyond the dashed line {OURS} is faster. Whiskers, brackets: intervals that hold with {least:.0f} %"
+        below = f"Beyond the dashed line {OURS} is faster. Whiskers, brackets: {least:.0f} % confidence"
         title = f"How many times as long as {OURS} the others take"
         found.append(bars(title, below, rows, f"time over that of {OURS}", "{:g}".format, mark=1.0))
     rows = []

@@ -101,5 +101,5 @@ def _source(report: Report) -> str:
     said = "Medians. " + "; ".join(fact for fact in facts if fact) + "."
     confidences = [it.confidence for it in beside(report.records, OURS).values()]
     if confidences:
-        said += f" Intervals hold with {100 * min(confidences):.0f} %."
+        said += f" Brackets: {100 * min(confidences):.0f} % confidence."
     return f"{said} `{head.get('command', 'unknown command')}`"
