@@ -41,7 +41,7 @@ def test_a_row_for_each_of_the_others_and_for_what_has_none() -> None:
     records = [record("step", "flashjanus", 1.0), record("step", "official", 3.0), record("step", "torch", 2.0)]
     text = markdown(Report(HEAD, [*records, record("VAE", "flashjanus", 0.25)]), {"step": Goal.parse("2.5x")})
     assert rows(text) == [
-        ["stage", "sizes", "flashjanus", "others", "their time over flashjanus's", "goal", "reached"],
+        ["stage", "sizes", "flashjanus", "others", "speedup", "goal", "reached"],
         ["---"] * 7,
         ["step", "rows 1", "1.00 s", "official 3.00 s", "3.00 [3.00, 3.00]", "2.5x", "yes"],
         ["step", "rows 1", "1.00 s", "torch 2.00 s", "2.00 [2.00, 2.00]", "2.5x", "no"],

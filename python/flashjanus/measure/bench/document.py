@@ -57,7 +57,7 @@ def markdown(report: Report, goals: Mapping[str, Goal]) -> str:
     for stage in goals:
         if stage not in known:
             raise InputError(f"--goal {stage}: expected one of the report's stages, {', '.join(known)}")
-    rows = [["stage", "sizes", OURS, "others", f"their time over {OURS}'s", "goal", "reached"]]
+    rows = [["stage", "sizes", OURS, "others", "speedup", "goal", "reached"]]
     rows += _rows(report.records, goals)
     used = [i for i, _ in enumerate(rows[0]) if any(row[i] for row in rows[1:])]
     lines = ["| " + " | ".join(row[i].replace("|", "\\|") for i in used) + " |" for row in rows]
