@@ -213,8 +213,9 @@ class TensorModel(AdaptableModel):
         """Turn latents (B, c, H, W) into preview images (B, 3, h, w) in [0, 1], float32. Raises InputError.
 
         Previews are for the callback_on_step_end of `JanusFlow.generate_image`. They have the size of the latents and
-        come from a linear map at almost no cost. With `full`, the VAE decodes them at the cost of a picture. The VAE
-        is also used if the checkpoint has no linear map, until a scheduler has fitted one to its first pictures.
+        come from a linear map at almost no cost. With `full`, the VAE decodes them at the size and the cost of a
+        picture. The VAE is also used if the checkpoint has no linear map, until one has been fitted to the first
+        pictures that the model draws.
         """
         vae = self._need_vae()
         latents = checks.tensor("latents", latents, (None, vae.latent_channels, None, None), checks.FLOATS)
