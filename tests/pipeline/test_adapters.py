@@ -16,12 +16,7 @@ from flashjanus.execution import runner as running
 from flashjanus.scheduling.requests import ImageJob
 from gpu_stand_in import stand_in
 from small_jobs import SAMPLERS, finished, image, rows_alone, written
-from small_model import (
-    IMAGE_SIZE,
-    normal,
-    prompt,
-    relative_error,
-)
+from small_model import IMAGE_SIZE, normal, prompt, relative_error
 
 
 @pytest.fixture(scope="module")
