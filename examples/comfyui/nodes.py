@@ -130,6 +130,7 @@ class LoadJanusFlowLora(io.ComfyNode):
                 MODEL_INPUT,
                 io.String.Input(
                     "lora",
+                    default="",
                     tooltip="A folder in models/loras, a path, or a hub id, with what PEFT saves: adapter_config.json "
                     f"and {WEIGHTS}.",
                 ),
