@@ -105,7 +105,7 @@ def understand(vl_gpt: Any, turn: int, new_tokens: int) -> torch.Tensor:
     return out
 
 
-def official(args: argparse.Namespace) -> Any:
+def official(args: argparse.Namespace, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Return the official model, built by its script."""
     spec = importlib.util.spec_from_file_location("official", args.official_script)
     assert spec is not None
@@ -115,7 +115,7 @@ def official(args: argparse.Namespace) -> Any:
     sys.path.insert(0, args.official_repo)
     if importlib.util.find_spec("torchvision") is None:
         sys.meta_path.insert(0, script._TorchvisionStandIn())
-    model = script.build(args.size, torch.bfloat16, "cpu")
+    model = script.build(args.size, dtype, "cpu")
     model.language_model.generation_config.eos_token_id = None
     return model
 
