@@ -91,7 +91,7 @@ class LoadJanusFlow(io.ComfyNode):
                     "quantization",
                     options=["none", "int8", "fp8", "int4"],
                     default="none",
-                    tooltip="int8 runs everywhere, fp8 on GPUs since Ada and Hopper, int4 on CPUs with AMX.",
+                    tooltip="int8 runs everywhere, fp8 on GPUs since Ada and Hopper, int4 on CPUs.",
                 ),
                 io.String.Input(
                     "vae", default="", optional=True, tooltip="Folder or hub id of another VAE than the checkpoint's."
