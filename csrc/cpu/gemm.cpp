@@ -102,7 +102,7 @@ INLINE void finish(const GemmParams& p, int32_t row, int32_t column, const F32 (
 template <class T, class Y>
 void product(const GemmParams& p) {
     const int32_t panels = (p.rows + kRows - 1) / kRows, blocks = (p.out + kWidth - 1) / kWidth;
-    // where there are fewer blocks than threads like, the rows are cut too, and each part widens w again
+    // Where blocks are too few to share out among the threads, the rows are cut too; each part then widens w again.
     const int32_t wanted = (4 * p.threads + blocks - 1) / blocks, parts = wanted < panels ? wanted : panels;
     const int64_t panel = int64_t{p.columns} * kRows, block = int64_t{p.columns} * kWidth;
     float* const x = scratch(panels * panel + p.threads * block);

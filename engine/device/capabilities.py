@@ -47,8 +47,8 @@ def default_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def widening_bfloat16_is_slower() -> str | None:
     """Why this CPU does not multiply bfloat16 faster if it is widened to float32 first, or None.
 
-    Intel's AVX-512 multiplies pairs of bfloat16 at half the rate of float32 (measured on Emerald Rapids). By AMD's
-    instruction tables Zen 4 multiplies them at twice that rate.
+    Intel's AVX-512 multiplies pairs of bfloat16 at half the rate of float32 (measured on Emerald Rapids). AMD's is
+    taken to be faster at pairs, which was not measured.
     """
     flags = cpu_flags()
     if "avx512f" not in flags:
