@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashjanus.disk.names import slug
+from flashjanus.disk.writing import refuse_taken
 from flashjanus.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 200
 """Bytes. Most file systems allow 255, and a number may be added to a name."""
+
+
+def free_folder(text: str) -> Path:
+    """The folder that a command writes to as a whole, named by its argument DST. Raises OutputError if it is taken."""
+    if not text:
+        raise OutputError("DST is empty: expected a folder that is empty or does not exist yet")
+    refuse_taken(Path(text))
+    return Path(text)
 
 
 class Destination:

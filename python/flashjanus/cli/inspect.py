@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashjanus.cli.console import Console
 from flashjanus.cli.options import add_output_options
+from flashjanus.cli.progress import progress_of
 from flashjanus.cli.quantize import METHODS
 
 if TYPE_CHECKING:
@@ -54,12 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _losses(checkpoint: Checkpoint, console: Console, method: str) -> list[dict[str, object]]:
     from flashjanus.checkpoint.quantize import format_errors, quantizable, quantization_errors
 
-    with console.progress(len(quantizable(checkpoint)), "quantizing") as show:
-
-        def done(linears: int) -> None:
-            console.check_interrupt()
-            show(linears)
-
-        errors = quantization_errors(checkpoint, done, method)
+    with progress_of(console)(len(quantizable(checkpoint)), "quantizing") as show:
+        errors = quantization_errors(checkpoint, show, method)
     console.text(f"\n{format_errors(errors, method)}")
     return [error.to_json() for error in errors]

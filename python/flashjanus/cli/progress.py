@@ -1,4 +1,4 @@
-"""Shows the progress of an evaluation on the console."""
+"""Shows the progress of long work on the console."""
 
 from __future__ import annotations
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from flashjanus.cli.console import Console
+from flashjanus.cli.destination import free_folder
 from flashjanus.cli.options import add_output_options
-from flashjanus.disk.writing import refuse_taken
-from flashjanus.errors import OutputError
+from flashjanus.cli.progress import progress_of
 
 METHODS = ("int8", "int4", "fp8")
 """The same as checkpoint.quantizations.QUANTIZATIONS, which is not imported here because it needs torch."""
@@ -31,23 +30,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    if not args.destination:
-        raise OutputError("DST is empty: expected a folder that is empty or does not exist yet")
+    folder = free_folder(args.destination)
     from flashjanus.builtin import NAMES, builtin_folder
     from flashjanus.checkpoint import Checkpoint
     from flashjanus.checkpoint.quantize import quantize_checkpoint
 
-    folder = Path(args.destination)
-    refuse_taken(folder)
     source = builtin_folder(args.source) if args.source in NAMES else args.source
     checkpoint = Checkpoint.open(source, vae=args.vae)
-    with console.progress(len(checkpoint.weights.names()), "quantizing") as show:
-
-        def done(tensors: int) -> None:
-            console.check_interrupt()
-            show(tensors)
-
-        quantize_checkpoint(checkpoint, folder, args.quantization, progress=done)
+    with progress_of(console)(len(checkpoint.weights.names()), "quantizing") as show:
+        quantize_checkpoint(checkpoint, folder, args.quantization, progress=show)
     before = sum(info.nbytes for info in checkpoint.weights.names().values())
     after = sum(info.nbytes for info in Checkpoint.open(folder).weights.names().values())
     console.text(f"{folder}: {args.quantization}, {after / 1e6:.1f} MB of weights, from {before / 1e6:.1f}")

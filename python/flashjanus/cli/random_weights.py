@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from flashjanus.cli.bench_options import RANDOM
 from flashjanus.cli.console import Console
+from flashjanus.cli.destination import free_folder
 from flashjanus.cli.options import add_output_options
-from flashjanus.disk.writing import refuse_taken
-from flashjanus.errors import OutputError
+from flashjanus.cli.progress import progress_of
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,19 +33,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    if not args.destination:
-        raise OutputError("DST is empty: expected a folder that is empty or does not exist yet")
-    folder = Path(args.destination)
-    refuse_taken(folder)
+    folder = free_folder(args.destination)
     from flashjanus.measure.bench.random_checkpoint import shapes_of, write_random_checkpoint
 
-    with console.progress(len(shapes_of(args.size)[0]), "writing") as show:
-
-        def done(tensors: int) -> None:
-            console.check_interrupt()
-            show(tensors)
-
-        nbytes = write_random_checkpoint(folder, args.size, progress=done)
+    with progress_of(console)(len(shapes_of(args.size)[0]), "writing") as show:
+        nbytes = write_random_checkpoint(folder, args.size, progress=show)
     console.text(f"{folder}: random weights of size {args.size}, {nbytes / 1e6:.1f} MB, and their VAE")
     console.result({"destination": str(folder), "size": args.size, "bytes": nbytes})
     return 0

@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,7 +18,7 @@ from flashjanus.checkpoint.write import SHARD_BYTES, Shards
 from flashjanus.compat import checkpoints
 from flashjanus.compat.diffusers import AutoencoderKL
 from flashjanus.compat.janusflow import MultiModalityCausalLM
-from flashjanus.disk.writing import new_folder
+from flashjanus.disk.writing import new_folder, write_json
 from flashjanus.engine.runtime.isolation import callers_state
 from flashjanus.measure.bench.models import configs, seeded_tensor
 
@@ -63,9 +62,9 @@ def write_random_checkpoint(
         (partial / "vae").mkdir()
         state = {name: seeded_tensor(name, shape, DTYPE) for name, shape in vae_shapes.items()}
         save_file(state, partial / "vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-        _write_json(partial / "vae/config.json", vae)
+        write_json(partial / "vae/config.json", vae)
         _write_inputs(partial, JanusFlowConfig.from_dict(config))
-        _write_json(partial / "config.json", config)
+        write_json(partial / "config.json", config)
     return sum(info.nbytes for info in infos.values())
 
 
@@ -79,8 +78,4 @@ def _write_inputs(folder: Path, config: JanusFlowConfig) -> None:
         "preprocessor_config.json": {"image_size": config.understanding.image_size},
     }
     for name, fields in changed.items():
-        _write_json(folder / name, {**json.loads((source / name).read_text(encoding="utf-8")), **fields})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / name, {**json.loads((source / name).read_text(encoding="utf-8")), **fields})
