@@ -53,8 +53,8 @@ INLINE void transpose(F32 (&m)[kLanes]) {
 #endif
 }
 
-// `count` rows of `from`, widened, column by column: `step` values after one another, of rows first to first + kLanes.
-// Rows after the last are the last again.
+// Widens and transposes kCount rows of `from`, from row `first` on: column k goes to to[k * step]. The last row stands
+// in for rows after the end, whose products are not stored.
 template <int kCount, class T>
 INLINE void place(const T* from, int32_t first, int32_t rows, int32_t columns, float* to, int32_t step) {
     for (int32_t k = 0; k < columns; k += kLanes) {
@@ -105,7 +105,7 @@ void product(const GemmParams& p) {
     // Where blocks are too few to share out among the threads, the rows are cut too; each part then widens w again.
     const int32_t wanted = (4 * p.threads + blocks - 1) / blocks, parts = wanted < panels ? wanted : panels;
     const int64_t panel = int64_t{p.columns} * kRows, block = int64_t{p.columns} * kWidth;
-    float* const x = scratch(panels * panel + p.threads * block);
+    float* const x = scratch_floats(panels * panel + p.threads * block);
     float* const w = x + panels * panel;
     int32_t members = 0;
     const Team team = team_for(p.threads, int64_t{blocks} * parts, 0.013 * p.rows * p.out * p.columns);

@@ -28,7 +28,7 @@ INLINE void with_type(Dtype dtype, const F& f) {
 }
 
 INLINE F32 splat(float x) {
-    return x - F32{};  // not + 0, which changes -0 and therefore would be computed
+    return x - F32{};  // folds to x; x + 0 does not, because it changes -0
 }
 
 INLINE F32 load(const float* from) {

@@ -5,8 +5,12 @@
 
 namespace flashjanus::cpu {
 
-// `floats` numbers that begin on a cache line; the next call on the same thread may move them and lose their values.
-// Throws std::bad_alloc, which Python sees as a MemoryError; so not in a parallel region.
-float* scratch(int64_t floats);
+// `bytes` bytes that begin on a cache line, or null if memory is short. The next call on the same thread may move them
+// and lose their contents.
+char* scratch(int64_t bytes);
+
+// The same for `floats` numbers, but memory that is short throws std::bad_alloc, which becomes a MemoryError in Python.
+// A parallel region cannot pass that on, so call it before the region.
+float* scratch_floats(int64_t floats);
 
 }  // namespace flashjanus::cpu

@@ -11,7 +11,7 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def cpu_vendor(cpuinfo: Path = CPUINFO) -> str:
-    """ "GenuineIntel", "AuthenticAMD" or another name; empty if the system does not tell."""
+    """The name of this CPU's vendor, such as GenuineIntel; empty if the system does not tell it."""
     return _field(cpuinfo, "vendor_id")
 
 

@@ -1,10 +1,9 @@
 // Attention of many queries by AMX: blocks of 32 queries pass over blocks of keys with an online softmax. Keys and
 // values of a head are put into tiles once and serve all of its queries. A block of keys is skipped if no query of the
 // block sees any of them, which for causal rows is half of the blocks.
-#include <cstdlib>
-
 #include "cpu/amx/tiled_attention.h"
 #include "cpu/intrinsics.h"
+#include "host/scratch.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
 namespace {
@@ -342,7 +341,6 @@ Refusal tiled_attention(const TiledAttentionParams& p) {
 #pragma omp parallel num_threads(team.threads)
     {
         join_team();
-        thread_local Scratch scratch;
         configure_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < heads * chunks; ++i) {
@@ -351,7 +349,7 @@ Refusal tiled_attention(const TiledAttentionParams& p) {
             const auto end = static_cast<int32_t>(blocks * (chunk + 1) / chunks * kRows);
             const auto b = static_cast<int32_t>(i % heads / p.kv_heads), g = static_cast<int32_t>(i % p.kv_heads);
             const Head head(p, b, g, first, end < p.queries ? end : p.queries);
-            if (char* memory = scratch.fit(head.bytes())) {
+            if (char* memory = scratch(head.bytes())) {
                 head.run(memory);
             } else {
 #pragma omp atomic write

@@ -2,10 +2,9 @@
 // in 16 cycles. AMX waits for its operands, so these are stored in the order in which it reads them: w when it is
 // loaded, and x at the start of a call, block by block in the second-level cache. The products run while the next piece
 // of w is fetched.
-#include <cstdlib>
-
 #include "cpu/amx/tiled_linear.h"
 #include "cpu/intrinsics.h"
+#include "host/scratch.h"
 
 namespace flashjanus::cpu::FLASHJANUS_ISA {
 namespace {
@@ -365,12 +364,11 @@ class Worker {
 
 template <class T>
 Refusal multiply(const TiledLinearParams& p) {
-    thread_local Scratch scratch;
     const Cut cut(p, 64 / sizeof(T));
     const int32_t rows = cut.padded_rows();
     const int64_t tile_bytes = int64_t{rows} * p.columns * sizeof(T);
     const int64_t scale_bytes = (rows * int64_t{sizeof(float)} + 63) / 64 * 64;
-    char* memory = scratch.fit(tile_bytes + scale_bytes + int64_t{cut.held} * p.threads * sizeof(Sums));
+    char* memory = scratch(tile_bytes + scale_bytes + int64_t{cut.held} * p.threads * sizeof(Sums));
     if (!memory) return kNoMemory;
     char* scales = memory + tile_bytes;
     const Operands operands{memory, reinterpret_cast<float*>(scales), scales + scale_bytes};

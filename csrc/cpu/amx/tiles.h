@@ -1,4 +1,4 @@
-// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, after vector.h and, outside, <cstdlib>.
+// Tiles of 16 rows of 64 bytes. Included inside an anonymous namespace, after vector.h.
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;
@@ -30,23 +30,3 @@ constexpr int32_t kTileBytes = 1024;  // of any tile
 INLINE __m512i to_bf16(F32 first, F32 second) {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
-
-// Memory that a thread keeps from call to call, because allocating it costs more than filling it.
-class Scratch {
- public:
-    ~Scratch() {
-        std::free(memory_);
-    }
-    // `bytes` bytes that begin on a cache line, or null if memory is short. If the memory grows, its contents are lost.
-    char* fit(int64_t bytes) {
-        if (bytes <= bytes_) return memory_;
-        std::free(memory_);
-        memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-        bytes_ = memory_ ? bytes : 0;
-        return memory_;
-    }
-
- private:
-    char* memory_ = nullptr;
-    int64_t bytes_ = 0;
-};
