@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -122,8 +123,11 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process."""
+def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run a command line in this process. Where it sends its logs is forgotten after the test, as that is a stream of
+    this test alone."""
+    root = logging.getLogger()
+    before = root.handlers, root.level
 
     def run(*arguments: str | Path) -> Result:
         capsys.readouterr()
@@ -131,7 +135,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
-    return run
+    yield run
+    root.handlers, root.level = before
 
 
 @pytest.fixture
