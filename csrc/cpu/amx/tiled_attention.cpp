@@ -220,8 +220,8 @@ class Head {
             const float* sums = at.sums + (r / kTile * panels * kTile + r % kTile) * kTile;
             bf16* o = static_cast<bf16*>(p_.o) + ((int64_t{b_} * p_.queries + i + r) * p_.heads + h) * p_.head;
             const float share = 1.0f / total[r];
-            for (int32_t d = 0; d < p_.head; d += kPair, sums += 2 * kTile * kTile) {
-                const __m512i v = to_bf16(load(sums) * share, load(sums + kTile * kTile) * share);
+            for (int32_t d = 0; d < p_.head; d += kPair, sums += 2 * kTileSums) {
+                const __m512i v = to_bf16(load(sums) * share, load(sums + kTileSums) * share);
                 _mm512_storeu_si512(o + d, v);
             }
         }
@@ -234,16 +234,9 @@ class Head {
         const int64_t tiles = int64_t{steps} * kTileBytes;
         tiles_meet_memory();
         for (int32_t c = 0; c < width; c += kPair) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            zero_sums();
             multiply_2x2(at.q, tiles, at.k + (j + c) / kTile * tiles, tiles, steps);
-            constexpr int64_t kStride = kKeys * sizeof(float);
-            _tile_stored(0, at.scores + c, kStride);
-            _tile_stored(1, at.scores + c + kTile, kStride);
-            _tile_stored(2, at.scores + kTile * kKeys + c, kStride);
-            _tile_stored(3, at.scores + kTile * kKeys + c + kTile, kStride);
+            store_sums(at.scores + c, at.scores + kTile * kKeys + c, kTile, kKeys * sizeof(float));
         }
         tiles_meet_memory();
         for (int32_t r = 0; r < count; ++r) softmax(at, i, r, j, width, largest[r], total[r]);
@@ -251,17 +244,11 @@ class Head {
         const int64_t panel = int64_t{padded_} / kPair * kTileBytes, panels = p_.head / kTile;
         const char* v = at.v + j / kPair * kTileBytes;
         for (int64_t d = 0; d < panels; d += 2) {
-            float* sums = at.sums + d * kTile * kTile;
-            float* lower = sums + panels * kTile * kTile;
-            _tile_loadd(0, sums, 64);
-            _tile_loadd(1, sums + kTile * kTile, 64);
-            _tile_loadd(2, lower, 64);
-            _tile_loadd(3, lower + kTile * kTile, 64);
+            float* upper = at.sums + d * kTileSums;
+            float* lower = upper + panels * kTileSums;
+            load_sums(upper, lower, kTileSums, 64);
             multiply_2x2(at.weights, kKeys / kPair * kTileBytes, v + d * panel, panel, width / kPair);
-            _tile_stored(0, sums, 64);
-            _tile_stored(1, sums + kTile * kTile, 64);
-            _tile_stored(2, lower, 64);
-            _tile_stored(3, lower + kTile * kTile, 64);
+            store_sums(upper, lower, kTileSums, 64);
         }
         tiles_meet_memory();
     }
@@ -317,7 +304,7 @@ class Head {
     INLINE void rescale(const Buffers& at, int32_t r, float keep) const {
         const int64_t panels = p_.head / kTile;
         float* sums = at.sums + (r / kTile * panels * kTile + r % kTile) * kTile;
-        for (int64_t d = 0; d < panels; ++d, sums += kTile * kTile) store(sums, load(sums) * keep);
+        for (int64_t d = 0; d < panels; ++d, sums += kTileSums) store(sums, load(sums) * keep);
     }
 
     const TiledAttentionParams& p_;

@@ -74,25 +74,12 @@ INLINE void place(const TiledLinearParams& p, const Operands& operands, int32_t 
 // Sums of up to 32 rows and of 32 rows of w, or of 16 and 64, tile by tile.
 using Sums = float[4][kTile][kTile];
 
-INLINE void zero_sums() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
 INLINE void load_sums(const Sums& sums) {
-    _tile_loadd(0, sums[0], 64);
-    _tile_loadd(1, sums[1], 64);
-    _tile_loadd(2, sums[2], 64);
-    _tile_loadd(3, sums[3], 64);
+    load_sums(sums[0][0], sums[2][0], kTileSums, 64);
 }
 
 INLINE void store_sums(Sums& sums) {
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
+    store_sums(sums[0][0], sums[2][0], kTileSums, 64);
     tiles_meet_memory();
 }
 

@@ -25,6 +25,30 @@ constexpr char kNoMemory[] = "expected memory for the operands in tiles";
 
 constexpr int32_t kTile = 16;         // rows of a tile, and columns of a product's
 constexpr int32_t kTileBytes = 1024;  // of any tile
+constexpr int32_t kTileSums = kTile * kTile;
+
+// A product's sums, in tiles 0 to 3. Memory holds tile 0 at `upper`, tile 2 at `lower`, and tiles 1 and 3 `right`
+// values after these; a tile's rows are `stride` bytes apart.
+INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+INLINE void load_sums(const float* upper, const float* lower, int64_t right, int64_t stride) {
+    _tile_loadd(0, upper, stride);
+    _tile_loadd(1, upper + right, stride);
+    _tile_loadd(2, lower, stride);
+    _tile_loadd(3, lower + right, stride);
+}
+
+INLINE void store_sums(float* upper, float* lower, int64_t right, int64_t stride) {
+    _tile_stored(0, upper, stride);
+    _tile_stored(1, upper + right, stride);
+    _tile_stored(2, lower, stride);
+    _tile_stored(3, lower + right, stride);
+}
 
 // 32 values, rounded to nearest, ties to even.
 INLINE __m512i to_bf16(F32 first, F32 second) {
