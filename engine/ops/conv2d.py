@@ -1,5 +1,7 @@
 """y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN).
 
+Where a CPU multiplies pairs of bfloat16 at half the rate of float32, bfloat16 is widened to float32 first.
+
 On a GPU, cuDNN writes straight into y. torch's own convolution allocates its result, and the copy out of it would be
 an extra node in a CUDA graph, after which no kernel can start early.
 """
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..device.capabilities import widening_bfloat16_is_slower
 from ..errors import SchemaError
 from ..specs import Size
 from .base import Call, Given, Tunable, define, normal
@@ -102,6 +105,35 @@ def run_cudnn(call: Given) -> None:
     )
     if call.bias is not None:
         call.y.add_(call.bias)
+
+
+STRIP_BYTES = 4 << 20
+"""Of x in float32, at a time."""
+
+
+def on_cpu(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    return None if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+
+
+def widens(call: Given) -> str | None:
+    if call.padding >= call.weight.shape[2]:
+        return "needs a row of x in every row of y, not padding alone"
+    return None if call.x.dtype is torch.bfloat16 else f"widens bfloat16, not {call.x.dtype}"
+
+
+@OP.implementation("widened", on_cpu, widens, lambda call: widening_bfloat16_is_slower())
+def run_widened(call: Given) -> None:
+    """In float32, a strip of rows after the other: whole images in float32 would leave the caches."""
+    stride, padding, width = call.stride, call.padding, call.x.shape[2] * call.x.shape[3]
+    rows = max(1, STRIP_BYTES // (4 * width * stride))
+    weight, bias = call.weight.float(), None if call.bias is None else call.bias.float()
+    for image, out in zip(call.x, call.y, strict=True):
+        for first in range(0, len(out), rows):
+            y = out[first : first + rows]
+            top, bottom = first * stride - padding, (first + len(y) - 1) * stride - padding + len(weight[0, 0])
+            x = image[max(top, 0) : bottom].float()
+            x = F.pad(x, (0, 0, 0, 0, max(-top, 0), max(bottom - len(image), 0)))
+            y.copy_(F.conv2d(x.permute(2, 0, 1), weight, bias, stride, (0, padding)).permute(1, 2, 0))
 
 
 @OP.implementation("torch")
