@@ -9,6 +9,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/parallel.h"
+#include "cpu/visible.h"
 
 constexpr int32_t kBlock = 64;
 constexpr int32_t kPair = 2 * kLanes;
@@ -126,11 +127,10 @@ INLINE void some_heads(const DecodeAttentionParams& p, int32_t query, int32_t fi
                            p.key_stride, from, to, end, p.head, p.scale);
         }
     };
-    const int32_t start = p.kv_start && p.kv_start[b] > 0 ? p.kv_start[b] : 0;
-    const int32_t end = p.kv_end && p.kv_end[query] < p.keys ? p.kv_end[query] : p.keys;
-    for (int32_t j = start; j < end; j += kBlock) take_in(j, end - j < kBlock ? end : j + kBlock, end);
-    const int32_t own = p.slots ? p.slots[query] : start;
-    if (own < start || own >= end) take_in(own, own + 1, own + 1);
+    const Visible row(p, b);
+    const int32_t end = row.stop(query % p.queries), own = row.own(query % p.queries);
+    for (int32_t j = row.start; j < end; j += kBlock) take_in(j, end - j < kBlock ? end : j + kBlock, end);
+    if (own < row.start || own >= end) take_in(own, own + 1, own + 1);
     for (int32_t h = first; h < last; ++h) {
         const Running& state = states[h - first];
         T* o = static_cast<T*>(p.o) + (int64_t{query} * p.heads + h) * p.head;

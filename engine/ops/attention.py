@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from ... import triton_kernels
+from ..device import native
+from ..device.capabilities import widening_bfloat16_is_slower
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, dtype_name, product, static
 from . import dims
 from .attention_cases import CASES, example, visible
-from .base import Given, Tunable, define
+from .base import Given, Reason, Tunable, define, filled
 from .schema import Bound
 
 
@@ -94,13 +96,13 @@ def head_of(call: Given) -> int:
     return static(call.q.shape[3])
 
 
+def too_wide_heads(call: Given) -> str | None:
+    return f"takes heads of at most {MAX_HEAD} channels, not {head_of(call)}" if head_of(call) > MAX_HEAD else None
+
+
 def query_by_query(call: Given) -> str | None:
     """Why a kernel that takes one query at a time cannot serve, or None."""
-    if call.kv_start is None:
-        return "decodes: needs kv_start, kv_end and slots"
-    if head_of(call) > MAX_HEAD:
-        return f"takes heads of at most {MAX_HEAD} channels, not {head_of(call)}"
-    return None
+    return "decodes: needs kv_start, kv_end and slots" if call.kv_start is None else too_wide_heads(call)
 
 
 def in_tiles(call: Given) -> str | None:
@@ -111,16 +113,25 @@ def in_tiles(call: Given) -> str | None:
     return None
 
 
+MANY_QUERIES = 8
+"""Of a row, from which on the kernel for many is faster than a query at a time."""
 FEW_PRODUCTS = 1 << 20
-"""Of a row's queries with as many keys, by channel: below, torch's attention, which begins anew with every row, takes
-longer to begin than a query at a time does. Neither the batch nor the slots decide, which a row's neighbors do."""
+"""Of a row's queries with as many keys, by channel. Up to so many, a query at a time is faster than torch and AMX are,
+which begin anew with every row. Neither the batch nor the slots decide, which a row's neighbors do."""
 
 
-def many_queries(call: Given) -> str | None:
+def native_kernel(call: Given) -> tuple[str, Reason]:
+    """The kernel for a call on a CPU, and what may be against it."""
     queries = static(call.q.shape[1])
-    if queries > 1 and queries * static(product(call.q.shape[1:])) > FEW_PRODUCTS:
-        return "takes a query at a time; others are faster for so many"
-    return None
+    if widening_bfloat16_is_slower() is None:
+        few = queries < MANY_QUERIES
+    else:
+        few = queries == 1 or queries * static(product(call.q.shape[1:])) <= FEW_PRODUCTS
+    return ("decode_attention", query_by_query) if few else ("attention", too_wide_heads)
+
+
+def slower_native(call: Given) -> str | None:
+    return widening_bfloat16_is_slower() if native_kernel(call)[0] == "attention" else None
 
 
 def one_query(call: Given) -> str | None:
@@ -128,7 +139,12 @@ def one_query(call: Given) -> str | None:
     return query_by_query(call) if queries == 1 else f"decodes: serves one query a row, not {queries}"
 
 
-OP.kernel("native", members, query_by_query, many_queries, kernel="decode_attention")
+@OP.implementation("native", native.refuses, lambda call: native_kernel(call)[1](call), slower_native)
+def run_native(call: Given) -> None:
+    kernel, _ = native_kernel(call)
+    native.run(kernel, **filled(kernel, call, members(call)))
+
+
 OP.kernel("amx", members, in_tiles, kernel="tiled_attention")
 OP.kernel("cuda", members, one_query, kernel="decode_attention")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 from flashjanus.engine.errors import SchemaError
-from flashjanus.engine.ops import get_op
+from flashjanus.engine.ops import attention, get_op
 from flashjanus.engine.ops.attention_cases import visible
 from flashjanus.engine.specs import TensorSpec
 from hypothesis import given, settings
@@ -67,11 +69,18 @@ def check(rule: Rule, heads: int = 2, kv_heads: int = 1, head_dim: int = 8, seed
     reference = OP.reference(q, k, v, *rule.tensors(), scale=scale)
     torch.testing.assert_close(reference.double(), due, rtol=1e-5, atol=1e-6)
     specs = [TensorSpec(tuple(t.shape), t.dtype) for t in (q, k, v, *rule.tensors())]
-    for name, implementation in OP.implementations.items():
-        if implementation.refuses(torch.device("cpu"), specs, {"scale": scale}) is None:
-            out = torch.full_like(q, torch.nan)
-            implementation.run(q, k, v, *rule.tensors(), out, scale=scale)
-            torch.testing.assert_close(out.double(), due, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for few in (100, 1):  # queries that the kernel for many leaves to the one for few
+        for name, implementation in OP.implementations.items():
+            with (
+                patch.object(attention, "MANY_QUERIES", few + 1),
+                patch.object(attention, "widening_bfloat16_is_slower", lambda: None),
+            ):
+                if implementation.refuses(torch.device("cpu"), specs, {"scale": scale}) is None:
+                    out = torch.full_like(q, torch.nan)
+                    implementation.run(q, k, v, *rule.tensors(), out, scale=scale)
+                    torch.testing.assert_close(
+                        out.double(), due, rtol=1e-5, atol=1e-6, msg=partial("{}: {}".format, name)
+                    )
 
 
 def test_causal_text() -> None:

@@ -77,6 +77,7 @@ BAD = [
     ("rope_kv_write", dict(slots=0), "non-null"),
     ("decode_attention", dict(heads=3, kv_heads=2), "heads a multiple of kv_heads"),
     ("decode_attention", dict(head=257), "at most 256 channels"),
+    ("attention", dict(head=257), "at most 256 channels"),
     ("decode_attention", dict(kv_end=0), "non-null"),
     ("layer_norm", dict(rows=0), "every size >= 1"),
     ("layer_norm", dict(total=0), "non-null"),
@@ -196,11 +197,3 @@ def test_an_implementation_that_refuses_does_not_serve_when_it_is_asked_for() ->
     indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, 3), (2, 3))]
     with pytest.raises(PlanError, match="native: takes heads of at most 256 channels, not 257"):
         get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0}, forced=["native"])
-
-
-@pytest.mark.parametrize(("queries", "serves"), [(1, "native"), (4, "native"), (576, None)])
-def test_few_queries_are_attended_one_by_one(queries: int, serves: str | None) -> None:
-    q, k = (2, queries, 16, 128), (2, 64 + queries, 16, 128)
-    indices = [TensorSpec(shape, torch.int32) for shape in ((2,), (2, queries), (2, queries))]
-    many = "amx" if native.amx_available() is None else "torch"
-    assert get_op("attention").choose(CPU, [*specs(q, k, k), *indices], {"scale": 1.0})[0].name == (serves or many)

@@ -11,6 +11,7 @@ namespace {
 #include "cpu/vector.h"
 
 #include "cpu/amx/tiles.h"
+#include "cpu/visible.h"
 
 constexpr int32_t kRows = 2 * kTile;  // queries of a block
 constexpr int32_t kKeys = 192;        // keys of a block: its scores stay in the first-level cache
@@ -99,12 +100,14 @@ class Head {
  public:
     // Queries first to last - 1 of row b, for the heads that share key/value head g.
     Head(const TiledAttentionParams& p, int32_t b, int32_t g, int32_t first, int32_t last)
-        : p_(p), b_(b), g_(g), first_(first), last_(last), low_(p.keys), high_(0) {
-        for (int32_t i = first; i < last; ++i) {
-            low_ = begin(i) < low_ ? begin(i) : low_;
-            high_ = end(i) > high_ ? end(i) : high_;
-        }
-        padded_ = (high_ - low_ + kPair - 1) / kPair * kPair;
+        : p_(p),
+          b_(b),
+          g_(g),
+          first_(first),
+          last_(last),
+          row_(p, b),
+          low_(row_.begin(first, last)),
+          padded_((row_.end(first, last) - low_ + kPair - 1) / kPair * kPair) {
     }
     int64_t bytes() const {
         return Buffers::bytes(padded_, p_.head);
@@ -112,7 +115,7 @@ class Head {
 
     void run(char* memory) const {
         const Buffers at(memory, padded_, p_.head);
-        mark_seen(at);
+        row_.mark(first_, last_, low_, padded_, at.seen);
         place_keys(at);
         place_values(at);
         const int32_t group = p_.heads / p_.kv_heads;
@@ -122,34 +125,7 @@ class Head {
     }
 
  private:
-    // Under the rule, a query sees keys start .. stop - 1 and the one in its own slot; without a rule it sees all keys.
-    int32_t start() const {
-        return p_.kv_start && p_.kv_start[b_] > 0 ? p_.kv_start[b_] : 0;
-    }
-    int32_t stop(int32_t i) const {
-        const int32_t to = p_.kv_end ? p_.kv_end[int64_t{b_} * p_.queries + i] : p_.keys;
-        return to < p_.keys ? to : p_.keys;
-    }
-    int32_t own(int32_t i) const {
-        return p_.slots ? p_.slots[int64_t{b_} * p_.queries + i] : start();
-    }
-    // All keys that query i sees are in begin .. end - 1.
-    int32_t begin(int32_t i) const {
-        return own(i) < start() || start() >= stop(i) ? own(i) : start();
-    }
-    int32_t end(int32_t i) const {
-        return own(i) >= stop(i) || start() >= stop(i) ? own(i) + 1 : stop(i);
-    }
-
-    void mark_seen(const Buffers& at) const {
-        int32_t most = 0;
-        for (int32_t i = first_; i < last_; ++i) most = stop(i) > most ? stop(i) : most;
-        for (int32_t j = 0; j < padded_; ++j) at.seen[j] = low_ + j >= start() && low_ + j < most;
-        for (int32_t i = first_; i < last_; ++i) at.seen[own(i) - low_] = 1;
-    }
-
-    // 32 channels of key or value low_ + j. For keys that no query sees they are zeros: those keys may be NaN, and 0 *
-    // NaN is NaN.
+    // 32 channels of key or value low_ + j, zeros for those that no query sees.
     INLINE __m512i row(const void* of, const Buffers& at, int32_t j, int32_t d) const {
         if (!at.seen[j]) return __m512i{};
         const int64_t from = b_ * p_.batch_stride + (low_ + j) * p_.key_stride + int64_t{g_} * p_.head + d;
@@ -202,11 +178,7 @@ class Head {
     // Queries i .. i + 31 of head h.
     void block(const Buffers& at, int32_t h, int32_t i) const {
         const int32_t count = last_ - i < kRows ? last_ - i : kRows;
-        int32_t first = p_.keys, last = 0;
-        for (int32_t r = 0; r < count; ++r) {
-            first = begin(i + r) < first ? begin(i + r) : first;
-            last = end(i + r) > last ? end(i + r) : last;
-        }
+        const int32_t first = row_.begin(i, i + count), last = row_.end(i, i + count);
         place_queries(at, h, i, count);
         __builtin_memset(at.sums, 0, sizeof(float) * kRows * p_.head);
         float largest[kRows], total[kRows];
@@ -259,10 +231,10 @@ class Head {
                         float& total) const {
         float* scores = at.scores + r * kKeys;
         const int32_t from = low_ + j;
-        if (from < start() || from + width > stop(i + r)) {
+        if (from < row_.start || from + width > row_.stop(i + r)) {
             const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-            const __m512i begin = _mm512_set1_epi32(start()), end = _mm512_set1_epi32(stop(i + r));
-            const __m512i slot = _mm512_set1_epi32(own(i + r));
+            const __m512i begin = _mm512_set1_epi32(row_.start), end = _mm512_set1_epi32(row_.stop(i + r));
+            const __m512i slot = _mm512_set1_epi32(row_.own(i + r));
             for (int32_t c = 0; c < width; c += kLanes) {
                 const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(from + c));
                 const __mmask16 visible = (_mm512_cmpge_epi32_mask(key, begin) & _mm512_cmplt_epi32_mask(key, end)) |
@@ -309,8 +281,9 @@ class Head {
 
     const TiledAttentionParams& p_;
     const int32_t b_, g_, first_, last_;
-    int32_t low_, high_;  // all keys that any of the queries sees are in low_ .. high_ - 1
-    int32_t padded_;
+    const Visible row_;
+    const int32_t low_;     // the first key that any of the queries sees
+    const int32_t padded_;  // keys from there on, in whole pairs of tiles
 };
 
 }  // namespace
