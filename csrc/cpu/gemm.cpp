@@ -1,8 +1,8 @@
-// y = x w^T + bias for many rows. bf16 is widened to float32 before it is multiplied: many CPUs without AMX multiply
-// pairs of bf16 at half the rate of float32. The rows of x are widened and transposed once, those of w block by block;
-// a block stays in the second-level cache while all rows of x pass. Each sum runs over the columns in order, in a lane
-// of its own, so its bits depend neither on the other rows nor on the number of threads. See flow_update.cpp for what a
-// file compiled per instruction set must not do.
+// y = x w^T * scale + bias for many rows. bf16 and int8 are widened to float32 before they are multiplied: many CPUs
+// without AMX multiply pairs of bf16 at half the rate of float32, and those without AVX-512 far slower. The rows of x
+// are widened and transposed once, those of w block by block; a block stays in the second-level cache while all rows of
+// x pass. Each sum runs over the columns in order, in a lane of its own, so its bits depend neither on the other rows
+// nor on the number of threads. See flow_update.cpp for what a file compiled per instruction set must not do.
 #include "cpu/gemm.h"
 #include "cpu/intrinsics.h"
 #include "host/scratch.h"
@@ -29,13 +29,14 @@ INLINE void finish(const GemmParams& p, int32_t row, int32_t column, const F32 (
         for (int32_t j = 0; j < kParts && column + j * kLanes < p.out; ++j) {
             const int32_t count = p.out - column - j * kLanes;
             F32 v = sums[r][j];
+            if (p.scale) v *= load(p.scale + column + j * kLanes, count);
             if (p.bias) v += load(static_cast<const T*>(p.bias) + column + j * kLanes, count);
             store(y + j * kLanes, v, count);
         }
     }
 }
 
-template <class T, class Y>
+template <class T, class W, class Y>
 void product(const GemmParams& p) {
     const int32_t panels = (p.rows + kRows - 1) / kRows, blocks = (p.out + kWidth - 1) / kWidth;
     // Where blocks are too few to share out among the threads, the rows are cut too; each part then widens w again.
@@ -57,7 +58,7 @@ void product(const GemmParams& p) {
         for (int32_t item = 0; item < blocks * parts; ++item) {
             const int32_t column = item / parts * kWidth, part = item % parts;
             for (int32_t j = 0; j < kParts; ++j) {
-                const auto rows = rows_of<T>(p.w, column + j * kLanes, p.out, p.columns);
+                const auto rows = rows_of<W>(p.w, column + j * kLanes, p.out, p.columns);
                 place<kLanes>(rows, p.columns, own + j * kLanes, kWidth);
             }
             const int32_t last = static_cast<int32_t>(int64_t{panels} * (part + 1) / parts);
@@ -73,7 +74,12 @@ void product(const GemmParams& p) {
 }  // namespace
 
 void gemm(const GemmParams& p) {
-    with_type(p.dtype, [&](auto x) { with_type(p.y_dtype, [&](auto y) { product<decltype(x), decltype(y)>(p); }); });
+    with_type(p.dtype, [&](auto x) {
+        with_type(p.y_dtype, [&](auto y) {
+            using X = decltype(x);
+            p.scale ? product<X, int8_t, decltype(y)>(p) : product<X, X, decltype(y)>(p);
+        });
+    });
 }
 
 }  // namespace flashjanus::cpu::FLASHJANUS_ISA

@@ -4,13 +4,14 @@
 
 namespace flashjanus {
 
-// y = x w^T + bias for many rows, multiplied in float32.
+// y = x w^T * scale + bias for many rows, multiplied in float32.
 struct GemmParams {
-    const void* x;     // [rows, columns]
-    const void* w;     // [out, columns]
-    const void* bias;  // [out], or null
-    void* y;           // [rows, out]
-    Dtype dtype;       // of x, w and bias
+    const void* x;       // [rows, columns]
+    const void* w;       // [out, columns], of `dtype`, or int8 where scale is given
+    const float* scale;  // one per row of w, or null
+    const void* bias;    // [out], or null
+    void* y;             // [rows, out]
+    Dtype dtype;         // of x, w and bias
     Dtype y_dtype;
     int32_t rows;
     int32_t columns;

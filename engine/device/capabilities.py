@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from ..errors import DeviceError
+from . import native
 from .cpu import cpu_flags, cpu_vendor
 
 MIN_CAPABILITY = (8, 0)
@@ -36,23 +37,26 @@ def resolve_device(device: str | torch.device) -> tuple[torch.device, str]:
 
 
 def default_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """The default dtype and the reason: bfloat16 where the device multiplies it in hardware, else float32."""
+    """The default dtype and the reason: bfloat16 where the device multiplies it as fast as float32, else float32."""
     flags = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-    if device.type == "cpu" and not flags:
-        return torch.float32, "auto: this CPU has no bfloat16 instructions"
-    return torch.bfloat16, f"auto: {device.type} with {', '.join(flags) or 'bfloat16'}"
+    if device.type != "cpu" or flags:
+        return torch.bfloat16, f"auto: {device.type} with {', '.join(flags) or 'bfloat16'}"
+    if native.available() is None and widening_bfloat16_is_slower() is None:
+        return torch.bfloat16, "auto: cpu whose kernels widen bfloat16 to float32"
+    return torch.float32, "auto: this CPU has no bfloat16 instructions"
 
 
 @cache
 def widening_bfloat16_is_slower() -> str | None:
     """Why this CPU does not multiply bfloat16 faster if it is widened to float32 first, or None.
 
-    Intel's AVX-512 multiplies pairs of bfloat16 at half the rate of float32 (measured on Emerald Rapids). AMD's is
-    taken to be faster at pairs, which was not measured.
+    Intel's AVX-512 multiplies pairs of bfloat16 at half the rate of float32 (measured on Emerald Rapids), and with AVX2
+    alone torch multiplies bfloat16 at a sixth of that rate (measured there, with libraries kept to AVX2). AMD's AVX-512
+    is taken to be faster at pairs, which was not measured.
     """
     flags = cpu_flags()
-    if "avx512f" not in flags:
-        return "widens bfloat16 to float32, which pays on CPUs with AVX-512"
+    if not {"avx2", "fma"} <= flags:
+        return "widens bfloat16 to float32, which pays on CPUs with AVX2 and FMA"
     if "amx_bf16" in flags:
         return "widens bfloat16 to float32; torch multiplies it by AMX"
     if "avx512_bf16" in flags and cpu_vendor() != "GenuineIntel":

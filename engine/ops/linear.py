@@ -198,13 +198,13 @@ def members(call: Given) -> dict[str, Any]:
 
 def by_gemm(call: Given) -> str | None:
     """Why the kernel for many tokens cannot take this call, or None."""
-    if call.format != "dense":
-        return f"multiplies many tokens by dense weights, not by {call.format}"
+    if call.format not in ("dense", "int8"):
+        return f"multiplies many tokens by dense weights and int8, row by row, not by {call.format}"
     if call.x_scale is not None or fused(call):
         return "multiplies many tokens as they are, without neighbors"
     if call.split_bias:
         return "adds the bias before it rounds"
-    if call.x.dtype is not call.weight.dtype:
+    if call.format == "dense" and call.x.dtype is not call.weight.dtype:
         return f"multiplies many tokens in the weight's {call.weight.dtype}, not in {call.x.dtype}"
     return None
 

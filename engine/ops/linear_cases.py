@@ -22,7 +22,7 @@ _CASES = {
         1x64x96 1x33x7+bias 2x592x19+bias 3x72x32 4x129x5+bias 1x4624x5+bias 4x2128x3 2x1031x3 9x40x24+bias
         1x96x10+norm 2x600x34+norm+gated_silu 4x77x9+residual 3x96x10+norm+eps_decides 1x64x96+quantized
         5x33x7+bias+quantized 17x256x64+edges+quantized 37x200x72+bias+quantized 130x384x136+quantized
-        20x2048x16+quantized
+        20x2048x16+quantized 5x40x24+prompt 9x33x50+bias+prompt 70x300x100+prompt
     """,
     "e4m3": """
         2x40x24+bias 9x72x32 1x64x96+quantized 5x33x7+bias+quantized 17x256x64+edges+quantized

@@ -73,7 +73,7 @@ def check(rule: Rule, heads: int = 2, kv_heads: int = 1, head_dim: int = 8, seed
         for name, implementation in OP.implementations.items():
             with (
                 patch.object(attention, "MANY_QUERIES", few + 1),
-                patch.object(attention, "widening_bfloat16_is_slower", lambda: None),
+                patch.object(attention, "many_queries_are_slower", lambda: None),
             ):
                 if implementation.refuses(torch.device("cpu"), specs, {"scale": scale}) is None:
                     out = torch.full_like(q, torch.nan)

@@ -25,7 +25,7 @@ MANY = [case for case in CASES if case["n"] > 1 and case["head_dim"] <= attentio
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few the queries are, and whatever the CPU is."""
-    monkeypatch.setattr(attention, "widening_bfloat16_is_slower", lambda: None)
+    monkeypatch.setattr(attention, "many_queries_are_slower", lambda: None)
     monkeypatch.setattr(attention, "MANY_QUERIES", 2)
 
 
@@ -44,7 +44,7 @@ def test_it_serves_many_queries_where_widening_pays(
     dtype: torch.dtype, slower: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "amx_available", lambda: "no AMX")
-    monkeypatch.setattr(attention, "widening_bfloat16_is_slower", lambda: slower)
+    monkeypatch.setattr(attention, "many_queries_are_slower", lambda: slower)
     kernels = [chosen(queries, dtype) for queries in (1, 7, 8, 22, 23)]
     one, many = "decode_attention", "attention"
     assert kernels == ([one, one, many, many, many] if slower is None else [one, one, one, one, "torch"])

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from flashjanus.engine.device import capabilities as module
-from flashjanus.engine.device.capabilities import cpu_flags, default_dtype, resolve_device
+from flashjanus.engine.device import native
+from flashjanus.engine.device.capabilities import (
+    cpu_flags,
+    default_dtype,
+    resolve_device,
+    widening_bfloat16_is_slower,
+)
 from flashjanus.engine.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -38,17 +44,21 @@ def test_what_is_no_device_is_refused(asked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype", "why"),
+    ("flags", "absent", "dtype", "why"),
     [
-        ({"avx2", "avx512f"}, torch.float32, "auto: this CPU has no bfloat16 instructions"),
-        ({"amx_bf16", "avx512_bf16"}, torch.bfloat16, "auto: cpu with amx_bf16, avx512_bf16"),
-        ({"bf16"}, torch.bfloat16, "auto: cpu with bf16"),
+        ({"avx2", "fma"}, None, torch.bfloat16, "auto: cpu whose kernels widen bfloat16 to float32"),
+        ({"avx2", "fma"}, "no compiler", torch.float32, "auto: this CPU has no bfloat16 instructions"),
+        ({"sse4_2"}, None, torch.float32, "auto: this CPU has no bfloat16 instructions"),
+        ({"amx_bf16", "avx512_bf16"}, None, torch.bfloat16, "auto: cpu with amx_bf16, avx512_bf16"),
+        ({"bf16"}, "no compiler", torch.bfloat16, "auto: cpu with bf16"),
     ],
 )
-def test_bfloat16_where_the_cpu_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: torch.dtype, why: str
+def test_bfloat16_where_the_cpu_multiplies_it_as_fast_as_float32(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], absent: str | None, dtype: torch.dtype, why: str
 ) -> None:
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(module, "widening_bfloat16_is_slower", widening_bfloat16_is_slower.__wrapped__)
+    monkeypatch.setattr(native, "available", lambda: absent)
     assert default_dtype(CPU) == (dtype, why)
 
 

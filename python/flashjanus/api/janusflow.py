@@ -60,8 +60,8 @@ class JanusFlow(TensorModel):
                 sdxl_vae.safetensors. Default: the subfolder `vae` of the checkpoint's folder, or stabilityai/sdxl-vae
                 for the hub id of the published model; without either, images cannot be decoded.
             device: "auto" (the CPU), "cpu", or "cuda".
-            dtype: "float32", "bfloat16", "float16", or "auto", which is bfloat16 if the device has instructions for
-                it, else float32.
+            dtype: "float32", "bfloat16", "float16", or "auto", which is bfloat16 if the device multiplies it
+                as fast as float32, else float32.
             vae_dtype: The same for the VAE; "auto" follows dtype.
             quantization: "int8" runs the language model's linears with 8-bit weights and inputs (with 8-bit weights
                 only for few rows without AMX, and on CPUs without VNNI). "fp8" does the same in float8_e4m3fn, on GPUs
