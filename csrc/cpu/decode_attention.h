@@ -7,7 +7,7 @@ namespace flashjanus {
 // The most channels of a head.
 inline constexpr int32_t kMaxHead = 256;
 
-// One query a row: o = softmax(scale q K^T) V over the keys kv_start[b] <= j < kv_end[b] and j = slots[b].
+// Query i of row b: o = softmax(scale q K^T) V over the keys kv_start[b] <= j < kv_end[b, i] and j = slots[b, i].
 struct DecodeAttentionParams {
     const void* q;  // [batch, queries, heads, head]
     const void* k;  // [batch, keys, kv_heads, head]

@@ -12,6 +12,7 @@ its own slot. This lets libraries serve that have no general rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -121,6 +122,7 @@ FEW_PRODUCTS = 1 << 20
 which begin anew with every row. Neither the batch nor the slots decide, which a row's neighbors do."""
 
 
+@cache
 def many_queries_are_slower() -> str | None:
     """Why the kernel for many queries is not the fastest on this CPU, or None."""
     if "avx512f" not in cpu_flags():

@@ -1,6 +1,6 @@
 """y = conv2d(x) + b on NHWC tensors. Convolutions come from torch (oneDNN, cuDNN).
 
-Where a CPU multiplies pairs of bfloat16 at half the rate of float32, bfloat16 is widened to float32 first.
+Where a CPU multiplies bfloat16 slower than float32, bfloat16 is widened to float32 first.
 
 On a GPU, cuDNN writes straight into y. torch's own convolution allocates its result, and the copy out of it would be
 an extra node in a CUDA graph, after which no kernel can start early.
