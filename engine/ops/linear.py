@@ -219,7 +219,7 @@ def native_kernel(call: Given) -> tuple[str, Reason]:
 def slower_native(call: Given) -> str | None:
     if native_kernel(call)[0] != "gemm":
         return gated_alone(call)
-    return "torch is as fast in float32" if call.weight.dtype is torch.float32 else widening_bfloat16_is_slower()
+    return widening_bfloat16_is_slower()
 
 
 OP.kernel("amx", members, by_amx, kernel="tiled_linear")

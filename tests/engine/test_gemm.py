@@ -48,7 +48,7 @@ def planned(tokens: int, dtype: torch.dtype) -> Plan:
     [
         (5, BF16, None, "native"),
         (5, BF16, "not here", "torch"),
-        (5, F32, None, "torch"),
+        (5, F32, None, "native"),
         (4, BF16, "not here", "native"),  # by the matrix-vector kernel
     ],
 )
