@@ -124,8 +124,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run a command line in this process. Where it sends its logs is forgotten after the test, as that is a stream of
-    this test alone."""
+    """Run a command line in this process. After the test, logs no longer go to the test's own stream."""
     root = logging.getLogger()
     before = root.handlers, root.level
 
