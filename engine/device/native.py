@@ -142,10 +142,14 @@ def _refuses_dtypes(dtypes: Iterable[torch.dtype]) -> str | None:
     return next((f"computes in float32 or bfloat16, not in {dtype}" for dtype in dtypes if dtype not in _DTYPES), None)
 
 
+def not_a_cpu(device: torch.device) -> str | None:
+    """Why what runs on a CPU cannot run on `device`, or None."""
+    return None if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+
+
 def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
     """Why no CPU kernel can serve tensors of `dtypes` on `device`, or None."""
-    on_device = available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
-    return _refuses_dtypes(dtypes) or on_device
+    return _refuses_dtypes(dtypes) or not_a_cpu(device) or available()
 
 
 def amx_available() -> str | None:
@@ -161,8 +165,7 @@ def amx_available() -> str | None:
 
 def refuses_amx(device: torch.device, *dtypes: torch.dtype) -> str | None:
     """Why no AMX kernel can serve tensors of `dtypes` on `device`, or None."""
-    on_device = amx_available() if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
-    return _refuses_dtypes(dtypes) or on_device
+    return _refuses_dtypes(dtypes) or not_a_cpu(device) or amx_available()
 
 
 def refuses_cuda(device: torch.device, *dtypes: torch.dtype) -> str | None:

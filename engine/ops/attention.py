@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 
 from ... import triton_kernels
-from ..device import native
 from ..device.capabilities import widening_bfloat16_is_slower
 from ..device.cpu import cpu_flags
 from ..errors import SchemaError
 from ..specs import Size, TensorSpec, dtype_name, product, static
 from . import dims
 from .attention_cases import CASES, example, visible
-from .base import Given, Reason, Tunable, define, filled
+from .base import Given, Reason, Tunable, define
 from .schema import Bound
 
 
@@ -116,10 +115,11 @@ def in_tiles(call: Given) -> str | None:
 
 
 MANY_QUERIES = 8
-"""Of a row, from which on the kernel for many is faster than a query at a time."""
+"""From so many queries of a row on, the kernel for many is faster than one query at a time."""
 FEW_PRODUCTS = 1 << 20
 """Of a row's queries with as many keys, by channel. Up to so many, a query at a time is faster than torch and AMX are,
-which begin anew with every row. Neither the batch nor the slots decide, which a row's neighbors do."""
+which begin anew with every row. The sizes of the batch and of the cache must not decide: they depend on a row's
+neighbors."""
 
 
 @cache
@@ -149,10 +149,13 @@ def one_query(call: Given) -> str | None:
     return query_by_query(call) if queries == 1 else f"decodes: serves one query a row, not {queries}"
 
 
-@OP.implementation("native", native.refuses, lambda call: native_kernel(call)[1](call), slower_native)
-def run_native(call: Given) -> None:
-    kernel, _ = native_kernel(call)
-    native.run(kernel, **filled(kernel, call, members(call)))
+OP.kernel(
+    "native",
+    members,
+    lambda call: native_kernel(call)[1](call),
+    slower_native,
+    kernel=lambda call: native_kernel(call)[0],
+)
 
 
 OP.kernel("amx", members, in_tiles, kernel="tiled_attention")

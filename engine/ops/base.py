@@ -209,18 +209,20 @@ class Op:
         members: Callable[[Given], Mapping[str, Any]],
         cannot: Reason = _none,
         should_not: Reason = _none,
-        kernel: str | None = None,
+        kernel: str | Callable[[Given], str] | None = None,
     ) -> None:
         """Register a compiled kernel, of the op's name if none is given: on CPUs, with AMX or on CUDA devices.
+
+        `kernel` may also be a function that names the kernel for a call.
 
         Its struct takes what `members` gives, and else the arguments and attributes by their names (see `filled`).
         name: "native", "amx" or "cuda".
         """
-        called = kernel or self.name
         on = {"native": native.refuses, "amx": native.refuses_amx, "cuda": native.refuses_cuda}[name]
 
         @self.implementation(name, on, cannot, should_not)
         def run(call: Given) -> None:
+            called = kernel(call) if callable(kernel) else kernel or self.name
             given = filled(called, call, members(call))
             if name == "cuda":
                 native.run_cuda(called, call.device, **given)

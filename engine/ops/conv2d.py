@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..device import native
 from ..device.capabilities import widening_bfloat16_is_slower
 from ..errors import SchemaError
 from ..specs import Size
@@ -108,11 +109,7 @@ def run_cudnn(call: Given) -> None:
 
 
 STRIP_BYTES = 4 << 20
-"""Of x in float32, at a time."""
-
-
-def on_cpu(device: torch.device, *dtypes: torch.dtype) -> str | None:
-    return None if device.type == "cpu" else f"runs on the CPU, not on {device.type}"
+"""How much of x one strip holds, in float32."""
 
 
 def widens(call: Given) -> str | None:
@@ -121,9 +118,11 @@ def widens(call: Given) -> str | None:
     return None if call.x.dtype is torch.bfloat16 else f"widens bfloat16, not {call.x.dtype}"
 
 
-@OP.implementation("widened", on_cpu, widens, lambda call: widening_bfloat16_is_slower())
+@OP.implementation(
+    "widened", lambda device, *dtypes: native.not_a_cpu(device), widens, lambda call: widening_bfloat16_is_slower()
+)
 def run_widened(call: Given) -> None:
-    """In float32, a strip of rows after the other: whole images in float32 would leave the caches."""
+    """Convolve in float32, one strip of rows after another, because a whole image in float32 would leave the caches."""
     stride, padding, width = call.stride, call.padding, call.x.shape[2] * call.x.shape[3]
     rows = max(1, STRIP_BYTES // (4 * width * stride))
     weight, bias = call.weight.float(), None if call.bias is None else call.bias.float()

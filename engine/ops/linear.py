@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..device import native
 from ..device.capabilities import widening_bfloat16_is_slower
 from ..errors import SchemaError
 from ..formats import FORMATS, rows
 from ..specs import TensorSpec, product, static
 from . import activations, rms_norm
-from .base import Given, Reason, Tunable, define, filled
+from .base import Given, Reason, Tunable, define
 from .dims import outputs_of_row
 from .linear_cases import CASES, example
 from .quantize import too_many_channels
@@ -225,10 +224,13 @@ def slower_native(call: Given) -> str | None:
 OP.kernel("amx", members, by_amx, kernel="tiled_linear")
 
 
-@OP.implementation("native", native.refuses, lambda call: native_kernel(call)[1](call), slower_native)
-def run_native(call: Given) -> None:
-    kernel, _ = native_kernel(call)
-    native.run(kernel, **filled(kernel, call, members(call)))
+OP.kernel(
+    "native",
+    members,
+    lambda call: native_kernel(call)[1](call),
+    slower_native,
+    kernel=lambda call: native_kernel(call)[0],
+)
 
 
 OP.kernel("cuda", members, lambda call: by_gemv(call) or too_many_rows(call.x), gated_alone, kernel="gemv")

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(nativ
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 ISAS = native.instruction_sets() if native.available() is None else []
 OP = get_op("attention")
+native_run = native.run
 MANY = [case for case in CASES if case["n"] > 1 and case["head_dim"] <= attention.MAX_HEAD]
 
 
@@ -67,9 +68,6 @@ def run(call: Call, queries: slice, threads: int, isa: str) -> torch.Tensor:
     with patch.object(native, "run", lambda name, **members: native_run(name, isa=isa, threads=threads, **members)):
         OP.implementations["native"].run(q, k, v, start, end, slots, o, **call.attrs)
     return o
-
-
-native_run = native.run
 
 
 @pytest.mark.usefixtures("many")
